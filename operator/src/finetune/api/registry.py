@@ -1,0 +1,246 @@
+"""The documents of the registry's HTTP API, shared by its service and its client.
+
+Field names are camelCase on the wire and snake_case in Python. Requests refuse unknown keys, so that a
+misspelt one is an error and not a silence; answers and the trainer's own documents ignore them, so that an
+older reader keeps working.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic.alias_generators import to_camel
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
+NAMESPACE_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+UID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+FILE_PATH_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
+DECIMAL_PATTERN = r"^-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Uid = Annotated[str, StringConstraints(pattern=UID_PATTERN)]
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
+Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=64)]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Shape = Literal["prompt-completion", "messages", "preference", "other"]
+
+
+class Document(BaseModel):
+    """A document that somebody else wrote: unknown keys are ignored."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class Request(Document):
+    """A document that asks for something: unknown keys are refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+
+
+class DatasetVersion(Document):
+    """One immutable version of a dataset: what is known about its rows."""
+
+    name: str
+    version: int
+    rows: int
+    bytes: int
+    sha256: str
+    """Hex SHA-256 of the rows exactly as they were uploaded."""
+    shape: Shape
+    created_time: datetime
+
+
+class DatasetVersions(Document):
+    """Versions, newest first; for a list of datasets the newest version of each, sorted by name."""
+
+    items: list[DatasetVersion]
+    continue_: str | None = Field(default=None, alias="continue")
+    """Pass this as `continue` to get the next page; absent on the last page."""
+
+
+class Metric(Document):
+    """One number of a training run, as text, the way Kubeflow's trainerStatus carries it."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    value: Annotated[str, StringConstraints(max_length=64)]
+
+
+class TrainerStatus(Document):
+    """Progress of a training run."""
+
+    progress_percentage: int | None = Field(default=None, ge=0, le=100)
+    estimated_remaining_seconds: int | None = Field(default=None, ge=0)
+    metrics: list[Metric] = Field(default_factory=list, max_length=64)
+    last_updated_time: datetime | None = None
+
+    def value(self, name: str) -> str | None:
+        """The value of the metric `name`, or None when it was not posted."""
+        return next((metric.value for metric in self.metrics if metric.name == name), None)
+
+
+class StatusPost(Document):
+    """The body that a trainer posts."""
+
+    trainer_status: TrainerStatus
+
+
+class ProgressByRun(Document):
+    """Latest progress by run uid; runs without any are left out."""
+
+    items: dict[str, TrainerStatus]
+
+
+class BaseModelReference(Document):
+    """What an adapter was trained on: the name that it gives as its base, and the commit if there is one."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    revision: Annotated[str, StringConstraints(max_length=128)] | None = None
+
+
+class DatasetFacts(Document):
+    """What the export container measured about the rows that were trained on."""
+
+    version: int | None = None
+    rows: Count
+    evaluation_rows: Count = 0
+    dropped: Count = 0
+    truncated: Count | None = None
+    tokens: Count | None = None
+    bytes: Count | None = None
+    sha256: Sha256
+
+
+class AdapterFile(Document):
+    """One file of an adapter; `path` is relative to the adapter's directory."""
+
+    path: Annotated[str, StringConstraints(pattern=FILE_PATH_PATTERN, max_length=512)]
+    bytes: Count
+    sha256: Sha256
+
+
+class AdapterFacts(Document):
+    """What the trainer measured about the files that it wrote."""
+
+    sha256: Sha256
+    """See `adapter_digest`."""
+    bytes: Count
+    files: list[AdapterFile] = Field(min_length=1, max_length=256)
+
+
+class RunResult(Document):
+    """The `result` of the trainer's termination message. Losses are decimal strings."""
+
+    run_uid: Uid
+    final_loss: Decimal
+    evaluation_loss: Decimal | None = None
+    base_evaluation_loss: Decimal | None = None
+    steps: Count
+    tokens: Count | None = None
+    resumed_from_step: Count = 0
+    adapter: AdapterFacts
+
+
+class RunRequest(Request):
+    """What the operator says about a run before it starts."""
+
+    name: Name
+    experiment: Name
+    method: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,16}$")]
+    dataset_name: Name | None = None
+    dataset_version: VersionNumber | None = None
+    """Without a number the newest version is recorded; later calls for the same run give that one again."""
+    spec: dict[str, JsonValue]
+
+
+class AdapterRequest(Request):
+    """What the operator says when a run has finished: register its adapter."""
+
+    adapter_name: Name
+    claim_name: Annotated[str, StringConstraints(pattern=CLAIM_PATTERN)]
+    base_model: BaseModelReference
+    dataset: DatasetFacts
+    result: RunResult
+
+
+class AdapterVersion(Document):
+    """One registered version of an adapter: files, losses and lineage."""
+
+    id: str
+    name: str
+    version: int
+    uri: str
+    """`pvc://<claim>/<experiment>/<run uid>/adapter`"""
+    sha256: str
+    bytes: int
+    files: list[AdapterFile]
+    run_uid: str
+    run_name: str
+    experiment: str
+    method: str
+    base_model: BaseModelReference
+    dataset_name: str | None = None
+    dataset: DatasetFacts
+    final_loss: str
+    evaluation_loss: str | None = None
+    base_evaluation_loss: str | None = None
+    steps: int
+    tokens: int | None = None
+    resumed_from_step: int = 0
+    created_time: datetime
+
+
+class AdapterVersions(Document):
+    """Versions, newest first; for a list of adapters the newest version of each, sorted by name."""
+
+    items: list[AdapterVersion]
+    continue_: str | None = Field(default=None, alias="continue")
+
+
+class Run(Document):
+    """A run with its latest progress and, once it has one, its adapter."""
+
+    uid: str
+    name: str
+    experiment: str
+    method: str
+    dataset_name: str | None = None
+    dataset_version: int | None = None
+    """The version recorded for the run: what its pod is given."""
+    spec: dict[str, JsonValue]
+    created_time: datetime
+    trainer_status: TrainerStatus | None = None
+    adapter: AdapterVersion | None = None
+
+
+class Runs(Document):
+    """Runs, newest first."""
+
+    items: list[Run]
+    continue_: str | None = Field(default=None, alias="continue")
+
+
+class ErrorDetail(Document):
+    """What went wrong: a reason for programs, a message and a hint for people."""
+
+    reason: str
+    message: str
+    hint: str
+
+
+class ErrorDocument(Document):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+def adapter_digest(files: Iterable[AdapterFile]) -> str:
+    """The hex SHA-256 of the text `<sha256>  <path>` and a newline for every file, sorted by path."""
+    lines = (f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda file: file.path))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,411 @@
+"""The registry over HTTP, for the operator and for people's commands.
+
+    async with RegistryClient(base_url="http://127.0.0.1:8080") as registry:
+        dataset = await registry.get_dataset_version("ml", "tickets")
+
+Every method raises `RegistryUnavailable` when the answer may be different later, `RegistryNotFound` when the
+thing does not exist, and `RegistryRefused` when the registry says no and will say so again.
+"""
+
+from __future__ import annotations
+
+import ssl as ssl_module
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from finetune.api.registry import (
+    AdapterFile,
+    AdapterRequest,
+    AdapterVersion,
+    AdapterVersions,
+    BaseModelReference,
+    DatasetFacts,
+    DatasetVersion,
+    DatasetVersions,
+    Document,
+    ErrorDocument,
+    ProgressByRun,
+    Run,
+    RunRequest,
+    RunResult,
+    Runs,
+    TrainerStatus,
+)
+
+__all__ = [
+    "AdapterFile",
+    "AdapterVersion",
+    "BaseModelReference",
+    "DatasetFacts",
+    "DatasetVersion",
+    "RegistryClient",
+    "RegistryError",
+    "RegistryNotFound",
+    "RegistryRefused",
+    "RegistryUnavailable",
+    "Run",
+    "RunResult",
+    "TrainerStatus",
+]
+
+UPLOAD_BLOCK_BYTES = 256 * 1024
+PROGRESS_BATCH = 100  # uids in one URL; 2,000 of them would not fit a request line
+
+_JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_T = TypeVar("_T", bound=Document)
+_P = TypeVar("_P")
+
+
+class RegistryError(Exception):
+    """Any failure of a call to the registry."""
+
+
+class RegistryUnavailable(RegistryError):  # noqa: N818 - reads as the condition that it is
+    """No answer, a broken answer, or an error of the server: try again later."""
+
+
+class RegistryRefused(RegistryError):  # noqa: N818 - reads as the condition that it is
+    """The registry said no.
+
+    Attributes: `status` (HTTP), `reason` (one word), `message` and `hint` (sentences).
+    """
+
+    def __init__(self, *, status: int, reason: str, message: str, hint: str) -> None:
+        super().__init__(f"{message} ({hint})" if hint else message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.hint = hint
+
+
+class RegistryNotFound(RegistryRefused):
+    """What was asked for does not exist (yet)."""
+
+
+class RegistryClient:
+    """A connection pool to one registry.
+
+    Parameters: `base_url` like `http://registry.finetune:8080`; `token`, called before each request, or
+    `token_file`, read again when it changes (a projected token is replaced every hour), or neither for a
+    registry that takes no tokens; `timeout` in seconds for a whole call, streamed bodies excepted; `ssl` for a
+    registry behind a private certificate authority.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        token: Callable[[], str] | None = None,
+        token_file: Path | None = None,
+        timeout: float = 10.0,
+        ssl: ssl_module.SSLContext | None = None,
+    ) -> None:
+        if token is not None and token_file is not None:
+            raise ValueError("give the registry client either token or token_file, not both")
+        self._base_url = base_url.rstrip("/")
+        self._token = _FileToken(token_file) if token_file is not None else token
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._streaming = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=60)
+        self._ssl = ssl
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; the client may be used again afterwards."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # What the operator asks
+
+    async def get_dataset_version(
+        self, namespace: str, name: str, version: int | None = None
+    ) -> DatasetVersion:
+        """Facts about one version of a dataset; without a number, the newest."""
+        path = _path(namespace, "datasets", name, "versions", _version(version))
+        return await self._call(DatasetVersion, "GET", path)
+
+    async def put_run(
+        self,
+        namespace: str,
+        uid: str,
+        *,
+        name: str,
+        experiment: str,
+        method: str,
+        spec: Mapping[str, JsonValue],
+        dataset_name: str | None = None,
+        dataset_version: int | None = None,
+    ) -> Run:
+        """Record a run. Idempotent: the first call pins the dataset version, later ones answer the same run.
+
+        With `dataset_name` alone the newest version is pinned; read it from the answer's `dataset_version`.
+        Raises `RegistryNotFound` when the dataset or the version does not exist.
+        """
+        request = RunRequest(
+            name=name,
+            experiment=experiment,
+            method=method,
+            dataset_name=dataset_name,
+            dataset_version=dataset_version,
+            spec=dict(spec),
+        )
+        return await self._call(Run, "PUT", _path(namespace, "runs", uid), body=request)
+
+    async def get_run(self, namespace: str, uid: str) -> Run:
+        """A run with its latest progress and its adapter."""
+        return await self._call(Run, "GET", _path(namespace, "runs", uid))
+
+    async def get_result(self, namespace: str, uid: str) -> dict[str, Any]:
+        """The training_config.json that the run's trainer stored; `RegistryNotFound` while there is none."""
+        text = await self._request("GET", _path(namespace, "runs", uid, "result"))
+        return _parse(_JSON_OBJECT.validate_json, text)
+
+    async def put_adapter(
+        self,
+        namespace: str,
+        uid: str,
+        *,
+        adapter_name: str,
+        claim_name: str,
+        base_model: BaseModelReference,
+        dataset: DatasetFacts | Mapping[str, Any],
+        result: RunResult | Mapping[str, Any],
+    ) -> AdapterVersion:
+        """Register the adapter of a finished run. Idempotent: one run makes one version.
+
+        `dataset` and `result` are the objects of that name in the trainer's termination message.
+        Raises `RegistryRefused` with reason `DigestMismatch` when the digest does not follow from the files,
+        `Invalid` when the documents are not what they should be.
+        """
+        try:
+            request = AdapterRequest(
+                adapter_name=adapter_name,
+                claim_name=claim_name,
+                base_model=base_model,
+                dataset=DatasetFacts.model_validate(dataset),
+                result=RunResult.model_validate(result),
+            )
+        except ValidationError as error:
+            raise RegistryRefused(
+                status=422,
+                reason="Invalid",
+                message=f"the trainer's result cannot be registered: {_first_problem(error)}",
+                hint="the trainer image does not fit this operator: use images of one release",
+            ) from error
+        return await self._call(AdapterVersion, "PUT", _path(namespace, "runs", uid, "adapter"), body=request)
+
+    async def latest_progress(self, uids: Iterable[str]) -> dict[str, TrainerStatus]:
+        """The latest progress of many runs of any namespace, by uid; runs without any are left out."""
+        wanted = sorted(set(uids))
+        found: dict[str, TrainerStatus] = {}
+        for start in range(0, len(wanted), PROGRESS_BATCH):
+            batch = ",".join(wanted[start : start + PROGRESS_BATCH])
+            answer = await self._call(ProgressByRun, "GET", "/api/v1/progress", query={"runs": batch})
+            found.update(answer.items)
+        return found
+
+    # What people ask
+
+    async def push_dataset(self, namespace: str, name: str, path: Path) -> tuple[DatasetVersion, bool]:
+        """Store a file of JSON lines as a new version, streamed.
+
+        Returns the version and whether it is new; the same content twice is one version.
+        """
+
+        async def blocks() -> AsyncIterator[bytes]:
+            with path.open("rb") as file:
+                while block := file.read(UPLOAD_BLOCK_BYTES):
+                    yield block
+
+        url = _path(namespace, "datasets", name, "versions")
+        size = path.stat().st_size  # noqa: ASYNC240 - one call on a local file
+        headers = {"Content-Type": "application/jsonl", "Content-Length": str(size)}
+        async with self._open("POST", url, data=blocks(), headers=headers, streaming=True) as response:
+            version = _parse(DatasetVersion.model_validate_json, await response.text())
+            return version, response.status == 201
+
+    async def list_datasets(self, namespace: str) -> list[DatasetVersion]:
+        """The newest version of every dataset, sorted by name."""
+        return [
+            item async for page in self._pages(DatasetVersions, namespace, "datasets") for item in page.items
+        ]
+
+    async def list_dataset_versions(self, namespace: str, name: str) -> list[DatasetVersion]:
+        """All versions of one dataset, newest first."""
+        pages = self._pages(DatasetVersions, namespace, "datasets", name)
+        return [item async for page in pages for item in page.items]
+
+    async def read_dataset_rows(
+        self, namespace: str, name: str, version: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """The rows as they were uploaded, in blocks of bytes that do not end at line ends."""
+        url = _path(namespace, "datasets", name, "versions", _version(version), "rows")
+        async with self._open("GET", url, streaming=True) as response:
+            async for block in response.content.iter_any():
+                yield block
+
+    async def list_runs(self, namespace: str) -> list[Run]:
+        """All runs, newest first."""
+        return [item async for page in self._pages(Runs, namespace, "runs") for item in page.items]
+
+    async def list_adapters(self, namespace: str) -> list[AdapterVersion]:
+        """The newest version of every adapter, sorted by name."""
+        return [
+            item async for page in self._pages(AdapterVersions, namespace, "adapters") for item in page.items
+        ]
+
+    async def list_adapter_versions(self, namespace: str, name: str) -> list[AdapterVersion]:
+        """All versions of one adapter, newest first."""
+        pages = self._pages(AdapterVersions, namespace, "adapters", name)
+        return [item async for page in pages for item in page.items]
+
+    async def get_adapter_version(
+        self, namespace: str, name: str, version: int | None = None
+    ) -> AdapterVersion:
+        """One version of an adapter with its files; without a number, the newest."""
+        path = _path(namespace, "adapters", name, "versions", _version(version))
+        return await self._call(AdapterVersion, "GET", path)
+
+    # How it is asked
+
+    async def _pages(self, kind: type[_T], namespace: str, *parts: str) -> AsyncIterator[_T]:
+        query: dict[str, str] = {}
+        while True:
+            page = await self._call(kind, "GET", _path(namespace, *parts), query=query)
+            yield page
+            token = getattr(page, "continue_", None)
+            if token is None:
+                return
+            query = {"continue": token}
+
+    async def _call(
+        self,
+        kind: type[_T],
+        method: str,
+        path: str,
+        *,
+        body: Document | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> _T:
+        text = await self._request(method, path, body=body, query=query)
+        return _parse(kind.model_validate_json, text)
+
+    async def _request(
+        self, method: str, path: str, *, body: Document | None = None, query: Mapping[str, str] | None = None
+    ) -> str:
+        data = None if body is None else body.model_dump_json(by_alias=True, exclude_none=True).encode()
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        async with self._open(method, path, data=data, headers=headers, query=query) as response:
+            return await response.text()
+
+    @asynccontextmanager
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        data: bytes | AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        streaming: bool = False,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send one request and yield the answer if it is a success. Converts every error of the transport."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout, raise_for_status=False)
+        sent = dict(headers or {})
+        if self._token is not None:
+            sent["Authorization"] = f"Bearer {self._token()}"
+        url = self._base_url + path
+        try:
+            async with self._session.request(
+                method,
+                url,
+                data=data,
+                headers=sent,
+                params=query,
+                timeout=self._streaming if streaming else self._timeout,
+                ssl=self._ssl if self._ssl is not None else True,
+                allow_redirects=False,
+            ) as response:
+                if response.status >= 300:
+                    raise _failure(method, url, response.status, await response.text())
+                yield response
+        except TimeoutError as error:
+            raise RegistryUnavailable(f"{method} {url}: no answer in time; is the registry up?") from error
+        except (aiohttp.ClientError, OSError, UnicodeDecodeError) as error:
+            detail = str(error) or type(error).__name__
+            raise RegistryUnavailable(f"{method} {url}: {detail}; is the registry up?") from error
+
+
+class _FileToken:
+    """A token in a file, read again only when the file has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self._token = ""
+
+    def __call__(self) -> str:
+        try:
+            stat = self._path.stat()
+            if (stat.st_ino, stat.st_mtime_ns) != self._seen:
+                self._token = self._path.read_text().strip()
+                self._seen = (stat.st_ino, stat.st_mtime_ns)
+        except OSError as error:
+            message = f"cannot read the registry token {self._path}: {error.strerror}"
+            raise RegistryUnavailable(message) from error
+        return self._token
+
+
+def _path(namespace: str, *parts: str) -> str:
+    return "/".join(["/api/v1/namespaces", *(quote(part, safe="") for part in (namespace, *parts))])
+
+
+def _version(version: int | None) -> str:
+    return "latest" if version is None else str(version)
+
+
+def _parse(validate: Callable[[str], _P], text: str) -> _P:
+    try:
+        return validate(text)
+    except ValidationError as error:
+        raise RegistryUnavailable(
+            f"the registry's answer is not understood: {_first_problem(error)}; is the address right?"
+        ) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def _failure(method: str, url: str, status: int, text: str) -> RegistryError:
+    try:
+        detail = ErrorDocument.model_validate_json(text).error
+    except ValidationError:
+        detail = None
+    if status >= 500 or status in {408, 425, 429}:
+        said = detail.message if detail is not None else f"HTTP {status}"
+        return RegistryUnavailable(f"{method} {url}: {said}")
+    if detail is None:
+        return RegistryUnavailable(
+            f"{method} {url}: HTTP {status} and no error document; is this the registry's address?"
+        )
+    kind = RegistryNotFound if status == 404 else RegistryRefused
+    return kind(status=status, reason=detail.reason, message=detail.message, hint=detail.hint)
