@@ -1,0 +1,219 @@
+"""The status of a TrainingRun: written by the operator alone, whole numbers as integers, others as decimal strings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from .conditions import Condition
+from .fields import MAX_MESSAGE, ApiModel, DecimalString, Time
+
+Phase = Literal[
+    "Pending", "Suspended", "Queued", "Exporting", "Training", "Registering", "Succeeded", "Failed"
+]
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, StringConstraints(max_length=64)]
+ShortText = Annotated[str, StringConstraints(max_length=253)]
+LongText = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
+
+MAX_LOSS_HISTORY = 32
+MAX_WARNINGS = 16
+MAX_ATTEMPT_HISTORY = 64
+
+
+class OutputStatus(ApiModel):
+    """Where the run's files are."""
+
+    claim_name: ShortText
+    """Name of the PersistentVolumeClaim."""
+    path: Annotated[str, StringConstraints(max_length=512)]
+    """The run's folder, from the root of the claim."""
+
+
+class Timings(ApiModel):
+    """Where the time before the first step went; every value is in seconds since the run's creation."""
+
+    accepted_seconds: Count | None = None
+    """Until the operator had accepted the run."""
+    scheduled_seconds: Count | None = None
+    """Until the pod had a node."""
+    export_seconds: Count | None = None
+    """Until the dataset was on the output claim."""
+    model_load_seconds: Count | None = None
+    """Until the base model was loaded."""
+    first_step_seconds: Count | None = None
+    """Until the first optimizer step was done."""
+
+
+class Progress(ApiModel):
+    """How far the training is; up to 30 seconds old while it runs."""
+
+    step: Count | None = None
+    """Optimizer steps done."""
+    total_steps: Count | None = None
+    """Optimizer steps to do."""
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Share of the steps that are done."""
+    epoch: DecimalString | None = None
+    """Passes over the training rows so far."""
+    loss: DecimalString | None = None
+    """Training loss of the newest step."""
+    learning_rate: DecimalString | None = None
+    """Learning rate of the newest step."""
+    tokens_per_second: DecimalString | None = None
+    """Training tokens per second."""
+    remaining_seconds: Count | None = None
+    """Estimated time until the last step."""
+    last_update_time: Time | None = None
+    """When the trainer reported this."""
+
+
+class DatasetStatus(ApiModel):
+    """What the training data turned out to be."""
+
+    version: Count | None = None
+    """Version in the registry."""
+    rows: Count | None = None
+    """Rows that are trained on."""
+    evaluation_rows: Count | None = None
+    """Rows that are held out."""
+    dropped: Count | None = None
+    """Rows left out: malformed ones, and too long ones when dataset.tooLong is Drop."""
+    truncated: Count | None = None
+    """Rows cut to training.maxLength tokens."""
+    tokens: Count | None = None
+    """Tokens of all training rows together."""
+    bytes: Count | None = None
+    """Size of the exported rows in bytes."""
+    sha256: Sha256 | None = None
+    """SHA-256 of the exported rows."""
+
+
+class LossPoint(ApiModel):
+    """The training loss at one step."""
+
+    step: Count
+    """Optimizer step."""
+    loss: DecimalString
+    """Training loss of that step."""
+
+
+class AdapterStatus(ApiModel):
+    """The adapter version that the run made."""
+
+    id: ShortText
+    """Identity of the adapter version in the registry."""
+    name: ShortText
+    """Name of the adapter."""
+    version: Count
+    """Version of the adapter; numbers are never used again."""
+    uri: Annotated[str, StringConstraints(max_length=1024)]
+    """Where the files are: pvc://<claim>/<path>."""
+    sha256: Sha256
+    """SHA-256 over the list of the files' SHA-256 sums: what `sha256sum $(ls | sort) | sha256sum` prints in the folder."""
+    bytes: Count
+    """Size of the files in bytes."""
+
+
+class Result(ApiModel):
+    """What a successful run has to show."""
+
+    final_loss: DecimalString
+    """Training loss, weighted by tokens, over the last ten steps."""
+    evaluation_loss: DecimalString | None = None
+    """Loss of the adapter on the held-out rows."""
+    base_evaluation_loss: DecimalString | None = None
+    """Loss of the base model alone on the held-out rows."""
+    steps: Count
+    """Optimizer steps done."""
+    tokens: Count
+    """Tokens trained on."""
+    adapter: AdapterStatus
+    """The registered adapter version."""
+
+
+class Failure(ApiModel):
+    """Why the run failed, and what to change."""
+
+    reason: ShortText
+    """One word for the cause; docs/api.md lists all of them."""
+    message: LongText
+    """What happened, in the failing part's own words."""
+    exit_code: int | None = None
+    """Exit code of the container that failed last."""
+    hint: LongText
+    """What to change."""
+    row: Count | None = None
+    """Number of the offending row of the dataset, from 1."""
+
+
+class Attempt(ApiModel):
+    """One pod of the run, and how it ended."""
+
+    pod: ShortText
+    """Name of the pod."""
+    uid: ShortText
+    """Identity of the pod: each pod counts once."""
+    start_time: Time | None = None
+    """When the pod got a node; from then on it holds its GPUs."""
+    completion_time: Time | None = None
+    """When the pod ended."""
+    exit_code: int | None = None
+    """Exit code of the container that decided how the pod ended."""
+    reason: ShortText | None = None
+    """One word for why it ended: Completed, Interrupted, or the cause of the failure."""
+    step: Count | None = None
+    """Step of the checkpoint that an interrupted attempt left behind."""
+
+
+class TrainingRunStatus(ApiModel):
+    """What became of a run."""
+
+    observed_generation: int = -1
+    """Generation of the spec that this status speaks of; -1 before the operator has seen the run."""
+    phase: Phase | None = None
+    """One word for the state, for printing only: programs read the conditions."""
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = ()
+    """Accepted, DatasetReady, Succeeded, Finished, Suspended, Reconciling and Stalled."""
+    job_name: ShortText | None = None
+    """Name of the run's Job."""
+    output: OutputStatus | None = None
+    """Where the run's files are."""
+    attempts: Count | None = None
+    """Pods started so far, interrupted ones included."""
+    attempt_history: Annotated[tuple[Attempt, ...], Field(max_length=MAX_ATTEMPT_HISTORY)] = ()
+    """The newest attempts and how each ended, oldest first."""
+    resumed_from_step: Count | None = None
+    """Step of the checkpoint that the newest attempt started from."""
+    start_time: Time | None = None
+    """When the first pod started."""
+    completion_time: Time | None = None
+    """When the run succeeded or failed."""
+    duration_seconds: Count | None = None
+    """Time from startTime to completionTime."""
+    gpu_seconds: Count | None = None
+    """Time that the pods held GPUs, multiplied by their number."""
+    timings: Timings | None = None
+    """Where the time before the first step went."""
+    progress: Progress | None = None
+    """How far the training is."""
+    dataset: DatasetStatus | None = None
+    """What the training data turned out to be."""
+    loss_history: Annotated[tuple[LossPoint, ...], Field(max_length=MAX_LOSS_HISTORY)] = ()
+    """Course of the training loss, thinned out to at most 32 points."""
+    result: Result | None = None
+    """What a successful run has to show."""
+    failure: Failure | None = None
+    """Why a failed run failed."""
+    warnings: Annotated[tuple[LongText, ...], Field(max_length=MAX_WARNINGS)] = ()
+    """What a person should know although the run goes on."""
+
+    def condition(self, type_: str) -> Condition | None:
+        """The condition of that type; none when it was never set."""
+        return next((condition for condition in self.conditions if condition.type == type_), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as the API server gives it back: empty lists are left out too."""
+        return {key: value for key, value in super().to_dict().items() if value != []}
