@@ -48,7 +48,7 @@ class Condition(ApiModel):
     """A sentence for people."""
 
 
-def set_condition(
+def set_condition(  # noqa: PLR0917 - the order of metav1.Condition
     conditions: Iterable[Condition],
     type: str,  # noqa: A002 - the API's own word
     status: ConditionStatus,

@@ -1,7 +1,7 @@
 """The building blocks of the API's models: one base class and the bounded field types.
 
-A constraint that deserves a sentence is a CEL rule beside the field (`rule`), not a schema keyword: the
-API server evaluates no rule of an object that breaks its schema, so one schema error would hide every sentence.
+A constraint that deserves a sentence is a CEL rule beside the field (`rule`), not a schema keyword: the API
+server evaluates no rule of an object that breaks its schema, so one schema error would hide every sentence.
 """
 
 from __future__ import annotations
@@ -9,12 +9,23 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    StringConstraints,
+)
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
 MAX_MESSAGE = 4096
 """Longest message in a status, in characters."""
+
+RULES = "x-kubernetes-validations"
+"""Schema keyword that holds CEL rules."""
 
 DNS_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DNS_SUBDOMAIN = rf"{DNS_LABEL}(\\.{DNS_LABEL})*"
@@ -37,14 +48,15 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def rule(expression: str, message: str, *, reason: str = "FieldValueInvalid") -> dict[str, str]:
-    """One CEL validation rule in the CRD's own words."""
-    return {"rule": expression, "message": message, "reason": reason}
+def rule(expression: str, message: str, **more: str) -> dict[str, str]:
+    """One CEL validation rule in the CRD's own words; `more` may hold `reason` and `fieldPath`."""
+    return {"rule": expression, "message": message, **more}
 
 
 def ruled(*rules: dict[str, str]) -> FieldInfo:
     """Annotation that puts CEL rules on a field's schema."""
-    info: FieldInfo = Field(json_schema_extra={"x-kubernetes-validations": list(rules)})
+    listed: list[JsonValue] = [dict(each) for each in rules]
+    info: FieldInfo = Field(json_schema_extra={RULES: listed})
     return info
 
 

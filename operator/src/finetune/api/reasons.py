@@ -1,4 +1,4 @@
-"""Every reason that a condition or a failure can have, and for each failure the hint that says what to change."""
+"""Every reason that a condition or a failure can have, and a hint for each failure."""
 
 from __future__ import annotations
 
@@ -24,73 +24,85 @@ RETRIES_EXHAUSTED = "RetriesExhausted"
 INTERNAL_ERROR = "InternalError"
 
 HINTS: dict[str, str] = {
-    INVALID_SPEC: "The message names the field. Correct it and create the run under a new name: a spec cannot be changed.",
+    INVALID_SPEC: (
+        "The message names the field. Correct it and create the run under a new name: a spec cannot be "
+        "changed."
+    ),
     DATASET_UNAVAILABLE: (
-        "Check the name, the version and the path in spec.dataset, and that the dataset is in the run's namespace; "
-        "then create the run under a new name."
+        "Check the name, the version and the path in spec.dataset, and that the dataset is in the run's "
+        "namespace; then create the run under a new name."
     ),
     DATASET_INVALID: (
-        "Correct the row that the message names, or set spec.dataset.invalidRows: Drop to leave malformed rows out. "
-        "Rows whose columns have other names need spec.dataset.columns."
+        "Correct the row that the message names, or set spec.dataset.invalidRows: Drop to leave "
+        "malformed rows out. Rows whose columns have other names need spec.dataset.columns."
     ),
     BASE_MODEL_UNAVAILABLE: (
-        "Check spec.baseModel: the claim and its path must exist and hold config.json and the weights; a repository "
-        "must exist on the hub, and the cluster must reach it."
+        "Check spec.baseModel: the claim and its path must exist and hold config.json and the weights; a "
+        "repository must exist on the hub, and the cluster must reach it."
     ),
     ACCESS_DENIED: (
         "Put a token that may read the repository into a Secret, and name its key in "
-        "spec.baseModel.hub.tokenSecretRef. Gated models ask every account to accept their licence first."
+        "spec.baseModel.hub.tokenSecretRef. Gated models ask every account to accept their licence "
+        "first."
     ),
     GPU_UNAVAILABLE: (
         "The pod got GPUs that the training cannot use. Check the node's driver, and set "
-        "spec.scheduling.runtimeClassName if the cluster needs one. spec.resources.gpus: 0 trains on the CPU."
+        "spec.scheduling.runtimeClassName if the cluster needs one. spec.resources.gpus: 0 trains on the "
+        "CPU."
     ),
     GPU_OUT_OF_MEMORY: (
-        "One row does not fit the GPU's memory. Lower spec.training.maxLength, set spec.training.gradientCheckpointing: "
-        "Enabled, or choose a node with larger GPUs in spec.scheduling.nodeSelector."
+        "One row does not fit the GPU's memory. Lower spec.training.maxLength, set "
+        "spec.training.gradientCheckpointing: Enabled, or choose a node with larger GPUs in "
+        "spec.scheduling.nodeSelector."
     ),
     OUT_OF_MEMORY: (
-        "Raise spec.resources.memory. What is used of spec.resources.sharedMemory counts as memory too; a smaller "
-        "spec.training.microBatchSize or maxLength needs less on the CPU."
+        "Raise spec.resources.memory. What is used of spec.resources.sharedMemory counts as memory too; "
+        "a smaller spec.training.microBatchSize or maxLength needs less on the CPU."
     ),
     STORAGE_FULL: (
-        "The output claim is full. Raise spec.output.claim.size, delete runs' folders that are no longer needed, or "
-        "raise spec.training.checkpointSteps to keep fewer checkpoints."
+        "The output claim is full. Raise spec.output.claim.size, delete runs' folders that are no longer "
+        "needed, or raise spec.training.checkpointSteps to keep fewer checkpoints."
     ),
     UNSCHEDULABLE: (
-        "No node fits. Compare spec.resources and spec.scheduling with the nodes: kubectl describe nodes shows what is free."
+        "No node fits. Compare spec.resources and spec.scheduling with the nodes: kubectl describe nodes "
+        "shows what is free."
     ),
     IMAGE_PULL_FAILED: (
-        "The cluster's administrator sets the trainer's image (trainer.image in the chart's values): check that it exists "
-        "and that the nodes may pull it."
+        "The cluster's administrator sets the trainer's image (trainer.image in the chart's values): "
+        "check that it exists and that the nodes may pull it."
     ),
     DEADLINE_EXCEEDED: (
-        "Raise spec.activeDeadlineSeconds, or train less: spec.training.epochs, maxSteps. Waiting for a node counts."
+        "Raise spec.activeDeadlineSeconds, or train less: spec.training.epochs, maxSteps. Waiting for a "
+        "node counts."
     ),
     DIVERGED: (
-        "The loss became infinite or not a number. Lower spec.training.learningRate, raise warmupPercent, or set "
-        "precision: Float32."
+        "The loss became infinite or not a number. Lower spec.training.learningRate, raise "
+        "warmupPercent, or set precision: Float32."
     ),
     ADAPTER_INVALID: (
-        "The adapter's files are not what the trainer said they were. Check the output claim's storage, and that nothing "
-        "else writes to the run's folder."
+        "The adapter's files are not what the trainer said they were. Check the output claim's storage, "
+        "and that nothing else writes to the run's folder."
     ),
     POD_CREATION_REFUSED: (
-        "The cluster refused the run's pod. The message names the quota or the admission rule: lower spec.resources, or "
-        "ask for a larger quota."
+        "The cluster refused the run's pod. The message names the quota or the admission rule: lower "
+        "spec.resources, or ask for a larger quota."
     ),
     NODE_LOST: (
-        "The node that the pod was on is gone. Create the run under a new name; with an output claim that other nodes "
-        "can mount, more spec.retries would go on elsewhere."
+        "The node that the pod was on is gone. Create the run under a new name; with an output claim "
+        "that other nodes can mount, more spec.retries would go on elsewhere."
     ),
-    JOB_LOST: "Somebody deleted the run's Job. Create the run under a new name; delete a TrainingRun, not its Job, to stop it.",
+    JOB_LOST: (
+        "Somebody deleted the run's Job. Create the run under a new name; delete a TrainingRun, not its "
+        "Job, to stop it."
+    ),
     RETRIES_EXHAUSTED: (
-        "The attempts failed for different causes, or left no trace. Look at the pods' logs (kubectl logs -l "
-        "finetune.dev/run=<name>) while they are kept, and raise spec.retries if the causes pass by themselves."
+        "The attempts failed for different causes, or left no trace. Look at the pods' logs (kubectl "
+        "logs -l finetune.dev/run=<name>) while they are kept, and raise spec.retries if the causes pass "
+        "by themselves."
     ),
     INTERNAL_ERROR: (
-        "This is an error in the software, not in your spec. Please report the message and the pod's log (kubectl logs -l "
-        "finetune.dev/run=<name>)."
+        "This is an error in the software, not in your spec. Please report the message and the pod's log "
+        "(kubectl logs -l finetune.dev/run=<name>)."
     ),
 }
 """What to change, by failure reason."""

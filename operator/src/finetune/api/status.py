@@ -1,4 +1,4 @@
-"""The status of a TrainingRun: written by the operator alone, whole numbers as integers, others as decimal strings."""
+"""The status of a TrainingRun: only the operator writes it; numbers that are not integers are strings."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ class AdapterStatus(ApiModel):
     uri: Annotated[str, StringConstraints(max_length=1024)]
     """Where the files are: pvc://<claim>/<path>."""
     sha256: Sha256
-    """SHA-256 over the list of the files' SHA-256 sums: what `sha256sum $(ls | sort) | sha256sum` prints in the folder."""
+    """SHA-256 over the list of the files' SHA-256 sums: what `sha256sum $(ls | sort) | sha256sum` prints
+    in the folder."""
     bytes: Count
     """Size of the files in bytes."""
 

@@ -1,7 +1,7 @@
 """TrainingRun v1alpha1: what a person asks for. The status is in `finetune.api.status`.
 
-The docstring under each field is what `kubectl explain` prints. Defaults here are the CRD's static defaults; a default
-that depends on another field is a property (`learning_rate`, `experiment_name`) and its field stays empty.
+The docstring under each field is what `kubectl explain` prints. Defaults here are the CRD's static defaults; a
+default that depends on another field is a property (`learning_rate`, `experiment`), its field stays empty.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class RegistryDataset(ApiModel):
     name: Name
     """Name of the dataset."""
     version: Annotated[int, Field(ge=1, le=2147483647)] | None = None
-    """Version of the dataset. Default: the newest when the run is accepted; it is recorded in status.dataset.version."""
+    """Version of the dataset. Default: the newest when the run is accepted; it is recorded in
+    status.dataset.version."""
 
 
 class ConfigMapDataset(ApiModel):
@@ -160,9 +161,11 @@ class Dataset(ApiModel):
     evaluation: Evaluation = Evaluation(percent=5)
     """Rows that are held out of training to measure the loss on. Default: 5 percent."""
     too_long: Literal["Truncate", "Drop", "Fail"] = "Truncate"
-    """What happens to a row of more than training.maxLength tokens: Truncate cuts it, Drop leaves it out, Fail ends the run."""
+    """What happens to a row of more than training.maxLength tokens: Truncate cuts it, Drop leaves it out,
+    Fail ends the run."""
     invalid_rows: Literal["Fail", "Drop"] = "Fail"
-    """What happens to a malformed row: Fail ends the run and names the row, Drop leaves the row out and counts it."""
+    """What happens to a malformed row: Fail ends the run and names the row, Drop leaves the row out and
+    counts it."""
 
 
 class Training(ApiModel):
@@ -175,7 +178,8 @@ class Training(ApiModel):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
     """Rows per optimizer step, over all GPUs together."""
     micro_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Rows per forward pass on one GPU; it changes memory and speed, not the result. Default: found by a probe."""
+    """Rows per forward pass on one GPU; it changes memory and speed, not the result. Default: found by a
+    probe."""
     learning_rate: (
         Annotated[
             str,
@@ -198,9 +202,11 @@ class Training(ApiModel):
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 1024
     """Longest row in tokens; dataset.tooLong says what happens to longer ones."""
     packing: Literal["Auto", "Enabled", "Disabled"] = "Auto"
-    """Whether several short rows share one sequence; they never see each other. Auto decides by the hardware."""
+    """Whether several short rows share one sequence; they never see each other. Auto decides by the
+    hardware."""
     precision: Literal["Auto", "BFloat16", "Float32"] = "Auto"
-    """Number format of the frozen weights and of the computation. Auto: BFloat16 where the hardware has it."""
+    """Number format of the frozen weights and of the computation. Auto: BFloat16 where the hardware has
+    it."""
     gradient_checkpointing: Literal["Auto", "Enabled", "Disabled"] = "Auto"
     """Whether activations are computed again to save memory, at the price of speed. Auto: on a GPU only."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 42
@@ -235,7 +241,8 @@ class Lora(ApiModel):
     ] = ("all-linear",)
     """Names of the modules that are adapted, or all-linear."""
     variant: Literal["LoRA", "RSLoRA", "DoRA"] = "LoRA"
-    """LoRA, RSLoRA (scaled by the root of the rank), or DoRA (magnitude and direction apart; vLLM cannot serve it)."""
+    """LoRA, RSLoRA (scaled by the root of the rank), or DoRA (magnitude and direction apart; vLLM cannot
+    serve it)."""
 
 
 class OutputClaim(ApiModel):
@@ -257,7 +264,8 @@ class Output(ApiModel):
     claim_name: ObjectName | None = None
     """Name of an existing PersistentVolumeClaim; several runs may share it."""
     claim: OutputClaim | None = None
-    """The claim that is created for this run, named after its Job. Default: 20Gi of the default class, kept."""
+    """The claim that is created for this run, named after its Job. Default: 20Gi of the default class,
+    kept."""
 
 
 class AdapterTarget(ApiModel):
@@ -314,7 +322,8 @@ class Scheduling(ApiModel):
         Field(max_length=32),
         ruled(
             rule(
-                r"self.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))",
+                "self.all(k, k.matches("
+                "'^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))",
                 "every key must be the key of a node's label",
             ),
             rule(
@@ -338,7 +347,8 @@ class TrainingRunSpec(ApiModel):
     method: Method
     """SFT: supervised fine-tuning on prompts and completions, or on chat messages."""
     suspend: bool = False
-    """True stops the pod after it has saved a checkpoint; false lets the run go on from there. May change at any time."""
+    """True stops the pod after it has saved a checkpoint; false lets the run go on from there. May change
+    at any time."""
     base_model: BaseModelSource
     """The model to start from; exactly one source."""
     dataset: Dataset
@@ -348,19 +358,24 @@ class TrainingRunSpec(ApiModel):
     lora: Lora = Lora()
     """The adapter's shape."""
     output: Output = Output()
-    """Where dataset, checkpoints and adapter are kept. Default: a claim named after the run's Job, kept when the run is deleted."""
+    """Where dataset, checkpoints and adapter are kept. Default: a claim named after the run's Job, kept
+    when the run is deleted."""
     adapter: AdapterTarget | None = None
-    """The adapter in the registry that the result becomes a version of. Default: named after the experiment."""
+    """The adapter in the registry that the result becomes a version of. Default: named after the
+    experiment."""
     resources: Resources = Resources()
     """What the run's pod asks for."""
     scheduling: Scheduling = Scheduling()
     """Where and how the run's pod is scheduled."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3
-    """How many failed attempts are repeated, each from the newest checkpoint. Preemptions and evictions do not count."""
+    """How many failed attempts are repeated, each from the newest checkpoint. Preemptions and evictions do
+    not count."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31536000)] | None = None
-    """Longest time that the run may be active, pending included and suspension excluded. Default: no limit."""
+    """Longest time that the run may be active, pending included and suspension excluded. Default: no
+    limit."""
     job_ttl_seconds: Annotated[int, Field(ge=0, le=31536000, alias="jobTTLSeconds")] = 3600
-    """How long the Job and its pods, with their logs, are kept after the run has finished. The run itself stays."""
+    """How long the Job and its pods, with their logs, are kept after the run has finished. The run itself
+    stays."""
 
 
 class ObjectMeta(ApiModel):
@@ -398,13 +413,7 @@ class TrainingRun(ApiModel):
 
     @classmethod
     def from_object(cls, obj: object) -> Self:
-        """Read an object as the API server gives it.
-
-        Raises
-        ------
-        pydantic.ValidationError
-            The object is not a TrainingRun that this version understands.
-        """
+        """Read an object as the API server gives it; pydantic.ValidationError if it is no TrainingRun."""
         return cls.model_validate(obj)
 
     @property
