@@ -1,7 +1,7 @@
 """TrainingRun v1alpha1: what a person asks for. The status is in `finetune.api.status`.
 
-The docstring under each field is what `kubectl explain` prints. Defaults here are the CRD's static defaults; a
-default that depends on another field is a property (`learning_rate`, `experiment`), its field stays empty.
+The docstring under each field is what `kubectl explain` prints. Defaults here are the static defaults of the
+CRD; a default that depends on another field is a property (`learning_rate`), its field stays empty.
 """
 
 from __future__ import annotations

@@ -1,0 +1,140 @@
+"""CEL rules that look at more than one field: by model, in the order in which they are reported.
+
+Rules of a single field stand beside the field. Every message says what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .fields import ApiModel, rule
+from .trainingrun import (
+    BaseModelSource,
+    Columns,
+    Dataset,
+    Evaluation,
+    Lora,
+    Output,
+    Resources,
+    Toleration,
+    Training,
+    TrainingRun,
+    TrainingRunSpec,
+)
+
+MUTABLE_FIELDS = frozenset({"suspend"})
+"""Fields of the spec that may change."""
+
+IMMUTABLE_MESSAGE = "spec is immutable except suspend: create a TrainingRun with a new name"
+
+ADD_METHOD = "add spec.method: SFT"
+ADD_BASE_MODEL = (
+    "add spec.baseModel with exactly one source: hub: {repository: ...} or "
+    "volume: {claimName: ..., path: ...}"
+)
+ADD_DATASET = (
+    "add spec.dataset with exactly one source: registry: {name: ...}, configMap: {name: ..., key: ...} or "
+    "volume: {claimName: ..., path: ...}"
+)
+
+
+def _exactly_one(owner: str, fields: Iterable[str]) -> str:
+    flags = ", ".join(f"has({owner}.{field})" for field in fields)
+    return f"[{flags}].filter(x, x).size() == 1"
+
+
+def _immutable(fields: Iterable[str]) -> str:
+    """No field changes, appears or disappears; the form that keeps within the API server's cost budget."""
+    return " && ".join(
+        f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})"
+        for name in fields
+    )
+
+
+def _aliases(model: type[ApiModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+HAS_HELD_OUT_ROWS = (
+    "has(self.dataset) && has(self.dataset.evaluation) && ("
+    "(has(self.dataset.evaluation.percent) && self.dataset.evaluation.percent > 0) || "
+    "(has(self.dataset.evaluation.maxRows) && self.dataset.evaluation.maxRows > 0))"
+)
+
+MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
+    TrainingRun: (
+        rule(
+            "self.metadata.name.size() <= 63",
+            "metadata.name must be no longer than 63 characters: it becomes a label",
+        ),
+        rule(
+            "has(self.spec)",
+            "add spec with method, baseModel and dataset",
+            reason="FieldValueRequired",
+        ),
+    ),
+    TrainingRunSpec: (
+        rule(
+            _immutable(alias for alias in _aliases(TrainingRunSpec) if alias not in MUTABLE_FIELDS),
+            IMMUTABLE_MESSAGE,
+            reason="FieldValueForbidden",
+        ),
+        rule("has(self.method)", ADD_METHOD, reason="FieldValueRequired"),
+        rule("has(self.baseModel)", ADD_BASE_MODEL, reason="FieldValueRequired"),
+        rule("has(self.dataset)", ADD_DATASET, reason="FieldValueRequired"),
+        rule(
+            f"!has(self.training) || !has(self.training.earlyStoppingPatience) || ({HAS_HELD_OUT_ROWS})",
+            "training.earlyStoppingPatience needs held-out rows: set dataset.evaluation.percent or "
+            "dataset.evaluation.maxRows above 0",
+        ),
+    ),
+    BaseModelSource: (rule(_exactly_one("self", _aliases(BaseModelSource)), ADD_BASE_MODEL),),
+    Dataset: (rule(_exactly_one("self", ("registry", "configMap", "volume")), ADD_DATASET),),
+    Columns: (
+        rule(
+            "!has(self.messages) || (!has(self.prompt) && !has(self.completion))",
+            "set either messages, or prompt and completion: a row has one shape",
+        ),
+    ),
+    Evaluation: (
+        rule(
+            _exactly_one("self", ("percent", "maxRows")),
+            "set exactly one of percent and maxRows; percent: 0 holds out nothing",
+        ),
+    ),
+    Training: (
+        rule("!(has(self.epochs) && has(self.maxSteps))", "set either epochs or maxSteps, not both"),
+        rule(
+            "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
+            "microBatchSize must divide batchSize: an optimizer step is a whole number of micro-batches",
+        ),
+    ),
+    Lora: (
+        rule(
+            "!self.targetModules.exists(m, m == 'all-linear') || self.targetModules.size() == 1",
+            "targetModules must be either [all-linear] or names of modules",
+        ),
+    ),
+    Output: (
+        rule(
+            "!(has(self.claimName) && has(self.claim))",
+            "set either claimName, for a claim that exists, or claim, for a new one",
+        ),
+    ),
+    Resources: (
+        rule(
+            "quantity(self.sharedMemory).compareTo(quantity(self.memory)) < 0",
+            "sharedMemory must be less than memory: what is used of it counts as memory",
+        ),
+    ),
+    Toleration: (
+        rule(
+            "self.operator != 'Exists' || !has(self.value)", "value must be left out when operator is Exists"
+        ),
+        rule("has(self.key) || self.operator == 'Exists'", "operator must be Exists when there is no key"),
+        rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "effect must be NoExecute when tolerationSeconds is set",
+        ),
+    ),
+}
