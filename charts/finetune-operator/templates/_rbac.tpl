@@ -1,0 +1,79 @@
+{{/* What the operator may do where it watches. It never reads a Secret: pods refer to them by name. */}}
+{{- define "finetune-operator.operatorRules" -}}
+- apiGroups: [finetune.dev]
+  resources: [trainingruns]
+  verbs: [get, list, watch]
+- apiGroups: [finetune.dev]
+  resources: [trainingruns/status]
+  verbs: [get, patch, update]
+- apiGroups: [finetune.dev]
+  resources: [trainingruns/finalizers]  # to own Jobs where owner references are checked
+  verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, create]
+- apiGroups: [""]
+  resources: [events]  # listed to say why a pod does not start
+  verbs: [create, patch, list]
+{{- end -}}
+
+{{/* What the registry may do where runs are: look up who is behind a token. */}}
+{{- define "finetune-operator.registryRules" -}}
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get]
+- apiGroups: [finetune.dev]
+  resources: [trainingruns]
+  verbs: [get]
+{{- end -}}
+
+{{/*
+Rules bound to a service account: for the whole cluster, or in each watched namespace.
+Takes (list $ role's name, service account, template of the rules).
+*/}}
+{{- define "finetune-operator.roles" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $account := index . 2 -}}
+{{- $rules := index . 3 -}}
+{{- $namespaces := $root.Values.watch.namespaces | default (list "") -}}
+{{- range $namespace := $namespaces }}
+{{- $scope := ternary "Role" "ClusterRole" (ne $namespace "") }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ $scope }}
+metadata:
+  name: {{ $name }}
+  {{- if $namespace }}
+  namespace: {{ $namespace }}
+  {{- end }}
+  labels:
+    {{- include "finetune-operator.labels" $root | nindent 4 }}
+rules:
+  {{- include $rules $root | nindent 2 }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ $scope }}Binding
+metadata:
+  name: {{ $name }}
+  {{- if $namespace }}
+  namespace: {{ $namespace }}
+  {{- end }}
+  labels:
+    {{- include "finetune-operator.labels" $root | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: {{ $scope }}
+  name: {{ $name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ $account }}
+    namespace: {{ $root.Release.Namespace }}
+{{- end }}
+{{- end -}}
