@@ -1,0 +1,1 @@
+"""Training on Kubernetes: dataset export and LoRA fine-tuning. Never imports the operator."""

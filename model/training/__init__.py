@@ -1,0 +1,1 @@
+"""Fine-tuning: from rows and a base model to a verified adapter."""
