@@ -1,0 +1,1 @@
+"""Fine-tuning as a Kubernetes resource: API, operator, registry and command line."""

@@ -1,0 +1,1 @@
+"""The operator: watches TrainingRuns and brings each of them to its end."""

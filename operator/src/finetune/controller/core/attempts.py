@@ -1,0 +1,90 @@
+"""Attempts: one record for each pod of the run, kept in the status because pods disappear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from finetune.api import reasons
+from finetune.api.status import MAX_ATTEMPT_HISTORY, Attempt
+
+from .exits import IGNORED, reason_of
+from .observe import ContainerView, PodView
+
+COMPLETED = "Completed"
+INTERRUPTED = "Interrupted"
+GONE = "Gone"
+"""The pod disappeared before anybody saw how it ended."""
+
+
+def merge_attempts(history: Iterable[Attempt], pods: Iterable[PodView], now: datetime) -> tuple[Attempt, ...]:
+    """The attempts known so far and what the pods say now; a pod that is gone keeps its record, ended at `now`."""
+    records = {attempt.uid: attempt for attempt in history}
+    seen = {pod.uid: pod for pod in pods}
+    for uid, record in records.items():
+        if uid not in seen and record.completion_time is None:
+            records[uid] = record.model_copy(update={"completion_time": now, "reason": GONE})
+    for pod in sorted(seen.values(), key=lambda pod: (pod.created, pod.name)):
+        if pod.scheduled or pod.uid in records:
+            records[pod.uid] = attempt_of(pod, records.get(pod.uid))
+    return tuple(records.values())[-MAX_ATTEMPT_HISTORY:]
+
+
+def attempt_of(pod: PodView, known: Attempt | None) -> Attempt:
+    """The record of one pod; what was known of its end is kept."""
+    if known is not None and known.completion_time is not None and known.reason != GONE:
+        return known
+    start = pod.scheduled or (known.start_time if known else None)
+    if not pod.finished:
+        return Attempt(pod=pod.name, uid=pod.uid, start_time=start)
+    words = pod.last_words or ContainerView()
+    interrupted = words.message.interrupted
+    return Attempt(
+        pod=pod.name,
+        uid=pod.uid,
+        start_time=start,
+        completion_time=words.finished or pod.deleted or pod.scheduled or pod.created,
+        exit_code=words.exit_code,
+        reason=_end_reason(pod, words),
+        step=interrupted.step if interrupted else None,
+    )
+
+
+def gpu_seconds(attempts: Iterable[Attempt], gpus: int) -> int:
+    """Seconds that ended attempts held their GPUs (from the node's assignment on), times the number of GPUs."""
+    total = sum(
+        (attempt.completion_time - attempt.start_time).total_seconds()
+        for attempt in attempts
+        if attempt.start_time and attempt.completion_time
+    )
+    return max(0, round(total)) * gpus
+
+
+def interruptions_without_progress(attempts: Iterable[Attempt]) -> int:
+    """How many of the newest attempts in a row were interrupted at the same checkpoint (or before any)."""
+    count, step = 0, None
+    for attempt in reversed(tuple(attempts)):
+        if attempt.completion_time is None:
+            continue
+        if attempt.reason != INTERRUPTED or (count and attempt.step != step):
+            break
+        count, step = count + 1, attempt.step
+    return count
+
+
+def _end_reason(pod: PodView, words: ContainerView) -> str:
+    if pod.phase == "Succeeded":
+        return COMPLETED
+    if pod.disrupted or words.exit_code in IGNORED:
+        return INTERRUPTED
+    return failure_reason(pod, words)
+
+
+def failure_reason(pod: PodView, words: ContainerView) -> str:
+    """One word for why a pod failed: its own, else by exit code, else that its node is gone."""
+    if words.exit_reason != "OOMKilled" and words.message.failure:
+        own = words.message.failure.reason
+        return own if own in reasons.FAILURE_REASONS else reasons.INTERNAL_ERROR
+    if words.exit_code is None:
+        return reasons.NODE_LOST if pod.reason in ("NodeLost", "NodeShutdown", "Terminated") else reasons.INTERNAL_ERROR
+    return reason_of(words.exit_code, words.exit_reason, exporting=words is pod.export)

@@ -1,0 +1,52 @@
+"""Names, labels and paths that the parts agree on (docs/contract.md)."""
+
+from __future__ import annotations
+
+import hashlib
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "finetune-operator"
+RUN_LABEL = "finetune.dev/run"
+RUN_UID_LABEL = "finetune.dev/run-uid"
+ROLE_LABEL = "finetune.dev/role"
+ROLE_TRAIN = "train"
+ROLE_COLLECT = "collect"
+
+ACTIVE_SECONDS_ANNOTATION = "finetune.dev/active-seconds"
+"""On the Job: whole seconds it was active before it was last suspended."""
+
+EXPORT_CONTAINER = "export"
+TRAINER_CONTAINER = "trainer"
+COLLECT_CONTAINER = "collect"
+
+OUTPUT_MOUNT = "/output"
+BASE_MODEL_MOUNT = "/models/base"
+SOURCE_MOUNT = "/source"
+TOKEN_DIRECTORY = "/var/run/secrets/finetune.dev"  # noqa: S105 - a path, not a secret
+TOKEN_FILE = f"{TOKEN_DIRECTORY}/token"
+
+
+def job_name(run_name: str, uid: str) -> str:
+    """The name of the run's one training Job: its uniqueness in the API server is the lock."""
+    stem = run_name.replace(".", "-")[:40].rstrip("-")
+    return f"t-{stem}-{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+
+
+def collect_job_name(job: str) -> str:
+    """The name of the Job that reads the result from the claim."""
+    return f"{job}-collect"
+
+
+def output_path(experiment: str, uid: str) -> str:
+    """The run directory, relative to the root of the output claim."""
+    return f"{experiment}/{uid}"
+
+
+def run_labels(run_name: str, uid: str, role: str) -> dict[str, str]:
+    """Labels of a Job and of its pods."""
+    return {MANAGED_BY_LABEL: MANAGED_BY, RUN_LABEL: run_name, RUN_UID_LABEL: uid, ROLE_LABEL: role}
+
+
+def run_selector(uid: str) -> str:
+    """Label selector of everything that belongs to the run."""
+    return f"{RUN_UID_LABEL}={uid}"

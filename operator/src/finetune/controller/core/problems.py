@@ -1,0 +1,185 @@
+"""What a run that is not failed waits for, and whether waiting may ever help.
+
+`problem_of` is an ordered list of policies; each looks at the observation and says what is in the way, or nothing. The
+Events matter: quota and Pod Security refusals, missing ConfigMaps and unbound claims appear nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finetune.api import reasons
+from finetune.api.trainingrun import TrainingRun
+
+from .observe import Observation, PodView
+
+REGISTRY_UNAVAILABLE = "RegistryUnavailable"
+JOB_NAME_TAKEN = "JobNameTaken"
+
+_IMAGE_REASONS = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+)
+_MISSING = re.compile(r'(configmap|secret|persistentvolumeclaim) "([^"]+)" not found|non-existent config key: (\S+)')
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the way of a run.
+
+    Attributes
+    ----------
+    reason: a failure reason, or the reason of a wait that never becomes a failure.
+    expires: after `referenceTimeoutSeconds` the run fails with this reason; otherwise it waits as long as it takes.
+    """
+
+    reason: str
+    message: str
+    expires: bool
+
+
+def problem_of(run: TrainingRun, seen: Observation) -> Problem | None:
+    """What the run waits for now; None when nothing is in its way."""
+    for policy in _POLICIES:
+        problem = policy(run, seen)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _dataset_missing(run: TrainingRun, seen: Observation) -> Problem | None:
+    """The registry has no such dataset."""
+    if seen.job is None and seen.dataset is not None and seen.dataset.missing:
+        del run
+        return Problem(reasons.DATASET_UNAVAILABLE, seen.dataset.missing, expires=True)
+    return None
+
+
+def _registry_away(run: TrainingRun, seen: Observation) -> Problem | None:
+    """The registry does not answer; it comes back, and nothing is lost until then."""
+    del run
+    return Problem(REGISTRY_UNAVAILABLE, seen.registry_error, expires=False) if seen.registry_error else None
+
+
+def _name_taken(run: TrainingRun, seen: Observation) -> Problem | None:
+    """A Job of an earlier run has the name; it is being deleted."""
+    del run
+    return Problem(JOB_NAME_TAKEN, seen.name_taken, expires=False) if seen.name_taken else None
+
+
+def _creation_refused(run: TrainingRun, seen: Observation) -> Problem | None:
+    """The API server refused to create the Job or the claim."""
+    del run
+    return Problem(reasons.POD_CREATION_REFUSED, seen.refused, expires=True) if seen.refused else None
+
+
+def _pod_refused(run: TrainingRun, seen: Observation) -> Problem | None:
+    """The Job may not create its pod: a quota (which may free up) or an admission rule (which will not)."""
+    del run
+    if seen.pods or seen.job is None:
+        return None
+    refusal = next((event for event in reversed(seen.events) if event.reason == "FailedCreate"), None)
+    if refusal is None:
+        return None
+    return Problem(reasons.POD_CREATION_REFUSED, refusal.message, expires="exceeded quota" not in refusal.message)
+
+
+def _image_missing(run: TrainingRun, seen: Observation) -> Problem | None:
+    """The image cannot be pulled."""
+    del run
+    pod = _pending_pod(seen)
+    for container in (pod.export, pod.trainer) if pod else ():
+        if container.waiting_reason in _IMAGE_REASONS:
+            return Problem(
+                reasons.IMAGE_PULL_FAILED,
+                f"{container.waiting_reason}: {container.waiting_message}",
+                expires=True,
+            )
+    return None
+
+
+def _container_refused(run: TrainingRun, seen: Observation) -> Problem | None:
+    """A container cannot be made, mostly since a Secret is missing."""
+    pod = _pending_pod(seen)
+    for container in (pod.export, pod.trainer) if pod else ():
+        if container.waiting_reason == "CreateContainerConfigError":
+            return _missing_reference(run, container.waiting_message) or Problem(
+                reasons.ACCESS_DENIED, container.waiting_message, expires=True
+            )
+    return None
+
+
+def _volume_missing(run: TrainingRun, seen: Observation) -> Problem | None:
+    """A ConfigMap or claim that the pod mounts does not exist; only an Event says so."""
+    pod = _pending_pod(seen)
+    if pod is None or pod.export.exit_code is not None or pod.export.running_since is not None:
+        return None
+    for event in reversed(seen.events):
+        if event.reason == "FailedMount":
+            return _missing_reference(run, event.message) or Problem(
+                reasons.UNSCHEDULABLE, event.message, expires=False
+            )
+    return None
+
+
+def _unschedulable(run: TrainingRun, seen: Observation) -> Problem | None:
+    """No node fits, which may change; a claim that does not exist is named."""
+    pod = _pending_pod(seen)
+    if pod is None or not pod.unschedulable:
+        return None
+    return _missing_reference(run, pod.unschedulable) or Problem(
+        reasons.UNSCHEDULABLE, pod.unschedulable, expires=False
+    )
+
+
+_POLICIES: tuple[Callable[[TrainingRun, Observation], Problem | None], ...] = (
+    _dataset_missing,  # named before the registry's silence: it is what the user can act on
+    _registry_away,
+    _name_taken,
+    _creation_refused,
+    _pod_refused,
+    _image_missing,
+    _container_refused,
+    _volume_missing,
+    _unschedulable,
+)
+
+
+def _pending_pod(seen: Observation) -> PodView | None:
+    """The newest pod, while it has not ended."""
+    pod = seen.newest_pod
+    return pod if pod is not None and pod.phase == "Pending" else None
+
+
+def _missing_reference(run: TrainingRun, message: str) -> Problem | None:
+    """The problem behind `secret "x" not found` and its like, by what the spec uses the object for."""
+    found = _MISSING.search(message)
+    if found is None:
+        return None
+    kind, name = found.group(1), found.group(2)
+    dataset, base = run.spec.dataset, run.spec.base_model
+    if kind in ("configmap", None):
+        reason = reasons.DATASET_UNAVAILABLE
+    elif kind == "secret":
+        reason = reasons.ACCESS_DENIED
+    elif base.volume and base.volume.claim_name == name:
+        reason = reasons.BASE_MODEL_UNAVAILABLE
+    elif dataset.volume and dataset.volume.claim_name == name:
+        reason = reasons.DATASET_UNAVAILABLE
+    else:
+        reason = reasons.UNSCHEDULABLE
+    if kind is None and dataset.config_map:
+        text = f'key "{found.group(3)}" not found in ConfigMap "{dataset.config_map.name}"'
+    else:
+        words = {
+            "configmap": "ConfigMap",
+            "secret": "Secret",
+            "persistentvolumeclaim": "PersistentVolumeClaim",
+        }
+        text = f'{words.get(kind, kind)} "{name}" not found in namespace "{run.metadata.namespace}"'
+    return Problem(reason, text, expires=True)

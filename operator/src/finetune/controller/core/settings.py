@@ -1,0 +1,51 @@
+"""The operator's settings, read from the environment once, by the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ENVIRONMENT_PREFIX = "FINETUNE_"
+
+
+class Settings(BaseModel):
+    """Settings of one operator process; each is set by `FINETUNE_<NAME>`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    registry_url: str
+    """Base URL of the registry, for the operator and for the runs' pods."""
+    registry_token_file: str | None = None
+    """File with the operator's token for the registry; none for a registry without authentication."""
+    trainer_image: str
+    """Image of export, trainer and collect."""
+    image_pull_policy: str = "IfNotPresent"
+    watch_namespaces: tuple[str, ...] = ()
+    """Namespaces to serve; empty means all."""
+    reference_timeout_seconds: int = Field(default=300, ge=0)
+    """How long a run waits for a dataset, claim, ConfigMap, Secret or image that does not exist."""
+    termination_grace_seconds: int = Field(default=120, ge=1)
+    """What the trainer gets to save its checkpoint after SIGTERM."""
+    max_interruptions: int = Field(default=20, ge=1)
+    """Interrupted attempts without a new checkpoint before the run fails."""
+    pretended_gpus: bool = False
+    """The cluster's GPUs are pretended: let the trainer use the CPU. For test clusters."""
+    service_account_name: str = "default"
+    """Service account of the runs' pods; it needs no rights."""
+    resync_seconds: float = Field(default=60.0, gt=0)
+    progress_seconds: float = Field(default=15.0, gt=0)
+    pending_seconds: float = Field(default=10.0, ge=0)
+    """How long a pod may be pending before its Events are read."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Settings from variables such as FINETUNE_REGISTRY_URL. Raises pydantic.ValidationError."""
+        values: dict[str, object] = {}
+        for name in cls.model_fields:
+            value = environment.get(f"{ENVIRONMENT_PREFIX}{name.upper()}")
+            if value:
+                values[name] = value
+        namespaces = environment.get(f"{ENVIRONMENT_PREFIX}WATCH_NAMESPACES", "")
+        values["watch_namespaces"] = tuple(part.strip() for part in namespaces.split(",") if part.strip())
+        return cls.model_validate(values)

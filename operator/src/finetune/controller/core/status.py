@@ -1,0 +1,281 @@
+"""The next status, as a pure function of the previous one, the observation and the time."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune.api import conditions, reasons
+from finetune.api.conditions import Condition, ConditionStatus, set_condition
+from finetune.api.fields import clip
+from finetune.api.status import (
+    AdapterStatus,
+    DatasetStatus,
+    LossPoint,
+    OutputStatus,
+    Phase,
+    Progress,
+    Result,
+    Timings,
+    TrainingRunStatus,
+)
+from finetune.api.status import Failure as FailureStatus
+from finetune.api.trainingrun import TrainingRun
+
+from . import names
+from .attempts import gpu_seconds
+from .failures import Case, Failure
+from .manifests import output_claim_name
+from .messages import DatasetMessage
+from .observe import Observation, parse_time
+
+SLOW_TERMINATION = timedelta(seconds=60)
+"""Past its grace period a pod that is still terminating is worth a warning."""
+
+
+def is_finished(status: TrainingRunStatus) -> bool:
+    """The run has reached its end; nothing but `observedGeneration` changes any more."""
+    finished = status.condition(conditions.FINISHED)
+    return finished is not None and finished.status == "True"
+
+
+def restamp(status: TrainingRunStatus, generation: int) -> TrainingRunStatus:
+    """A finished status for a new generation: `kubectl wait` ignores conditions with an old one."""
+    stamped = tuple(c.model_copy(update={"observed_generation": generation}) for c in status.conditions)
+    return status.model_copy(update={"observed_generation": generation, "conditions": stamped})
+
+
+def next_status(case: Case, failure: Failure | None) -> TrainingRunStatus:
+    """The status that follows from what was seen."""
+    run, seen, old, now = case.run, case.seen, case.run.status, case.now
+    succeeded = failure is None and seen.adapter is not None and seen.result is not None
+    ended = succeeded or failure is not None
+    phase = _phase(case, failure=failure, succeeded=succeeded)
+    start = old.start_time or min((a.start_time for a in case.attempts if a.start_time), default=None)
+    completion = old.completion_time or ((seen.job.finished if seen.job else None) or now if ended else None)
+    values: dict[str, object] = {
+        "observed_generation": run.metadata.generation,
+        "phase": phase,
+        "conditions": _conditions(case, phase, failure, ended=ended),
+        "job_name": seen.job.name if seen.job else old.job_name,
+        "output": OutputStatus(
+            claim_name=output_claim_name(run), path=names.output_path(run.experiment, run.metadata.uid)
+        ),
+        "attempts": max(old.attempts or 0, len(case.attempts)),
+        "attempt_history": case.attempts,
+        "start_time": start,
+        "completion_time": completion,
+        "duration_seconds": _seconds(start, completion),
+        "gpu_seconds": max(old.gpu_seconds or 0, gpu_seconds(case.attempts, run.spec.resources.gpus)),
+        "timings": _timings(run, seen, now),
+        "progress": _progress(seen) or old.progress,
+        "dataset": _dataset(old.dataset, seen),
+        "warnings": _warnings(seen, now),
+    }
+    if succeeded:
+        values |= _result(seen)
+    if failure is not None:
+        values["failure"] = FailureStatus(
+            reason=failure.reason,
+            message=clip(failure.message),
+            exit_code=failure.exit_code,
+            hint=reasons.HINTS[failure.reason],
+            row=failure.row,
+        )
+    return TrainingRunStatus.model_validate({**dict(old), **values})
+
+
+def _phase(case: Case, *, failure: Failure | None, succeeded: bool) -> Phase:
+    """One word for people; nothing is decided by it but what a lost Job means."""
+    run, seen = case.run, case.seen
+    pod = seen.newest_pod
+    if failure is not None:
+        return "Failed"
+    if succeeded:
+        return "Succeeded"
+    if (seen.job and seen.job.complete) or (seen.job is None and run.status.phase == "Registering"):
+        return "Registering"
+    if run.spec.suspend:
+        return "Suspended"
+    if pod is not None and pod.trainer.running_since:
+        return "Training"
+    if pod is not None and pod.export.running_since:
+        return "Exporting"
+    return "Pending"
+
+
+def _conditions(case: Case, phase: Phase, failure: Failure | None, *, ended: bool) -> tuple[Condition, ...]:
+    current = case.run.status.conditions
+    generation, now = case.run.metadata.generation, case.now
+
+    def put(type_: str, status: ConditionStatus, reason: str, message: str) -> None:
+        nonlocal current
+        current = set_condition(current, type_, status, reason, message, generation, now)
+
+    problem = case.problem.message if case.problem else ""
+    put(conditions.ACCEPTED, *_accepted(case, failure))
+    put(conditions.DATASET_READY, *_dataset_ready(case, failure))
+    if failure is not None:
+        put(conditions.SUCCEEDED, "False", failure.reason, failure.message)
+        put(conditions.FINISHED, "True", failure.reason, failure.message)
+        put(conditions.STALLED, "True", failure.reason, reasons.HINTS[failure.reason])
+    elif ended:
+        put(conditions.SUCCEEDED, "True", reasons.ADAPTER_REGISTERED, _registered(case.seen))
+        put(conditions.FINISHED, "True", reasons.ADAPTER_REGISTERED, _registered(case.seen))
+    else:
+        put(conditions.SUCCEEDED, "Unknown", phase, problem or _activity(case))
+        put(conditions.FINISHED, "False", phase, problem or _activity(case))
+    put(conditions.SUSPENDED, *_suspended(case))
+    if ended or phase == "Suspended":
+        return tuple(c for c in current if c.type != conditions.RECONCILING)  # kstatus wants it absent, not False
+    put(conditions.RECONCILING, "True", phase, problem or _activity(case))
+    return current
+
+
+def _accepted(case: Case, failure: Failure | None) -> tuple[ConditionStatus, str, str]:
+    if failure is not None and failure.reason == reasons.INVALID_SPEC:
+        return "False", reasons.INVALID_SPEC, failure.message
+    if case.problem is not None and case.seen.job is None:
+        return "False", reasons.WAITING_FOR_REFERENCE, case.problem.message
+    return "True", reasons.SPEC_ACCEPTED, "the run's Job exists" if case.seen.job else "the spec is valid"
+
+
+def _dataset_ready(case: Case, failure: Failure | None) -> tuple[ConditionStatus, str, str]:
+    exported = _exported(case.seen)
+    if exported is not None:
+        message = f"{exported.rows} rows to train on, {exported.evaluation_rows} held out"
+        return "True", reasons.DATASET_EXPORTED, message
+    about = (reasons.DATASET_UNAVAILABLE, reasons.DATASET_INVALID)
+    if failure is not None and failure.reason in about:
+        return "False", failure.reason, failure.message
+    if case.problem is not None and case.problem.reason in about:
+        return "False", case.problem.reason, case.problem.message
+    known = case.run.status.condition(conditions.DATASET_READY)
+    if known is not None and known.status == "True":
+        return "True", known.reason, known.message
+    return "Unknown", reasons.DATASET_PENDING, "the rows are not on the output claim yet"
+
+
+def _suspended(case: Case) -> tuple[ConditionStatus, str, str]:
+    if not case.run.spec.suspend:
+        return "False", reasons.RESUMED, "spec.suspend is false"
+    if any(not pod.finished for pod in case.seen.pods):
+        return "False", reasons.SUSPENDING, "the pod is saving its checkpoint"
+    return "True", reasons.SUSPENDED, "spec.suspend is true; set it to false to go on"
+
+
+def _activity(case: Case) -> str:
+    """What the run is doing, for the conditions' messages."""
+    failed = [a for a in case.attempts if a.completion_time and a.reason not in ("Completed", "Interrupted")]
+    if failed and case.seen.newest_pod and case.seen.newest_pod.finished:
+        return f"attempt {failed[-1].pod} ended with {failed[-1].reason}; Kubernetes starts the next one"
+    return ""
+
+
+def _registered(seen: Observation) -> str:
+    return f"adapter {seen.adapter.name} version {seen.adapter.version}" if seen.adapter else ""
+
+
+def _exported(seen: Observation) -> DatasetMessage | None:
+    """What export counted, from the newest pod that says so."""
+    pods = sorted(seen.pods, key=lambda pod: pod.created, reverse=True)
+    return next((p.export.message.dataset for p in pods if p.export.succeeded and p.export.message.dataset), None)
+
+
+def _dataset(old: DatasetStatus | None, seen: Observation) -> DatasetStatus | None:
+    values = old.model_dump(exclude_none=True) if old else {}
+    if seen.dataset is not None and seen.dataset.version is not None:
+        values["version"] = seen.dataset.version
+    for message in (_exported(seen), seen.result.dataset if seen.result else None):
+        values |= message.model_dump(exclude_none=True) if message else {}
+    return DatasetStatus(**values) if values else None
+
+
+def _progress(seen: Observation) -> Progress | None:
+    view = seen.progress
+    if view is None:
+        return None
+    metrics = view.metrics
+    return Progress.model_validate(
+        {
+            "step": _whole(metrics.get("step")),
+            "totalSteps": _whole(metrics.get("totalSteps")),
+            "percent": view.percent,
+            "epoch": metrics.get("epoch"),
+            "loss": metrics.get("loss"),
+            "learningRate": metrics.get("learningRate"),
+            "tokensPerSecond": metrics.get("tokensPerSecond"),
+            "remainingSeconds": view.remaining_seconds,
+            "lastUpdateTime": view.time,
+        }
+    )
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def _timings(run: TrainingRun, seen: Observation, now: datetime) -> Timings:
+    """Each first of its kind, in seconds since the run's creation; what is known stays."""
+    known = run.status.timings or Timings()
+    created = run.metadata.creation_timestamp
+    first = min(seen.pods, key=lambda pod: pod.created, default=None)
+    said = seen.result.timings if seen.result else None
+    return Timings(
+        accepted_seconds=_first(known.accepted_seconds, _seconds(created, now)),
+        scheduled_seconds=_first(known.scheduled_seconds, _seconds(created, first.scheduled if first else None)),
+        export_seconds=_first(
+            known.export_seconds,
+            _seconds(created, first.export.finished if first and first.export.succeeded else None),
+        ),
+        model_load_seconds=_first(
+            known.model_load_seconds, _seconds(created, parse_time(said.model_loaded_time) if said else None)
+        ),
+        first_step_seconds=_first(
+            known.first_step_seconds, _seconds(created, parse_time(said.first_step_time) if said else None)
+        ),
+    )
+
+
+def _first(known: int | None, seen: int | None) -> int | None:
+    return known if known is not None else seen
+
+
+def _seconds(start: datetime | None, end: datetime | None) -> int | None:
+    return max(0, round((end - start).total_seconds())) if start and end else None
+
+
+def _result(seen: Observation) -> dict[str, object]:
+    """The parts of the status that only a success has."""
+    message, adapter = seen.result, seen.adapter
+    if message is None or message.result is None or adapter is None:
+        return {}
+    result = message.result
+    return {
+        "resumed_from_step": result.resumed_from_step or None,
+        "loss_history": tuple(LossPoint(step=point.step, loss=point.loss) for point in message.loss_history[:32]),
+        "result": Result(
+            final_loss=result.final_loss,
+            evaluation_loss=result.evaluation_loss,
+            base_evaluation_loss=result.base_evaluation_loss,
+            steps=result.steps,
+            tokens=result.tokens,
+            adapter=AdapterStatus(
+                id=adapter.id,
+                name=adapter.name,
+                version=adapter.version,
+                uri=adapter.uri,
+                sha256=adapter.sha256,
+                bytes=adapter.bytes,
+            ),
+        ),
+    }
+
+
+def _warnings(seen: Observation, now: datetime) -> tuple[str, ...]:
+    """Pods that should long be gone: the node is probably lost, and only a person can say so."""
+    return tuple(
+        f"pod {pod.name} on node {pod.node or '?'} is still terminating; if the node is lost, delete the Node or taint "
+        "it with node.kubernetes.io/out-of-service"
+        for pod in seen.pods
+        if pod.deleted is not None and not pod.finished and now - pod.deleted > SLOW_TERMINATION
+    )
