@@ -62,9 +62,7 @@ def structural_schema(model: type[ApiModel]) -> dict[str, Any]:
     """The structural OpenAPI v3 schema of a model, its rules included."""
     document = model.model_json_schema(by_alias=True, mode="validation")
     definitions = document.pop("$defs", {})
-    return _Converter(definitions, {each.__name__: each for each in _models_below(model)}).of_model(
-        model, document
-    )
+    return _Converter(definitions, {each.__name__: each for each in _models_below(model)}).of_model(model, document)
 
 
 class _Converter:
@@ -79,10 +77,8 @@ class _Converter:
         for name, field in model.model_fields.items():
             alias = field.alias or name
             converted = self.of(node["properties"][alias])
-            if isinstance(field.default, ApiModel):
-                converted["default"] = field.default.model_dump(
-                    mode="json", by_alias=True, exclude_unset=True
-                )
+            if isinstance(field.default, ApiModel) and _has_defaults(converted, field.default):
+                converted["default"] = field.default.model_dump(mode="json", by_alias=True, exclude_unset=True)
             properties[alias] = converted
         schema: dict[str, Any] = {"type": "object"}
         if model.__doc__:
@@ -105,11 +101,7 @@ class _Converter:
             base = self.of_model(self._models[name], self._definitions[name])
         elif "const" in node:
             base = {"type": "string", "enum": [node["const"]]}
-        own = {
-            key: node[key]
-            for key in KEPT
-            if key in node and not (key == "default" and node[key] in (None, []))
-        }
+        own = {key: node[key] for key in KEPT if key in node and not (key == "default" and node[key] in (None, []))}
         if "description" in own:
             own["description"] = _one_line(own["description"])
         schema = {**base, **own}
@@ -137,6 +129,11 @@ def _mentioned(annotation: object) -> Iterator[type[ApiModel]]:
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from _mentioned(argument)
+
+
+def _has_defaults(schema: Mapping[str, Any], value: ApiModel) -> bool:
+    """Whether leaving the object out would lose a default: one inside it, or its own value."""
+    return bool(value.model_fields_set) or any("default" in each for each in schema["properties"].values())
 
 
 def _one_line(text: str) -> str:

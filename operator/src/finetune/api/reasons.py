@@ -25,8 +25,7 @@ INTERNAL_ERROR = "InternalError"
 
 HINTS: dict[str, str] = {
     INVALID_SPEC: (
-        "The message names the field. Correct it and create the run under a new name: a spec cannot be "
-        "changed."
+        "The message names the field. Correct it and create the run under a new name: a spec cannot be changed."
     ),
     DATASET_UNAVAILABLE: (
         "Check the name, the version and the path in spec.dataset, and that the dataset is in the run's "
@@ -72,8 +71,7 @@ HINTS: dict[str, str] = {
         "check that it exists and that the nodes may pull it."
     ),
     DEADLINE_EXCEEDED: (
-        "Raise spec.activeDeadlineSeconds, or train less: spec.training.epochs, maxSteps. Waiting for a "
-        "node counts."
+        "Raise spec.activeDeadlineSeconds, or train less: spec.training.epochs, maxSteps. Waiting for a node counts."
     ),
     DIVERGED: (
         "The loss became infinite or not a number. Lower spec.training.learningRate, raise "

@@ -1,6 +1,7 @@
 """CEL rules that look at more than one field: by model, in the order in which they are reported.
 
-Rules of a single field stand beside the field. Every message says what to change.
+Rules of a single field stand beside the field. Every message says what to change. A rule of a model that is a
+default asks `has` of every field: the API server checks the default `{}` before it fills in the defaults inside.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ IMMUTABLE_MESSAGE = "spec is immutable except suspend: create a TrainingRun with
 
 ADD_METHOD = "add spec.method: SFT"
 ADD_BASE_MODEL = (
-    "add spec.baseModel with exactly one source: hub: {repository: ...} or "
-    "volume: {claimName: ..., path: ...}"
+    "add spec.baseModel with exactly one source: hub: {repository: ...} or volume: {claimName: ..., path: ...}"
 )
 ADD_DATASET = (
     "add spec.dataset with exactly one source: registry: {name: ...}, configMap: {name: ..., key: ...} or "
@@ -111,7 +111,8 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     ),
     Lora: (
         rule(
-            "!self.targetModules.exists(m, m == 'all-linear') || self.targetModules.size() == 1",
+            "!has(self.targetModules) || self.targetModules.size() == 1 "
+            "|| !self.targetModules.exists(m, m == 'all-linear')",
             "targetModules must be either [all-linear] or names of modules",
         ),
     ),
@@ -123,14 +124,13 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     ),
     Resources: (
         rule(
-            "quantity(self.sharedMemory).compareTo(quantity(self.memory)) < 0",
+            "!has(self.sharedMemory) || !has(self.memory) "
+            "|| quantity(self.sharedMemory).compareTo(quantity(self.memory)) < 0",
             "sharedMemory must be less than memory: what is used of it counts as memory",
         ),
     ),
     Toleration: (
-        rule(
-            "self.operator != 'Exists' || !has(self.value)", "value must be left out when operator is Exists"
-        ),
+        rule("self.operator != 'Exists' || !has(self.value)", "value must be left out when operator is Exists"),
         rule("has(self.key) || self.operator == 'Exists'", "operator must be Exists when there is no key"),
         rule(
             "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
