@@ -1,0 +1,129 @@
+"""An API server without a node: all of the API's behaviour (CRDs, CEL, RBAC, admission), but nothing ever runs.
+
+    with ApiServerOnly() as server:
+        subprocess.run(["kubectl", "apply", "-f", "crds/"], env={"KUBECONFIG": str(server.kubeconfig), ...})
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+from tests.cluster import go_build, host, render
+from tests.cluster.base import ClusterError
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.layout import LOOPBACK, Layout, Ports
+from tests.cluster.supervise import Supervisor
+
+ATTEMPTS = 3
+
+
+class ApiServerOnly:
+    """etcd and an API server on ports of their own, in a folder of their own, for as long as this process lives.
+
+    Args:
+        controllers: controllers to run beside it, by the names of kube-controller-manager's ``--controllers``, e.g.
+            ``("garbage-collector-controller", "namespace-controller")``; none by default.
+    """
+
+    def __init__(self, *, controllers: Sequence[str] = ()) -> None:
+        self._controllers = tuple(controllers)
+        self._plane: ControlPlane | None = None
+        self._lock: TextIO | None = None
+        self._lifeline: int | None = None
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The file that gives an administrator access."""
+        return self._running().layout.kubeconfig("super-admin")
+
+    @property
+    def bin_dir(self) -> Path:
+        """A folder with ``kubectl``."""
+        return self._running().bin_dir
+
+    def _running(self) -> ControlPlane:
+        if self._plane is None:
+            raise ClusterError("this API server is not running: call up(), or use it in a `with` statement")
+        return self._plane
+
+    def up(self) -> None:
+        """Start it; up to three times, where another program takes a port between its choice and its use."""
+        bin_dir = go_build.build(go_build.API_SERVER)
+        parent = host.cache_dir() / "api"
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._start(bin_dir, parent)
+            except ClusterError as error:
+                self.down()
+                if attempt == ATTEMPTS or "address already in use" not in str(error):
+                    raise
+            else:
+                return
+
+    def _start(self, bin_dir: Path, parent: Path) -> None:
+        root = Path(tempfile.mkdtemp(dir=parent))
+        layout = Layout(root)
+        self._lock = (root / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        read_end, self._lifeline = os.pipe()
+        self._plane = ControlPlane(
+            layout=layout,
+            ports=Ports.free(),
+            bin_dir=bin_dir,
+            address=LOOPBACK,
+            supervisor=Supervisor(records=layout.records, logs=layout.logs),
+            extra_env={"LIFELINE_FD": str(read_end)},
+            pass_fds=(read_end,),
+        )
+        try:
+            has_accounts = "serviceaccount-controller" in self._controllers or "*" in self._controllers
+            # Without the controller that makes them, pods would be refused for want of a service account.
+            api = self._plane.start(disabled_admission=() if has_accounts else ("ServiceAccount",))
+            self._plane.wait_until("namespace default exists", lambda: api.get("/api/v1/namespaces/default"))
+            if self._controllers:
+                argv = render.controller_manager(layout, self._plane.ports, controllers=self._controllers)
+                self._plane.start_program(argv)
+        finally:
+            os.close(read_end)
+
+    def down(self) -> None:
+        """Stop it and remove its folder."""
+        if self._plane is not None:
+            self._plane.supervisor.stop_all()
+            shutil.rmtree(self._plane.layout.root)
+            self._plane = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders of runs that were killed: nobody holds their lock; their programs ended with them."""
+    for root in parent.iterdir():
+        try:
+            with (root / "lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(root)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # in use, or another run is just making or removing it
