@@ -77,8 +77,10 @@ class _Converter:
         for name, field in model.model_fields.items():
             alias = field.alias or name
             converted = self.of(node["properties"][alias])
-            if isinstance(field.default, ApiModel) and _has_defaults(converted, field.default):
-                converted["default"] = field.default.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            if isinstance(field.default, ApiModel):
+                converted.pop("default")  # with the absent fields written out as null
+                if _has_defaults(converted, field.default):
+                    converted["default"] = field.default.model_dump(mode="json", by_alias=True, exclude_unset=True)
             properties[alias] = converted
         schema: dict[str, Any] = {"type": "object"}
         if model.__doc__:
