@@ -1,7 +1,7 @@
 """What to do next for a run: one action at a time, from the observation alone.
 
-The caller performs the action, adds what came of it to the observation, and asks again until nothing is left to do; then
-it writes the status. So every action is decided with everything before it known, and a crash between two of them
+The caller performs the action, adds what came of it to the observation, and asks again until nothing is left to do;
+then it writes the status. So every action is decided with everything before it known, and a crash between two of them
 leaves a state from which the same question leads on.
 """
 

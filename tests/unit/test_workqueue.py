@@ -1,0 +1,107 @@
+"""The work queue: every key's turn comes, one worker a key, failures come again later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from finetune.controller.workqueue import BACKOFF_MAXIMUM_SECONDS, Key, Work, WorkQueue, backoff_seconds
+
+A, B = Key("ns", "a"), Key("ns", "b")
+
+
+@contextlib.asynccontextmanager
+async def serving(work: Work, workers: int = 4) -> AsyncIterator[WorkQueue]:
+    queue = WorkQueue(work=work, workers=workers)
+    task = asyncio.create_task(queue.run())
+    try:
+        yield queue
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_key_that_is_added_twice_runs_once() -> None:
+    done: list[Key] = []
+    finished = asyncio.Event()
+
+    async def work(key: Key) -> None:
+        done.append(key)
+        if key == B:
+            finished.set()
+
+    async with serving(work, workers=1) as queue:
+        for key in (A, A, A, B):
+            queue.add(key)
+        await asyncio.wait_for(finished.wait(), 5)
+    assert done == [A, B]
+
+
+async def test_a_key_that_changes_while_it_is_worked_on_runs_again_and_never_beside_itself() -> None:
+    started, release, twice = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    active, most, passes = 0, 0, 0
+
+    async def work(key: Key) -> None:
+        nonlocal active, most, passes
+        active, passes = active + 1, passes + 1
+        most = max(most, active)
+        started.set()
+        await release.wait()
+        active -= 1
+        if passes == 2:
+            twice.set()
+
+    async with serving(work) as queue:
+        queue.add(A)
+        await asyncio.wait_for(started.wait(), 5)
+        queue.add(A)
+        queue.add(A)
+        release.set()
+        await asyncio.wait_for(twice.wait(), 5)
+    assert (most, passes) == (1, 2)
+
+
+async def test_a_failure_is_tried_again_and_does_not_stop_the_others() -> None:
+    tries, other = [0], asyncio.Event()
+    recovered = asyncio.Event()
+
+    async def work(key: Key) -> None:
+        if key == B:
+            other.set()
+            return
+        tries[0] += 1
+        if tries[0] < 3:
+            raise RuntimeError("not yet")
+        recovered.set()
+
+    async with serving(work, workers=1) as queue:
+        queue.add(A)
+        queue.add(B)
+        await asyncio.wait_for(other.wait(), 5)
+        await asyncio.wait_for(recovered.wait(), 5)
+    assert tries[0] == 3
+
+
+async def test_a_returned_delay_brings_the_key_back() -> None:
+    passes, again = [0], asyncio.Event()
+
+    async def work(key: Key) -> float | None:
+        del key
+        passes[0] += 1
+        if passes[0] == 2:
+            again.set()
+            return None
+        return 0.01
+
+    async with serving(work) as queue:
+        queue.add(A)
+        await asyncio.wait_for(again.wait(), 5)
+
+
+@pytest.mark.parametrize(("failures", "full"), [(1, 0.2), (2, 0.4), (5, 3.2), (50, BACKOFF_MAXIMUM_SECONDS)])
+def test_backoff_doubles_up_to_a_minute_and_is_spread(failures: int, full: float) -> None:
+    assert backoff_seconds(failures, 0.0) == pytest.approx(full)
+    assert backoff_seconds(failures, 1.0) == pytest.approx(full / 2)
