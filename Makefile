@@ -1,0 +1,71 @@
+# The commands of this project. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := operator model tests examples images
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test down clean lint types unit training-tests api e2e cluster images lock crds format
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: $(VENV)/ready ## A cluster, the images, the chart, a dataset and a TrainingRun; ends with a registered adapter
+	$(BIN)/python -m examples.demo
+
+test: lint types unit api training-tests e2e ## Everything that can be tested on this machine
+
+down: $(VENV)/ready ## Remove the cluster and what runs in it (images stay in the cache)
+	$(BIN)/python -m tests.cluster down
+
+clean: down ## As down, and remove the environment, the outputs and the cached images
+	$(BIN)/python -m tests.cluster down --purge
+	rm -rf $(VENV) out
+
+lint: $(VENV)/ready ## Style, and the rules of who may import whom
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports
+
+types: $(VENV)/ready ## Strict type check
+	$(BIN)/mypy
+
+unit: $(VENV)/ready ## Unit tests: seconds, no cluster
+	$(BIN)/pytest tests/unit
+
+api: $(VENV)/ready ## The API, the operator and the registry's authentication against a real API server
+	$(BIN)/pytest tests/api
+
+training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
+	$(BIN)/python -m images.run -- python -m pytest -p no:cacheprovider tests/training
+
+e2e: $(VENV)/ready ## The whole, on the local cluster with real pods
+	$(BIN)/pytest tests/e2e
+
+cluster: $(VENV)/ready ## Start the local cluster and leave it running
+	$(BIN)/python -m tests.cluster up
+
+images: $(VENV)/ready ## Build the images
+	$(BIN)/python -m images.build
+
+format: $(VENV)/ready ## Format the sources
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+crds: $(VENV)/ready ## Write the CustomResourceDefinition from the models
+	$(BIN)/python -m finetune.api.crd > crds/finetune.dev_trainingruns.yaml
+
+lock: $(VENV)/ready ## Pin the newest versions that pyproject.toml allows
+	for extra in operator training dev; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --custom-compile-command "make lock" --no-emit-package finetune-operator \
+	    --extra $$extra --output-file locks/$$extra.txt pyproject.toml || exit 1; \
+	done
+
+$(VENV)/ready: locks/dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement locks/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
