@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +68,7 @@ class ControlPlane:
         Raises:
             ClusterError: it did not become true in time, or a program died meanwhile.
         """
-        deadline = time.monotonic() + seconds
-        while True:
-            if answer := condition():
-                return answer
-            self.supervisor.check_alive()
-            if time.monotonic() > deadline:
-                raise ClusterError(f"not reached within {seconds:g} s: {what}; the logs are in {self.layout.logs}")
-            time.sleep(0.05)
+        try:
+            return host.wait_until(what, condition, seconds=seconds, check=self.supervisor.check_alive)
+        except TimeoutError as error:
+            raise ClusterError(f"{error}; the logs are in {self.layout.logs}") from error

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from tests.cluster.base import ClusterError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GO_SOURCES = Path(__file__).resolve().parent / "go"
+
+T = TypeVar("T")
 
 NODE = "node0"
 GPU_RESOURCE = "nvidia.com/gpu"
@@ -77,3 +82,39 @@ def run(
         output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
         raise ClusterError(f"{line} ended with code {done.returncode}:\n{output}")
     return done.stdout
+
+
+def answers(url: str) -> bool:
+    """Whether an HTTP server of this machine answers a GET with success."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - always http, to a fixed port
+            return 200 <= answer.status < 300
+    except OSError:
+        return False
+
+
+def wait_until(
+    what: str,
+    condition: Callable[[], T | None],
+    *,
+    seconds: float = 60,
+    check: Callable[[], None] = lambda: None,
+) -> T:
+    """Ask until the answer is true, and return it.
+
+    Args:
+        what: what is waited for, for the message.
+        condition: the question, asked 20 times a second.
+        seconds: how long to ask.
+        check: called between the questions; raises where waiting has become pointless.
+
+    Raises:
+        TimeoutError: it did not become true in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        check()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not reached within {seconds:g} s: {what}")
+        time.sleep(0.05)
+    return answer

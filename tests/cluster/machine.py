@@ -18,8 +18,19 @@ from tests.cluster.layout import BRIDGE, CGROUP, NETWORK, NODE_ADDRESS, SERVICE_
 MOUNTS = Path("/proc/self/mountinfo")
 SYSCTLS = Path("/proc/sys")
 BRIDGES = Path("/sys/class/net")
-CNI_RESULTS = Path("/var/lib/cni")
+CNI_RESULTS = Path("/var/lib/cni/results")
 CONTAINER_LOG_LINKS = Path("/var/log/containers")
+DEVICE_PLUGIN_SOCKET = Path("/var/lib/kubelet/device-plugins/kubelet.sock")  # the kubelet's, whatever its root
+SHARED_FOLDERS = (
+    DEVICE_PLUGIN_SOCKET.parent,
+    DEVICE_PLUGIN_SOCKET.parent.parent,
+    CNI_RESULTS,
+    CNI_RESULTS.parent,
+    CONTAINER_LOG_LINKS,
+    Path("/run/containerd/s"),
+    Path("/run/containerd"),
+)
+"""What the node's programs make outside of their folder, innermost first."""
 NFT_TABLES = (("ip", NETWORK), ("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 CHANGED_SYSCTLS = (
     "net/ipv4/ip_forward",
@@ -156,13 +167,18 @@ def _remove_network() -> None:
 
 
 def _remove_traces(layout: Layout) -> None:
-    results = CNI_RESULTS / "results"
-    if results.is_dir():
-        for path in results.glob(f"{NETWORK}-*"):
-            path.unlink()
+    # A network's cached results are named <network>-<sandbox>-<link>; ours share their sandboxes with the loopback's.
+    for result in CNI_RESULTS.glob(f"{NETWORK}-*-eth0"):
+        sandbox = result.name.removeprefix(f"{NETWORK}-").removesuffix("-eth0")
+        result.unlink()
+        (CNI_RESULTS / f"cni-loopback-{sandbox}-lo").unlink(missing_ok=True)
     if CONTAINER_LOG_LINKS.is_dir():
         for link in CONTAINER_LOG_LINKS.iterdir():
             if link.is_symlink() and str(link.readlink()).startswith(f"{layout.pod_logs}/"):
                 link.unlink()
     for address in layout.containerd_run.glob("io.containerd.runtime.v2.task/*/*/address"):
         Path(address.read_text().removeprefix("unix://")).unlink(missing_ok=True)  # the socket of a killed shim
+    DEVICE_PLUGIN_SOCKET.unlink(missing_ok=True)
+    for folder in SHARED_FOLDERS:
+        with contextlib.suppress(OSError):  # somebody else's files are in it, or it does not exist
+            folder.rmdir()

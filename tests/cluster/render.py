@@ -155,6 +155,8 @@ disabled_plugins = {json.dumps(disabled)}
     discard_unpacked_layers = true
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      Root = {json.dumps(str(layout.containerd_run / "runc"))}
 """
 
 
@@ -241,8 +243,9 @@ def kube_proxy(layout: Layout, ports: Ports) -> str:
     )
 
 
-def corefile(layout: Layout, ports: Ports) -> str:
-    """CoreDNS: the cluster's names, and the machine's own resolver for all others."""
+def corefile(layout: Layout, ports: Ports, upstream: Path | None) -> str:
+    """CoreDNS: the cluster's names, and the resolvers of a resolv.conf, if there are any, for all others."""
+    forward = f"\n    forward . {upstream}" if upstream else ""
     return f""".:53 {{
     bind {NODE_ADDRESS}
     errors
@@ -251,8 +254,7 @@ def corefile(layout: Layout, ports: Ports) -> str:
         kubeconfig {layout.kubeconfig("super-admin")}
         pods insecure
         ttl 5
-    }}
-    forward . {layout.config / "upstream-resolv.conf"}
+    }}{forward}
     cache 5
 }}
 """
@@ -268,3 +270,23 @@ def registry(layout: Layout, ports: Ports) -> str:
             "http": {"addr": f"{LOOPBACK}:{ports.registry}"},
         }
     )
+
+
+def local_path(layout: Layout) -> dict[str, Any]:
+    """The provisioner's configuration: one folder, and the helper image's programs that make and remove folders in it."""
+    return {
+        "nodePathMap": [{"node": "DEFAULT_PATH_FOR_NON_LISTED_NODES", "paths": [str(layout.volumes)]}],
+        "setupCommand": "/setup",
+        "teardownCommand": "/teardown",
+    }
+
+
+def local_path_pod() -> dict[str, Any]:
+    """The pod that makes or removes a volume's folder; the provisioner fills in command and mounts."""
+    container = {"name": "helper-pod", "image": PAUSE_IMAGE, "imagePullPolicy": "IfNotPresent"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "helper-pod"},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 0},
+    }

@@ -1,0 +1,1 @@
+"""python -m tests.cluster up|down|status|load|kubeconfig: the local Kubernetes by hand."""
