@@ -94,8 +94,8 @@ class RegistryClient:
 
     Parameters: `base_url` like `http://registry.finetune:8080`; `token`, called before each request, or
     `token_file`, read again when it changes (a projected token is replaced every hour), or neither for a
-    registry that takes no tokens; `timeout` in seconds for a whole call, streamed bodies excepted; `ssl` for a
-    registry behind a private certificate authority.
+    registry that takes no tokens; `timeout` in seconds for a whole call, streamed bodies excepted; `ssl` for
+    a registry behind a private certificate authority.
     """
 
     def __init__(
@@ -132,9 +132,7 @@ class RegistryClient:
 
     # What the operator asks
 
-    async def get_dataset_version(
-        self, namespace: str, name: str, version: int | None = None
-    ) -> DatasetVersion:
+    async def get_dataset_version(self, namespace: str, name: str, version: int | None = None) -> DatasetVersion:
         """Facts about one version of a dataset; without a number, the newest."""
         path = _path(namespace, "datasets", name, "versions", _version(version))
         return await self._call(DatasetVersion, "GET", path)
@@ -241,18 +239,14 @@ class RegistryClient:
 
     async def list_datasets(self, namespace: str) -> list[DatasetVersion]:
         """The newest version of every dataset, sorted by name."""
-        return [
-            item async for page in self._pages(DatasetVersions, namespace, "datasets") for item in page.items
-        ]
+        return [item async for page in self._pages(DatasetVersions, namespace, "datasets") for item in page.items]
 
     async def list_dataset_versions(self, namespace: str, name: str) -> list[DatasetVersion]:
         """All versions of one dataset, newest first."""
         pages = self._pages(DatasetVersions, namespace, "datasets", name)
         return [item async for page in pages for item in page.items]
 
-    async def read_dataset_rows(
-        self, namespace: str, name: str, version: int | None = None
-    ) -> AsyncIterator[bytes]:
+    async def read_dataset_rows(self, namespace: str, name: str, version: int | None = None) -> AsyncIterator[bytes]:
         """The rows as they were uploaded, in blocks of bytes that do not end at line ends."""
         url = _path(namespace, "datasets", name, "versions", _version(version), "rows")
         async with self._open("GET", url, streaming=True) as response:
@@ -265,18 +259,14 @@ class RegistryClient:
 
     async def list_adapters(self, namespace: str) -> list[AdapterVersion]:
         """The newest version of every adapter, sorted by name."""
-        return [
-            item async for page in self._pages(AdapterVersions, namespace, "adapters") for item in page.items
-        ]
+        return [item async for page in self._pages(AdapterVersions, namespace, "adapters") for item in page.items]
 
     async def list_adapter_versions(self, namespace: str, name: str) -> list[AdapterVersion]:
         """All versions of one adapter, newest first."""
         pages = self._pages(AdapterVersions, namespace, "adapters", name)
         return [item async for page in pages for item in page.items]
 
-    async def get_adapter_version(
-        self, namespace: str, name: str, version: int | None = None
-    ) -> AdapterVersion:
+    async def get_adapter_version(self, namespace: str, name: str, version: int | None = None) -> AdapterVersion:
         """One version of an adapter with its files; without a number, the newest."""
         path = _path(namespace, "adapters", name, "versions", _version(version))
         return await self._call(AdapterVersion, "GET", path)

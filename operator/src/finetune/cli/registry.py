@@ -1,0 +1,108 @@
+"""`finetune registry`: serve the registry, migrate its database."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+DATABASE_URL = "FINETUNE_DATABASE_URL"
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `registry` and its sub-commands; each sets `handler`, a function from the arguments to an exit code."""
+    registry = subparsers.add_parser("registry", help="the registry of datasets, runs and adapters")
+    commands = registry.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="migrate the database, then serve the HTTP API until SIGTERM")
+    _add_database(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
+    serve.add_argument(
+        "--auth",
+        choices=("none", "kubernetes"),
+        default="none",
+        help="none: everybody may do everything, loopback only; kubernetes: bearer tokens, which the API server "
+        "checks (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--operator-user",
+        metavar="USER",
+        help="the user that may record runs and register adapters: system:serviceaccount:<namespace>:<name>",
+    )
+    serve.set_defaults(handler=_serve)
+
+    migrate = commands.add_parser("migrate", help="bring the database to this version's schema and exit")
+    _add_database(migrate)
+    migrate.set_defaults(handler=_migrate)
+
+
+def _add_database(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--database-url",
+        metavar="URL",
+        help="sqlite:////path/registry.db or postgresql://user:password@host/name; default: the environment "
+        f"variable {DATABASE_URL}, which keeps a password out of the process list",
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from finetune.registry.database import InvalidDatabaseURL
+    from finetune.registry.server import InvalidSettings, Settings, serve
+
+    try:
+        settings = Settings(
+            database_url=_database_url(arguments),
+            host=arguments.host,
+            port=arguments.port,
+            auth=arguments.auth,
+            operator_user=arguments.operator_user,
+        )
+        settings.check()
+    except (InvalidDatabaseURL, InvalidSettings) as error:
+        return _fail(error, code=2)
+    return _on_database(lambda: serve(settings))
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from finetune.registry.database import InvalidDatabaseURL, parse_url
+    from finetune.registry.migrate import migrate
+
+    try:
+        url = parse_url(_database_url(arguments))
+    except InvalidDatabaseURL as error:
+        return _fail(error, code=2)
+
+    def run() -> None:
+        before, after = migrate(url)
+        print(f"schema {after}" + (" already" if before == after else f" (was: {before or 'empty'})"))
+
+    return _on_database(run)
+
+
+def _database_url(arguments: argparse.Namespace) -> str:
+    return arguments.database_url or os.environ.get(DATABASE_URL) or ""
+
+
+def _on_database(action: Callable[[], None]) -> int:
+    """Run something that needs the database; what an administrator can mend becomes one line, not a traceback."""
+    from sqlalchemy.exc import OperationalError
+
+    from finetune.registry.migrate import UnknownRevision
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # migrate.py says what was done
+    try:
+        action()
+    except UnknownRevision as error:
+        return _fail(error, code=1)
+    except OperationalError as error:
+        return _fail(f"the database does not answer: {error.orig}", code=1)
+    return 0
+
+
+def _fail(error: object, *, code: int) -> int:
+    print(f"finetune registry: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,119 @@
+"""Who may call what. The HTTP service asks before it does anything.
+
+- the operator: a token of audience `finetune.dev/registry` whose user is the configured one
+- a run's pod: a token of audience `finetune.dev/runs/<uid>`, while the pod that it is bound to exists in that namespace
+  with the label `finetune.dev/run-uid=<uid>`
+- people: a token of audience `finetune.dev/registry`, and the cluster's RBAC on `datasets`, `adapters`, `trainingruns`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .errors import Forbidden, Unauthorized
+from .reviews import POD_NAME, POD_UID, KubernetesReviews, Question, User
+
+REGISTRY_AUDIENCE = "finetune.dev/registry"
+RUN_LABEL = "finetune.dev/run-uid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Who may make one call: any of the operator, a pod of the run `run_uid`, and people who may do `people`."""
+
+    namespace: str
+    operator: bool = False
+    run_uid: str | None = None
+    people: Question | None = None
+
+    @property
+    def audiences(self) -> tuple[str, ...]:
+        """The audiences of the tokens that can be good for this call."""
+        names = []
+        if self.run_uid is not None:
+            names.append(f"finetune.dev/runs/{self.run_uid}")
+        if self.operator or self.people is not None:
+            names.append(REGISTRY_AUDIENCE)
+        return tuple(names)
+
+
+class Access(Protocol):
+    """The way in."""
+
+    async def check(self, token: str | None, rule: Rule) -> str:
+        """The caller's name, for the audit trail. Raises `Unauthorized`, `Forbidden` or `Unavailable`."""
+        ...
+
+    async def close(self) -> None:
+        """Close connections."""
+        ...
+
+
+class OpenAccess:
+    """Everybody may do everything: for a registry that only its own machine can reach."""
+
+    async def check(self, token: str | None, rule: Rule) -> str:  # noqa: ARG002 - nothing is asked for
+        """Let everybody pass."""
+        return "local"
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class KubernetesAccess:
+    """The rules of a cluster, asked from its API server."""
+
+    def __init__(self, reviews: KubernetesReviews, *, operator_user: str) -> None:
+        self._reviews = reviews
+        self._operator_user = operator_user
+
+    async def close(self) -> None:
+        """Close the connections to the API server."""
+        await self._reviews.close()
+
+    async def check(self, token: str | None, rule: Rule) -> str:
+        """The caller's name. Raises `Unauthorized`, `Forbidden` or `Unavailable`."""
+        if not token:
+            raise Unauthorized(
+                "the request has no token",
+                hint=f'send "Authorization: Bearer <token>" with a token of audience {" or ".join(rule.audiences)}',
+            )
+        user = await self._reviews.user_of(token, rule.audiences)
+        if REGISTRY_AUDIENCE not in user.audiences:
+            await self._check_pod(user, rule)
+        elif not (rule.operator and user.name == self._operator_user):
+            await self._check_person(user, rule)
+        return user.name
+
+    async def _check_pod(self, user: User, rule: Rule) -> None:
+        name, uid = user.single(POD_NAME), user.single(POD_UID)
+        if name is None or uid is None or rule.run_uid is None:
+            raise Forbidden(
+                "the token is not bound to a pod",
+                hint="use the token that is projected into the run's pod, not one made by hand",
+            )
+        if not user.name.startswith(f"system:serviceaccount:{rule.namespace}:"):
+            raise Forbidden(
+                f"pod {name!r} is not in namespace {rule.namespace!r}", hint="call with the pod's own namespace"
+            )
+        labels = {RUN_LABEL: rule.run_uid}
+        if not await self._reviews.pod_exists(namespace=rule.namespace, name=name, uid=uid, labels=labels):
+            raise Forbidden(
+                f"pod {name!r} does not exist any more, or is not of run {rule.run_uid}",
+                hint="only a pod that the operator made for the run may call",
+            )
+
+    async def _check_person(self, user: User, rule: Rule) -> None:
+        question = rule.people
+        if question is None:
+            raise Forbidden(
+                f"{user.name!r} may not make this call: it is the operator's",
+                hint=f"the registry's operator is {self._operator_user!r} (--operator-user)",
+            )
+        if not await self._reviews.may(user, question):
+            what = f"{question.resource}.finetune.dev in namespace {question.namespace!r}"
+            raise Forbidden(
+                f"{user.name!r} may not {question.verb} {what}",
+                hint=f"ask for a Role with verb {question.verb!r} on {question.resource!r} of API group finetune.dev",
+            )

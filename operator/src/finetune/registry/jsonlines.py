@@ -1,0 +1,149 @@
+"""Check and measure JSON lines while they stream past, in constant memory.
+
+    reader = JsonLinesReader()
+    for block in blocks:
+        reader.feed(block)
+    facts = reader.finish()
+
+`feed` and `finish` raise `InvalidRows` naming the line. Nothing is changed: what was fed are the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from finetune.api.registry import Shape
+
+from .errors import InvalidRows
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# First match wins; every row must have the shape of the first one.
+_SHAPES: tuple[tuple[Shape, frozenset[str]], ...] = (
+    ("preference", frozenset({"prompt", "chosen", "rejected"})),
+    ("prompt-completion", frozenset({"prompt", "completion"})),
+    ("messages", frozenset({"messages"})),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFacts:
+    """What is known about a dataset's content once all of it was seen."""
+
+    rows: int
+    bytes: int
+    sha256: str
+    shape: Shape
+
+
+def shape_of(row: dict[str, Any]) -> Shape:
+    """The shape of a row, by its keys; further keys are allowed."""
+    return next((shape for shape, keys in _SHAPES if keys <= row.keys()), "other")
+
+
+class JsonLinesReader:
+    """Reads blocks of bytes that may end anywhere, also in the middle of a character."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+        self._line = 0
+        self._rows = 0
+        self._first_blank: int | None = None
+        self._shape: Shape | None = None
+        self._rest = bytearray()
+
+    def feed(self, block: bytes) -> None:
+        """Take the next bytes. Raises `InvalidRows`."""
+        self._digest.update(block)
+        self._bytes += len(block)
+        end = block.rfind(b"\n")
+        if end < 0:
+            self._rest += block
+        else:
+            self._rest += block[:end]
+            for line in bytes(self._rest).split(b"\n"):
+                self._take(line)
+            self._rest = bytearray(block[end + 1 :])
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise self._too_long(self._line + 1)
+
+    def finish(self) -> RowFacts:
+        """Take the last line, which may lack its newline. Raises `InvalidRows`, also for no rows at all."""
+        if self._rest:
+            self._take(bytes(self._rest))
+            self._rest.clear()
+        if self._shape is None:
+            raise InvalidRows(
+                "the dataset has no rows",
+                hint="send JSON lines: one JSON object a line, like "
+                '{"prompt": "...", "completion": "..."}; is the file empty?',
+            )
+        return RowFacts(rows=self._rows, bytes=self._bytes, sha256=self._digest.hexdigest(), shape=self._shape)
+
+    def _take(self, line: bytes) -> None:
+        self._line += 1
+        number = self._line
+        if len(line) > MAX_LINE_BYTES:
+            raise self._too_long(number)
+        if not line.strip():
+            # Blank lines at the end are harmless; between rows they would shift every row number after them.
+            self._first_blank = self._first_blank or number
+            return
+        if self._first_blank is not None:
+            raise InvalidRows(f"line {self._first_blank}: empty line between rows", hint="remove the empty line")
+        row = self._parse(line, number)
+        shape = shape_of(row)
+        if self._shape is None:
+            self._shape = shape
+        elif shape != self._shape:
+            raise InvalidRows(
+                f"line {number}: {_describe(shape)}, but line 1 is {_describe(self._shape)}",
+                hint="all rows of a dataset have one shape: split the file, or add the missing keys",
+            )
+        self._rows += 1
+
+    @staticmethod
+    def _parse(line: bytes, number: int) -> dict[str, Any]:
+        try:
+            row = from_json(line, allow_inf_nan=False)
+        except ValueError as error:
+            raise InvalidRows(f"line {number}: not valid JSON: {error}", hint=_json_hint(line, number)) from None
+        if not isinstance(row, dict):
+            raise InvalidRows(
+                f"line {number}: a JSON {_type_name(row)} where an object is expected",
+                hint='every line is one object, like {"prompt": "...", "completion": "..."}',
+            )
+        return row
+
+    @staticmethod
+    def _too_long(number: int) -> InvalidRows:
+        return InvalidRows(
+            f"line {number}: longer than {MAX_LINE_BYTES // 1024 // 1024} MiB",
+            hint="one row is one line; is this a JSON array, or a file without line ends?",
+        )
+
+
+def _describe(shape: Shape) -> str:
+    keys = next((sorted(keys) for name, keys in _SHAPES if name == shape), None)
+    return f"a row with {', '.join(keys)}" if keys else "a row of another shape"
+
+
+def _json_hint(line: bytes, number: int) -> str:
+    if number == 1 and line.startswith(_BYTE_ORDER_MARK):
+        return "the file starts with a byte order mark: save it as UTF-8 without one"
+    if number == 1 and line.lstrip().startswith(b"["):
+        return "this looks like a JSON array: write one object a line instead (jq -c '.[]' file.json)"
+    if number == 1 and line.startswith(b"\x1f\x8b"):
+        return "this is a gzip file: decompress it first"
+    return "every line is one complete JSON object, in UTF-8, without NaN or Infinity"
+
+
+def _type_name(value: object) -> str:
+    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")

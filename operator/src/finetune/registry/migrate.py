@@ -1,0 +1,107 @@
+"""Bring a database to the newest schema, once, whoever else tries at the same time.
+
+A whole upgrade is one transaction on both databases: after a crash the old schema is there, or the new
+one. Two registries that start together wait for each other: on PostgreSQL by an advisory lock, on SQLite
+by the write lock of the file.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy.pool import NullPool
+
+log = logging.getLogger(__name__)
+
+ADVISORY_LOCK = 0x66696E6574756E65  # "finetune" as a number: one lock for all registries of a database
+LOCK_TIMEOUT_SECONDS = 300
+
+
+class UnknownRevision(RuntimeError):  # noqa: N818 - reads as the condition that it is
+    """The database was made by a newer registry."""
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration, without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head() -> str:
+    """The revision that this code expects."""
+    revision = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    if revision is None:
+        raise RuntimeError("the package holds no migrations: it was built without registry/migrations/versions")
+    return revision
+
+
+def migrate(url: URL) -> tuple[str | None, str]:
+    """Upgrade the database at `url` to the newest schema; returns the revision before and after.
+
+    Raises `UnknownRevision` when the database is newer than this code, and SQLAlchemy's errors when it
+    does not answer.
+    """
+    engine = _create_engine(url)
+    try:
+        with engine.connect() as connection, connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            return _upgrade(connection)
+    finally:
+        engine.dispose()
+
+
+def _upgrade(connection: Connection) -> tuple[str | None, str]:
+    config = alembic_config()
+    wanted = head()
+    before = MigrationContext.configure(connection).get_current_revision()
+    if before == wanted:
+        return before, wanted
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if before is not None and before not in known:
+        raise UnknownRevision(
+            f"the database has schema {before}, which is newer than this registry (it knows up to {wanted}): "
+            "run the newer image, or restore the backup from before the upgrade"
+        )
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    if connection.dialect.name == "sqlite":
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if broken is not None:
+            raise RuntimeError(f"schema {wanted} would break a reference: {tuple(broken)}; nothing was changed")
+    log.info("database schema migrated from %s to %s", before or "nothing", wanted)
+    return before, wanted
+
+
+def _create_engine(url: URL) -> Engine:
+    """A synchronous engine for the same database: Alembic knows no other."""
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, poolclass=NullPool)
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url.set(drivername="sqlite+pysqlite"), poolclass=NullPool)
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _entry: Any) -> None:
+        connection.isolation_level = None
+        # Changing a table means copying it; with foreign keys on, dropping the old one deletes what
+        # refers to it.
+        connection.execute("PRAGMA foreign_keys=OFF")
+        connection.execute(f"PRAGMA busy_timeout={LOCK_TIMEOUT_SECONDS * 1000}")
+        connection.execute("PRAGMA journal_mode=WAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

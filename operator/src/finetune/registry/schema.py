@@ -1,0 +1,231 @@
+"""The tables. A change here needs a migration in migrations/versions; a test compares the two.
+
+Everything that belongs to users is scoped by namespace. Version numbers come from a counter that only
+goes up, so a number is never given twice. Times are UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware UTC time; SQLite, which knows no zones, stores it without one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive times, which would mean something else on each machine."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time without a zone cannot be stored: {value!r}")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Give back UTC, whatever zone the database session has."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# SQLite numbers rows by itself only in a column of type INTEGER.
+Identifier = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _identifier() -> Column[int]:
+    return Column("id", Identifier, primary_key=True, autoincrement=True)
+
+
+contents = Table(
+    "contents",
+    metadata,
+    _identifier(),
+    # An upload in progress is touched with every chunk; one that belongs to no version and was not
+    # touched for an hour was abandoned.
+    Column("touched_time", UtcTime, nullable=False, index=True),
+    Column("attached", Boolean, nullable=False),
+    # Without it SQLite gives the number of a deleted upload to the next one, while the first may still be
+    # writing.
+    sqlite_autoincrement=True,
+)
+
+content_chunks = Table(
+    "content_chunks",
+    metadata,
+    Column("content_id", ForeignKey("contents.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),  # zlib, about 1 MiB before compression
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    _identifier(),
+    Column("namespace", String(63), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("last_version", Integer, nullable=False),
+    Column("created_time", UtcTime, nullable=False),
+    UniqueConstraint("namespace", "name"),
+)
+
+dataset_versions = Table(
+    "dataset_versions",
+    metadata,
+    _identifier(),
+    Column("dataset_id", ForeignKey("datasets.id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("content_id", ForeignKey("contents.id"), nullable=False, unique=True),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("shape", String(20), nullable=False),
+    Column("created_time", UtcTime, nullable=False),
+    UniqueConstraint("dataset_id", "version"),
+    UniqueConstraint("dataset_id", "sha256"),
+    CheckConstraint("version > 0", name="version_positive"),
+)
+
+experiments = Table(
+    "experiments",
+    metadata,
+    _identifier(),
+    Column("namespace", String(63), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("created_time", UtcTime, nullable=False),
+    UniqueConstraint("namespace", "name"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    _identifier(),
+    Column("uid", String(63), nullable=False, unique=True),
+    Column("namespace", String(63), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("experiment_id", ForeignKey("experiments.id"), nullable=False, index=True),
+    Column("method", String(16), nullable=False),
+    Column("dataset_version_id", ForeignKey("dataset_versions.id"), nullable=True, index=True),
+    Column("spec", JSON, nullable=False),
+    Column("created_time", UtcTime, nullable=False),
+    Index(None, "namespace", "id"),
+)
+
+run_progress = Table(
+    "run_progress",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("trainer_status", JSON, nullable=False),
+    Column("updated_time", UtcTime, nullable=False),
+)
+
+metric_points = Table(
+    "metric_points",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("time", UtcTime, primary_key=True),
+    Column("step", BigInteger, nullable=True),
+    Column("value", Float(53), nullable=True),  # null: not a finite number
+)
+
+run_results = Table(
+    "run_results",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("document", LargeBinary, nullable=False),  # the trainer's bytes, kept as they are
+    Column("stored_time", UtcTime, nullable=False),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    _identifier(),
+    Column("namespace", String(63), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("last_version", Integer, nullable=False),
+    Column("created_time", UtcTime, nullable=False),
+    UniqueConstraint("namespace", "name"),
+)
+
+adapter_versions = Table(
+    "adapter_versions",
+    metadata,
+    _identifier(),
+    Column("public_id", String(36), nullable=False, unique=True),
+    Column("adapter_id", ForeignKey("adapters.id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("run_id", ForeignKey("runs.id"), nullable=False, unique=True),
+    Column("claim_name", String(253), nullable=False),
+    Column("base_model_name", String(512), nullable=False),
+    Column("base_model_revision", String(128), nullable=True),
+    Column("dataset_sha256", String(64), nullable=False, index=True),
+    Column("dataset", JSON, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    # Decimal text: what the trainer wrote, digit for digit.
+    Column("final_loss", String(64), nullable=False),
+    Column("evaluation_loss", String(64), nullable=True),
+    Column("base_evaluation_loss", String(64), nullable=True),
+    Column("steps", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=True),
+    Column("resumed_from_step", BigInteger, nullable=False),
+    Column("created_time", UtcTime, nullable=False),
+    UniqueConstraint("adapter_id", "version"),
+    CheckConstraint("version > 0", name="version_positive"),
+)
+
+adapter_files = Table(
+    "adapter_files",
+    metadata,
+    Column("adapter_version_id", ForeignKey("adapter_versions.id"), primary_key=True),
+    Column("path", String(512), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    _identifier(),
+    Column("time", UtcTime, nullable=False),
+    Column("actor", String(512), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("details", JSON, nullable=False),
+    Index(None, "namespace", "time"),
+)

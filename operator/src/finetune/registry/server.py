@@ -1,0 +1,100 @@
+"""The registry as a process: check the settings, migrate, serve until SIGTERM."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from .access import Access, KubernetesAccess, OpenAccess
+from .database import parse_url
+from .migrate import migrate
+
+log = logging.getLogger(__name__)
+
+GRACEFUL_SECONDS = 20
+
+
+class InvalidSettings(ValueError):  # noqa: N818 - reads as the condition that it is
+    """The settings contradict each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an administrator chooses.
+
+    `database_url` as in `parse_url`; `auth` is `none` (loopback only) or `kubernetes`; `operator_user` is the user
+    that may write, like `system:serviceaccount:finetune:operator`.
+    """
+
+    database_url: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    auth: Literal["none", "kubernetes"] = "none"
+    operator_user: str | None = None
+
+    def check(self) -> None:
+        """Raises `InvalidSettings`, or `InvalidDatabaseURL`."""
+        parse_url(self.database_url)
+        if self.auth == "none" and not is_loopback(self.host):
+            raise InvalidSettings(
+                f"--auth=none lets everybody in, so it listens on loopback only, not on {self.host}: "
+                "use --host=127.0.0.1, or --auth=kubernetes"
+            )
+        if self.auth == "kubernetes" and not self.operator_user:
+            raise InvalidSettings(
+                "--auth=kubernetes needs --operator-user=system:serviceaccount:<namespace>:<name>: "
+                "the user that may record runs and register adapters"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(settings: Settings) -> None:
+    """Migrate the database, then serve until SIGTERM or SIGINT; requests under way are finished first."""
+    import uvicorn
+
+    from .service.app import create_app
+
+    settings.check()
+    # uvicorn raises the signal that stopped it once more when it is done: then this ends the process, with 0.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+    url = parse_url(settings.database_url)
+    before, after = migrate(url)
+    log.info("database %s has schema %s (was: %s)", url.render_as_string(), after, before or "empty")
+
+    async def access() -> Access:
+        return await _access(settings)
+
+    config = uvicorn.Config(
+        create_app(database_url=url, access=access),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+    )
+    uvicorn.Server(config).run()
+
+
+async def _access(settings: Settings) -> Access:
+    if settings.auth == "none" or settings.operator_user is None:
+        return OpenAccess()
+    from finetune.clients.kubernetes import load_configuration
+
+    from .reviews import KubernetesReviews
+
+    reviews = KubernetesReviews(await load_configuration())
+    return KubernetesAccess(reviews, operator_user=settings.operator_user)

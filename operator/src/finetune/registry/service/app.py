@@ -1,0 +1,101 @@
+"""The application: routes, failures, health, and what runs beside the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from sqlalchemy import URL, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from finetune.api.registry import ErrorDocument
+from finetune.registry.access import Access
+from finetune.registry.database import Database
+from finetune.registry.errors import Unavailable
+from finetune.registry.migrate import head
+from finetune.registry.store.adapters import AdapterStore
+from finetune.registry.store.datasets import DatasetStore
+from finetune.registry.store.runs import RunStore
+
+from . import adapters, datasets, runs
+from .common import Services, services_of
+from .failures import add_failure_handlers
+
+log = logging.getLogger(__name__)
+
+CLEAN_EVERY_SECONDS = 3600
+
+
+def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) -> FastAPI:
+    """The registry over a migrated database. `access` is called once, in the event loop that serves."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(database_url)
+        services = Services(
+            database=database,
+            access=await access(),
+            datasets=DatasetStore(database),
+            runs=RunStore(database),
+            adapters=AdapterStore(database),
+        )
+        app.state.services = services
+        cleaner = asyncio.create_task(_clean(services.datasets))
+        try:
+            yield
+        finally:
+            cleaner.cancel()
+            with suppress(asyncio.CancelledError):
+                await cleaner
+            await services.access.close()
+            await database.close()
+
+    app = FastAPI(
+        title="finetune registry",
+        summary="Datasets, runs and adapters",
+        version=version("finetune-operator"),
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorDocument}, "5XX": {"model": ErrorDocument}},
+    )
+    for router in (datasets.router, runs.router, runs.progress_router, adapters.router):
+        app.include_router(router)
+    app.add_api_route("/healthz", _healthz, tags=["health"])
+    app.add_api_route("/readyz", _readyz, tags=["health"])
+    add_failure_handlers(app)
+    return app
+
+
+async def _healthz() -> dict[str, str]:
+    """The process serves requests."""
+    return {"status": "ok"}
+
+
+async def _readyz(request: Request) -> dict[str, str]:
+    """The database answers and has this registry's schema."""
+    try:
+        async with services_of(request).database.reading() as connection:
+            found = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one()
+    except SQLAlchemyError as error:
+        raise Unavailable(f"the database does not answer: {error}", hint="is it up, and is the URL right?") from error
+    if found != head():
+        raise Unavailable(
+            f"the database has schema {found}, this registry needs {head()}", hint="run: finetune registry migrate"
+        )
+    return {"status": "ready", "schema": found}
+
+
+async def _clean(store: DatasetStore) -> None:
+    while True:
+        try:
+            dropped = await store.drop_abandoned()
+            if dropped:
+                log.info("removed %d abandoned uploads", dropped)
+        except SQLAlchemyError as error:
+            log.warning("could not look for abandoned uploads, next try in an hour: %s", error)
+        await asyncio.sleep(CLEAN_EVERY_SECONDS)

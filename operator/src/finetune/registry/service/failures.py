@@ -1,0 +1,99 @@
+"""Every failure becomes the same error document: reason, message, hint."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from finetune.api.registry import ErrorDetail, ErrorDocument
+from finetune.registry.errors import RegistryFault, Unauthorized
+
+log = logging.getLogger(__name__)
+
+REASONS = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
+HINTS = {
+    404: "the paths are in /openapi.json",
+    405: "the methods of each path are in /openapi.json",
+    413: "send less",
+}
+
+
+def add_failure_handlers(app: FastAPI) -> None:
+    """Make an application answer every failure with an error document."""
+    app.add_exception_handler(RegistryFault, _fault)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    for kind in (OperationalError, InterfaceError, PoolTimeoutError):
+        app.add_exception_handler(kind, _database)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _answer(
+    status: int, *, reason: str, message: str, hint: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    document = ErrorDocument(error=ErrorDetail(reason=reason, message=message, hint=hint))
+    return JSONResponse(document.model_dump(by_alias=True), status_code=status, headers=headers)
+
+
+async def _fault(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RegistryFault)
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+    return _answer(error.status, reason=error.reason, message=error.message, hint=error.hint, headers=headers)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        problems.append(f"{where}: {problem['msg']}")
+    return _answer(
+        422, reason="Invalid", message="; ".join(problems), hint="the documents are described in /openapi.json"
+    )
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if error.status_code in {404, 405}:
+        message = f"there is no {request.method} {request.url.path}"
+    return _answer(
+        error.status_code,
+        reason=REASONS.get(error.status_code, "Refused"),
+        message=message,
+        hint=HINTS.get(error.status_code, "see the message"),
+        headers=dict(error.headers or {}),
+    )
+
+
+async def _gone(request: Request, _error: Exception) -> Response:
+    log.info("%s %s: the client went away before its request was complete", request.method, request.url.path)
+    return Response(status_code=400)  # nobody reads it
+
+
+async def _database(request: Request, error: Exception) -> Response:
+    log.error("%s %s: the database failed: %s", request.method, request.url.path, error)
+    return _answer(
+        503,
+        reason="Unavailable",
+        message="the registry's database does not answer",
+        hint="try again; the registry's log and /readyz say more",
+    )
+
+
+async def _unexpected(_request: Request, error: Exception) -> Response:
+    # Starlette raises the error again after this answer, and the server logs it with its traceback.
+    return _answer(
+        500,
+        reason="InternalError",
+        message=f"the registry failed: {type(error).__name__}",
+        hint="this is a bug: the traceback is in the registry's log",
+    )

@@ -1,0 +1,261 @@
+"""Adapters: named series of versions, one version for one successful run."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from finetune.api.registry import (
+    AdapterFile,
+    AdapterRequest,
+    AdapterVersion,
+    AdapterVersions,
+    BaseModelReference,
+    DatasetFacts,
+    RunResult,
+    adapter_digest,
+)
+from finetune.registry.database import Database
+from finetune.registry.errors import Conflict, DigestMismatch, Invalid, NotFound
+from finetune.registry.schema import (
+    adapter_files,
+    adapter_versions,
+    adapters,
+    dataset_versions,
+    datasets,
+    experiments,
+    runs,
+)
+
+from .common import PAGE_SIZE, fields, named, named_row_locked, now, record
+
+
+class AdapterStore:
+    """Stores adapters and gives them back."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def register(
+        self, namespace: str, uid: str, request: AdapterRequest, *, actor: str
+    ) -> tuple[AdapterVersion, bool]:
+        """Register the adapter of a run; returns the version and whether it is new.
+
+        Idempotent by the run's uid: the second call gives the version of the first. Numbers start at 1 and have
+        neither gaps nor duplicates, however many runs finish at once. Raises `NotFound` for a run that was not
+        recorded, `DigestMismatch`, `Invalid`, and `Conflict` when the run's adapter is another one.
+        """
+        _check(uid, request.result)
+
+        async def transaction(connection: AsyncConnection) -> bool:
+            # The run's row is the lock for its uid, the adapter's row the lock for its numbers; always in this order.
+            query = select(runs).where(runs.c.uid == uid, runs.c.namespace == namespace).with_for_update()
+            run = (await connection.execute(query)).first()
+            if run is None:
+                raise NotFound(f"run {uid!r} is not known in namespace {namespace!r}", hint=f"PUT runs/{uid} first")
+            existing = (await connection.execute(_versions().where(adapter_versions.c.run_id == run.id))).first()
+            if existing is not None:
+                _refuse_another(existing, request)
+                return False
+            await _insert(connection, namespace, run, request, actor=actor)
+            return True
+
+        created = await self._database.write(transaction)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(_versions().where(runs.c.uid == uid))).one()
+            return (await _complete(connection, [row]))[0], created
+
+    async def newest(self, namespace: str, *, after: str | None = None) -> AdapterVersions:
+        """The newest version of each adapter, sorted by name."""
+        query = (
+            _versions()
+            .where(adapters.c.namespace == namespace, adapter_versions.c.version == adapters.c.last_version)
+            .order_by(adapters.c.name)
+            .limit(PAGE_SIZE + 1)
+        )
+        if after is not None:
+            query = query.where(adapters.c.name > after)
+        items = await self._read(query)
+        more = len(items) > PAGE_SIZE
+        return AdapterVersions(items=items[:PAGE_SIZE], continue_=items[PAGE_SIZE - 1].name if more else None)
+
+    async def versions(self, namespace: str, name: str, *, before: int | None = None) -> AdapterVersions:
+        """The versions of an adapter, newest first. Raises `NotFound`."""
+        query = (
+            _versions()
+            .where(named(adapters, namespace, name))
+            .order_by(adapter_versions.c.version.desc())
+            .limit(PAGE_SIZE + 1)
+        )
+        if before is not None:
+            query = query.where(adapter_versions.c.version < before)
+        items = await self._read(query)
+        if not items and before is None:
+            raise _not_found(namespace, name)
+        more = len(items) > PAGE_SIZE
+        next_page = str(items[PAGE_SIZE - 1].version) if more else None
+        return AdapterVersions(items=items[:PAGE_SIZE], continue_=next_page)
+
+    async def version(self, namespace: str, name: str, version: int | None) -> AdapterVersion:
+        """One version; the newest when `version` is None. Raises `NotFound`."""
+        query = _versions().where(named(adapters, namespace, name))
+        wanted = adapters.c.last_version if version is None else version
+        items = await self._read(query.where(adapter_versions.c.version == wanted))
+        if items:
+            return items[0]
+        newest = await self._read(query.where(adapter_versions.c.version == adapters.c.last_version))
+        if not newest:
+            raise _not_found(namespace, name)
+        raise NotFound(
+            f"adapter {name!r} in namespace {namespace!r} has no version {version}",
+            hint=f"its newest version is {newest[0].version}",
+        )
+
+    async def _read(self, query: Select[Any]) -> list[AdapterVersion]:
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+            return await _complete(connection, rows)
+
+
+async def adapters_of_runs(connection: AsyncConnection, run_ids: Sequence[int]) -> dict[int, AdapterVersion]:
+    """The adapters of those runs that have one, by the run's row id."""
+    rows = (await connection.execute(_versions().where(adapter_versions.c.run_id.in_(run_ids)))).all()
+    complete = await _complete(connection, rows)
+    return {row.run_id: version for row, version in zip(rows, complete, strict=True)}
+
+
+async def _insert(
+    connection: AsyncConnection, namespace: str, run: Any, request: AdapterRequest, *, actor: str
+) -> None:
+    adapter = await named_row_locked(
+        connection,
+        adapters,
+        namespace=namespace,
+        name=request.adapter_name,
+        values={"last_version": 0, "created_time": now()},
+    )
+    version = adapter.last_version + 1
+    await connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(last_version=version))
+    result = request.result
+    query = insert(adapter_versions).values(
+        public_id=str(uuid.uuid4()),
+        adapter_id=adapter.id,
+        version=version,
+        run_id=run.id,
+        claim_name=request.claim_name,
+        base_model_name=request.base_model.name,
+        base_model_revision=request.base_model.revision,
+        dataset_sha256=request.dataset.sha256,
+        dataset=request.dataset.model_dump(mode="json", by_alias=True, exclude_none=True),
+        sha256=result.adapter.sha256,
+        bytes=result.adapter.bytes,
+        final_loss=result.final_loss,
+        evaluation_loss=result.evaluation_loss,
+        base_evaluation_loss=result.base_evaluation_loss,
+        steps=result.steps,
+        tokens=result.tokens,
+        resumed_from_step=result.resumed_from_step,
+        created_time=now(),
+    )
+    identifier = (await connection.execute(query.returning(adapter_versions.c.id))).scalar_one()
+    await connection.execute(
+        insert(adapter_files),
+        [{"adapter_version_id": identifier, **file.model_dump()} for file in result.adapter.files],
+    )
+    await record(
+        connection,
+        actor=actor,
+        action="RegisterAdapter",
+        namespace=namespace,
+        subject=f"{request.adapter_name}/{version}",
+        details={"runUid": run.uid, "sha256": result.adapter.sha256},
+    )
+
+
+def _check(uid: str, result: RunResult) -> None:
+    """Refuse a result that contradicts itself: what is registered can be verified by anybody, for ever."""
+    if result.run_uid != uid:
+        raise Invalid(
+            f"the result belongs to run {result.run_uid!r}, not to {uid!r}",
+            hint="send the result of the run that the path names",
+        )
+    files = result.adapter.files
+    paths = [file.path for file in files]
+    if len(set(paths)) != len(paths):
+        raise Invalid("a file of the adapter is listed twice", hint="list every file once")
+    digest = adapter_digest(files)
+    if digest != result.adapter.sha256:
+        raise DigestMismatch(
+            f"the adapter's sha256 is {result.adapter.sha256}, but its files give {digest}",
+            hint="it is the SHA-256 of the lines '<sha256>  <path>' sorted by path, as sha256sum prints them",
+        )
+    size = sum(file.bytes for file in files)
+    if size != result.adapter.bytes:
+        raise DigestMismatch(
+            f"the adapter has {result.adapter.bytes} bytes, but its files have {size}",
+            hint="bytes is the sum over the files",
+        )
+
+
+def _refuse_another(existing: Any, request: AdapterRequest) -> None:
+    known = (existing.name, existing.claim_name, existing.sha256)
+    asked = (request.adapter_name, request.claim_name, request.result.adapter.sha256)
+    if known != asked:
+        raise Conflict(
+            f"run {existing.run_uid} is registered as {existing.name}/{existing.version} on claim "
+            f"{existing.claim_name} with sha256 {existing.sha256}; this is another adapter",
+            hint="one run makes one adapter version: create a new TrainingRun to train again",
+        )
+
+
+def _not_found(namespace: str, name: str) -> NotFound:
+    return NotFound(
+        f"adapter {name!r} does not exist in namespace {namespace!r}",
+        hint=f"it is made by the first run that succeeds; list them with: finetune adapter list -n {namespace}",
+    )
+
+
+def _versions() -> Select[Any]:
+    return (
+        select(
+            adapter_versions,
+            adapters.c.name,
+            runs.c.uid.label("run_uid"),
+            runs.c.name.label("run_name"),
+            runs.c.method,
+            experiments.c.name.label("experiment"),
+            datasets.c.name.label("dataset_name"),
+        )
+        .join(adapters, adapters.c.id == adapter_versions.c.adapter_id)
+        .join(runs, runs.c.id == adapter_versions.c.run_id)
+        .join(experiments, experiments.c.id == runs.c.experiment_id)
+        .outerjoin(dataset_versions, dataset_versions.c.id == runs.c.dataset_version_id)
+        .outerjoin(datasets, datasets.c.id == dataset_versions.c.dataset_id)
+    )
+
+
+async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[AdapterVersion]:
+    """Versions with their files, in one query however many there are."""
+    ids = [row.id for row in rows]
+    query = select(adapter_files).where(adapter_files.c.adapter_version_id.in_(ids)).order_by(adapter_files.c.path)
+    files: defaultdict[int, list[AdapterFile]] = defaultdict(list)
+    for row in await connection.execute(query):
+        files[row.adapter_version_id].append(AdapterFile(path=row.path, bytes=row.bytes, sha256=row.sha256))
+    return [
+        AdapterVersion.model_validate(
+            {
+                **fields(row),
+                "id": row.public_id,
+                "uri": f"pvc://{row.claim_name}/{row.experiment}/{row.run_uid}/adapter",
+                "files": files[row.id],
+                "base_model": BaseModelReference(name=row.base_model_name, revision=row.base_model_revision),
+                "dataset": DatasetFacts.model_validate(row.dataset),
+            }
+        )
+        for row in rows
+    ]

@@ -1,0 +1,71 @@
+"""What the stores share: getting or making a named row, pages, the audit trail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, and_, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from finetune.registry.schema import audit
+
+PAGE_SIZE = 200
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def fields(row: Any) -> dict[str, Any]:
+    """The columns of a row by name."""
+    return dict(row._mapping)  # noqa: SLF001 - documented API; the underscore only avoids column names
+
+
+async def insert_missing(connection: AsyncConnection, table: Table, values: Mapping[str, Any]) -> bool:
+    """Insert a row unless one with the same key exists; returns whether it was inserted.
+
+    When another transaction is inserting the same key, PostgreSQL waits here for its end.
+    """
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    result = await connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing())
+    return result.rowcount == 1
+
+
+async def named_row_locked(
+    connection: AsyncConnection, table: Table, *, namespace: str, name: str, values: Mapping[str, Any]
+) -> Any:
+    """The row `namespace`/`name`, made with `values` if missing, locked until the transaction ends."""
+    await insert_missing(connection, table, {"namespace": namespace, "name": name, **values})
+    query = select(table).where(named(table, namespace, name)).with_for_update()
+    return (await connection.execute(query)).one()
+
+
+def named(table: Table, namespace: str, name: str) -> ColumnElement[bool]:
+    """The condition that finds a row by namespace and name."""
+    return and_(table.c.namespace == namespace, table.c.name == name)
+
+
+async def record(
+    connection: AsyncConnection,
+    *,
+    actor: str,
+    action: str,
+    namespace: str,
+    subject: str,
+    details: Mapping[str, Any],
+) -> None:
+    """Write one line of the audit trail, in the transaction that does what it says."""
+    await connection.execute(
+        insert(audit).values(
+            time=now(),
+            actor=actor[:512],
+            action=action,
+            namespace=namespace,
+            subject=subject,
+            details=dict(details),
+        )
+    )

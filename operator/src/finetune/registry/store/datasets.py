@@ -1,0 +1,268 @@
+"""Datasets: named series of immutable versions; the rows are kept as compressed chunks of bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from finetune.api.registry import DatasetVersion, DatasetVersions
+from finetune.registry.database import Database
+from finetune.registry.errors import Conflict, NotFound
+from finetune.registry.jsonlines import JsonLinesReader, RowFacts
+from finetune.registry.schema import content_chunks, contents, dataset_versions, datasets
+
+from .common import PAGE_SIZE, named, named_row_locked, now, record
+
+CHUNK_BYTES = 1024 * 1024
+ABANDONED_AFTER = timedelta(hours=1)
+
+
+class DatasetStore:
+    """Stores datasets and gives them back."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_version(
+        self, namespace: str, name: str, blocks: AsyncIterator[bytes], *, actor: str
+    ) -> tuple[DatasetVersion, bool]:
+        """Store JSON lines as a new version of a dataset; the dataset is made when missing.
+
+        Returns the version and whether it is new: content that the dataset already has gives the old version.
+        Raises `InvalidRows` naming the line. Whatever goes wrong, nothing is left.
+
+        The chunks go in by short transactions of their own, because a slow upload must not keep others from
+        writing; nobody sees them before the last transaction attaches them to a version.
+        """
+        content = await self._database.write(_new_content)
+        attached = False
+        try:
+            facts = await self._store_rows(content, blocks)
+            version, attached = await self._attach(namespace, name, content, facts, actor=actor)
+        finally:
+            if not attached:
+                await asyncio.shield(self._drop(content))
+        return version, attached
+
+    async def _store_rows(self, content: int, blocks: AsyncIterator[bytes]) -> RowFacts:
+        reader = JsonLinesReader()
+
+        def check(chunk: bytes) -> bytes:
+            reader.feed(chunk)
+            return zlib.compress(chunk, level=1)
+
+        number = 0
+        async for chunk in _regroup(blocks, CHUNK_BYTES):
+            # In a thread: checking and compressing a chunk takes milliseconds that other requests need.
+            data = await asyncio.to_thread(check, chunk)
+            await self._store_chunk(content, number, data)
+            number += 1
+        return await asyncio.to_thread(reader.finish)
+
+    async def _store_chunk(self, content: int, number: int, data: bytes) -> None:
+        async def transaction(connection: AsyncConnection) -> None:
+            await _touch(connection, content, attached=False)
+            await connection.execute(insert(content_chunks).values(content_id=content, number=number, data=data))
+
+        await self._database.write(transaction)
+
+    async def _attach(
+        self, namespace: str, name: str, content: int, facts: RowFacts, *, actor: str
+    ) -> tuple[DatasetVersion, bool]:
+        async def transaction(connection: AsyncConnection) -> tuple[DatasetVersion, bool]:
+            dataset = await named_row_locked(
+                connection,
+                datasets,
+                namespace=namespace,
+                name=name,
+                values={"last_version": 0, "created_time": now()},
+            )
+            same = _versions().where(
+                dataset_versions.c.dataset_id == dataset.id, dataset_versions.c.sha256 == facts.sha256
+            )
+            existing = (await connection.execute(same)).first()
+            if existing is not None:
+                return _version(existing), False
+            version = dataset.last_version + 1
+            await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(last_version=version))
+            await _touch(connection, content, attached=True)
+            await connection.execute(
+                insert(dataset_versions).values(
+                    dataset_id=dataset.id,
+                    version=version,
+                    content_id=content,
+                    rows=facts.rows,
+                    bytes=facts.bytes,
+                    sha256=facts.sha256,
+                    shape=facts.shape,
+                    created_time=now(),
+                )
+            )
+            await record(
+                connection,
+                actor=actor,
+                action="CreateDatasetVersion",
+                namespace=namespace,
+                subject=f"{name}/{version}",
+                details={"sha256": facts.sha256, "rows": facts.rows},
+            )
+            return _version((await connection.execute(same)).one()), True
+
+        return await self._database.write(transaction)
+
+    async def _drop(self, content: int) -> None:
+        async def transaction(connection: AsyncConnection) -> None:
+            await connection.execute(delete(contents).where(contents.c.id == content, contents.c.attached.is_(False)))
+
+        await self._database.write(transaction)
+
+    async def drop_abandoned(self) -> int:
+        """Remove the chunks of uploads that a crash has cut short; returns how many uploads there were."""
+
+        async def transaction(connection: AsyncConnection) -> int:
+            result = await connection.execute(
+                delete(contents).where(
+                    contents.c.attached.is_(False), contents.c.touched_time < now() - ABANDONED_AFTER
+                )
+            )
+            return result.rowcount
+
+        return await self._database.write(transaction)
+
+    async def newest(self, namespace: str, *, after: str | None = None) -> DatasetVersions:
+        """The newest version of each dataset, sorted by name."""
+        query = (
+            _versions()
+            .where(datasets.c.namespace == namespace, dataset_versions.c.version == datasets.c.last_version)
+            .order_by(datasets.c.name)
+            .limit(PAGE_SIZE + 1)
+        )
+        if after is not None:
+            query = query.where(datasets.c.name > after)
+        items = await self._read(query)
+        more = len(items) > PAGE_SIZE
+        return DatasetVersions(items=items[:PAGE_SIZE], continue_=items[PAGE_SIZE - 1].name if more else None)
+
+    async def versions(self, namespace: str, name: str, *, before: int | None = None) -> DatasetVersions:
+        """The versions of a dataset, newest first. Raises `NotFound`."""
+        query = (
+            _versions()
+            .where(named(datasets, namespace, name))
+            .order_by(dataset_versions.c.version.desc())
+            .limit(PAGE_SIZE + 1)
+        )
+        if before is not None:
+            query = query.where(dataset_versions.c.version < before)
+        items = await self._read(query)
+        if not items and before is None:
+            raise dataset_not_found(namespace, name)
+        more = len(items) > PAGE_SIZE
+        next_page = str(items[PAGE_SIZE - 1].version) if more else None
+        return DatasetVersions(items=items[:PAGE_SIZE], continue_=next_page)
+
+    async def version(self, namespace: str, name: str, version: int | None) -> DatasetVersion:
+        """One version; the newest when `version` is None. Raises `NotFound`."""
+        async with self._database.reading() as connection:
+            return _version(await find_version(connection, namespace, name, version))
+
+    async def _read(self, query: Select[Any]) -> list[DatasetVersion]:
+        async with self._database.reading() as connection:
+            return [_version(row) for row in await connection.execute(query)]
+
+    async def rows(self, namespace: str, name: str, version: int | None) -> tuple[DatasetVersion, AsyncIterator[bytes]]:
+        """One version and its rows, byte for byte, in blocks. Raises `NotFound` before the first block."""
+        async with self._database.reading() as connection:
+            row = await find_version(connection, namespace, name, version)
+        return _version(row), self._chunks(row.content_id)
+
+    async def _chunks(self, content: int) -> AsyncIterator[bytes]:
+        # One short transaction per chunk: a slow reader must hold neither a connection nor a snapshot.
+        number = 0
+        while True:
+            query = select(content_chunks.c.data).where(
+                content_chunks.c.content_id == content, content_chunks.c.number == number
+            )
+            async with self._database.reading() as connection:
+                data = (await connection.execute(query)).scalar_one_or_none()
+            if data is None:
+                return
+            yield await asyncio.to_thread(zlib.decompress, data)
+            number += 1
+
+
+async def find_version(connection: AsyncConnection, namespace: str, name: str, version: int | None) -> Any:
+    """The row of one dataset version, with the dataset's name. Raises `NotFound`, naming what exists."""
+    query = _versions().where(named(datasets, namespace, name))
+    if version is None:
+        query = query.where(dataset_versions.c.version == datasets.c.last_version)
+    else:
+        query = query.where(dataset_versions.c.version == version)
+    row = (await connection.execute(query)).first()
+    if row is not None:
+        return row
+    newest = select(datasets.c.last_version).where(named(datasets, namespace, name))
+    last = (await connection.execute(newest)).scalar_one_or_none()
+    if last is None:
+        raise dataset_not_found(namespace, name)
+    raise NotFound(
+        f"dataset {name!r} in namespace {namespace!r} has no version {version}",
+        hint=f"its newest version is {last}",
+    )
+
+
+def dataset_not_found(namespace: str, name: str) -> NotFound:
+    """The refusal for a dataset that does not exist."""
+    return NotFound(
+        f"dataset {name!r} does not exist in namespace {namespace!r}",
+        hint=f"create it with: finetune dataset push {name} FILE -n {namespace}",
+    )
+
+
+async def _new_content(connection: AsyncConnection) -> int:
+    values = {"touched_time": now(), "attached": False}
+    result = await connection.execute(insert(contents).values(**values).returning(contents.c.id))
+    return int(result.scalar_one())
+
+
+async def _touch(connection: AsyncConnection, content: int, *, attached: bool) -> None:
+    query = update(contents).where(contents.c.id == content)
+    result = await connection.execute(query.values(attached=attached, touched_time=now()))
+    if result.rowcount != 1:
+        raise Conflict(
+            "the upload stood still for an hour and was given up",
+            hint="upload again; check the connection when it stops again",
+        )
+
+
+def _versions() -> Select[Any]:
+    return select(dataset_versions, datasets.c.name).join(datasets)
+
+
+def _version(row: Any) -> DatasetVersion:
+    return DatasetVersion(
+        name=row.name,
+        version=row.version,
+        rows=row.rows,
+        bytes=row.bytes,
+        sha256=row.sha256,
+        shape=row.shape,
+        created_time=row.created_time,
+    )
+
+
+async def _regroup(blocks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    """The same bytes in chunks of `size`; the last one is shorter."""
+    waiting = bytearray()
+    async for block in blocks:
+        waiting += block
+        while len(waiting) >= size:
+            yield bytes(waiting[:size])
+            del waiting[:size]
+    if waiting:
+        yield bytes(waiting)

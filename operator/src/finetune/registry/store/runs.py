@@ -1,0 +1,285 @@
+"""Runs: what the operator says about them, their progress, and the document that their trainer leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from finetune.api.registry import DatasetVersion, ProgressByRun, Run, RunRequest, Runs, TrainerStatus
+from finetune.registry.database import Database
+from finetune.registry.errors import Conflict, Invalid, NotFound
+from finetune.registry.schema import (
+    adapter_versions,
+    dataset_versions,
+    datasets,
+    experiments,
+    metric_points,
+    run_progress,
+    run_results,
+    runs,
+)
+
+from .adapters import adapters_of_runs
+from .common import PAGE_SIZE, fields, insert_missing, named_row_locked, now, record
+from .datasets import find_version
+
+
+class RunStore:
+    """Stores runs and gives them back."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put(self, namespace: str, uid: str, request: RunRequest, *, actor: str) -> tuple[Run, bool]:
+        """Record a run; returns it and whether it is new.
+
+        Idempotent: the first call pins the dataset version and the spec, later ones change nothing.
+        Raises `NotFound` for a dataset that does not exist, `Conflict` when the uid is another run's.
+        """
+
+        async def transaction(connection: AsyncConnection) -> bool:
+            row = (await connection.execute(_runs().where(runs.c.uid == uid))).first()
+            if row is not None:
+                _refuse_another(row, namespace, uid, request)
+                return False
+            pinned = None
+            if request.dataset_name is not None:
+                pinned = await find_version(connection, namespace, request.dataset_name, request.dataset_version)
+            experiment = await named_row_locked(
+                connection,
+                experiments,
+                namespace=namespace,
+                name=request.experiment,
+                values={"created_time": now()},
+            )
+            await connection.execute(
+                insert(runs).values(
+                    uid=uid,
+                    namespace=namespace,
+                    name=request.name,
+                    experiment_id=experiment.id,
+                    method=request.method,
+                    dataset_version_id=None if pinned is None else pinned.id,
+                    spec=request.spec,
+                    created_time=now(),
+                )
+            )
+            details = {"uid": uid, "dataset": None if pinned is None else f"{pinned.name}/{pinned.version}"}
+            await record(
+                connection,
+                actor=actor,
+                action="CreateRun",
+                namespace=namespace,
+                subject=request.name,
+                details=details,
+            )
+            return True
+
+        created = await self._database.write(transaction)
+        return await self.get(namespace, uid), created
+
+    async def get(self, namespace: str, uid: str) -> Run:
+        """A run with its latest progress and its adapter. Raises `NotFound`."""
+        async with self._database.reading() as connection:
+            row = await find_run(connection, namespace, uid)
+            return (await _complete(connection, [row]))[0]
+
+    async def page(self, namespace: str, *, before: int | None = None) -> Runs:
+        """Runs, newest first."""
+        query = _runs().where(runs.c.namespace == namespace).order_by(runs.c.id.desc()).limit(PAGE_SIZE + 1)
+        if before is not None:
+            query = query.where(runs.c.id < before)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+            items = await _complete(connection, rows[:PAGE_SIZE])
+        return Runs(items=items, continue_=str(rows[PAGE_SIZE - 1].id) if len(rows) > PAGE_SIZE else None)
+
+    async def dataset(self, namespace: str, uid: str) -> DatasetVersion:
+        """The dataset version that was recorded for a run. Raises `NotFound`."""
+        async with self._database.reading() as connection:
+            run = await find_run(connection, namespace, uid)
+            if run.dataset_name is None:
+                raise NotFound(
+                    f"run {run.name!r} reads no dataset of the registry",
+                    hint="set spec.dataset.registry.name in the TrainingRun",
+                )
+            row = await find_version(connection, namespace, run.dataset_name, run.dataset_version)
+        return DatasetVersion.model_validate(fields(row))
+
+    async def add_progress(self, namespace: str, uid: str, status: TrainerStatus) -> None:
+        """Store a trainer's progress: its numbers as metric points, the newest status by itself.
+
+        The same status twice is stored once; one that arrives late does not replace a newer one.
+        """
+        time = status.last_updated_time or now()
+        status = status.model_copy(update={"last_updated_time": time})
+        document = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+        async def transaction(connection: AsyncConnection) -> None:
+            run = await find_run(connection, namespace, uid)
+            step = _integer(status.value("step"))
+            for metric in status.metrics:
+                point = {"run_id": run.id, "name": metric.name, "time": time}
+                value = _finite(metric.value)
+                await insert_missing(connection, metric_points, {**point, "step": step, "value": value})
+            values = {"trainer_status": document, "updated_time": time}
+            if not await insert_missing(connection, run_progress, {"run_id": run.id, **values}):
+                newer = run_progress.c.updated_time <= time
+                query = update(run_progress).where(run_progress.c.run_id == run.id, newer)
+                await connection.execute(query.values(**values))
+
+        await self._database.write(transaction)
+
+    async def latest_progress(self, uids: Sequence[str]) -> ProgressByRun:
+        """The newest status of each run that has one."""
+        query = select(runs.c.uid, run_progress.c.trainer_status).join(run_progress).where(runs.c.uid.in_(uids))
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return ProgressByRun(items={row.uid: TrainerStatus.model_validate(row.trainer_status) for row in rows})
+
+    async def put_result(self, namespace: str, uid: str, document: bytes, *, actor: str) -> None:
+        """Keep a trainer's training_config.json, byte for byte.
+
+        The last one wins, because a trainer that is started again writes it again; once the run's adapter is
+        registered only the same document is accepted. Raises `Invalid`, `Conflict`, `NotFound`.
+        """
+        _check_result(document, uid)
+
+        async def transaction(connection: AsyncConnection) -> None:
+            run = await find_run(connection, namespace, uid, lock=True)
+            stored = select(run_results.c.document).where(run_results.c.run_id == run.id)
+            before = (await connection.execute(stored)).scalar_one_or_none()
+            if before == document:
+                return
+            registered = select(adapter_versions.c.id).where(adapter_versions.c.run_id == run.id)
+            if before is not None and (await connection.execute(registered)).first() is not None:
+                raise Conflict(
+                    f"the adapter of run {run.name!r} is registered; its result cannot change any more",
+                    hint="create a new TrainingRun to train again",
+                )
+            values = {"document": document, "stored_time": now()}
+            if not await insert_missing(connection, run_results, {"run_id": run.id, **values}):
+                query = update(run_results).where(run_results.c.run_id == run.id)
+                await connection.execute(query.values(**values))
+            await record(
+                connection,
+                actor=actor,
+                action="StoreResult",
+                namespace=namespace,
+                subject=run.name,
+                details={"uid": uid, "bytes": len(document)},
+            )
+
+        await self._database.write(transaction)
+
+    async def result(self, namespace: str, uid: str) -> bytes:
+        """The document, byte for byte. Raises `NotFound` while there is none."""
+        async with self._database.reading() as connection:
+            run = await find_run(connection, namespace, uid)
+            query = select(run_results.c.document).where(run_results.c.run_id == run.id)
+            document: bytes | None = (await connection.execute(query)).scalar_one_or_none()
+        if document is None:
+            raise NotFound(
+                f"run {run.name!r} has no result yet",
+                hint="its trainer stores it when training has ended",
+            )
+        return document
+
+
+async def find_run(connection: AsyncConnection, namespace: str, uid: str, *, lock: bool = False) -> Any:
+    """The row of a run, with experiment and dataset; `lock` keeps others from writing to it. Raises `NotFound`."""
+    query = _runs().where(runs.c.uid == uid, runs.c.namespace == namespace)
+    if lock:
+        query = query.with_for_update(of=runs)
+    row = (await connection.execute(query)).first()
+    if row is None:
+        raise NotFound(
+            f"run {uid!r} is not known in namespace {namespace!r}",
+            hint=f"the operator records it with PUT runs/{uid} before its pod starts",
+        )
+    return row
+
+
+def _runs() -> Select[Any]:
+    return (
+        select(
+            runs,
+            experiments.c.name.label("experiment"),
+            datasets.c.name.label("dataset_name"),
+            dataset_versions.c.version.label("dataset_version"),
+        )
+        .join(experiments)
+        .outerjoin(dataset_versions, dataset_versions.c.id == runs.c.dataset_version_id)
+        .outerjoin(datasets, datasets.c.id == dataset_versions.c.dataset_id)
+    )
+
+
+async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[Run]:
+    """Runs with their progress and adapters, in two queries however many there are."""
+    ids = [row.id for row in rows]
+    query = select(run_progress).where(run_progress.c.run_id.in_(ids))
+    progress = {row.run_id: row.trainer_status for row in await connection.execute(query)}
+    adapters = await adapters_of_runs(connection, ids)
+    return [
+        Run.model_validate({**fields(row), "trainer_status": progress.get(row.id), "adapter": adapters.get(row.id)})
+        for row in rows
+    ]
+
+
+def _refuse_another(row: Any, namespace: str, uid: str, request: RunRequest) -> None:
+    """A uid names one run for ever: refuse a request that describes another one."""
+    known: dict[str, object] = {
+        "namespace": row.namespace,
+        "name": row.name,
+        "experiment": row.experiment,
+        "method": row.method,
+    }
+    asked: dict[str, object] = {
+        "namespace": namespace,
+        "name": request.name,
+        "experiment": request.experiment,
+        "method": request.method,
+    }
+    if request.dataset_name is not None or row.dataset_name is not None:
+        known["dataset"], asked["dataset"] = row.dataset_name, request.dataset_name
+    if request.dataset_version is not None:
+        known["dataset version"], asked["dataset version"] = row.dataset_version, request.dataset_version
+    different = [key for key, value in asked.items() if known[key] != value]
+    if different:
+        key = different[0]
+        raise Conflict(
+            f"run {uid} is recorded with {key} {known[key]!r}, not {asked[key]!r}",
+            hint="a run never changes: use the uid of the TrainingRun, and its recorded dataset version",
+        )
+
+
+def _check_result(document: bytes, uid: str) -> None:
+    try:
+        parsed = json.loads(document)
+    except ValueError as error:
+        raise Invalid(f"the result is not valid JSON: {error}", hint="send training_config.json") from None
+    result = parsed.get("result") if isinstance(parsed, dict) else None
+    if not isinstance(result, dict):
+        raise Invalid('the result has no object "result"', hint="send training_config.json as the trainer wrote it")
+    if result.get("runUid") != uid:
+        raise Invalid(
+            f"the result belongs to run {result.get('runUid')!r}, not to {uid!r}",
+            hint="is the pod's claim mounted at another run's directory?",
+        )
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def _finite(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
