@@ -3,8 +3,9 @@
     async with RegistryClient(base_url="http://127.0.0.1:8080") as registry:
         dataset = await registry.get_dataset_version("ml", "tickets")
 
-Every method raises `RegistryUnavailable` when the answer may be different later, `RegistryNotFound` when the
-thing does not exist, and `RegistryRefused` when the registry says no and will say so again.
+Every method raises `RegistryUnavailable` when the answer may be different later, `RegistryDenied` when the caller's
+token or rights are not enough, `RegistryNotFound` when the thing does not exist, and `RegistryRefused` when the registry
+says no and will say so again.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = [
     "DatasetFacts",
     "DatasetVersion",
     "RegistryClient",
+    "RegistryDenied",
     "RegistryError",
     "RegistryNotFound",
     "RegistryRefused",
@@ -69,6 +71,10 @@ class RegistryError(Exception):
 
 class RegistryUnavailable(RegistryError):  # noqa: N818 - reads as the condition that it is
     """No answer, a broken answer, or an error of the server: try again later."""
+
+
+class RegistryDenied(RegistryError):  # noqa: N818 - reads as the condition that it is
+    """The caller's token or rights are not enough (401, 403): an administrator can mend that, nothing is lost."""
 
 
 class RegistryRefused(RegistryError):  # noqa: N818 - reads as the condition that it is
@@ -397,5 +403,7 @@ def _failure(method: str, url: str, status: int, text: str) -> RegistryError:
         return RegistryUnavailable(
             f"{method} {url}: HTTP {status} and no error document; is this the registry's address?"
         )
+    if status in {401, 403}:
+        return RegistryDenied(f"{method} {url}: {detail.message} ({detail.hint})")
     kind = RegistryNotFound if status == 404 else RegistryRefused
     return kind(status=status, reason=detail.reason, message=detail.message, hint=detail.hint)
