@@ -3,9 +3,9 @@
     async with RegistryClient(base_url="http://127.0.0.1:8080") as registry:
         dataset = await registry.get_dataset_version("ml", "tickets")
 
-Every method raises `RegistryUnavailable` when the answer may be different later, `RegistryDenied` when the caller's
-token or rights are not enough, `RegistryNotFound` when the thing does not exist, and `RegistryRefused` when the registry
-says no and will say so again.
+Every method raises `RegistryUnavailable` when the answer may be different later (`RegistryDenied` when that needs
+an administrator), `RegistryNotFound` when the thing does not exist, and `RegistryRefused` when the registry says no
+and will say so again.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RegistryUnavailable(RegistryError):  # noqa: N818 - reads as the condition
     """No answer, a broken answer, or an error of the server: try again later."""
 
 
-class RegistryDenied(RegistryError):  # noqa: N818 - reads as the condition that it is
+class RegistryDenied(RegistryUnavailable):  # noqa: N818 - reads as the condition that it is
     """The caller's token or rights are not enough (401, 403): an administrator can mend that, nothing is lost."""
 
 
