@@ -1,0 +1,32 @@
+"""A real API server, without a node, for every test in this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.api_server import ApiServerOnly
+from tests.cluster.kube_api import KubeApi
+from tests.support.kubectl import Kubectl
+
+CRD = Path(__file__).parents[2] / "crds" / "finetune.dev_trainingruns.yaml"
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[ApiServerOnly]:
+    """etcd and an API server with the CRD of TrainingRun."""
+    with ApiServerOnly() as server:
+        kubectl = Kubectl(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir)
+        kubectl("apply", "--server-side", f"--filename={CRD}")
+        api = KubeApi.from_kubeconfig(server.kubeconfig)
+        # A definition is served a moment after it is Established.
+        kubectl.wait_for("TrainingRuns are served", lambda: api.get("/apis/finetune.dev/v1alpha1/trainingruns"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def api(api_server: ApiServerOnly) -> KubeApi:
+    """Calls to the API server in milliseconds, for tables of many objects."""
+    return KubeApi.from_kubeconfig(api_server.kubeconfig)

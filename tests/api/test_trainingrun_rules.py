@@ -1,0 +1,380 @@
+"""Every CEL rule of the CRD, on a real API server: what it lets through, what it refuses, and its sentence."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from finetune.api import rules
+from finetune.api.crd import build_crd
+from finetune.api.fields import RULES
+from finetune.api.trainingrun import TrainingRun, TrainingRunSpec
+
+from tests.cluster.kube_api import KubeApi
+
+RUNS = "/apis/finetune.dev/v1alpha1/namespaces/default/trainingruns"
+ABSENT = object()
+"""In an override: the field is left out."""
+
+Overrides = dict[str, Any]
+
+HUB = {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+VOLUME = {"claimName": "models", "path": "smollm2"}
+
+
+def run_object(overrides: Overrides, name: str = "rules") -> dict[str, Any]:
+    """A valid TrainingRun with the fields at dotted paths of the spec replaced."""
+    spec: dict[str, Any] = {
+        "method": "SFT",
+        "baseModel": {"volume": dict(VOLUME)},
+        "dataset": {"registry": {"name": "docs"}},
+    }
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        owner = spec
+        for parent in parents:
+            owner = owner.setdefault(parent, {})
+        if value is ABSENT:
+            del owner[last]
+        else:
+            owner[last] = copy.deepcopy(value)
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    }
+
+
+def create(api: KubeApi, run: object) -> tuple[int, dict[str, Any]]:
+    """What the API server would answer to the object; nothing is stored."""
+    return api.request("POST", f"{RUNS}?dryRun=All&fieldValidation=Strict", run)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One rule: objects that keep it and objects that break it."""
+
+    message: str
+    accepted: list[Overrides]
+    refused: list[Overrides]
+
+
+NAME_MESSAGE = "must consist of lower-case letters, digits, '-' and '.', and start and end with a letter or digit"
+OBJECT_NAME_MESSAGE = "must be the name of an object in the run's namespace: lower-case letters, digits, '-' and '.'"
+KEY_MESSAGE = "must be a key of a ConfigMap or Secret: letters, digits, '-', '_' and '.'"
+PATH_MESSAGE = (
+    "must be a path from the root of the claim: no leading or trailing '/', no '..', no hidden names, "
+    "only letters, digits, '-', '_' and '.' between the slashes"
+)
+CONFIG_MAP = {"dataset.registry": ABSENT, "dataset.configMap": {"name": "docs", "key": "rows.jsonl"}}
+
+CASES = [
+    Case(rules.ADD_METHOD, [{"method": "SFT"}], [{"method": ABSENT}]),
+    Case(
+        rules.ADD_BASE_MODEL,
+        [{}, {"baseModel": {"hub": HUB}}],
+        [{"baseModel": ABSENT}, {"baseModel": {}}, {"baseModel": {"hub": HUB, "volume": VOLUME}}],
+    ),
+    Case(
+        rules.ADD_DATASET,
+        [{}, CONFIG_MAP, {"dataset": {"volume": {"claimName": "data", "path": "a/rows.jsonl"}}}],
+        [
+            {"dataset": ABSENT},
+            {"dataset": {}},
+            {"dataset": {"columns": {"prompt": "q"}}},
+            {"dataset.configMap": {"name": "docs", "key": "rows.jsonl"}},
+            {**CONFIG_MAP, "dataset.volume": {"claimName": "data", "path": "rows.jsonl"}},
+        ],
+    ),
+    Case(
+        "training.earlyStoppingPatience needs held-out rows: set dataset.evaluation.percent or "
+        "dataset.evaluation.maxRows above 0",
+        [
+            {"training.earlyStoppingPatience": 3},
+            {"training.earlyStoppingPatience": 3, "dataset.evaluation": {"maxRows": 8}},
+            {"dataset.evaluation": {"percent": 0}},
+        ],
+        [
+            {"training.earlyStoppingPatience": 3, "dataset.evaluation": {"percent": 0}},
+            {"training.earlyStoppingPatience": 3, "dataset.evaluation": {"maxRows": 0}},
+        ],
+    ),
+    Case(
+        "set either messages, or prompt and completion: a row has one shape",
+        [{"dataset.columns": {"prompt": "q", "completion": "a"}}, {"dataset.columns": {"messages": "chat"}}],
+        [
+            {"dataset.columns": {"messages": "chat", "prompt": "q"}},
+            {"dataset.columns": {"messages": "chat", "completion": "a"}},
+        ],
+    ),
+    Case(
+        "set exactly one of percent and maxRows; percent: 0 holds out nothing",
+        [{"dataset.evaluation": {"percent": 10}}, {"dataset.evaluation": {"maxRows": 500}}],
+        [{"dataset.evaluation": {"percent": 10, "maxRows": 500}}, {"dataset.evaluation": {}}],
+    ),
+    Case(
+        "set either epochs or maxSteps, not both",
+        [{"training.epochs": 2}, {"training.maxSteps": 100}],
+        [{"training": {"epochs": 2, "maxSteps": 100}}],
+    ),
+    Case(
+        "microBatchSize must divide batchSize: an optimizer step is a whole number of micro-batches",
+        [{"training.microBatchSize": 4}, {"training": {"batchSize": 6, "microBatchSize": 6}}],
+        [{"training.microBatchSize": 32}, {"training": {"batchSize": 6, "microBatchSize": 4}}],
+    ),
+    Case(
+        'must be a decimal number in quotes, above 0 and at most 1, such as "2e-4"',
+        [{"training.learningRate": value} for value in ("2e-4", "0.0002", "1", "1E-5", "5e-06")],
+        [{"training.learningRate": value} for value in ("0", "0.0", "1.1", "-1e-4", "fast", "1e-999", ".1", "1 ")],
+    ),
+    Case(
+        "targetModules must be either [all-linear] or names of modules",
+        [{"lora.targetModules": ["all-linear"]}, {"lora.targetModules": ["q_proj", "v_proj"]}],
+        [{"lora.targetModules": ["all-linear", "q_proj"]}],
+    ),
+    Case(
+        "must be the name of a module, or all-linear",
+        [{"lora.targetModules": ["model.layers.0.mlp.up_proj"]}],
+        [{"lora.targetModules": ["a,b"]}, {"lora.targetModules": ["-x"]}],
+    ),
+    Case(
+        "set either claimName, for a claim that exists, or claim, for a new one",
+        [{"output.claimName": "adapters"}, {"output.claim": {"size": "5Gi"}}, {"output": {}}],
+        [{"output": {"claimName": "adapters", "claim": {}}}],
+    ),
+    Case(
+        "sharedMemory must be less than memory: what is used of it counts as memory",
+        [{"resources.memory": "4Gi"}, {"resources": {"memory": "3000Mi", "sharedMemory": "2Gi"}}],
+        [{"resources.memory": "2Gi"}, {"resources": {"memory": "1Gi", "sharedMemory": "2000M"}}],
+    ),
+    Case(
+        'must be a number of CPUs: "4", "0.5" or 500m',
+        [{"resources.cpu": value} for value in ("4", "0.5", "500m", "1.25")],
+        [{"resources.cpu": value} for value in ("0", "-1", "four", "4Gi", "0m")],
+    ),
+    Case(
+        "must be a whole number of bytes with a unit, such as 16Gi or 512Mi",
+        [{"resources.memory": "16G"}, {"output.claim": {"size": "1Ti"}}],
+        [{"resources.memory": "16GB"}, {"output.claim": {"size": "0Gi"}}, {"resources.memory": "1.5Gi"}],
+    ),
+    Case(
+        "must be a resource of a device plugin, such as nvidia.com/gpu",
+        [{"resources.gpuResourceName": "nvidia.com/mig-1g.5gb"}, {"resources.gpuResourceName": "amd.com/gpu"}],
+        [{"resources.gpuResourceName": "memory"}, {"resources.gpuResourceName": "hugepages-2Mi"}],
+    ),
+    Case(
+        "value must be left out when operator is Exists",
+        [{"scheduling.tolerations": [{"key": "gpu", "operator": "Exists"}]}],
+        [{"scheduling.tolerations": [{"key": "gpu", "operator": "Exists", "value": "x"}]}],
+    ),
+    Case(
+        "operator must be Exists when there is no key",
+        [
+            {"scheduling.tolerations": [{"operator": "Exists"}]},
+            {"scheduling.tolerations": [{"key": "gpu", "value": "x"}]},
+        ],
+        [{"scheduling.tolerations": [{"value": "x"}]}],
+    ),
+    Case(
+        "effect must be NoExecute when tolerationSeconds is set",
+        [{"scheduling.tolerations": [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 5}]}],
+        [
+            {"scheduling.tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 5}]},
+            {"scheduling.tolerations": [{"key": "a", "tolerationSeconds": 5}]},
+        ],
+    ),
+    Case(
+        "every key must be the key of a node's label",
+        [{"scheduling.nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4", "zone": ""}}],
+        [{"scheduling.nodeSelector": {"a b": "c"}}],
+    ),
+    Case(
+        "every value must be the value of a node's label",
+        [{"scheduling.nodeSelector": {"a": "b.c_d-e"}}],
+        [{"scheduling.nodeSelector": {"a": "b c"}}, {"scheduling.nodeSelector": {"a": "-b"}}],
+    ),
+    Case(
+        NAME_MESSAGE,
+        [{"experiment": "support-2.1"}, {"adapter": {"name": "support"}}],
+        [
+            {"experiment": ".."},
+            {"experiment": "Support"},
+            {"experiment": "a/b"},
+            {"adapter": {"name": "-support"}},
+            {"dataset.registry.name": "Docs"},
+        ],
+    ),
+    Case(
+        OBJECT_NAME_MESSAGE,
+        [{"output.claimName": "adapters"}, {"scheduling.priorityClassName": "high"}],
+        [
+            {"output.claimName": "a/b"},
+            {"baseModel.volume.claimName": "Models"},
+            {"scheduling.runtimeClassName": "../x"},
+            {"output.claim": {"storageClassName": "_"}},
+            {"baseModel": {"hub": {**HUB, "tokenSecretRef": {"name": "Hub", "key": "token"}}}},
+            {**CONFIG_MAP, "dataset.configMap.name": "x_y"},
+        ],
+    ),
+    Case(
+        KEY_MESSAGE,
+        [CONFIG_MAP, {"baseModel": {"hub": {**HUB, "tokenSecretRef": {"name": "hub", "key": ".token_1"}}}}],
+        [
+            {**CONFIG_MAP, "dataset.configMap.key": "a/b"},
+            {**CONFIG_MAP, "dataset.configMap.key": "../rows"},
+            {"baseModel": {"hub": {**HUB, "tokenSecretRef": {"name": "hub", "key": "."}}}},
+        ],
+    ),
+    Case(
+        PATH_MESSAGE,
+        [{"baseModel.volume.path": "models/smollm2-135m/v1.0"}],
+        [
+            {"baseModel.volume.path": value}
+            for value in ("/models", "models/", "../models", "a/../b", "a//b", ".", ".hidden", "a b", "-x", "a\nb")
+        ],
+    ),
+    Case(
+        "must be a repository of the hub, such as HuggingFaceTB/SmolLM2-135M-Instruct",
+        [{"baseModel": {"hub": HUB}}, {"baseModel": {"hub": {"repository": "gpt2"}}}],
+        [
+            {"baseModel": {"hub": {"repository": value}}}
+            for value in ("https://hub/a", "a/b/c", "--x", "../secrets", "a b", "/models/base")
+        ],
+    ),
+    Case(
+        "must be a branch, a tag or a commit",
+        [{"baseModel": {"hub": {**HUB, "revision": "refs/pr/1"}}}],
+        [{"baseModel": {"hub": {**HUB, "revision": "-x"}}}, {"baseModel": {"hub": {**HUB, "revision": "a b"}}}],
+    ),
+]
+SPEAKING_OF_THE_WHOLE = {
+    "metadata.name must be no longer than 63 characters: it becomes a label",
+    "add spec with method, baseModel and dataset",
+    rules.IMMUTABLE_MESSAGE,
+}
+"""Rules with a test of their own below."""
+
+
+def by_message(kind: str) -> list[Any]:
+    """One pytest parameter for each object of that kind, named after its rule."""
+    return [
+        pytest.param(case.message, overrides, id=f"{case.message[:40]}-{number}")
+        for case in CASES
+        for number, overrides in enumerate(getattr(case, kind))
+    ]
+
+
+@pytest.mark.parametrize(("message", "overrides"), by_message("accepted"))
+def test_keeps_the_rule(api: KubeApi, message: str, overrides: Overrides) -> None:
+    code, answer = create(api, run_object(overrides))
+    assert code == 201, f"{message}: {answer}"
+    TrainingRun.from_object(answer)
+
+
+@pytest.mark.parametrize(("message", "overrides"), by_message("refused"))
+def test_breaks_the_rule(api: KubeApi, message: str, overrides: Overrides) -> None:
+    code, answer = create(api, run_object(overrides))
+    assert code == 422
+    causes = [cause["message"] for cause in answer["details"]["causes"]]
+    assert any(cause.endswith(f": {message}") for cause in causes), causes
+
+
+def test_a_name_becomes_a_label(api: KubeApi) -> None:
+    assert create(api, run_object({}, name="a" * 63))[0] == 201
+    code, answer = create(api, run_object({}, name="a" * 64))
+    assert code == 422
+    assert "metadata.name must be no longer than 63 characters: it becomes a label" in answer["message"]
+
+
+def test_a_run_without_a_spec_is_told_what_to_add(api: KubeApi) -> None:
+    run = run_object({})
+    del run["spec"]
+    code, answer = create(api, run)
+    assert code == 422
+    assert "add spec with method, baseModel and dataset" in answer["message"]
+
+
+def test_all_that_is_missing_is_said_at_once(api: KubeApi) -> None:
+    code, answer = create(api, run_object({"method": ABSENT, "baseModel": ABSENT, "dataset": ABSENT}))
+    assert code == 422
+    for sentence in (rules.ADD_METHOD, rules.ADD_BASE_MODEL, rules.ADD_DATASET):
+        assert sentence in answer["message"]
+
+
+def test_every_rule_has_a_case() -> None:
+    in_crd = {each["message"] for each in _rules(build_crd())}
+    assert in_crd == {case.message for case in CASES} | SPEAKING_OF_THE_WHOLE
+
+
+def _rules(node: object) -> Iterator[dict[str, str]]:
+    if isinstance(node, dict):
+        yield from node.get(RULES, ())
+        for value in node.values():
+            yield from _rules(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _rules(value)
+
+
+CHANGES: dict[str, Any] = {
+    "experiment": "other",
+    "method": "DPO",
+    "baseModel": {"volume": {**VOLUME, "path": "other"}},
+    "dataset": {"registry": {"name": "docs", "version": 2}},
+    "training": {"epochs": 2},
+    "lora": {"rank": 8},
+    "output": {"claimName": "adapters"},
+    "adapter": {"name": "other"},
+    "resources": {"gpus": 2},
+    "scheduling": {"nodeSelector": {"a": "b"}},
+    "retries": 1,
+    "activeDeadlineSeconds": 60,
+    "jobTTLSeconds": 60,
+}
+
+
+@pytest.fixture(scope="module")
+def stored(api: KubeApi) -> Iterator[str]:
+    """Path of a stored run."""
+    run = run_object({"adapter": {"name": "docs"}, "training.epochs": 1}, name="immutable")
+    code, answer = api.request("POST", RUNS, run)
+    assert code == 201, answer
+    yield f"{RUNS}/immutable"
+    api.request("DELETE", f"{RUNS}/immutable")
+
+
+def merge(api: KubeApi, path: str, spec: Overrides) -> tuple[int, dict[str, Any]]:
+    return api.request("PATCH", path, {"spec": spec}, content_type="application/merge-patch+json")
+
+
+@pytest.mark.parametrize("field", [name for name in CHANGES if name != "method"])
+def test_a_field_cannot_change(api: KubeApi, stored: str, field: str) -> None:
+    code, answer = merge(api, stored, {field: CHANGES[field]})
+    assert code == 422
+    assert rules.IMMUTABLE_MESSAGE in answer["message"]
+
+
+@pytest.mark.parametrize("removal", [{"adapter": None}, {"training": {"epochs": None}}])
+def test_a_field_cannot_disappear(api: KubeApi, stored: str, removal: Overrides) -> None:
+    code, answer = merge(api, stored, removal)
+    assert code == 422
+    assert rules.IMMUTABLE_MESSAGE in answer["message"]
+
+
+def test_every_field_but_suspend_is_immutable() -> None:
+    fields = {field.alias for field in TrainingRunSpec.model_fields.values()}
+    assert set(CHANGES) == fields - rules.MUTABLE_FIELDS
+    (rule,) = [each for each in rules.MODEL_RULES[TrainingRunSpec] if each["message"] == rules.IMMUTABLE_MESSAGE]
+    for field in CHANGES:
+        assert f"self.{field} == oldSelf.{field}" in rule["rule"]
+
+
+def test_suspend_can_be_switched(api: KubeApi, stored: str) -> None:
+    for suspend in (True, False):
+        code, answer = merge(api, stored, {"suspend": suspend})
+        assert code == 200, answer
+        assert answer["spec"]["suspend"] is suspend
