@@ -110,7 +110,6 @@ FAILURE_REASONS: frozenset[str] = frozenset(HINTS)
 # Reasons of Accepted.
 SPEC_ACCEPTED = "SpecAccepted"
 WAITING_FOR_REFERENCE = "WaitingForReference"
-"""Something that the spec names does not exist yet; the message says what."""
 
 # Reasons of DatasetReady.
 DATASET_EXPORTED = "DatasetExported"
@@ -118,7 +117,6 @@ DATASET_PENDING = "DatasetPending"
 
 # Reasons of Succeeded=Unknown, of Finished=False and of Reconciling=True: the phase in which the run is.
 PENDING = "Pending"
-QUEUED = "Queued"
 EXPORTING = "Exporting"
 TRAINING = "Training"
 REGISTERING = "Registering"
@@ -126,15 +124,10 @@ REGISTERING = "Registering"
 # Reasons of Suspended.
 SUSPENDED = "Suspended"
 SUSPENDING = "Suspending"
-"""spec.suspend is set and the pod is still saving its checkpoint."""
 RESUMED = "Resumed"
 
 # Reason of Succeeded=True and of Finished=True after a success.
 ADAPTER_REGISTERED = "AdapterRegistered"
-
-# Reason of Reconciling=False and of Stalled=False.
-RUN_FINISHED = "RunFinished"
-NOT_STALLED = "NotStalled"
 
 OTHER_REASONS: dict[str, str] = {
     SPEC_ACCEPTED: "The operator took the run on.",
@@ -142,7 +135,6 @@ OTHER_REASONS: dict[str, str] = {
     DATASET_EXPORTED: "The rows are on the output claim, checked.",
     DATASET_PENDING: "The rows are not on the output claim yet.",
     PENDING: "The run's pod waits for a node, for its volumes or for its image.",
-    QUEUED: "The run waits for its turn in a queue.",
     EXPORTING: "The rows are copied to the output claim and checked.",
     TRAINING: "The trainer is at work.",
     REGISTERING: "The training is done; the adapter is not in the registry yet.",
@@ -150,7 +142,5 @@ OTHER_REASONS: dict[str, str] = {
     SUSPENDING: "spec.suspend is set; the pod is saving its checkpoint.",
     RESUMED: "The run is not suspended.",
     ADAPTER_REGISTERED: "The adapter is in the registry.",
-    RUN_FINISHED: "The run has succeeded or failed.",
-    NOT_STALLED: "The run has not failed.",
 }
 """What the reasons that are no failures say."""

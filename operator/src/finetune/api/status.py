@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 from .conditions import Condition
 from .fields import MAX_MESSAGE, ApiModel, DecimalString, Time
 
-Phase = Literal["Pending", "Suspended", "Queued", "Exporting", "Training", "Registering", "Succeeded", "Failed"]
+Phase = Literal["Pending", "Suspended", "Exporting", "Training", "Registering", "Succeeded", "Failed"]
 
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, StringConstraints(max_length=64)]

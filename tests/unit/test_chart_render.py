@@ -1,0 +1,334 @@
+"""The chart, rendered by Helm: rights, security of the pods, and what its values refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from finetune.api.crd import build_crd
+from finetune.controller.core.settings import Settings
+
+from tests.cluster.host import cache_dir
+
+CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
+NAMESPACES = ("--set", "watch.namespaces={ml,research}")
+POSTGRES = ("--set", "registry.database.existingSecret.name=db", "--set", "registry.database.existingSecret.key=dsn")
+
+Document = dict[str, Any]
+
+
+def find_helm() -> str | None:
+    """Helm on PATH, else the newest that the local cluster has built."""
+    built = sorted(cache_dir().glob("go/helm/*/helm"), key=os.path.getmtime)
+    return shutil.which("helm") or (str(built[-1]) if built else None)
+
+
+HELM = find_helm()
+needs_helm = pytest.mark.skipif(HELM is None, reason="Helm is not on PATH, and the local cluster has not built it yet")
+
+
+def template(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(HELM), "template", "finetune", str(CHART), "--namespace", "finetune-system", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@lru_cache
+def render(*arguments: str) -> tuple[Document, ...]:
+    """The objects of the chart with these values."""
+    done = template(*arguments)
+    assert done.returncode == 0, done.stderr
+    return tuple(each for each in yaml.safe_load_all(done.stdout) if each)
+
+
+def of_kind(objects: tuple[Document, ...], *kinds: str) -> list[Document]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def find(objects: tuple[Document, ...], kind: str, name: str) -> Document:
+    (found,) = [each for each in of_kind(objects, kind) if each["metadata"]["name"] == name]
+    return found
+
+
+def container_of(deployment: Document) -> Document:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def environment(container: Document) -> Document:
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+
+
+MODES = pytest.mark.parametrize("values", [(), NAMESPACES], ids=["cluster", "namespaces"])
+
+
+@needs_helm
+@MODES
+def test_no_right_is_a_wildcard_and_none_is_on_secrets(values: tuple[str, ...]) -> None:
+    roles = of_kind(render(*values), "Role", "ClusterRole")
+    rules = [rule for role in roles for rule in role["rules"]]
+    assert len(rules) > 10
+    for rule in rules:
+        assert "*" not in {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+        assert not any(resource.split("/")[0] == "secrets" for resource in rule["resources"])
+        assert not {"pods/exec", "pods/attach", "serviceaccounts/token", "roles"} & set(rule["resources"])
+        assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+
+
+@needs_helm
+def test_what_the_operator_may_do() -> None:
+    """Written out, so that a new right is seen in review."""
+    rules = find(render(), "ClusterRole", "finetune-finetune-operator")["rules"]
+    assert {resource: rule["verbs"] for rule in rules for resource in rule["resources"]} == {
+        "trainingruns": ["get", "list", "watch"],
+        "trainingruns/status": ["get", "patch", "update"],
+        "trainingruns/finalizers": ["update"],
+        "jobs": ["get", "list", "watch", "create", "patch", "delete"],
+        "pods": ["get", "list", "watch"],
+        "persistentvolumeclaims": ["get", "create"],
+        "events": ["create", "patch", "list"],
+    }
+
+
+@needs_helm
+def test_a_role_in_every_watched_namespace_and_nowhere_else() -> None:
+    objects = render(*NAMESPACES)
+    for kind in ("Role", "RoleBinding"):
+        places = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in of_kind(objects, kind)}
+        names = ("finetune-finetune-operator", "finetune-finetune-operator-registry")
+        assert places == {(namespace, name) for namespace in ("ml", "research") for name in names}
+    bound = {each["metadata"]["name"] for each in of_kind(objects, "ClusterRoleBinding")}
+    assert bound == {"finetune-finetune-operator-registry-reviews"}
+    reviews = find(objects, "ClusterRole", "finetune-finetune-operator-registry-reviews")["rules"]
+    assert [(rule["resources"], rule["verbs"]) for rule in reviews] == [
+        (["tokenreviews"], ["create"]),
+        (["subjectaccessreviews"], ["create"]),
+    ]
+    operator = container_of(find(objects, "Deployment", "finetune-finetune-operator"))
+    assert environment(operator)["FINETUNE_WATCH_NAMESPACES"] == "ml,research"
+
+
+@needs_helm
+def test_without_namespaces_there_are_only_cluster_roles() -> None:
+    objects = render()
+    assert of_kind(objects, "Role", "RoleBinding") == []
+    operator = container_of(find(objects, "Deployment", "finetune-finetune-operator"))
+    assert environment(operator)["FINETUNE_WATCH_NAMESPACES"] == ""
+
+
+@needs_helm
+def test_every_binding_binds_a_role_and_an_account_that_exist() -> None:
+    for objects in (render(), render(*NAMESPACES)):
+        for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
+            find_all = [
+                each
+                for each in of_kind(objects, binding["roleRef"]["kind"])
+                if each["metadata"]["name"] == binding["roleRef"]["name"]
+                and each["metadata"].get("namespace") == binding["metadata"].get("namespace")
+            ]
+            assert len(find_all) == 1
+            (subject,) = binding["subjects"]
+            account = find(objects, "ServiceAccount", subject["name"])
+            assert account["metadata"]["namespace"] == subject["namespace"] == "finetune-system"
+
+
+@needs_helm
+@pytest.mark.parametrize("values", [(), POSTGRES], ids=["sqlite", "postgres"])
+def test_every_pod_meets_the_restricted_standard(values: tuple[str, ...]) -> None:
+    deployments = of_kind(render(*values), "Deployment")
+    assert len(deployments) == 2
+    for deployment in deployments:
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "runAsGroup": 10001,
+            "fsGroup": 10001,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(pod)
+        assert all(set(volume) & {"emptyDir", "projected", "persistentVolumeClaim"} for volume in pod["volumes"])
+        container = container_of(deployment)
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in container["resources"]["limits"]
+        assert deployment["spec"]["replicas"] == 1
+        assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+@needs_helm
+def test_the_operator_understands_its_environment() -> None:
+    """Every FINETUNE_ variable of the Deployment is a setting, and the settings are the values."""
+    operator = container_of(
+        find(
+            render("--set", "operator.pretendedGPUs=true", "--set", "trainer.image.repository=r/trainer"),
+            "Deployment",
+            "finetune-finetune-operator",
+        )
+    )
+    variables = environment(operator)
+    settings = Settings.from_environment(variables)
+    assert operator["args"] == ["operator"]
+    assert settings.pretended_gpus
+    assert settings.trainer_image == "r/trainer:0.1.0"
+    assert settings.reference_timeout_seconds == 300
+    service = find(render(), "Service", "finetune-finetune-operator-registry")
+    assert settings.registry_url == f"http://{service['metadata']['name']}.finetune-system.svc:8080"
+    assert service["spec"]["ports"][0]["port"] == 8080
+    known = {f"FINETUNE_{name.upper()}" for name in Settings.model_fields}
+    assert {name for name in variables if name.startswith("FINETUNE_")} <= known
+
+
+@needs_helm
+def test_the_operators_token_is_for_the_registry_and_the_registry_knows_the_operator() -> None:
+    objects = render()
+    pod = find(objects, "Deployment", "finetune-finetune-operator")["spec"]["template"]["spec"]
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "registry-token"]
+    assert volume["projected"]["sources"][0]["serviceAccountToken"]["audience"] == "finetune.dev/registry"
+    registry = container_of(find(objects, "Deployment", "finetune-finetune-operator-registry"))
+    account = pod["serviceAccountName"]
+    assert f"--operator-user=system:serviceaccount:finetune-system:{account}" in registry["args"]
+    assert "--auth=kubernetes" in registry["args"]
+
+
+@needs_helm
+def test_every_service_finds_its_pods() -> None:
+    objects = render()
+    (service,) = of_kind(objects, "Service")
+    labels = {
+        each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]
+        for each in of_kind(objects, "Deployment")
+    }
+    found = [name for name, own in labels.items() if service["spec"]["selector"].items() <= own.items()]
+    assert found == ["finetune-finetune-operator-registry"]
+    for deployment in of_kind(objects, "Deployment"):
+        selector = deployment["spec"]["selector"]["matchLabels"]
+        assert [name for name, own in labels.items() if selector.items() <= own.items()] == [
+            deployment["metadata"]["name"]
+        ]
+
+
+@needs_helm
+def test_sqlite_is_on_a_claim_that_is_kept() -> None:
+    objects = render("--set", "registry.persistence.size=3Gi", "--set", "registry.persistence.storageClassName=fast")
+    claim = find(objects, "PersistentVolumeClaim", "finetune-finetune-operator-registry")
+    assert claim["spec"]["resources"]["requests"]["storage"] == "3Gi"
+    assert claim["spec"]["storageClassName"] == "fast"
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    deployment = find(objects, "Deployment", "finetune-finetune-operator-registry")
+    assert environment(container_of(deployment))["FINETUNE_DATABASE_URL"] == "sqlite:////data/registry.db"
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    assert {"claimName": claim["metadata"]["name"]} in [each.get("persistentVolumeClaim") for each in volumes]
+
+
+@needs_helm
+def test_the_url_of_postgres_comes_from_a_secret_and_needs_no_claim() -> None:
+    objects = render(*POSTGRES)
+    assert of_kind(objects, "PersistentVolumeClaim") == []
+    deployment = find(objects, "Deployment", "finetune-finetune-operator-registry")
+    assert environment(container_of(deployment))["FINETUNE_DATABASE_URL"] == {
+        "secretKeyRef": {"name": "db", "key": "dsn"}
+    }
+    assert not any("persistentVolumeClaim" in each for each in deployment["spec"]["template"]["spec"]["volumes"])
+
+
+@needs_helm
+def test_the_definition_is_the_checked_in_one() -> None:
+    (crd,) = of_kind(render(), "CustomResourceDefinition")
+    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert crd["metadata"].pop("labels")["app.kubernetes.io/name"] == "finetune-operator"
+    assert crd == build_crd()
+
+
+@needs_helm
+def test_the_definition_can_be_left_out_and_let_go() -> None:
+    assert of_kind(render("--set", "crds.enabled=false"), "CustomResourceDefinition") == []
+    (crd,) = of_kind(render("--set", "crds.keep=false"), "CustomResourceDefinition")
+    assert "annotations" not in crd["metadata"]
+
+
+@needs_helm
+def test_people_get_their_rights_by_aggregation() -> None:
+    objects = render()
+    viewer = find(objects, "ClusterRole", "finetune-finetune-operator-viewer")
+    editor = find(objects, "ClusterRole", "finetune-finetune-operator-editor")
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {label for label in viewer["metadata"]["labels"] if label.startswith(prefix)} == {
+        f"{prefix}{role}" for role in ("view", "edit", "admin")
+    }
+    assert {label for label in editor["metadata"]["labels"] if label.startswith(prefix)} == {
+        f"{prefix}{role}" for role in ("edit", "admin")
+    }
+    assert {verb for rule in viewer["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
+    without = render("--set", "rbac.aggregate=false")
+    assert not any("aggregate-to" in label for each in without for label in each["metadata"].get("labels", ()))
+
+
+@needs_helm
+def test_a_digest_wins_over_a_tag() -> None:
+    digest = f"sha256:{'a' * 64}"
+    objects = render("--set", f"image.digest={digest}", "--set", "image.tag=x", "--set", "trainer.image.tag=y")
+    images = {container_of(each)["image"] for each in of_kind(objects, "Deployment")}
+    assert images == {f"finetune-operator@{digest}"}
+    operator = container_of(find(objects, "Deployment", "finetune-finetune-operator"))
+    assert environment(operator)["FINETUNE_TRAINER_IMAGE"] == "finetune-trainer:y"
+
+
+@needs_helm
+def test_the_network_policies_are_optional() -> None:
+    assert of_kind(render(), "NetworkPolicy") == []
+    policies = of_kind(render("--set", "networkPolicy.enabled=true"), "NetworkPolicy")
+    ingress = {each["metadata"]["labels"]["app.kubernetes.io/component"]: each["spec"]["ingress"] for each in policies}
+    assert ingress == {"operator": [], "registry": [{"ports": [{"protocol": "TCP", "port": 8080}]}]}
+
+
+@needs_helm
+def test_a_second_render_is_the_same() -> None:
+    assert template().stdout == template().stdout != ""
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("watch.namespacez={a}", "namespacez"),
+        ("operator.maxInterruptions=0", "maxInterruptions"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("watch.namespaces={A_B}", "namespaces"),
+        ("registry.database.url=postgresql://u:p@h/d", "url"),
+    ],
+)
+def test_a_wrong_value_is_refused(value: str, complaint: str) -> None:
+    done = template("--set", value)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_the_values_are_what_their_schema_describes() -> None:
+    """Every object is closed, everything is described, and the defaults are valid."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    jsonschema.validate(values, schema)
+    _check_described(schema, values, "values")
+
+
+def _check_described(schema: Document, values: Document, path: str) -> None:
+    assert schema.get("description"), path
+    if "properties" not in schema:
+        return
+    assert schema["additionalProperties"] is False, path
+    assert set(values) == set(schema["properties"]) - {"global"}, path
+    for name, value in values.items():
+        _check_described(schema["properties"][name], value, f"{path}.{name}")
