@@ -1,7 +1,7 @@
 """An API server without a node: all of the API's behaviour (CRDs, CEL, RBAC, admission), but nothing ever runs.
 
-    with ApiServerOnly() as server:
-        subprocess.run(["kubectl", "apply", "-f", "crds/"], env={"KUBECONFIG": str(server.kubeconfig), ...})
+with ApiServerOnly() as server:
+    subprocess.run(["kubectl", "apply", "-f", "crds/"], env={"KUBECONFIG": str(server.kubeconfig), ...})
 """
 
 from __future__ import annotations

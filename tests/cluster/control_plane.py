@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass
 class ControlPlane:
-    """The programs of one control plane, started from ``bin_dir`` and reached at ``address`` (an IPv4 of this machine)."""
+    """The programs of one control plane, from ``bin_dir``; reached at ``address``, an IPv4 address of this machine."""
 
     layout: Layout
     ports: Ports
@@ -54,9 +54,7 @@ class ControlPlane:
         self.start_program(render.etcd(self.layout, self.ports))
         self.make_credentials()
         self.start_program(
-            render.api_server(
-                self.layout, self.ports, address=self.address, disabled_admission=disabled_admission
-            )
+            render.api_server(self.layout, self.ports, address=self.address, disabled_admission=disabled_admission)
         )
         api = KubeApi.from_kubeconfig(self.layout.kubeconfig("super-admin"))
         self.wait_until("the API server is ready", api.is_ready)

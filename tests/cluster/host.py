@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from images import shell
+from images.shell import cache_dir
 from tests.cluster.base import ClusterError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+__all__ = [
+    "DEFAULT_GPUS",
+    "GO_SOURCES",
+    "GPU_RESOURCE",
+    "NODE",
+    "answers",
+    "cache_dir",
+    "gpu_count",
+    "install",
+    "run",
+    "wait_until",
+]
+
 GO_SOURCES = Path(__file__).resolve().parent / "go"
 
 T = TypeVar("T")
@@ -21,13 +33,6 @@ T = TypeVar("T")
 NODE = "node0"
 GPU_RESOURCE = "nvidia.com/gpu"
 DEFAULT_GPUS = 8
-
-
-def cache_dir() -> Path:
-    """The folder outside the clone for everything that is slow to make: ``FINETUNE_CACHE`` or ~/.cache/finetune."""
-    configured = os.environ.get("FINETUNE_CACHE")
-    base = Path(configured) if configured else Path.home() / ".cache" / "finetune"
-    return base.expanduser().resolve()
 
 
 def gpu_count() -> int:
@@ -46,49 +51,26 @@ def run(
     cwd: Path | None = None,
     stdin: str | None = None,
 ) -> str:
-    """Run a command to its end.
-
-    Args:
-        argv: the command and its arguments; no shell.
-        timeout: seconds.
-        env: variables added to this process's own.
-        cwd: the folder to run in.
-        stdin: text for its standard input.
-
-    Returns:
-        Its standard output.
-
-    Raises:
-        ClusterError: it failed, could not be started or ran too long; with the end of its output.
-    """
-    words = [str(word) for word in argv]
-    line = shlex.join(words)
+    """Run a command to its end and return its output, as ``images.shell.run``, but raise ClusterError."""
     try:
-        done = subprocess.run(
-            words,
-            env=dict(os.environ) | dict(env or {}),
-            cwd=cwd,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise ClusterError(f"{words[0]} is not installed on this machine (wanted for: {line})") from error
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{line} did not end within {timeout:g} s") from error
-    if done.returncode != 0:
-        output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
-        raise ClusterError(f"{line} ended with code {done.returncode}:\n{output}")
-    return done.stdout
+        return shell.run(argv, timeout=timeout, env=env, cwd=cwd, stdin=stdin)
+    except shell.CommandError as error:
+        raise ClusterError(str(error)) from error
+
+
+def install(packages: Mapping[str, str]) -> None:
+    """Install the Debian packages whose program is missing, as ``images.shell.install``, but raise ClusterError."""
+    try:
+        shell.install(packages)
+    except shell.CommandError as error:
+        raise ClusterError(f"{error}, or use another cluster (CLUSTER=kind or CLUSTER=existing)") from error
 
 
 def answers(url: str) -> bool:
     """Whether an HTTP server of this machine answers a GET with success."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - always http, to a fixed port
-            return 200 <= answer.status < 300
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(200 <= answer.status < 300)
     except OSError:
         return False
 

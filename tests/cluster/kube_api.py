@@ -48,16 +48,16 @@ class KubeApi:
         """One call.
 
         Returns:
-            The HTTP code and the decoded answer (text where it is not JSON); code 0 and the reason where no answer came.
+            The HTTP code and the decoded answer (text where it is not JSON); 0 and the reason where no answer came.
         """
-        request = urllib.request.Request(  # noqa: S310 - the scheme is the kubeconfig's
+        request = urllib.request.Request(
             f"{self.server}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": content_type, "Accept": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=REQUEST_SECONDS, context=self.context) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=REQUEST_SECONDS, context=self.context) as answer:
                 return answer.status, _decode(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, _decode(error.read())
@@ -76,9 +76,13 @@ class KubeApi:
     def apply(self, path: str, manifest: dict[str, Any]) -> None:
         """Make an object be as the manifest says (server-side apply)."""
         query = "?fieldManager=local-cluster&force=true"
-        code, answer = self.request("PATCH", f"{path}/{manifest['metadata']['name']}{query}", manifest, content_type=APPLY)
+        code, answer = self.request(
+            "PATCH", f"{path}/{manifest['metadata']['name']}{query}", manifest, content_type=APPLY
+        )
         if code not in {200, 201}:
-            raise ClusterError(f"the API server refused {manifest['kind']} {manifest['metadata']['name']}: {code} {answer}")
+            raise ClusterError(
+                f"the API server refused {manifest['kind']} {manifest['metadata']['name']}: {code} {answer}"
+            )
 
 
 def _decode(content: bytes) -> Any:

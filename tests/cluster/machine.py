@@ -1,4 +1,4 @@
-"""What the node changes outside of its own folder, and how each of it is taken back: network, cgroups, kernel settings."""
+"""What the node changes outside of its own folder (network, cgroups, kernel settings), and how it is taken back."""
 
 from __future__ import annotations
 

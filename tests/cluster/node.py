@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ PROGRAMS = frozenset(
     }
 )
 """What runs in a cluster of processes."""
+PACKAGES = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "docker-registry": "docker-registry",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "conntrack": "conntrack",
+    str(render.CNI_PLUGINS / "bridge"): "containernetworking-plugins",
+}
+"""The Debian package that brings each program."""
 STORAGE_NAMESPACE = "local-path-storage"
 UPSTREAM_RESOLVERS = Path("/etc/resolv.conf")
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -142,8 +153,8 @@ def _local_path_provisioner(layout: Layout) -> list[str]:
 
 
 def _apply_objects(api: KubeApi) -> None:
-    # kubeadm's own binding, which its phases for certificates and kubeconfigs leave out: without it neither admin.conf nor
-    # the API server's calls to the kubelet (logs, exec) may do anything.
+    # kubeadm's own binding, which its phases for certificates and kubeconfigs leave out: without it neither admin.conf
+    # nor the API server's calls to the kubelet (logs, exec) may do anything.
     administrators = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",
@@ -184,14 +195,14 @@ def _wait_for_all(plane: ControlPlane, api: KubeApi) -> None:
     plane.wait_until("the node is ready", lambda: node_is_ready(api.get(node) or {}))
     for namespace in ("default", STORAGE_NAMESPACE):
         account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
-        plane.wait_until(f"namespace {namespace} has a service account", lambda path=account: api.get(path))
+        plane.wait_until(f"namespace {namespace} has a service account", partial(api.get, account))
     ports = plane.ports
     for name, url in {
         "the image registry": f"http://{LOOPBACK}:{ports.registry}/v2/",
         "cluster DNS": f"http://{LOOPBACK}:{ports.dns_ready}/ready",
         "kube-proxy": f"http://{LOOPBACK}:{ports.proxy_health}/healthz",
     }.items():
-        plane.wait_until(f"{name} answers at {url}", lambda address=url: host.answers(address))
+        plane.wait_until(f"{name} answers at {url}", partial(host.answers, url))
 
 
 def node_is_ready(node: Mapping[str, Any]) -> bool:

@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster import debian, go_build, host, machine, node, supervise
+from images import engine as images
+from images.shell import CommandError
+from tests.cluster import go_build, host, machine, node, supervise
 from tests.cluster.base import Cluster, ClusterError
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kube_api import KubeApi
-from tests.cluster.layout import NODE_ADDRESS, Layout, Ports
+from tests.cluster.layout import LOOPBACK, NODE_ADDRESS, Layout, Ports
+from tests.cluster.registry import Registry
 from tests.cluster.supervise import Supervisor
 
 
@@ -55,7 +58,7 @@ class Processes(Cluster):
         with self._lock():
             if self._is_up():
                 return
-            debian.install(debian.missing())
+            host.install(node.PACKAGES)
             plane = ControlPlane(
                 layout=self._layout,
                 ports=self._ports,
@@ -82,7 +85,37 @@ class Processes(Cluster):
                 shutil.rmtree(self._layout.root)
 
     def load_image(self, local_name: str) -> str:
-        raise NotImplementedError
+        reference = f"localhost:{self._ports.registry}/{local_name}"
+        name, _, tag = local_name.partition(":")
+        try:
+            engine = images.detect()
+            image = engine.image_id(local_name)
+            if not image:
+                raise ClusterError(
+                    f"there is no image {local_name} in {engine.name}: build it with `python -m images.build`"
+                )
+            registry = Registry(f"http://{LOOPBACK}:{self._ports.registry}", self._layout.config / "registry.yaml")
+            if registry.image_id(name, tag) != image:
+                engine.push(local_name, reference)
+                registry.keep_only(name, tag)
+        except CommandError as error:
+            raise ClusterError(str(error)) from error
+        self._pull(reference, image)
+        return reference
+
+    def _pull(self, reference: str, image: str) -> None:
+        """Let the node fetch an image before a pod waits for it, and forget the older ones of its name."""
+        known = dict(line.split() for line in self._node_images("list").splitlines())
+        if known.get(reference) != image:
+            self._node_images("pull", reference)
+        name = reference.rpartition(":")[0]
+        for other in known:
+            if other.rpartition(":")[0] == name and other != reference:
+                self._node_images("remove", other)
+
+    def _node_images(self, *arguments: str) -> str:
+        endpoint = f"unix://{self._layout.containerd_socket}"
+        return host.run([self.bin_dir / "node-images", endpoint, *arguments], timeout=1800)
 
     def node_shell(self, argv: Sequence[str], *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run(list(argv), capture_output=True, text=True, timeout=timeout, check=False)

@@ -55,9 +55,7 @@ def etcd(layout: Layout, ports: Ports) -> list[str]:
     ]
 
 
-def api_server(
-    layout: Layout, ports: Ports, *, address: str, disabled_admission: Sequence[str] = ()
-) -> list[str]:
+def api_server(layout: Layout, ports: Ports, *, address: str, disabled_admission: Sequence[str] = ()) -> list[str]:
     """The API server with RBAC, Pod Security admission and service-account tokens of any audience."""
     pki = layout.pki
     return [
@@ -133,9 +131,9 @@ def containerd(layout: Layout, *, with_kubernetes: bool = True) -> str:
         with_kubernetes: serve the kubelet; without, only its own client can use it.
     """
     disabled = [] if with_kubernetes else ["io.containerd.grpc.v1.cri"]
-    # Not raising a container's OOM score needs no CAP_SYS_RESOURCE, which a container or a small VM may lack. Layers are
-    # not kept beside their unpacked form: the registry has them. Network namespaces are mounted below the state folder,
-    # where what is left of them can be told from others'.
+    # Not lowering a container's OOM score needs no CAP_SYS_RESOURCE, which a container or a small VM may lack. Layers
+    # are not kept beside their unpacked form: the registry has them. Network namespaces are mounted below the state
+    # folder, where what is left of them can be told from others'.
     return f"""version = 2
 root = {json.dumps(str(layout.containerd_images))}
 state = {json.dumps(str(layout.containerd_run))}
@@ -161,7 +159,7 @@ disabled_plugins = {json.dumps(disabled)}
 
 
 def cni(layout: Layout) -> str:
-    """The pod network: one bridge. Masquerading is one rule of our own, so that no pod leaves iptables chains behind."""
+    """The pod network: one bridge. Masquerading is a rule of our own, so that pods leave no iptables chains behind."""
     plugin = {
         "type": "bridge",
         "bridge": BRIDGE,
@@ -190,7 +188,7 @@ def nftables() -> str:
 
 
 def kubelet(layout: Layout, ports: Ports) -> str:
-    """The kubelet's configuration: it never evicts pods or removes images for want of disk, and leaves iptables alone."""
+    """The kubelet's configuration: it evicts no pod and removes no image for disk space, and leaves iptables alone."""
     document: dict[str, Any] = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -214,7 +212,12 @@ def kubelet(layout: Layout, ports: Ports) -> str:
         "podLogsDir": str(layout.pod_logs),
         "volumePluginDir": str(layout.kubelet / "plugins-exec"),
         "rotateCertificates": False,
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "0%",
+            "nodefs.inodesFree": "0%",
+            "imagefs.available": "0%",
+        },
         "imageGCHighThresholdPercent": 100,
         "imageMaximumGCAge": "0s",
         "makeIPTablesUtilChains": False,
@@ -273,7 +276,7 @@ def registry(layout: Layout, ports: Ports) -> str:
 
 
 def local_path(layout: Layout) -> dict[str, Any]:
-    """The provisioner's configuration: one folder, and the helper image's programs that make and remove folders in it."""
+    """The provisioner's configuration: one folder, and the helper image's programs that work in it."""
     return {
         "nodePathMap": [{"node": "DEFAULT_PATH_FOR_NON_LISTED_NODES", "paths": [str(layout.volumes)]}],
         "setupCommand": "/setup",

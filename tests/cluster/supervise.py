@@ -83,9 +83,7 @@ class Supervisor:
         """Every process that was ever started here and not stopped, alive or not."""
         if not self.records.is_dir():
             return {}
-        return {
-            path.stem: Identity(**json.loads(path.read_text())) for path in sorted(self.records.glob("*.json"))
-        }
+        return {path.stem: Identity(**json.loads(path.read_text())) for path in sorted(self.records.glob("*.json"))}
 
     def is_alive(self, name: str) -> bool:
         """Whether the process that was started under this name still runs."""

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -30,7 +31,7 @@ func nodeImages(args []string) error {
 		}
 		for _, image := range images {
 			for _, tag := range image.RepoTags {
-				fmt.Fprintln(os.Stdout, tag)
+				fmt.Fprintln(os.Stdout, tag, strings.TrimPrefix(image.Id, "sha256:"))
 			}
 		}
 		return nil
