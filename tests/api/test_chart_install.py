@@ -1,0 +1,155 @@
+"""The chart on a real API server: Helm's objects are accepted, and the rights are what is needed and no more."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster import go_build
+from tests.cluster.api_server import ApiServerOnly
+from tests.cluster.kube_api import KubeApi
+from tests.support.kubectl import CommandError, Kubectl
+
+CHART = str(Path(__file__).parents[2] / "charts" / "finetune-operator")
+SYSTEM = "finetune-system"
+WATCHED = "watched"
+OPERATOR = "finetune-operator"
+REGISTRY = "finetune-operator-registry"
+
+Right = tuple[str, str, str]
+"""Verb, resource with its group, namespace ("" for a right that has none)."""
+
+
+@pytest.fixture(scope="module")
+def helm(api_server: ApiServerOnly) -> Kubectl:
+    """kubectl and helm, in the namespace of the release."""
+    return Kubectl(kubeconfig=api_server.kubeconfig, bin_dir=go_build.build(go_build.CLIENTS), namespace=SYSTEM)
+
+
+@pytest.fixture(scope="module")
+def release(helm: Kubectl) -> Iterator[Kubectl]:
+    """The chart, installed for one namespace; the CRD is there already and becomes the release's."""
+    helm("create", "namespace", SYSTEM)
+    helm("create", "namespace", WATCHED)
+    helm.command("helm", "install", OPERATOR, CHART, *values())
+    yield helm
+    helm.command("helm", "uninstall", OPERATOR, "--namespace", SYSTEM)
+
+
+def values() -> tuple[str, ...]:
+    return ("--namespace", SYSTEM, "--set", f"watch.namespaces={{{WATCHED}}}", "--take-ownership")
+
+
+def allowed(api: KubeApi, account: str, right: Right) -> bool:
+    """What the API server's authorizer says about a service account."""
+    verb, resource, namespace = right
+    name, _, group = resource.partition(".")
+    plural, _, subresource = name.partition("/")
+    attributes = {"verb": verb, "resource": plural, "subresource": subresource, "group": group, "namespace": namespace}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": f"system:serviceaccount:{SYSTEM}:{account}", "resourceAttributes": attributes},
+    }
+    code, answer = api.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+    assert code == 201, answer
+    return bool(answer["status"]["allowed"])
+
+
+@pytest.mark.usefixtures("release")
+@pytest.mark.parametrize(
+    ("account", "right"),
+    [
+        (OPERATOR, ("watch", "trainingruns.finetune.dev", WATCHED)),
+        (OPERATOR, ("patch", "trainingruns/status.finetune.dev", WATCHED)),
+        (OPERATOR, ("create", "jobs.batch", WATCHED)),
+        (OPERATOR, ("create", "persistentvolumeclaims", WATCHED)),
+        (OPERATOR, ("list", "events", WATCHED)),
+        (REGISTRY, ("create", "tokenreviews.authentication.k8s.io", "")),
+        (REGISTRY, ("create", "subjectaccessreviews.authorization.k8s.io", "")),
+        (REGISTRY, ("get", "pods", WATCHED)),
+    ],
+)
+def test_what_is_needed_is_allowed(api: KubeApi, account: str, right: Right) -> None:
+    deadline = time.monotonic() + 10  # the authorizer learns of new roles through a watch
+    while not allowed(api, account, right):
+        assert time.monotonic() < deadline, f"{account} may not {right}"
+
+
+@pytest.mark.usefixtures("release")
+@pytest.mark.parametrize("account", [OPERATOR, REGISTRY])
+@pytest.mark.parametrize(
+    "right",
+    [
+        ("get", "secrets", WATCHED),
+        ("list", "secrets", SYSTEM),
+        ("create", "pods", WATCHED),
+        ("create", "pods/exec", WATCHED),
+        ("update", "trainingruns.finetune.dev", WATCHED),
+        ("delete", "persistentvolumeclaims", WATCHED),
+        ("create", "jobs.batch", "default"),
+        ("get", "pods", "default"),
+        ("create", "roles.rbac.authorization.k8s.io", WATCHED),
+    ],
+    ids="-".join,
+)
+def test_what_is_not_needed_is_not_allowed(api: KubeApi, account: str, right: Right) -> None:
+    assert not allowed(api, account, right)
+
+
+def test_the_pods_pass_the_restricted_standard(release: Kubectl) -> None:
+    """The API server's own admission decides, on the pods as the Deployments would make them."""
+    release("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted", "--overwrite")
+    for deployment in release.json("get", "deployments")["items"]:
+        template = deployment["spec"]["template"]
+        pod: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": deployment["metadata"]["name"], "labels": template["metadata"]["labels"]},
+            "spec": template["spec"],
+        }
+        release("create", "--dry-run=server", "--filename=-", stdin=json.dumps(pod))
+        pod["spec"]["containers"][0]["securityContext"].pop("capabilities")
+        with pytest.raises(CommandError, match="violates PodSecurity"):
+            release("create", "--dry-run=server", "--filename=-", stdin=json.dumps(pod))
+
+
+def test_an_upgrade_with_the_same_values_changes_nothing(release: Kubectl) -> None:
+    def objects() -> dict[str, Any]:
+        kinds = "deployments,services,serviceaccounts,persistentvolumeclaims,roles,rolebindings"
+        chosen = f"--selector=app.kubernetes.io/instance={OPERATOR}"
+        listed = release.json("get", kinds, "--all-namespaces", chosen)["items"]
+        for each in [*listed, definition := release.json("get", "crd", "trainingruns.finetune.dev")]:
+            # Server-side apply of a claim that changes nothing makes a new version all the same.
+            each["metadata"].pop("resourceVersion")
+        return {f"{each['kind']}/{each['metadata']['name']}": each for each in [*listed, definition]}
+
+    before = objects()
+    release.command("helm", "upgrade", OPERATOR, CHART, *values())
+    assert len(before) >= 8
+    assert objects() == before
+
+
+def test_the_whole_chart_is_accepted_when_it_serves_every_namespace(release: Kubectl) -> None:
+    options = ("--namespace", SYSTEM, "--set", "networkPolicy.enabled=true", "--set", "crds.enabled=false")
+    text = release.command("helm", "template", "other", CHART, *options)
+    assert len([each for each in yaml.safe_load_all(text) if each]) >= 15
+    release("create", "--dry-run=server", "--validate=strict", "--filename=-", stdin=text)
+
+
+def test_uninstalling_keeps_the_runs_and_the_registrys_data(release: Kubectl) -> None:
+    release("create", "namespace", "leaving")
+    leaving = release.at("leaving")
+    release.command("helm", "install", "leaving", CHART, "--namespace", "leaving", "--take-ownership")
+    release.command("helm", "uninstall", "leaving", "--namespace", "leaving")
+    assert leaving.items("deployments") == []
+    assert [each["metadata"]["name"] for each in leaving.items("persistentvolumeclaims")] == [
+        "leaving-finetune-operator-registry"
+    ]
+    assert leaving.find("crd", "trainingruns.finetune.dev") is not None
