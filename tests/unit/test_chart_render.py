@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ import jsonschema
 import pytest
 import yaml
 from finetune.api.crd import build_crd
+from finetune.cli.registry import add_commands
 from finetune.controller.core.settings import Settings
+from finetune.registry.server import Settings as RegistrySettings
 
 from tests.cluster.host import cache_dir
 
@@ -188,6 +191,24 @@ def test_the_operator_understands_its_environment() -> None:
     assert service["spec"]["ports"][0]["port"] == 8080
     known = {f"FINETUNE_{name.upper()}" for name in Settings.model_fields}
     assert {name for name in variables if name.startswith("FINETUNE_")} <= known
+
+
+@needs_helm
+def test_the_registry_understands_its_arguments() -> None:
+    registry = container_of(find(render(), "Deployment", "finetune-finetune-operator-registry"))
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    arguments = parser.parse_args(registry["args"])
+    settings = RegistrySettings(
+        database_url=environment(registry)["FINETUNE_DATABASE_URL"],
+        host=arguments.host,
+        port=arguments.port,
+        auth=arguments.auth,
+        operator_user=arguments.operator_user,
+    )
+    settings.check()
+    assert (settings.host, settings.port, settings.auth) == ("0.0.0.0", 8080, "kubernetes")
+    assert registry["ports"] == [{"name": "http", "containerPort": settings.port}]
 
 
 @needs_helm
