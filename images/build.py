@@ -44,7 +44,11 @@ class Recipe:
 
 
 RECIPES = {
-    "operator": Recipe("finetune-operator", "Dockerfile", ("locks/operator.txt", "operator/src/finetune")),
+    "operator": Recipe(
+        "finetune-operator",
+        "Dockerfile",
+        ("images/operator", "locks/operator.txt", "operator/src/finetune", "pyproject.toml"),
+    ),
     "trainer": Recipe("finetune-trainer", "images/trainer/Dockerfile", ("locks/training.txt", "model")),
 }
 
