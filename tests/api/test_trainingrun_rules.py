@@ -122,9 +122,9 @@ CASES = [
         [{"training": {"epochs": 2, "maxSteps": 100}}],
     ),
     Case(
-        "microBatchSize must divide batchSize: an optimizer step is a whole number of micro-batches",
-        [{"training.microBatchSize": 4}, {"training": {"batchSize": 6, "microBatchSize": 6}}],
-        [{"training.microBatchSize": 32}, {"training": {"batchSize": 6, "microBatchSize": 4}}],
+        "microBatchSize must be at most batchSize: it is the part of a batch that is computed at once",
+        [{"training.microBatchSize": 16}, {"training": {"batchSize": 6, "microBatchSize": 4}}],
+        [{"training.microBatchSize": 17}, {"training": {"batchSize": 6, "microBatchSize": 8}}],
     ),
     Case(
         'must be a decimal number in quotes, above 0 and at most 1, such as "2e-4"',
@@ -135,6 +135,11 @@ CASES = [
         "targetModules must be either [all-linear] or names of modules",
         [{"lora.targetModules": ["all-linear"]}, {"lora.targetModules": ["q_proj", "v_proj"]}],
         [{"lora.targetModules": ["all-linear", "q_proj"]}],
+    ),
+    Case(
+        "targetModules must not contain lm_head: the output layer cannot be adapted",
+        [{"lora.targetModules": ["q_proj"]}],
+        [{"lora.targetModules": ["q_proj", "lm_head"]}],
     ),
     Case(
         "must be the name of a module, or all-linear",

@@ -105,8 +105,8 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     Training: (
         rule("!(has(self.epochs) && has(self.maxSteps))", "set either epochs or maxSteps, not both"),
         rule(
-            "!has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
-            "microBatchSize must divide batchSize: an optimizer step is a whole number of micro-batches",
+            "!has(self.microBatchSize) || self.microBatchSize <= self.batchSize",
+            "microBatchSize must be at most batchSize: it is the part of a batch that is computed at once",
         ),
     ),
     Lora: (
@@ -114,6 +114,10 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "!has(self.targetModules) || self.targetModules.size() == 1 "
             "|| !self.targetModules.exists(m, m == 'all-linear')",
             "targetModules must be either [all-linear] or names of modules",
+        ),
+        rule(
+            "!has(self.targetModules) || !self.targetModules.exists(m, m == 'lm_head')",
+            "targetModules must not contain lm_head: the output layer cannot be adapted",
         ),
     ),
     Output: (

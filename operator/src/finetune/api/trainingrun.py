@@ -142,7 +142,7 @@ class Evaluation(ApiModel):
     """How many rows are held out of training to measure the loss on; exactly one field."""
 
     percent: Annotated[int, Field(ge=0, le=50)] | None = None
-    """Percentage of the rows, at least one row. 0 holds out nothing."""
+    """Rough percentage of the rows: a row's content decides, so that equal rows stay together. 0 holds out nothing."""
     max_rows: Annotated[int, Field(ge=0, le=1000000)] | None = None
     """Number of rows; never more than half of the dataset. 0 holds out nothing."""
 
@@ -202,8 +202,8 @@ class Training(ApiModel):
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 1024
     """Longest row in tokens; dataset.tooLong says what happens to longer ones."""
     packing: Literal["Auto", "Enabled", "Disabled"] = "Auto"
-    """Whether several short rows share one sequence; they never see each other. Auto decides by the
-    hardware."""
+    """Whether the rows of a forward pass share one sequence, unseen by each other, instead of being padded.
+    Auto: the trainer chooses."""
     precision: Literal["Auto", "BFloat16", "Float32"] = "Auto"
     """Number format of the frozen weights and of the computation. Auto: BFloat16 where the hardware has
     it."""
