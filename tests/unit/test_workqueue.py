@@ -46,6 +46,7 @@ async def test_a_key_that_changes_while_it_is_worked_on_runs_again_and_never_bes
 
     async def work(key: Key) -> None:
         nonlocal active, most, passes
+        assert key == A
         active, passes = active + 1, passes + 1
         most = max(most, active)
         started.set()

@@ -1,0 +1,429 @@
+"""The operator and the registry as processes, against a real API server.
+
+There is no kubelet here: the test writes what the Job controller and the kubelet would write, so that every moment of a
+run's life can be chosen. What they really write is proved on the cluster, in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from finetune.clients.registry import RegistryClient
+from finetune.controller.core import names
+
+from tests.cluster.api_server import ApiServerOnly
+from tests.support.kubectl import Kubectl, is_true
+from tests.support.processes import Server, client_tls, plain_kubeconfig
+from tests.support.proxy import RecordingProxy, Write
+
+Document = dict[str, Any]
+
+DEADLINE_SECONDS = 20.0
+ROWS = b'{"prompt": "a", "completion": "b"}\n' * 4
+FILES = [{"path": "adapter_model.safetensors", "bytes": 3, "sha256": "b" * 64}]
+DIGEST = hashlib.sha256(f"{'b' * 64}  adapter_model.safetensors\n".encode()).hexdigest()
+
+
+async def eventually(what: str, check: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        value = await asyncio.to_thread(check)
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE_SECONDS:.0f} s"
+        await asyncio.sleep(0.05)
+
+
+class World:
+    """One namespace of the API server, a registry, and an operator whose every request is seen."""
+
+    def __init__(
+        self, kubectl: Kubectl, operator: Server, kubernetes: RecordingProxy, registry: RecordingProxy, server: Server
+    ) -> None:
+        self.kubectl = kubectl
+        self.operator = operator
+        self.kubernetes = kubernetes
+        self.registry = registry
+        self.registry_server = server
+        self.client = RegistryClient(base_url=registry.url)
+
+    @property
+    def writes(self) -> list[Write]:
+        """What the operator has changed, Events left out."""
+        seen = [*self.kubernetes.writes, *self.registry.writes]
+        return [w for w in seen if not w.path.endswith("/events") and "/datasets/" not in w.path]
+
+    def run(self, name: str = "support") -> Document | None:
+        return self.kubectl.find("trainingrun", name)
+
+    def apply(self, name: str = "support", **spec: Any) -> str:
+        return self.kubectl.apply(manifest(name, **spec))
+
+    def job_of(self, name: str = "support") -> Document | None:
+        found = self.kubectl.items("jobs", f"finetune.dev/run={name},finetune.dev/role=train")
+        assert len(found) <= 1, "more than one Job"
+        return found[0] if found else None
+
+    async def phase(self, phase: str, name: str = "support") -> Document:
+        found = await eventually(
+            f"{name} is {phase}",
+            lambda: (run := self.run(name)) and (run.get("status") or {}).get("phase") == phase and run,
+        )
+        return dict(found)
+
+    def start_pod(self, name: str = "support") -> None:
+        """Do what the Job controller and the kubelet do up to the moment at which the trainer runs."""
+        job = self.job_of(name)
+        assert job is not None
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "controller": True}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": f"{job['metadata']['name']}-abcde",
+                "labels": job["spec"]["template"]["metadata"]["labels"],
+                "ownerReferences": [{**owner, "uid": job["metadata"]["uid"]}],
+            },
+            "spec": {**job["spec"]["template"]["spec"], "nodeName": "node-1"},
+        }
+        pod["spec"]["volumes"] = [v for v in pod["spec"]["volumes"] if "projected" not in v]
+        for container in [*pod["spec"]["initContainers"], *pod["spec"]["containers"]]:
+            container["volumeMounts"] = [m for m in container["volumeMounts"] if m["name"] != "token"]
+        self.kubectl.apply(pod)
+        exported = {"dataset": {"version": 1, "rows": 3, "evaluationRows": 1}}
+        running = {"running": {"startedAt": stamp()}}
+        self.set_pod_status(name, "Running", terminated(0, exported), running)
+
+    def finish_pod(self, name: str = "support", message: Document | None = None) -> None:
+        """The trainer ends well and the Job is complete."""
+        self.set_pod_status(name, "Succeeded", terminated(0), terminated(0, message or self.result(name)))
+        self.set_job_condition(name, "Complete")
+
+    def result(self, name: str = "support") -> Document:
+        run = self.run(name)
+        assert run is not None
+        result = {
+            "runUid": run["metadata"]["uid"],
+            "finalLoss": "1.5",
+            "evaluationLoss": "1.6",
+            "steps": 5,
+            "tokens": 9,
+        }
+        adapter = {"sha256": DIGEST, "bytes": 3, "files": FILES}
+        dataset = {"version": 1, "rows": 3, "evaluationRows": 1, "sha256": "d" * 64}
+        return {"result": {**result, "adapter": adapter}, "dataset": dataset}
+
+    def set_pod_status(self, name: str, phase: str, export: Document, trainer: Document) -> None:
+        pod = self.kubectl.items("pods", f"finetune.dev/run={name}")[0]
+        status = {
+            "phase": phase,
+            "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp()}],
+            "initContainerStatuses": [container_status("export", export)],
+            "containerStatuses": [container_status("trainer", trainer)],
+        }
+        self.patch_status("pod", pod["metadata"]["name"], status)
+
+    def set_job_condition(self, name: str, type_: str, **more: str) -> None:
+        job = self.job_of(name)
+        assert job is not None
+        now = stamp()
+        interim = "SuccessCriteriaMet" if type_ == "Complete" else "FailureTarget"
+        conditions = [{"type": t, "status": "True", "lastTransitionTime": now, **more} for t in (interim, type_)]
+        status: Document = {"startTime": now, "conditions": conditions}
+        if type_ == "Complete":
+            status |= {"completionTime": now, "succeeded": 1}
+        self.patch_status("job", job["metadata"]["name"], status)
+
+    def patch_status(self, kind: str, name: str, status: Document) -> None:
+        patch = json.dumps({"status": status})
+        self.kubectl("patch", kind, name, "--subresource=status", "--type=merge", f"--patch={patch}")
+
+
+def manifest(name: str, **spec: Any) -> Document:
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": name},
+        "spec": {
+            "method": "SFT",
+            "baseModel": {"volume": {"claimName": "base-models", "path": "m"}},
+            "dataset": {"registry": {"name": "tickets"}},
+            **spec,
+        },
+    }
+
+
+def stamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def terminated(code: int, message: Document | None = None) -> Document:
+    words = json.dumps(message) if message else ""
+    times = {"startedAt": stamp(), "finishedAt": stamp()}
+    return {
+        "terminated": {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": words, **times}
+    }
+
+
+def container_status(name: str, state: Document) -> Document:
+    return {"name": name, "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+
+
+@pytest.fixture
+def kubectl(api_server: ApiServerOnly) -> Kubectl:
+    """kubectl in a namespace of the test's own."""
+    everywhere = Kubectl(kubeconfig=api_server.kubeconfig, bin_dir=api_server.bin_dir)
+    namespace = f"t-{uuid.uuid4().hex[:8]}"
+    everywhere("create", "namespace", namespace)
+    return everywhere.at(namespace)
+
+
+@pytest.fixture
+async def world(kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(kubectl, tmp_path) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def a_world(kubectl: Kubectl, folder: Path, **settings: str) -> AsyncIterator[World]:
+    """Registry, proxies and operator for one namespace; the operator is started, and killed at the end."""
+    port = free_port()
+    database = f"sqlite:///{folder}/registry.db"
+    arguments = ["registry", "serve", "--database-url", database, "--host=127.0.0.1", f"--port={port}", "--auth=none"]
+    upstream, tls = client_tls(kubectl.kubeconfig)
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(
+            Server(*arguments, environment={}, log=folder / "registry.log").serving()
+        )
+        kubernetes = await stack.enter_async_context(RecordingProxy(upstream=upstream, tls=tls).serving())
+        registry = await stack.enter_async_context(RecordingProxy(upstream=f"http://127.0.0.1:{port}").serving())
+        await wait_until_ready(f"http://127.0.0.1:{port}/readyz")
+        environment = {
+            "KUBECONFIG": str(plain_kubeconfig(folder / "kubeconfig", kubernetes.url)),
+            "FINETUNE_REGISTRY_URL": registry.url,
+            "FINETUNE_TRAINER_IMAGE": "trainer:1",
+            "FINETUNE_WATCH_NAMESPACES": kubectl.namespace,
+            "FINETUNE_RESYNC_SECONDS": "2",
+            "FINETUNE_PROGRESS_SECONDS": "1",
+            "FINETUNE_REFERENCE_TIMEOUT_SECONDS": "2",
+            **settings,
+        }
+        operator = Server("operator", environment=environment, log=folder / "operator.log")
+        made = World(kubectl, operator, kubernetes, registry, server)
+        stack.push_async_callback(made.client.close)
+        rows = folder / "rows.jsonl"
+        rows.write_bytes(ROWS)
+        await made.client.push_dataset(kubectl.namespace, "tickets", rows)
+        await stack.enter_async_context(operator.serving())
+        yield made
+
+
+async def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    async with ClientSession() as session:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                async with session.get(url) as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.05)
+    raise TimeoutError(f"{url} is not ready")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+async def test_a_run_from_apply_to_the_registered_adapter(world: World) -> None:
+    world.apply()
+    pending = await world.phase("Pending")
+    assert is_true(pending, "Accepted")
+    job = await eventually("the Job", world.job_of)
+    assert job["metadata"]["name"] == names.job_name("support", pending["metadata"]["uid"])
+    world.start_pod()
+    training = await world.phase("Training")
+    assert is_true(training, "DatasetReady")
+    world.finish_pod()
+    done = await world.phase("Succeeded")
+    assert is_true(done, "Succeeded")
+    assert is_true(done, "Finished")
+    assert done["status"]["result"]["finalLoss"] == "1.5"
+    adapter = await world.client.get_adapter_version(world.kubectl.namespace, "support")
+    assert (adapter.run_uid, adapter.version, adapter.sha256) == (done["metadata"]["uid"], 1, DIGEST)
+    assert adapter.uri == done["status"]["result"]["adapter"]["uri"]
+    ttl = await eventually("the Job's time to live", lambda: world.job_of()["spec"].get("ttlSecondsAfterFinished"))
+    assert 3600 <= ttl < 3660
+    said = world.kubectl("events", "--for=trainingrun/support")
+    assert all(word in said for word in ("JobCreated", "DatasetExported", "TrainingStarted", "AdapterRegistered"))
+
+
+async def test_killed_after_each_of_its_writes_it_still_makes_one_of_each(kubectl: Kubectl, tmp_path: Path) -> None:
+    """Every single write of a run's life is the operator's last; a fresh process goes on each time."""
+    async with a_world(kubectl, tmp_path) as world:
+        killed: list[Write] = []
+
+        async def kill(write: Write) -> None:
+            repeated = write in killed and not write.path.endswith("/status")  # a registration is simply made again
+            if not write.path.endswith("/events") and not repeated and world.operator.running:
+                killed.append(write)
+                await world.operator.kill()
+
+        world.kubernetes.on_write = world.registry.on_write = kill
+        keeper = asyncio.create_task(keep_running(world.operator))
+        try:
+            world.apply()
+            await eventually("the Job", world.job_of)
+            await world.phase("Pending")
+            world.start_pod()
+            await world.phase("Training")
+            world.finish_pod()
+            await world.phase("Succeeded")
+            await eventually("the time to live", lambda: world.job_of()["spec"].get("ttlSecondsAfterFinished"))
+        finally:
+            keeper.cancel()
+        said = [f"{write.method} {write.path.rsplit('/', 1)[-1]}" for write in killed]
+        assert said.count("POST jobs") == 1
+        assert said.count("POST persistentvolumeclaims") == 1
+        assert said.count("PUT status") >= 3
+        assert "PUT adapter" in said
+        found = await world.client.list_adapter_versions(kubectl.namespace, "support")
+        assert [adapter.version for adapter in found] == [1]
+        final = world.run()
+        assert final is not None
+        assert final["status"]["result"]["adapter"]["id"] == found[0].id
+
+
+async def keep_running(operator: Server) -> None:
+    """Start the operator again whenever it is dead, as its Deployment does."""
+    while True:
+        if not operator.running:
+            await operator.start()
+        await asyncio.sleep(0.05)
+
+
+async def test_a_dataset_that_does_not_exist_is_waited_for_and_then_named(world: World) -> None:
+    world.apply(dataset={"registry": {"name": "nothing-here"}})
+    failed = await world.phase("Failed")
+    assert failed["status"]["failure"]["reason"] == "DatasetUnavailable"
+    assert "nothing-here" in failed["status"]["failure"]["message"]
+    assert failed["status"]["failure"]["hint"]
+    assert is_true(failed, "Stalled")
+    assert world.job_of() is None
+
+
+async def test_a_dataset_that_comes_later_is_in_time(kubectl: Kubectl, tmp_path: Path) -> None:
+    async with a_world(kubectl, tmp_path, FINETUNE_REFERENCE_TIMEOUT_SECONDS="60") as world:
+        world.apply(dataset={"registry": {"name": "later"}})
+        waiting = await world.phase("Pending")
+        ready = next(c for c in waiting["status"]["conditions"] if c["type"] == "DatasetReady")
+        assert (ready["status"], ready["reason"]) == ("False", "DatasetUnavailable")
+        rows = tmp_path / "later.jsonl"
+        rows.write_bytes(ROWS)
+        await world.client.push_dataset(kubectl.namespace, "later", rows)
+        job = await eventually("the Job", world.job_of)
+        assert job["spec"]["backoffLimit"] == 3
+
+
+async def test_the_registry_killed_while_a_run_finishes_loses_nothing(world: World) -> None:
+    world.apply()
+    await eventually("the Job", world.job_of)
+    world.start_pod()
+    await world.phase("Training")
+    await world.registry_server.kill()
+    world.finish_pod()
+    waiting = await world.phase("Registering")
+    assert not is_true(waiting, "Finished")
+    await world.registry_server.start()
+    done = await world.phase("Succeeded")
+    assert done["status"]["result"]["adapter"]["version"] == 1
+
+
+async def test_a_restart_with_fifty_finished_runs_writes_nothing(kubectl: Kubectl, tmp_path: Path) -> None:
+    async with a_world(kubectl, tmp_path) as world:
+        runs = [f"run-{number:02}" for number in range(50)]
+        kubectl.apply(*(manifest(name, dataset={"registry": {"name": "missing"}}) for name in runs))
+        await eventually(
+            "50 finished runs", lambda: sum(is_true(r, "Finished") for r in kubectl.items("trainingruns")) == 50
+        )
+        await world.operator.kill()
+        before = len(world.kubernetes.writes), len(world.registry.writes)
+        await world.operator.start()
+        probe = manifest("probe", suspend=True)
+        kubectl.apply(probe)  # a run that needs one write: when it is there, all others had their turn
+        await world.phase("Suspended", "probe")
+        after = [w.path for w in [*world.kubernetes.writes[before[0] :], *world.registry.writes[before[1] :]]]
+        assert [path for path in after if "probe" not in path and not path.endswith("/events")] == []
+
+
+async def test_applying_twice_changes_nothing(world: World) -> None:
+    world.apply()
+    await eventually("the Job", world.job_of)
+    before = await world.phase("Pending")
+    assert "unchanged" in world.apply()
+    after = world.run()
+    assert after is not None
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+
+
+async def test_suspend_and_resume_go_to_the_job(world: World) -> None:
+    world.apply(activeDeadlineSeconds=1000)
+    await eventually("the Job", world.job_of)
+    world.apply(activeDeadlineSeconds=1000, suspend=True)
+    await eventually("the suspended Job", lambda: world.job_of()["spec"]["suspend"])
+    suspended = await world.phase("Suspended")
+    assert is_true(suspended, "Suspended")
+    world.apply(activeDeadlineSeconds=1000)
+    job = await eventually("the resumed Job", lambda: (job := world.job_of()) and not job["spec"]["suspend"] and job)
+    assert job["spec"]["activeDeadlineSeconds"] <= 1000
+
+
+async def test_a_finished_run_follows_its_generation(world: World) -> None:
+    world.apply(dataset={"registry": {"name": "missing"}})
+    await world.phase("Failed")
+    world.apply(dataset={"registry": {"name": "missing"}}, suspend=True)
+    run = await eventually(
+        "the new generation", lambda: (r := world.run()) and r["status"]["observedGeneration"] == 2 and r
+    )
+    assert {c["observedGeneration"] for c in run["status"]["conditions"]} == {2}
+    assert run["status"]["phase"] == "Failed"
+
+
+async def test_a_deleted_job_ends_the_run_and_is_not_created_again(world: World) -> None:
+    world.apply()
+    job = await eventually("the Job", world.job_of)
+    await world.phase("Pending")
+    world.kubectl("delete", "job", job["metadata"]["name"], "--cascade=background")
+    failed = await world.phase("Failed")
+    assert failed["status"]["failure"]["reason"] == "JobLost"
+    assert world.job_of() is None
+
+
+async def test_the_last_words_of_a_failed_container_are_in_the_status(world: World) -> None:
+    world.apply()
+    await eventually("the Job", world.job_of)
+    world.start_pod()
+    await world.phase("Training")
+    words = {"failure": {"reason": "Diverged", "message": "the loss became NaN at step 12"}}
+    world.set_pod_status("support", "Failed", terminated(0), terminated(6, words))
+    world.set_job_condition("support", "Failed", reason="PodFailurePolicy", message="rule 1")
+    failed = await world.phase("Failed")
+    assert failed["status"]["failure"] | {"hint": ""} == {
+        "reason": "Diverged",
+        "message": "the loss became NaN at step 12",
+        "exitCode": 6,
+        "hint": "",
+    }
