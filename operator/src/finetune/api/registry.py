@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from pydantic.alias_generators import to_camel
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
@@ -23,6 +23,13 @@ SHA256_PATTERN = r"^[0-9a-f]{64}$"
 FILE_PATH_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
 DECIMAL_PATTERN = r"^-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
+
+def _to_utc(time: datetime) -> datetime:
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+Time = Annotated[datetime, AfterValidator(_to_utc)]
+"""A time in UTC; one without a zone is taken for UTC."""
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Uid = Annotated[str, StringConstraints(pattern=UID_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
@@ -54,7 +61,7 @@ class DatasetVersion(Document):
     sha256: str
     """Hex SHA-256 of the rows exactly as they were uploaded."""
     shape: Shape
-    created_time: datetime
+    created_time: Time
 
 
 class DatasetVersions(Document):
@@ -78,7 +85,7 @@ class TrainerStatus(Document):
     progress_percentage: int | None = Field(default=None, ge=0, le=100)
     estimated_remaining_seconds: int | None = Field(default=None, ge=0)
     metrics: list[Metric] = Field(default_factory=list, max_length=64)
-    last_updated_time: datetime | None = None
+    last_updated_time: Time | None = None
 
     def value(self, name: str) -> str | None:
         """The value of the metric `name`, or None when it was not posted."""
@@ -193,7 +200,7 @@ class AdapterVersion(Document):
     steps: int
     tokens: int | None = None
     resumed_from_step: int = 0
-    created_time: datetime
+    created_time: Time
 
 
 class AdapterVersions(Document):
@@ -214,7 +221,7 @@ class Run(Document):
     dataset_version: int | None = None
     """The version recorded for the run: what its pod is given."""
     spec: dict[str, JsonValue]
-    created_time: datetime
+    created_time: Time
     trainer_status: TrainerStatus | None = None
     adapter: AdapterVersion | None = None
 

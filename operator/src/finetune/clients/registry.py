@@ -73,7 +73,7 @@ class RegistryUnavailable(RegistryError):  # noqa: N818 - reads as the condition
     """No answer, a broken answer, or an error of the server: try again later."""
 
 
-class RegistryDenied(RegistryUnavailable):  # noqa: N818 - reads as the condition that it is
+class RegistryDenied(RegistryUnavailable):
     """The caller's token or rights are not enough (401, 403): an administrator can mend that, nothing is lost."""
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 
 from finetune.api.registry import NAME_PATTERN, NAMESPACE_PATTERN, UID_PATTERN, DatasetVersion, VersionNumber
 from finetune.registry.access import Access, Rule
@@ -19,12 +20,41 @@ from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.runs import RunStore
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+MAX_DRAINED_BYTES = 64 * 1024 * 1024
 
 NamespacePath = Annotated[str, Path(pattern=NAMESPACE_PATTERN)]
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
 UidPath = Annotated[str, Path(pattern=UID_PATTERN)]
 VersionPath = Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,8})$", description='a number, or "latest"')]
 Continue = Annotated[str | None, Query(alias="continue", max_length=63, description="from the page before")]
+
+
+class _LimitedRequest(Request):
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        size = 0
+        async for block in super().stream():
+            size += len(block)
+            if size <= MAX_DOCUMENT_BYTES:
+                yield block
+            elif size > MAX_DRAINED_BYTES:
+                break
+        # Only now: closing on a client that still sends would lose it the explanation.
+        if size > MAX_DOCUMENT_BYTES:
+            limit = MAX_DOCUMENT_BYTES // 1024 // 1024
+            raise HTTPException(413, f"the document is larger than {limit} MiB")
+
+
+class LimitedRoute(APIRoute):
+    """A route whose body is a document, held in memory and therefore limited in size."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, reading through the limit."""
+        handler = super().get_route_handler()
+
+        async def limited(request: Request) -> Response:
+            return await handler(_LimitedRequest(request.scope, request.receive))
+
+        return limited
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
@@ -52,21 +53,22 @@ async def create_version(
     actor: Annotated[str, people("create", "datasets")],
 ) -> DatasetVersion:
     """Store JSON lines as a new version of a dataset. A line that is wrong is named, and nothing is stored."""
+    blocks = request.stream()
     try:
-        version, created = await services.datasets.add_version(namespace, name, request.stream(), actor=actor)
+        version, created = await services.datasets.add_version(namespace, name, blocks, actor=actor)
     except RegistryFault:
-        await _drain(request)
+        await _drain(blocks)
         raise
     if not created:
         response.status_code = 200
     return version
 
 
-async def _drain(request: Request) -> None:
+async def _drain(blocks: AsyncIterator[bytes]) -> None:
     """Read the rest of a refused upload: closing on a client that still sends would lose it the explanation."""
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
-            async for _ in request.stream():
+            async for _ in blocks:
                 pass
     except TimeoutError:
         return

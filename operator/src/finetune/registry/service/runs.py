@@ -20,8 +20,8 @@ from finetune.api.registry import (
 from finetune.registry.errors import Invalid
 
 from .common import (
-    MAX_DOCUMENT_BYTES,
     Continue,
+    LimitedRoute,
     NamespacePath,
     ServicesOf,
     UidPath,
@@ -34,13 +34,13 @@ from .common import (
 
 MAX_PROGRESS_RUNS = 1000
 
-router = APIRouter(prefix="/api/v1/namespaces/{namespace}/runs", tags=["runs"])
+router = APIRouter(prefix="/api/v1/namespaces/{namespace}/runs", tags=["runs"], route_class=LimitedRoute)
 progress_router = APIRouter(prefix="/api/v1", tags=["runs"])
 
 JSON_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
-@router.put("/{uid}", responses={201: {"model": Run}}, max_body_size=MAX_DOCUMENT_BYTES)
+@router.put("/{uid}", responses={201: {"model": Run}})
 async def put_run(
     *,
     namespace: NamespacePath,
@@ -90,14 +90,13 @@ async def get_run_rows(namespace: NamespacePath, uid: UidPath, services: Service
     "/{uid}/status",
     status_code=204,
     dependencies=[run_callers(pod=True)],
-    max_body_size=MAX_DOCUMENT_BYTES,
 )
 async def post_status(namespace: NamespacePath, uid: UidPath, body: StatusPost, services: ServicesOf) -> None:
     """Take a trainer's progress."""
     await services.runs.add_progress(namespace, uid, body.trainer_status)
 
 
-@router.put("/{uid}/result", status_code=204, openapi_extra=JSON_BODY, max_body_size=MAX_DOCUMENT_BYTES)
+@router.put("/{uid}/result", status_code=204, openapi_extra=JSON_BODY)
 async def put_result(
     namespace: NamespacePath,
     uid: UidPath,
@@ -120,7 +119,7 @@ async def get_result(namespace: NamespacePath, uid: UidPath, services: ServicesO
     return Response(await services.runs.result(namespace, uid), media_type="application/json")
 
 
-@router.put("/{uid}/adapter", responses={201: {"model": AdapterVersion}}, max_body_size=MAX_DOCUMENT_BYTES)
+@router.put("/{uid}/adapter", responses={201: {"model": AdapterVersion}})
 async def put_adapter(
     *,
     namespace: NamespacePath,

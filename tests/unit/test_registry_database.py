@@ -1,0 +1,200 @@
+"""The schema, its migrations, and what the databases themselves refuse."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from finetune.api.registry import Metric, RunRequest, TrainerStatus
+from finetune.registry import migrate as migrations
+from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
+from finetune.registry.migrate import UnknownRevision, head, migrate
+from finetune.registry.schema import audit, contents, metadata, metric_points
+from finetune.registry.store.datasets import DatasetStore
+from finetune.registry.store.runs import RunStore
+from sqlalchemy import create_engine, delete, insert, inspect, select, text, update
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tests.support.registry import pairs
+
+
+def sync_engine(database_url: str) -> Any:
+    url = parse_url(database_url)
+    return create_engine(url.set(drivername=url.drivername.replace("aiosqlite", "pysqlite")))
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    url = parse_url(database_url)
+    migrate(url)
+    database = Database(url)
+    yield database
+    await database.close()
+
+
+def test_the_migrations_make_what_the_code_expects(database_url: str) -> None:
+    assert migrate(parse_url(database_url)) == (None, head())
+    engine = sync_engine(database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = compare_metadata(context, metadata)
+        # What Alembic does not compare.
+        found = inspect(connection)
+        checks = {(table, check["name"]) for table in metadata.tables for check in found.get_check_constraints(table)}
+        uniques = {
+            (table, tuple(unique["column_names"]))
+            for table in metadata.tables
+            for unique in found.get_unique_constraints(table)
+        }
+    engine.dispose()
+    assert differences == []
+    assert checks == {
+        ("dataset_versions", "ck_dataset_versions_version_positive"),
+        ("adapter_versions", "ck_adapter_versions_version_positive"),
+    }
+    assert ("adapter_versions", ("run_id",)) in uniques
+    assert ("adapter_versions", ("adapter_id", "version")) in uniques
+    assert ("dataset_versions", ("dataset_id", "version")) in uniques
+
+
+def test_a_second_migration_does_nothing(database_url: str) -> None:
+    migrate(parse_url(database_url))
+    assert migrate(parse_url(database_url)) == (head(), head())
+
+
+def test_registries_that_start_together_migrate_once(database_url: str) -> None:
+    results: list[tuple[str | None, str]] = []
+    threads = [threading.Thread(target=lambda: results.append(migrate(parse_url(database_url)))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(before or "" for before, _ in results) == ["", *[head()] * 5]
+
+
+def test_a_migration_that_fails_changes_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def upgrade_and_fail(config: Any, revision: str) -> None:
+        real_upgrade(config, revision)
+        raise RuntimeError("the power went out")
+
+    real_upgrade = migrations.command.upgrade
+    monkeypatch.setattr(migrations.command, "upgrade", upgrade_and_fail)
+    with pytest.raises(RuntimeError, match="power"):
+        migrate(parse_url(database_url))
+    engine = sync_engine(database_url)
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+    monkeypatch.undo()
+    assert migrate(parse_url(database_url)) == (None, head())
+
+
+def test_a_newer_database_is_left_alone(database_url: str) -> None:
+    migrate(parse_url(database_url))
+    engine = sync_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(UnknownRevision, match="9999, which is newer than this registry"):
+        migrate(parse_url(database_url))
+
+
+async def test_the_audit_trail_only_grows(database: Database) -> None:
+    request = RunRequest(name="run-1", experiment="support", method="SFT", spec={})
+    await RunStore(database).put("ml", "some-uid", request, actor="system:serviceaccount:finetune:operator")
+    async with database.reading() as connection:
+        row = (await connection.execute(select(audit))).one()
+    assert (row.actor, row.action) == ("system:serviceaccount:finetune:operator", "CreateRun")
+    assert (row.namespace, row.subject, row.details["uid"]) == ("ml", "run-1", "some-uid")
+    assert abs(datetime.now(UTC) - row.time) < timedelta(minutes=1)
+    for statement in (update(audit).values(actor="nobody"), delete(audit)):
+
+        async def change(connection: AsyncConnection, statement: Any = statement) -> None:
+            await connection.execute(statement)
+
+        with pytest.raises(DatabaseError, match="append-only"):
+            await database.write(change)
+
+
+async def test_progress_becomes_metric_points_once(database: Database) -> None:
+    store = RunStore(database)
+    await store.put("ml", "uid", RunRequest(name="r", experiment="e", method="SFT", spec={}), actor="operator")
+    time = datetime(2026, 1, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+    values = {"loss": "2.5", "step": "7", "learningRate": "inf", "epoch": "?"}
+    metrics = [Metric(name=name, value=value) for name, value in values.items()]
+    for _ in range(2):  # a post that was answered too late is sent again
+        await store.add_progress("ml", "uid", TrainerStatus(metrics=metrics, last_updated_time=time))
+    async with database.reading() as connection:
+        points = (await connection.execute(select(metric_points))).all()
+    assert {point.name: point.value for point in points} == {
+        "loss": 2.5,
+        "step": 7.0,
+        "learningRate": None,
+        "epoch": None,
+    }
+    assert {(point.step, point.time) for point in points} == {(7, time)}
+
+
+async def one_block(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+async def test_what_a_crash_left_of_uploads_is_removed(database: Database) -> None:
+    store = DatasetStore(database)
+    await store.add_version("ml", "tickets", one_block(pairs(2)), actor="me")
+    now = datetime.now(UTC)
+
+    async def leave(connection: AsyncConnection) -> None:
+        for age in (timedelta(hours=2), timedelta(minutes=5)):
+            await connection.execute(insert(contents).values(touched_time=now - age, attached=False))
+
+    await database.write(leave)
+    assert await store.drop_abandoned() == 1
+    async with database.reading() as connection:
+        attached = (await connection.execute(select(contents.c.attached))).scalars().all()
+    assert sorted(attached) == [False, True]
+    assert b"".join([block async for block in (await store.rows("ml", "tickets", 1))[1]]) == pairs(2)
+
+
+@pytest.mark.parametrize(
+    ("text_url", "driver"),
+    [
+        ("sqlite:////data/registry.db", "sqlite+aiosqlite"),
+        ("postgresql://u:p@db:5432/registry", "postgresql+psycopg"),
+        ("postgres://u:p@db/registry", "postgresql+psycopg"),
+        ("postgresql+psycopg2://u:p@db/registry", "postgresql+psycopg"),
+    ],
+)
+def test_a_url_names_the_database_not_the_driver(text_url: str, driver: str) -> None:
+    assert parse_url(text_url).drivername == driver
+
+
+@pytest.mark.parametrize("text_url", ["", "registry.db", "mysql://db/registry", "sqlite://", "sqlite:///:memory:"])
+def test_other_urls_are_refused_with_an_example(text_url: str) -> None:
+    with pytest.raises(InvalidDatabaseURL, match="postgresql://user:password@host/name"):
+        parse_url(text_url)
+
+
+def test_a_password_is_not_in_the_complaint() -> None:
+    with pytest.raises(InvalidDatabaseURL) as caught:
+        parse_url("mysql://user:secret@db/registry")
+    assert "secret" not in str(caught.value)
+
+
+async def test_times_without_a_zone_are_refused(database: Database) -> None:
+    async def store(connection: AsyncConnection) -> None:
+        await connection.execute(insert(contents).values(touched_time=datetime(2026, 1, 1), attached=False))  # noqa: DTZ001 - the point
+
+    with pytest.raises(Exception, match="without a zone"):
+        await database.write(store)
+
+
+def test_a_missing_folder_of_a_sqlite_file_is_made(tmp_path: Path) -> None:
+    migrate(parse_url(f"sqlite:///{tmp_path}/a/b/registry.db"))
+    assert (tmp_path / "a" / "b" / "registry.db").is_file()

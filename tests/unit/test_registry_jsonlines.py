@@ -1,0 +1,109 @@
+"""Rows are checked while they stream past, and every complaint names its line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tracemalloc
+
+import pytest
+from finetune.registry.errors import InvalidRows
+from finetune.registry.jsonlines import MAX_LINE_BYTES, JsonLinesReader, RowFacts
+
+GOOD = b'{"prompt": "a", "completion": "\xc3\xa4"}\n{"prompt": "c", "completion": "d"}\n'
+
+
+def read(content: bytes, *, block: int | None = None) -> RowFacts:
+    reader = JsonLinesReader()
+    for start in range(0, len(content), block or max(len(content), 1)):
+        reader.feed(content[start : start + (block or len(content))])
+    return reader.finish()
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 41, 1000])
+def test_blocks_may_end_anywhere_also_inside_a_character(block: int) -> None:
+    facts = read(GOOD, block=block)
+    assert facts == RowFacts(
+        rows=2, bytes=len(GOOD), sha256=hashlib.sha256(GOOD).hexdigest(), shape="prompt-completion"
+    )
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n", b"\n\n  \n"])
+def test_the_last_line_may_end_as_it_likes(ending: bytes) -> None:
+    assert read(GOOD.rstrip(b"\n") + ending).rows == 2
+
+
+def test_windows_line_ends_are_white_space() -> None:
+    assert read(GOOD.replace(b"\n", b"\r\n")).rows == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "shape"),
+    [
+        ({"prompt": "a", "completion": "b"}, "prompt-completion"),
+        ({"messages": []}, "messages"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
+        ({"question": "a", "answer": "b"}, "other"),
+        ({}, "other"),
+    ],
+)
+def test_the_shape_follows_from_the_keys(row: dict[str, object], shape: str) -> None:
+    assert read(json.dumps({**row, "id": 1}).encode()).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint", "hint"),
+    [
+        (b'{"prompt": "a", "completion": ', "line 3: not valid JSON", "one complete JSON object"),
+        (b'{"prompt": "\xff", "completion": ""}', "line 3: not valid JSON", "UTF-8"),
+        (b'{"prompt": "a", "completion": NaN}', "line 3: not valid JSON", "NaN"),
+        (b'["a"]', "line 3: a JSON array where an object is expected", "one object"),
+        (b"7", "line 3: a JSON number where", "one object"),
+        (b"null", "line 3: a JSON null where", "one object"),
+        (b'{"messages": []}', "line 3: a row with messages, but line 1 is a row with completion, prompt", "one shape"),
+    ],
+)
+def test_a_bad_line_is_named_with_what_to_do(line: bytes, complaint: str, hint: str) -> None:
+    with pytest.raises(InvalidRows) as caught:
+        read(GOOD + line + b"\n" + GOOD)
+    assert complaint in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_an_empty_line_between_rows_is_named() -> None:
+    with pytest.raises(InvalidRows, match="line 3: empty line"):
+        read(GOOD + b"\n" + GOOD)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
+def test_no_rows_are_no_dataset(content: bytes) -> None:
+    with pytest.raises(InvalidRows, match="no rows"):
+        read(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"\xef\xbb\xbf" + GOOD, "byte order mark"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"[\n" + GOOD, "jq -c"),
+    ],
+)
+def test_the_usual_wrong_files_are_recognised(content: bytes, hint: str) -> None:
+    with pytest.raises(InvalidRows) as caught:
+        read(content)
+    assert caught.value.message.startswith("line 1")
+    assert hint in caught.value.hint
+
+
+def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory() -> None:
+    reader = JsonLinesReader()
+    block = b"x" * (1024 * 1024)
+    tracemalloc.start()
+    for _ in range(MAX_LINE_BYTES // len(block)):
+        reader.feed(block)
+    with pytest.raises(InvalidRows, match="line 1: longer than 16 MiB"):
+        reader.feed(block)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * MAX_LINE_BYTES

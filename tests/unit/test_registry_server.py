@@ -1,0 +1,204 @@
+"""The registry as a process: what it refuses to start with, how it ends, what it says about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from finetune.cli.main import main
+from finetune.registry.server import InvalidSettings, Settings, is_loopback
+
+from tests.support.postgresql import PostgreSQL
+from tests.support.registry import pairs, serving
+
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Finetune = Callable[..., Outcome]
+
+
+@pytest.fixture
+def finetune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Finetune:
+    """Run the command line in this process."""
+
+    def run(*arguments: str, **environment: str) -> Outcome:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code = main(arguments)
+        output = capsys.readouterr()
+        return Outcome(code, output.out, output.err)
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {START_SECONDS} s"
+        time.sleep(0.02)
+
+
+def answers(url: str, status: int) -> bool:
+    try:
+        return httpx.get(url).status_code == status
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def registry_process(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "finetune.cli.main", "registry", "serve", "--port", str(port)],
+            env={**os.environ, "FINETUNE_DATABASE_URL": f"sqlite:///{folder}/registry.db"},
+            stdout=log,
+            stderr=log,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: process.poll() is not None or answers(f"{url}/readyz", 200), "the registry is ready")
+        assert process.poll() is None, (folder / "log").read_text()
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_ends_it_cleanly_after_the_requests_under_way(tmp_path: Path) -> None:
+    with registry_process(tmp_path) as (process, url):
+        versions = f"{url}/api/v1/namespaces/ml/datasets/tickets/versions"
+
+        def rows_with_a_sigterm_between() -> Iterator[bytes]:
+            yield pairs(1)
+            process.send_signal(signal.SIGTERM)
+            # Nobody new is let in: the signal has arrived.
+            wait_until(lambda: not answers(f"{url}/healthz", 200), "the registry stops listening")
+            yield pairs(1, tag="last")
+
+        answer = httpx.post(versions, content=rows_with_a_sigterm_between(), timeout=30)
+        assert (answer.status_code, answer.json()["rows"]) == (201, 2)
+        assert process.wait(timeout=30) == 0
+    with registry_process(tmp_path) as (_, url):
+        latest = f"{url}/api/v1/namespaces/ml/datasets/tickets/versions/latest/rows"
+        assert httpx.get(latest).content == pairs(1) + pairs(1, tag="last")
+
+
+def test_a_killed_registry_lost_nothing_that_it_had_answered(tmp_path: Path) -> None:
+    with registry_process(tmp_path) as (process, url):
+        versions = f"{url}/api/v1/namespaces/ml/datasets/tickets/versions"
+        assert httpx.post(versions, content=pairs(2)).status_code == 201
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with registry_process(tmp_path) as (_, url):
+        again = httpx.post(f"{url}/api/v1/namespaces/ml/datasets/tickets/versions", content=pairs(2))
+        assert (again.status_code, again.json()["version"]) == (200, 1)
+
+
+def test_without_tokens_it_listens_on_loopback_only(finetune: Finetune) -> None:
+    done = finetune("registry", "serve", "--database-url=sqlite:////nowhere/registry.db", "--host=0.0.0.0")
+    assert done.code == 2
+    assert "--auth=none lets everybody in" in done.err
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("db", False)],
+)
+def test_what_loopback_is(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+def test_tokens_need_to_know_the_operator() -> None:
+    with pytest.raises(InvalidSettings, match="--operator-user=system:serviceaccount"):
+        Settings(database_url="sqlite:////data/registry.db", auth="kubernetes").check()
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_no_database_url_is_a_sentence(finetune: Finetune, command: str) -> None:
+    done = finetune("registry", command, FINETUNE_DATABASE_URL="")
+    assert done.code == 2
+    assert "write sqlite:////path/registry.db" in done.err
+
+
+def test_a_database_that_does_not_answer_is_a_sentence(finetune: Finetune) -> None:
+    url = f"postgresql://finetune:secret@127.0.0.1:{free_port()}/registry"
+    done = finetune("registry", "migrate", FINETUNE_DATABASE_URL=url)
+    assert done.code == 1
+    assert "the database does not answer" in done.err
+    assert "secret" not in done.err
+
+
+def test_migrate_says_what_it_did(finetune: Finetune, tmp_path: Path) -> None:
+    url = f"--database-url=sqlite:///{tmp_path}/registry.db"
+    assert finetune("registry", "migrate", url).out == "schema 0001 (was: empty)\n"
+    assert finetune("registry", "migrate", url).out == "schema 0001 already\n"
+
+
+def test_a_database_that_goes_away_is_unavailable_and_comes_back(postgresql_server: PostgreSQL) -> None:
+    with serving(postgresql_server.new_database()) as url:
+        datasets = f"{url}/api/v1/namespaces/ml/datasets"
+        assert httpx.get(datasets).status_code == 200
+        postgresql_server.stop()
+        try:
+            answer = httpx.get(datasets, timeout=30)
+            ready = httpx.get(f"{url}/readyz", timeout=30)
+            alive = httpx.get(f"{url}/healthz")
+        finally:
+            postgresql_server.start()
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "Unavailable")
+        assert (ready.status_code, alive.status_code) == (503, 200)
+        assert httpx.get(datasets, timeout=30).status_code == 200
+        assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+
+
+def test_people_push_and_list_with_the_command_line(finetune: Finetune, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(pairs(3))
+    with serving(f"sqlite:///{tmp_path}/registry.db") as url:
+
+        def command(*arguments: str) -> Outcome:
+            return finetune(*arguments, "-n", "ml", FINETUNE_REGISTRY_URL=url, FINETUNE_TOKEN_FILE="")
+
+        pushed = command("dataset", "push", "tickets", str(rows))
+        assert pushed.out == "stored as tickets version 1 (3 rows, prompt-completion)\n"
+        again = command("dataset", "push", "tickets", str(rows), "-o", "json")
+        assert json.loads(again.out)["version"] == 1
+        listed = command("dataset", "list").out.splitlines()
+        assert listed[0].split() == ["NAME", "VERSION", "ROWS", "BYTES", "SHAPE", "SHA256", "CREATED"]
+        assert listed[1].split()[:3] == ["tickets", "1", "3"]
+        missing = command("adapter", "show", "support")
+        assert (missing.code, missing.out) == (1, "")
+        assert "adapter 'support' does not exist in namespace 'ml'\nhint: " in missing.err
+        rows.write_bytes(pairs(6) + b"oops\n")
+        refused = command("dataset", "push", "tickets", str(rows))
+        assert refused.code == 1
+        assert "line 7: not valid JSON" in refused.err
+        nothing = command("dataset", "push", "tickets", str(tmp_path / "nothing.jsonl"))
+        assert (nothing.code, "nothing.jsonl" in nothing.err) == (2, True)
