@@ -54,7 +54,7 @@ format: $(VENV)/ready ## Format the sources
 	$(BIN)/ruff format $(SOURCES)
 
 crds: $(VENV)/ready ## Write the CustomResourceDefinition from the models
-	$(BIN)/python -m finetune.api.crd > crds/finetune.dev_trainingruns.yaml
+	$(BIN)/python -m finetune.api.crd crds/finetune.dev_trainingruns.yaml charts/finetune-operator/files/finetune.dev_trainingruns.yaml
 
 lock: $(VENV)/ready ## Pin the newest versions that pyproject.toml allows
 	for extra in operator training dev; do \

@@ -1,0 +1,89 @@
+"""Runs that succeed, on real pods with a real model and real gradients."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from tests.e2e import runs
+from tests.support.installation import Installation
+from tests.support.kubectl import Kubectl, is_true
+
+
+def termination_message(team: Kubectl) -> dict[str, Any]:
+    status = runs.pods(team)[-1]["status"]["containerStatuses"][0]
+    message: dict[str, Any] = json.loads(status["state"]["terminated"]["message"])
+    return message
+
+
+def test_a_supervised_run_ends_with_a_registered_adapter(
+    installation: Installation, team: Kubectl, tmp_path: Path
+) -> None:
+    installation.provide_base_model(team)
+    runs.push(installation, team, tmp_path, 80)
+    training = {"batchSize": 8, "maxLength": 128, "maxSteps": 12, "checkpointSteps": 50, "learningRate": "5e-4"}
+    run = runs.manifest(model=runs.SMOLLM2, training=training, adapter={"name": "sums"})
+    team.apply(run)
+    done = runs.succeeded(team)
+
+    status, said = done["status"], termination_message(team)
+    assert status["result"]["finalLoss"] == said["result"]["finalLoss"]
+    assert status["result"]["adapter"]["sha256"] == said["result"]["adapter"]["sha256"]
+    assert float(status["result"]["evaluationLoss"]) < float(status["result"]["baseEvaluationLoss"])
+    assert status["dataset"]["rows"] + status["dataset"]["evaluationRows"] == 80
+    for condition in ("Accepted", "DatasetReady", "Succeeded", "Finished"):
+        assert is_true(done, condition)
+
+    with installation.registry(team) as registry:
+        listed = registry.json("adapter", "list", "sums")
+        found = registry.json("adapter", "show", "sums")
+    assert [version["version"] for version in listed] == [1]
+    assert found["runUid"] == done["metadata"]["uid"]
+    assert found["dataset"]["sha256"] == status["dataset"]["sha256"]
+    assert found["baseModel"]["name"] == runs.SMOLLM2
+    assert {file["path"] for file in found["files"]} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert found["uri"] == f"pvc://{status['output']['claimName']}/{status['output']['path']}/adapter"
+
+    losses = [line["loss"] for line in runs.trainer_log(team) if line["event"] == "train"]
+    assert len(losses) == 12
+    assert statistics.mean(losses[-3:]) < statistics.mean(losses[:3])
+
+    assert "unchanged" in team.apply(run)
+    assert team.json("get", "trainingrun", "run")["metadata"]["resourceVersion"] == done["metadata"]["resourceVersion"]
+
+
+def test_a_configmap_is_enough_for_a_small_dataset(tiny: Kubectl) -> None:
+    dataset = runs.config_map(tiny, runs.lines(runs.rows(24)))
+    tiny.apply(runs.manifest(dataset=dataset))
+    assert runs.succeeded(tiny)["status"]["result"]["steps"] == 8
+
+
+def test_chat_messages_on_a_claim(installation: Installation, tiny: Kubectl, tmp_path: Path) -> None:
+    """The dataset comes from the output claim of nobody: a volume that another Job has filled."""
+    chats = [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+        for row in runs.rows(24)
+    ]
+    dataset = runs.config_map(tiny, runs.lines(chats), name="chats")
+    tiny.apply(runs.manifest(dataset=dataset))
+    done = runs.succeeded(tiny)
+    assert done["status"]["dataset"]["rows"] > 0
+    del installation, tmp_path
+
+
+def test_suspending_saves_and_resuming_goes_on(installation: Installation, tiny: Kubectl, tmp_path: Path) -> None:
+    runs.push(installation, tiny, tmp_path)
+    long = {"batchSize": 4, "maxLength": 128, "maxSteps": 400, "checkpointSteps": 1000}
+    run = runs.manifest(training=long)
+    tiny.apply(run)
+    runs.first_steps(tiny)
+    tiny("patch", "trainingrun", "run", "--type=merge", '--patch={"spec":{"suspend":true}}')
+    tiny.wait_for("no pod", lambda: not runs.pods(tiny))
+    assert is_true(runs.in_phase(tiny, "Suspended"), "Suspended")
+    tiny("patch", "trainingrun", "run", "--type=merge", '--patch={"spec":{"suspend":false}}')
+    done = runs.succeeded(tiny)
+    assert done["status"]["resumedFromStep"] > 0
+    assert done["status"]["attempts"] == 2
+    assert done["status"]["attemptHistory"][0]["reason"] == "Interrupted"

@@ -1,0 +1,106 @@
+"""What must not matter: killed trainers, killed operators, a registry that is away, deleted runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cluster.base import Cluster
+from tests.e2e import runs
+from tests.support.installation import RELEASE, Installation
+from tests.support.kubectl import Kubectl
+
+LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 300, "checkpointSteps": 20}
+REGISTRY = f"deployment/{RELEASE}-registry"
+OPERATOR = f"deployment/{RELEASE}"
+
+
+def kill_process(cluster: Cluster, words: str) -> None:
+    """SIGKILL the one process on the node whose command line contains these words."""
+    found = cluster.node_shell(["pgrep", "--full", "--", words]).stdout.split()
+    assert len(found) == 1, f"processes with {words!r} in their command line: {found}"
+    assert cluster.node_shell(["kill", "-KILL", found[0]]).returncode == 0
+
+
+def scale(installation: Installation, deployment: str, replicas: int) -> None:
+    """Scale a deployment of the release and wait until it is so."""
+    system = installation.system
+    system("scale", deployment, f"--replicas={replicas}")
+    if replicas:
+        system("rollout", "status", deployment, "--timeout=90s")
+        return
+    name = deployment.removeprefix("deployment/")
+    system.wait_for(
+        f"{deployment} is away",
+        lambda: not [p for p in system.items("pods") if p["metadata"]["name"].rsplit("-", 2)[0] == name],
+    )
+
+
+def test_a_killed_trainer_goes_on_from_its_checkpoint(
+    cluster: Cluster, installation: Installation, tiny: Kubectl, tmp_path: Path
+) -> None:
+    runs.push(installation, tiny, tmp_path)
+    tiny.apply(runs.manifest(training=LONG))
+    runs.first_steps(tiny, 25)
+    uid = tiny.json("get", "trainingrun", "run")["metadata"]["uid"]
+    kill_process(cluster, f"cli train.*{uid}")
+    done = runs.succeeded(tiny)
+    assert [a["exitCode"] for a in done["status"]["attemptHistory"]] == [137, 0]
+    assert done["status"]["resumedFromStep"] >= 20
+    with installation.registry(tiny) as registry:
+        assert len(registry.json("adapter", "list", "run")) == 1
+
+
+def test_an_operator_that_is_killed_again_and_again(
+    cluster: Cluster, installation: Installation, tiny: Kubectl, tmp_path: Path
+) -> None:
+    runs.push(installation, tiny, tmp_path)
+    tiny.apply(runs.manifest())
+    for phase in ("Pending", "Exporting", "Training"):
+        runs.in_phase(tiny, phase, "Training", "Registering", "Succeeded")
+        kill_process(cluster, "finetune.* operator$")
+        installation.system("rollout", "status", OPERATOR, "--timeout=90s")
+    done = runs.succeeded(tiny)
+    assert len(tiny.items("jobs", "finetune.dev/run=run")) == 1
+    with installation.registry(tiny) as registry:
+        versions = registry.json("adapter", "list", "run")
+    assert [version["id"] for version in versions] == [done["status"]["result"]["adapter"]["id"]]
+
+
+def test_with_the_registry_the_pod_and_the_operator_gone_the_claim_still_has_the_result(
+    installation: Installation, tiny: Kubectl, tmp_path: Path
+) -> None:
+    runs.push(installation, tiny, tmp_path)
+    tiny.apply(runs.manifest(training=LONG))
+    runs.first_steps(tiny)
+    scale(installation, REGISTRY, 0)
+    try:
+        waiting = runs.in_phase(tiny, "Registering")
+        assert "result" not in waiting["status"]
+        scale(installation, OPERATOR, 0)
+        tiny("delete", "pods", "--selector=finetune.dev/run=run")
+    finally:
+        scale(installation, OPERATOR, 1)
+        scale(installation, REGISTRY, 1)
+    done = runs.succeeded(tiny)
+    assert done["status"]["result"]["adapter"]["version"] == 1
+    assert "CreateCollectJob" in installation.system("logs", OPERATOR)
+
+
+def test_deleting_a_run_removes_its_pods_also_while_the_operator_is_away(
+    installation: Installation, tiny: Kubectl, tmp_path: Path
+) -> None:
+    runs.push(installation, tiny, tmp_path)
+    kept = {"claim": {"size": "1Gi", "retain": True}}
+    tiny.apply(runs.manifest("done", output=kept), runs.manifest("running", training={**LONG, "maxSteps": 5000}))
+    done = runs.succeeded(tiny, "done")
+    runs.first_steps(tiny, name="running")
+    scale(installation, OPERATOR, 0)
+    try:
+        tiny("delete", "trainingrun", "done", "running", "--timeout=10s")
+        tiny.wait_for("no Job and no pod", lambda: not tiny.items("jobs,pods", "finetune.dev/run"), seconds=10)
+    finally:
+        scale(installation, OPERATOR, 1)
+    assert tiny.find("persistentvolumeclaim", done["status"]["output"]["claimName"])
+    with installation.registry(tiny) as registry:
+        found = registry.json("adapter", "show", "done")
+    assert found["sha256"] == done["status"]["result"]["adapter"]["sha256"]
