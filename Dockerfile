@@ -33,13 +33,11 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/home/finetune
-USER 10001:10001
 WORKDIR /opt/finetune
 ENTRYPOINT ["finetune"]
 
 # Last and small: a change of code makes a new layer of some hundred kilobytes, and nothing else travels.
 COPY pyproject.toml images/operator/install.py /opt/finetune/
 COPY operator/src/finetune /opt/finetune/finetune
-USER 0
 RUN ["python", "/opt/finetune/install.py"]
 USER 10001:10001

@@ -189,7 +189,14 @@ class Buildah(Engine):
     def build(self, request: BuildRequest) -> None:
         # Layers are kept, so that a changed line repeats the steps below it only. No image is asked for in a registry:
         # the base is either local or was pulled before.
-        flags = ["--isolation=chroot", "--layers", "--pull-never", "--format=oci", f"--file={request.dockerfile}"]
+        flags = [
+            "--isolation=chroot",
+            "--layers",
+            "--force-rm",
+            "--pull-never",
+            "--format=oci",
+            f"--file={request.dockerfile}",
+        ]
         tag = f"--tag={self.local_reference(request.tag)}"
         _stream(self._command("bud", *flags, tag, *_build_flags(request), request.context))
 
@@ -205,7 +212,8 @@ class Buildah(Engine):
     def remove(self, tags: Sequence[str]) -> None:
         if tags:
             shell.run(self._command("rmi", *[self.local_reference(tag) for tag in tags]))
-            shell.run(self._command("rmi", "--prune"))
+            # An image that a container still uses stays; the next time gets it.
+            shell.succeeds(self._command("rmi", "--prune"))
 
     def push(self, tag: str, destination: str) -> None:
         loopback = destination.startswith(("localhost:", "127.0.0.1:"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -37,7 +38,8 @@ REMOVED = (
 
 def recipe_key() -> str:
     """A digest of what decides the base image's content, apart from the mirror's packages of the day."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    parts = [SUITE, *PACKAGES, "", *REMOVED, inspect.getsource(_slim)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def archive() -> Path:
