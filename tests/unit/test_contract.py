@@ -1,4 +1,4 @@
-"""The operator's rendered flags against the parsers of the programs that get them, and the API's fields against theirs."""
+"""The operator's rendered flags against the parsers that get them, and the API's fields against theirs."""
 
 from __future__ import annotations
 
