@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def install(packages: Mapping[str, str]) -> None:
             f"missing {', '.join(missing)} (Debian's names), and there is no apt-get to install them: "
             "install what this system calls them"
         )
-    print(f"installing {' '.join(missing)} ...", flush=True)
+    print(f"installing {' '.join(missing)} ...", file=sys.stderr, flush=True)
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "update", "-q"], env=environment)
     run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing], env=environment, timeout=1800)

@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def archive() -> Path:
     if os.getuid() != 0:
         raise shell.CommandError("debootstrap needs root: run this as root, or set BASE_IMAGE to an image with Python")
     shell.install(PROGRAMS)
-    print(f"making a base image of Debian {SUITE} (once) ...", flush=True)
+    print(f"making a base image of Debian {SUITE} (once) ...", file=sys.stderr, flush=True)
     started = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -76,7 +77,7 @@ def archive() -> Path:
             ["tar", "--create", "--sort=name", "--numeric-owner", f"--file={partial}", f"--directory={root}", "."]
         )
         partial.rename(target)
-    print(f"made it in {time.monotonic() - started:.0f} s", flush=True)
+    print(f"made it in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return target
 
 

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.cluster.base import Cluster, ClusterError
+from tests.cluster.host import cache_dir
 
 KINDS = ("existing", "kind", "processes")
 
@@ -20,7 +22,7 @@ class Facts:
 
     Attributes:
         chosen: the value of CLUSTER, empty where unset.
-        kubeconfig: the value of KUBECONFIG, empty where unset.
+        kubeconfig: the value of KUBECONFIG; empty where unset, or where it names a cluster that was started by us.
         docker_answers: a Docker engine is running.
         has_kind: the program ``kind`` is on PATH.
         is_linux: the system is Linux.
@@ -39,12 +41,17 @@ def gather(environment: Mapping[str, str]) -> Facts:
     """Look at this machine."""
     return Facts(
         chosen=environment.get("CLUSTER", ""),
-        kubeconfig=environment.get("KUBECONFIG", ""),
+        kubeconfig="" if is_own(environment.get("KUBECONFIG", "")) else environment["KUBECONFIG"],
         docker_answers=_docker_answers(),
         has_kind=shutil.which("kind") is not None,
         is_linux=sys.platform == "linux",
         is_root=os.getuid() == 0,
     )
+
+
+def is_own(kubeconfig: str) -> bool:
+    """Whether KUBECONFIG says nothing (it is empty), or names one of our own clusters, as it does after `up`."""
+    return not kubeconfig or cache_dir() in Path(kubeconfig).resolve().parents
 
 
 def choose(facts: Facts) -> str:

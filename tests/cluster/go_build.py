@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def build(programs: Sequence[Program], *, sources: Path = host.GO_SOURCES) -> Pa
         bin_dir = store / "bin" / hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
         if not bin_dir.is_dir():
             _link(built, bin_dir)
+            _remove_dangling(bin_dir.parent)
     return bin_dir
 
 
@@ -110,7 +112,7 @@ def _build_one(program: Program, sources: Path, store: Path) -> Path:
             f"Go is needed to build {program.name} once, and `go` is not on PATH: "
             "install Go 1.26 or newer, or point CLUSTER at kind or existing"
         )
-    print(f"building {program.name} (once) ...", flush=True)
+    print(f"building {program.name} (once) ...", file=sys.stderr, flush=True)
     started = time.monotonic()
     shutil.rmtree(target.parent.parent, ignore_errors=True)  # builds of older sources
     target.parent.mkdir(parents=True)
@@ -123,7 +125,7 @@ def _build_one(program: Program, sources: Path, store: Path) -> Path:
         timeout=3600,
     )
     partial.rename(target)
-    print(f"built {program.name} in {time.monotonic() - started:.0f} s", flush=True)
+    print(f"built {program.name} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return target
 
 
@@ -135,3 +137,10 @@ def _link(built: dict[Program, Path], bin_dir: Path) -> None:
         for name in KUBE_PARTS if program is KUBE else (program.name,):
             (partial / name).symlink_to(path)
     partial.rename(bin_dir)
+
+
+def _remove_dangling(folder: Path) -> None:
+    """Remove the folders of links to programs that newer ones have replaced."""
+    for bin_dir in folder.iterdir():
+        if not all(link.exists() for link in bin_dir.iterdir()):
+            shutil.rmtree(bin_dir)

@@ -7,8 +7,10 @@ images do, until it is stopped with ``purge``.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +57,8 @@ class Processes(Cluster):
         return states or {"cluster": "stopped"}
 
     def up(self) -> None:
+        if os.getuid() != 0 or sys.platform != "linux":
+            raise ClusterError("a Kubernetes of plain processes needs root on Linux: become root, or use CLUSTER=kind")
         with self._lock():
             if self._is_up():
                 return

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.base import ClusterError
-from tests.cluster.choose import Facts, choose
+from tests.cluster.choose import Facts, choose, is_own
 
 NOTHING = Facts(chosen="", kubeconfig="", docker_answers=False, has_kind=False, is_linux=False, is_root=False)
 
@@ -48,3 +49,13 @@ def test_where_nothing_works_the_error_says_why_and_what_to_do(offer: dict[str, 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ClusterError, match="'minikube' is not one of existing, kind, processes"):
         choose(replace(NOTHING, chosen="minikube", is_linux=True, is_root=True))
+
+
+@pytest.mark.parametrize(
+    ("kubeconfig", "expected"), [("", True), ("cache/cluster/admin.conf", True), ("home/.kube/config", False)]
+)
+def test_the_kubeconfig_of_our_own_cluster_does_not_make_it_somebody_elses(
+    kubeconfig: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    assert is_own(str(tmp_path / kubeconfig) if kubeconfig else "") is expected
