@@ -73,6 +73,8 @@ def test_a_success_has_the_result_the_adapter_and_the_conditions() -> None:
         6,
         20,
     )
+    assert status.progress is not None
+    assert (status.progress.step, status.progress.percent) == (55, 100)
     assert (status.attempts, status.gpu_seconds, status.duration_seconds) == (1, 2 * (95 - 3), 97)
 
 

@@ -24,6 +24,7 @@ from .core.manifests import output_claim_name
 from .core.messages import Message, message_of
 from .core.observe import EventView, Observation, PodView, ProgressView, event_views, job_view, pod_view
 from .core.settings import Settings
+from .core.status import is_finished
 
 Document = Mapping[str, Any]
 
@@ -81,9 +82,13 @@ class Gatherer:
         namespace, uid = run.metadata.namespace, run.metadata.uid
         name = names.job_name(run.metadata.name, uid)
         document = await self._kubernetes.get_job(namespace, name)
-        if document is None and run.status.job_name is None:
-            return await self._before_job(run)
         job = job_view(document) if document is not None else None
+        if is_finished(
+            run.status
+        ):  # only what is left to clean up matters, and after a restart there are many of these
+            return await self._with_collect_job(run, Observation(job=job))
+        if job is None and run.status.job_name is None:
+            return await self._before_job(run)
         if job is not None and job.owner_uid != uid:
             return Observation(name_taken=f'Job "{name}" belongs to another object and is not gone yet')
         pods, collect_pods = await self._list_pods(run)
@@ -118,8 +123,6 @@ class Gatherer:
 
     async def _with_result(self, run: TrainingRun, seen: Observation) -> Observation:
         """The result from where it still is, once the training has ended or its Job is gone."""
-        if run.status.result is not None or run.status.failure is not None:
-            return await self._with_collect_job(run, seen)
         if seen.result is None:
             try:
                 stored = await self._registry.get_result(run.metadata.namespace, run.metadata.uid)

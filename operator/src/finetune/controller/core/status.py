@@ -73,6 +73,7 @@ def next_status(case: Case, failure: Failure | None) -> TrainingRunStatus:
     }
     if succeeded:
         values |= _result(seen)
+        values["progress"] = _completed(_progress(seen) or old.progress or Progress(), seen)
     if failure is not None:
         values["failure"] = FailureStatus(
             reason=failure.reason,
@@ -208,6 +209,16 @@ def _progress(seen: Observation) -> Progress | None:
             "lastUpdateTime": view.time,
         }
     )
+
+
+def _completed(progress: Progress, seen: Observation) -> Progress:
+    """The progress of a run that is done: the last post may have come before the last step."""
+    message = seen.result
+    if message is None or message.result is None:
+        return progress
+    steps = message.result.steps
+    done = {"step": steps, "total_steps": steps, "percent": 100, "remaining_seconds": 0}
+    return progress.model_copy(update=done)
 
 
 def _whole(text: str | None) -> int | None:
