@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
@@ -26,6 +26,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
+
+REPEATED: dict[str, JsonValue] = {"repeated": True}
+"""`json_schema_extra` of a list whose items may hold commas: one flag gives one item."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -103,7 +106,9 @@ def _convert(field: FieldInfo, name: str, texts: list[str], problems: list[str])
         pairs = [text.partition("=") for text in texts]
         problems += [f"{flag(name)}={key}: must be name=value" for key, separator, _ in pairs if not separator]
         return {key: value for key, _, value in pairs}
-    if kind in (list, tuple):
+    if kind is list and (field.json_schema_extra or {}) == REPEATED:
+        return texts
+    if kind is list:
         return [part.strip() for text in texts for part in text.split(",") if part.strip()]
     if len(texts) > 1:
         problems.append(f"{flag(name)}: given {len(texts)} times")

@@ -17,17 +17,22 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-MODULES = """
-abc argparse array ast asyncio base64 binascii bisect bz2 calendar cmath codecs collections colorsys
-concurrent.futures configparser contextlib copy csv dataclasses datetime decimal difflib dis doctest
-email.utils enum filecmp fnmatch fractions functools gc getpass glob gzip hashlib heapq hmac html
-http.client inspect io ipaddress itertools json keyword linecache locale logging lzma math mimetypes
-multiprocessing numbers operator os os.path pathlib pickle platform pprint queue random re sched secrets
-select selectors shelve shlex shutil signal socket sqlite3 ssl stat statistics string struct subprocess
-sys tarfile tempfile textwrap threading time timeit token tokenize traceback tracemalloc types typing
-unicodedata unittest.mock urllib.parse urllib.request uuid warnings weakref webbrowser xml.sax.saxutils
-zipfile zlib zoneinfo
-""".split()
+# fmt: off
+MODULES = [
+    "abc", "argparse", "array", "ast", "asyncio", "base64", "binascii", "bisect", "bz2", "calendar", "cmath",
+    "codecs", "collections", "colorsys", "concurrent.futures", "configparser", "contextlib", "copy", "csv",
+    "dataclasses", "datetime", "decimal", "difflib", "dis", "doctest", "email.utils", "enum", "filecmp",
+    "fnmatch", "fractions", "functools", "gc", "getpass", "glob", "gzip", "hashlib", "heapq", "hmac", "html",
+    "http.client", "inspect", "io", "ipaddress", "itertools", "json", "keyword", "linecache", "locale",
+    "logging", "lzma", "math", "mimetypes", "multiprocessing", "numbers", "operator", "os", "os.path",
+    "pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "sched", "secrets", "select",
+    "selectors", "shelve", "shlex", "shutil", "signal", "socket", "sqlite3", "ssl", "stat", "statistics",
+    "string", "struct", "subprocess", "sys", "tarfile", "tempfile", "textwrap", "threading", "time", "timeit",
+    "token", "tokenize", "traceback", "tracemalloc", "types", "typing", "unicodedata", "unittest.mock",
+    "urllib.parse", "urllib.request", "uuid", "warnings", "weakref", "webbrowser", "xml.sax.saxutils",
+    "zipfile", "zlib", "zoneinfo",
+]
+# fmt: on
 
 SHORTEST, LONGEST = 30, 300
 """Characters of an answer: shorter ones say nothing, longer ones are slow to learn."""

@@ -1,0 +1,145 @@
+"""Loading the base model: from a directory or from the hub, with every way to fail put into words."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from model import exits
+from model.exits import FailureError
+
+_READ_AHEAD_BYTES = 8 << 30
+_CHUNK_BYTES = 8 << 20
+
+
+def check(base_model: str) -> Path | None:
+    """Return the base model's directory, None for a name on the hub.
+
+    Raises
+    ------
+    FailureError
+        When it is a path and there is no model.
+    """
+    path = Path(base_model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise _missing(f"{path} holds no model: it has no config.json")
+        return path
+    if path.is_absolute() or base_model.startswith((".", "~")) or base_model.count("/") > 1:
+        raise _missing(f"{path} does not exist{_neighbours(path)}")
+    return None
+
+
+def read_ahead(directory: Path) -> None:
+    """Read the weights once from a thread, so that they are in memory when the imports are done."""
+
+    def read() -> None:
+        left = _READ_AHEAD_BYTES
+        for path in sorted(directory.glob("*.safetensors")):
+            with path.open("rb", buffering=0) as file:
+                while left > 0 and (chunk := file.read(_CHUNK_BYTES)):
+                    left -= len(chunk)
+
+    threading.Thread(target=read, name="read-ahead", daemon=True).start()
+
+
+def load_tokenizer(base_model: str, revision: str | None) -> Any:
+    """Return the base model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return _translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
+
+
+def load_model(base_model: str, revision: str | None, *, bfloat16: bool) -> Any:
+    """Return the base model on the CPU, complete, in bfloat16 or float32.
+
+    Raises
+    ------
+    FailureError
+        When it is not there, refused, out of reach, broken or incomplete.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    model, report = _translated(
+        base_model,
+        revision,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            base_model, revision=revision, dtype=dtype, output_loading_info=True
+        ),
+    )
+    if missing := sorted(report["missing_keys"]):
+        # The library would fill them with random numbers and only warn.
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise _missing(f"{base_model} lacks weights: {names}")
+    return model
+
+
+def _translated(base_model: str, revision: str | None, load: Any) -> Any:
+    from huggingface_hub import errors
+    from safetensors import SafetensorError
+
+    where = f"{base_model} at revision {revision}" if revision else base_model
+    try:
+        return load()
+    except Exception as error:
+        chain = _chain(error)
+        if any(isinstance(link, errors.GatedRepoError) for link in chain):
+            text = f"{where}: access to it must be granted to the owner of the token first"
+            raise FailureError(exits.ACCESS_DENIED, "AccessDenied", text) from error
+        if status := _http_status(chain):
+            raise _refused(where, status) from error
+        if any(isinstance(link, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError) for link in chain):
+            text = f"{where} cannot be downloaded: the hub is out of reach"
+            raise FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text) from error
+        for link in chain:
+            if isinstance(link, OSError) and (known := exits.storage_failure(link)):
+                raise known from error
+        if isinstance(error, OSError | ValueError | KeyError | SafetensorError):
+            raise _missing(f"{where} cannot be loaded: {error}") from error
+        raise
+
+
+def _refused(where: str, status: int) -> FailureError:
+    if status in (401, 403):
+        # The hub answers so for what does not exist, too, so as not to tell which private names exist.
+        text = f"{where}: the hub answered {status}: it is private, gated or does not exist; check the name and token"
+        return FailureError(exits.ACCESS_DENIED, "AccessDenied", text)
+    if status == 404:
+        return _missing(f"{where} does not exist on the hub")
+    return FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", f"{where}: the hub answered {status}")
+
+
+def _http_status(chain: list[BaseException]) -> int | None:
+    for link in chain:
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def _neighbours(path: Path) -> str:
+    parent = path.parent
+    while not parent.is_dir():
+        parent = parent.parent
+    try:
+        names = sorted(entry.name for entry in os.scandir(parent) if not entry.name.startswith("."))
+    except OSError:
+        return ""
+    return f"; {parent} holds {', '.join(names[:10]) or 'nothing'}"
+
+
+def _missing(text: str) -> FailureError:
+    return FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", text)

@@ -1,0 +1,140 @@
+"""Which rows a step trains on, how they are laid out, and how many go through the model at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from model.training.rows import IGNORED
+
+WINDOW_BATCHES = 8
+"""Rows are sorted by length within this many batches: little padding, and still a random order."""
+
+CPU_MICRO_BATCH_ROWS = 8
+CPU_MICRO_BATCH_TOKENS = 2048
+GPU_MICRO_BATCH_TOKENS = 16384
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Micro-batches of rows of similar length; their order depends on the seed and the epoch alone.
+
+    Each optimizer step takes `batch_size` rows in micro-batches of `micro_batch_size`, the last of them smaller
+    when it does not divide. Only the last step of an epoch has fewer rows. A resumed run therefore sees the same
+    rows in the same order without anything being stored about them.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each row.
+    batch_size, micro_batch_size
+        Rows of an optimizer step and of a forward pass.
+    seed
+        Seed of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, micro_batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self._seed = seed
+        self.epoch = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The optimizer steps of one pass over the rows."""
+        return math.ceil(len(self._lengths) / self._batch_size)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """The forward passes of a full step."""
+        return math.ceil(self._batch_size / self.micro_batch_size)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self._lengths), self._batch_size)
+        return full * self.micro_batches_per_step + math.ceil(rest / self.micro_batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches():
+            for start in range(0, len(batch), self.micro_batch_size):
+                yield batch[start : start + self.micro_batch_size]
+
+    def _batches(self) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        window = self._batch_size * WINDOW_BATCHES
+        grouped: list[int] = []
+        for start in range(0, len(order), window):
+            grouped += sorted(order[start : start + window], key=lambda row: -self._lengths[row])
+        batches = [grouped[i : i + self._batch_size] for i in range(0, len(grouped), self._batch_size)]
+        last = [batches.pop()] if len(batches[-1]) < self._batch_size else []
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[index] for index in shuffled] + last
+
+
+class Collator:
+    """Lays rows out for one forward pass: padded to the longest, or joined into one sequence.
+
+    Padding is told by length, never by the token: many tokenizers pad with the end token, which must be learned.
+    Joined rows keep their own positions, from which attention sees where each begins.
+    """
+
+    def __init__(self, pad_token_id: int, *, packed: bool) -> None:
+        self._pad_token_id = pad_token_id
+        self._packed = packed
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return input_ids, labels, and attention_mask or position_ids, each (rows, tokens)."""
+        return self._join(rows) if self._packed else self._pad(rows)
+
+    def _pad(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        batch = {
+            "input_ids": torch.full((len(rows), width), self._pad_token_id),
+            "labels": torch.full((len(rows), width), IGNORED),
+            "attention_mask": torch.zeros((len(rows), width), dtype=torch.long),
+        }
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            batch["input_ids"][index, :length] = torch.tensor(row["input_ids"])
+            batch["labels"][index, :length] = torch.tensor(row["labels"])
+            batch["attention_mask"][index, :length] = 1
+        return batch
+
+    def _join(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        # A row's first token is never learned: what precedes it here is another row.
+        labels = [torch.tensor([IGNORED, *row["labels"][1:]]) for row in rows]
+        return {
+            "input_ids": torch.cat([torch.tensor(row["input_ids"]) for row in rows])[None],
+            "labels": torch.cat(labels)[None],
+            "position_ids": torch.cat([torch.arange(len(row["input_ids"])) for row in rows])[None],
+        }
+
+
+def count_rows(batch: dict[str, torch.Tensor]) -> int:
+    """Return the number of rows in a padded or joined batch."""
+    if "position_ids" in batch:
+        return int((batch["position_ids"] == 0).sum())
+    return len(batch["input_ids"])
+
+
+def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
+    """Cut a padded or joined batch between rows into at most `parts` parts of nearly the same number of rows."""
+    rows = count_rows(batch)
+    size = math.ceil(rows / parts)
+    if "position_ids" not in batch:
+        return [{name: t[start : start + size] for name, t in batch.items()} for start in range(0, rows, size)]
+    begins = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    cuts = [*begins[::size], batch["input_ids"].shape[1]]
+    return [{name: t[:, a:b] for name, t in batch.items()} for a, b in pairwise(cuts)]
+
+
+def choose_micro_batch_size(batch_size: int, longest: int, *, cuda: bool) -> int:
+    """Return how many rows go through the model at once, from the longest row's tokens."""
+    if cuda:
+        return max(1, min(batch_size, GPU_MICRO_BATCH_TOKENS // longest))
+    return max(1, min(batch_size, CPU_MICRO_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS // longest))

@@ -1,0 +1,54 @@
+"""What happens at each step's end: the checkpoint that is due, the evaluation that is due, and SIGTERM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from model.training import interruption
+
+
+class StepEnd(TrainerCallback):
+    """Decides after each optimizer step what the trainer does next.
+
+    Parameters
+    ----------
+    trainer
+        The trainer that runs the loop.
+    checkpoint_steps
+        Steps between checkpoints.
+    evaluation_steps
+        Steps between evaluations, None for none.
+    """
+
+    def __init__(self, trainer: Any, *, checkpoint_steps: int, evaluation_steps: int | None) -> None:
+        self._trainer = trainer
+        self._checkpoint_steps = checkpoint_steps
+        self._evaluation_steps = evaluation_steps
+
+    def on_epoch_begin(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_rest: Any
+    ) -> None:
+        """Give the rows the order of this epoch."""
+        batches = self._trainer.batches
+        batches.epoch = state.global_step // batches.steps_per_epoch
+
+    def on_step_begin(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_rest: Any
+    ) -> None:
+        """Start the step's clock."""
+        self._trainer.start_step()
+
+    def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_rest: Any) -> None:
+        """Ask for what is due; the trainer logs, evaluates and saves in this order."""
+        self._trainer.stop_clock()
+        last = state.global_step >= state.max_steps
+        if interruption.requested():
+            control.should_save = True
+            control.should_training_stop = True
+            return
+        control.should_save = last or state.global_step % self._checkpoint_steps == 0
+        control.should_evaluate = (
+            self._evaluation_steps is not None and not last and state.global_step % self._evaluation_steps == 0
+        )

@@ -1,0 +1,92 @@
+"""The process around the training: its standard output, its environment, its share of the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+"""Read by the libraries when they are imported: no progress bars, nobody is told."""
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEEP_BYTES = 1 << 30
+
+
+def prepare() -> TextIO:
+    """Get the process ready for heavy imports, and return the only stream that still leads to standard output.
+
+    Whatever the libraries print goes to standard error, so that standard output stays JSON lines.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ.setdefault(name, str(usable_cpus()))
+    keep_freed_memory()
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    return output
+
+
+def usable_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many CPUs the process may use at once.
+
+    A container with a limit of 2 CPUs sees all 64 of its node: with one thread each it would be throttled.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    for quota, period in ((root / "cpu.max", None), (root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us")):
+        try:
+            fields = quota.read_text().split() + (period.read_text().split() if period else [])
+        except OSError:
+            continue
+        if fields[0] not in ("max", "-1"):
+            cpus = min(cpus, math.ceil(int(fields[0]) / int(fields[1])))
+    return max(1, cpus)
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bfloat16 itself; one that does not is fifty times slower with it than with float32."""
+    for line in cpuinfo.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(value.split())
+    return False
+
+
+def keep_freed_memory() -> None:
+    """Make the C library keep the activations' memory from step to step.
+
+    By default each large tensor is mapped anew and its pages are faulted in again: a fifth of the time of a step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def start_time() -> datetime:
+    """Return when this process started, to a hundredth of a second."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        print("cannot tell when this process started; its start-up is not counted", file=sys.stderr)
+        age = 0.0
+    return datetime.fromtimestamp(time.time() - age, UTC)
+
+
+def timestamp(moment: datetime | None = None) -> str:
+    """Return a moment, or now, in RFC 3339 with milliseconds, in UTC."""
+    return (moment or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z")

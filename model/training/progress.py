@@ -1,0 +1,108 @@
+"""What a running trainer tells: JSON lines on standard output and in metrics.jsonl, and posts to the registry."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from model.registry import RegistryRefusedError, RegistryUnavailableError, RunRegistry
+from model.result import decimal
+from model.training.process import timestamp
+
+POST_INTERVAL_SECONDS = 5.0
+POST_DEADLINE_SECONDS = 10.0
+"""How long the end of a run waits for a last post that does not get through."""
+
+
+class ProgressLog:
+    """Writes each event as one JSON line to standard output and to the run's metrics file."""
+
+    def __init__(self, output: TextIO, metrics: Path) -> None:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        self._streams = (output, metrics.open("a", encoding="utf-8", buffering=1))
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write an event; numbers that JSON cannot hold become null."""
+        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()}
+        line = json.dumps({"event": event, "time": timestamp(), **clean}, ensure_ascii=False)
+        for stream in self._streams:
+            stream.write(line + "\n")
+
+
+class StatusPoster:
+    """Posts the newest status to the registry from a thread of its own, so that training never waits for it.
+
+    Posts are at least `POST_INTERVAL_SECONDS` apart; a status that a newer one overtakes is never sent, and a
+    failed post loses nothing but itself.
+    """
+
+    def __init__(self, registry: RunRegistry, *, interval: float = POST_INTERVAL_SECONDS) -> None:
+        self._registry = registry
+        self._interval = interval
+        self._changed = threading.Condition()
+        self._latest: dict[str, Any] | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="status-poster", daemon=True)
+        self._thread.start()
+
+    def offer(self, document: dict[str, Any]) -> None:
+        """Make this the status to send next."""
+        with self._changed:
+            self._latest = document
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Send the last status, and wait for that for a bounded time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(POST_DEADLINE_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._latest is not None or self._closing)
+                document, self._latest = self._latest, None
+            if document is None:
+                return
+            try:
+                self._registry.post_status(document)
+            except (RegistryUnavailableError, RegistryRefusedError) as error:
+                print(f"cannot post the progress: {error}", file=sys.stderr, flush=True)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, self._interval)
+
+
+class RemainingTime:
+    """Estimates the time left from the steps of this process alone, so that a resume does not distort it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start: tuple[float, int] | None = None
+
+    def seconds(self, step: int, total_steps: int) -> int | None:
+        """Return the seconds left after `step`; None after the first step seen, which is mostly warm-up."""
+        if self._start is None:
+            self._start = (self._clock(), step)
+            return None
+        began, first = self._start
+        return round((self._clock() - began) / (step - first) * (total_steps - step)) if step > first else None
+
+
+def trainer_status(
+    *, step: int, total_steps: int, remaining_seconds: int | None, metrics: dict[str, float]
+) -> dict[str, Any]:
+    """Return the trainerStatus document: integers as they are, other numbers as decimal strings."""
+    status: dict[str, Any] = {"progressPercentage": 100 * step // total_steps}
+    if remaining_seconds is not None:
+        status["estimatedRemainingSeconds"] = remaining_seconds
+    values = {**metrics, "step": step, "totalSteps": total_steps}
+    status["metrics"] = [{"name": name, "value": decimal(value)} for name, value in values.items()]
+    status["lastUpdatedTime"] = timestamp()
+    return {"trainerStatus": status}

@@ -1,0 +1,182 @@
+"""The end of a run: the adapter on the disk, opened again and compared, and the record of how it came about."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model import exits
+from model.exits import FailureError
+from model.files import SCHEMA_VERSION, FileDigest, RunDirectory, combined_digest, digest_directory, publish_directory
+from model.result import decimal
+from model.training.config import TrainSettings
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "safetensors", "finetune-operator")
+
+
+def read_training_config(directory: RunDirectory) -> dict[str, Any]:
+    """Return a finished run's `training_config.json`, after checking the adapter's files against it.
+
+    Raises
+    ------
+    FailureError
+        When the run has not finished, or its files are not those that it wrote.
+    """
+    path = directory.training_config
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        recorded = document["result"]["adapter"]
+    except FileNotFoundError as error:
+        raise FailureError(
+            exits.DOES_NOT_EXIST, "AdapterInvalid", f"{path} does not exist: the run has not finished"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FailureError(exits.CRASH, "AdapterInvalid", f"{path} is not what a trainer writes: {error}") from error
+    files = digest_directory(directory.adapter)
+    if document.get("schemaVersion") != SCHEMA_VERSION or combined_digest(files) != recorded["sha256"]:
+        raise FailureError(
+            exits.CRASH, "AdapterInvalid", f"the files in {directory.adapter} are not those that {path} records"
+        )
+    return document
+
+
+def save_adapter(model: Any, settings: TrainSettings, directory: RunDirectory, card: str) -> list[FileDigest]:
+    """Write the adapter, open it again on the base model, compare, and give the directory its name.
+
+    Parameters
+    ----------
+    model
+        The trained `PeftModel`.
+    settings
+        The run's settings.
+    directory
+        The run's directory.
+    card
+        Text of the model card.
+
+    Returns
+    -------
+    list[FileDigest]
+        The adapter's files.
+
+    Raises
+    ------
+    FailureError
+        When what was written is not what was trained.
+    """
+    temporary = directory.adapter.with_name("adapter.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = settings.recorded_base_model
+    config.revision = settings.base_model_revision
+    model.save_pretrained(temporary, save_embedding_layers=False)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    for path in temporary.iterdir():
+        path.chmod(0o644)  # safetensors writes 0600, which a server under another user could not read
+    verify_adapter(model, temporary)
+    publish_directory(temporary, directory.adapter)
+    return digest_directory(directory.adapter)
+
+
+def verify_adapter(model: Any, directory: Path) -> None:
+    """Open a saved adapter beside the trained one, on the same base, and compare every weight.
+
+    Raises
+    ------
+    FailureError
+        When a weight is missing or differs.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+
+    trained = get_peft_model_state_dict(model, save_embedding_layers=False)
+    model.load_adapter(str(directory), adapter_name="saved")
+    saved = get_peft_model_state_dict(model, adapter_name="saved", save_embedding_layers=False)
+    different = [name for name in trained if name not in saved or not torch.equal(trained[name], saved[name])]
+    model.delete_adapter("saved")
+    if different or len(saved) != len(trained):
+        raise FailureError(
+            exits.CRASH, "AdapterInvalid", f"the saved adapter differs from the trained one in {different[:3]}"
+        )
+
+
+def build_document(
+    settings: TrainSettings,
+    *,
+    result: Mapping[str, Any],
+    files: list[FileDigest],
+    dataset: Mapping[str, Any],
+    timings: Mapping[str, str],
+    history: list[tuple[int, float]],
+) -> dict[str, Any]:
+    """Return the content of `training_config.json`."""
+    adapter = {
+        "sha256": combined_digest(files),
+        "bytes": sum(file.bytes for file in files),
+        "files": [file.document() for file in files],
+    }
+    return {
+        "schemaVersion": SCHEMA_VERSION,
+        "result": {**result, "adapter": adapter},
+        "dataset": dict(dataset),
+        "timings": dict(timings),
+        "lossHistory": [{"step": step, "loss": decimal(loss)} for step, loss in history],
+        "config": settings.document(),
+        "versions": versions(),
+        "baseModel": {"name": settings.recorded_base_model, "revision": settings.base_model_revision},
+        "image": settings.image,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that has a part in the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def model_card(settings: TrainSettings, result: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
+    """Return a model card that says where the adapter comes from and how good it is."""
+    losses = [
+        f"| {title} | {result[key]} |"
+        for key, title in (
+            ("finalLoss", "training, last steps"),
+            ("evaluationLoss", "held-out rows"),
+            ("baseEvaluationLoss", "held-out rows, base model alone"),
+        )
+        if key in result
+    ]
+    summary = (
+        f"Trained with {settings.method} for {result['steps']} steps of {settings.batch_size} examples, rank "
+        f"{settings.lora_rank}, alpha {settings.lora_alpha}, learning rate {settings.learning_rate}, on "
+        f"{dataset['rows']} rows (SHA-256 `{dataset['sha256']}`)."
+    )
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {json.dumps(settings.recorded_base_model)}",
+            "library_name: peft",
+            "pipeline_tag: text-generation",
+            f"tags: [lora, {settings.method.lower()}]",
+            "---",
+            "",
+            f"# LoRA adapter for {settings.recorded_base_model}",
+            "",
+            summary,
+            "",
+            "| loss | per token |",
+            "|---|---|",
+            *losses,
+            "",
+        ]
+    )
