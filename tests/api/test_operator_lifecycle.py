@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import socket
@@ -305,6 +306,25 @@ async def test_killed_after_each_of_its_writes_it_still_makes_one_of_each(kubect
         final = world.run()
         assert final is not None
         assert final["status"]["result"]["adapter"]["id"] == found[0].id
+
+
+async def test_two_operators_at_once_make_one_of_each(kubectl: Kubectl, tmp_path: Path) -> None:
+    """Safety does not depend on who is the leader: names and the registry's unique key are the locks."""
+    async with a_world(kubectl, tmp_path) as world:
+        twin = Server("operator", environment=world.operator.environment, log=tmp_path / "twin.log")
+        async with twin.serving():
+            runs = [f"run-{number}" for number in range(5)]
+            kubectl.apply(*(manifest(name) for name in runs))
+            for name in runs:
+                await eventually("the Job", functools.partial(world.job_of, name))
+                world.start_pod(name)
+                world.finish_pod(name)
+                await world.phase("Succeeded", name)
+        made = [write for write in world.writes if write.path.endswith("/jobs")]
+        assert len(made) == len(runs)
+        for name in runs:
+            assert len(await world.client.list_adapter_versions(kubectl.namespace, name)) == 1
+        assert b"Traceback" not in (tmp_path / "twin.log").read_bytes()
 
 
 async def keep_running(operator: Server) -> None:

@@ -28,7 +28,7 @@ class Server:
 
     def __init__(self, *arguments: str, environment: Mapping[str, str], log: Path) -> None:
         self._arguments = arguments
-        self._environment = {**os.environ, **environment}
+        self.environment = dict(environment)
         self._process: asyncio.subprocess.Process | None = None
         self.log = log
 
@@ -45,7 +45,7 @@ class Server:
                 "-m",
                 "finetune.cli.main",
                 *self._arguments,
-                env=self._environment,
+                env={**os.environ, **self.environment},
                 stdout=log,
                 stderr=log,
             )
