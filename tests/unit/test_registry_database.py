@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from alembic.migration import MigrationContext
 from finetune.api.registry import Metric, RunRequest, TrainerStatus
 from finetune.registry import migrate as migrations
 from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
+from finetune.registry.errors import InvalidRows
 from finetune.registry.migrate import UnknownRevision, head, migrate
-from finetune.registry.schema import audit, contents, metadata, metric_points
+from finetune.registry.schema import audit, content_chunks, contents, metadata, metric_points
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.runs import RunStore
 from sqlalchemy import create_engine, delete, insert, inspect, select, text, update
@@ -143,6 +146,32 @@ async def test_progress_becomes_metric_points_once(database: Database) -> None:
 
 async def one_block(content: bytes) -> AsyncIterator[bytes]:
     yield content
+
+
+async def test_uploads_that_were_refused_or_known_leave_nothing(database: Database) -> None:
+    store = DatasetStore(database)
+    for content in (pairs(2), pairs(2), pairs(2) + b"oops"):
+        with suppress(InvalidRows):
+            await store.add_version("ml", "tickets", one_block(content), actor="me")
+    async with database.reading() as connection:
+        attached = (await connection.execute(select(contents.c.attached))).scalars().all()
+        chunks = (await connection.execute(select(content_chunks.c.content_id))).scalars().all()
+    assert (attached, len(chunks)) == ([True], 1)
+
+
+async def test_two_registries_over_one_database_wait_for_each_other(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.registry.database.ATTEMPTS", 1)  # nobody loses: nobody has to start again
+    other = Database(parse_url(database_url))
+    stores = [RunStore(database), RunStore(other)]
+    request = RunRequest(name="run-1", experiment="support", method="SFT", spec={})
+    try:
+        puts = (stores[index % 2].put("ml", f"uid-{index}", request, actor="operator") for index in range(24))
+        answers = await asyncio.gather(*puts)
+    finally:
+        await other.close()
+    assert [created for _, created in answers] == [True] * 24
 
 
 async def test_what_a_crash_left_of_uploads_is_removed(database: Database) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import http.client
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,9 +22,9 @@ async def client(registry_url: str) -> AsyncIterator[RegistryClient]:
 
 
 @pytest.fixture
-async def http(registry_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=registry_url, timeout=30) as http:
-        yield http
+async def web(registry_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=registry_url, timeout=30) as web:
+        yield web
 
 
 def file_of(content: bytes, folder: Path) -> Path:
@@ -84,6 +85,21 @@ async def test_a_bad_line_is_named_and_nothing_is_stored(
     assert await client.list_datasets(namespace) == []
 
 
+async def test_a_client_that_sends_all_before_it_reads_gets_the_explanation(registry_url: str, namespace: str) -> None:
+    url = httpx.URL(registry_url)
+
+    def post() -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(url.host, url.port, timeout=60)
+        path = f"/api/v1/namespaces/{namespace}/datasets/tickets/versions"
+        connection.request("POST", path, body=b"oops\n" + pairs(400_000))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    status, body = await asyncio.to_thread(post)
+    assert status == 422
+    assert b"line 1: not valid JSON" in body
+
+
 async def test_an_empty_file_is_refused_with_a_hint(client: RegistryClient, namespace: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryRefused) as caught:
         await client.push_dataset(namespace, "tickets", file_of(b"", tmp_path))
@@ -106,8 +122,8 @@ async def test_an_upload_that_is_cut_stores_nothing(registry_url: str, client: R
     del reader
     # The same content sent whole is the first version: nothing of the cut upload is in the way or counted.
     path = f"/api/v1/namespaces/{namespace}/datasets/tickets/versions"
-    async with httpx.AsyncClient(base_url=registry_url) as http:
-        answer = await http.post(path, content=pairs(20))
+    async with httpx.AsyncClient(base_url=registry_url) as web:
+        answer = await web.post(path, content=pairs(20))
     assert (answer.status_code, answer.json()["version"]) == (201, 1)
     assert len(await client.list_dataset_versions(namespace, "tickets")) == 1
 
@@ -147,32 +163,32 @@ async def test_a_list_longer_than_a_page_is_complete(
 
 
 @pytest.mark.parametrize("name", ["Tickets", "a_b", "-a", "a-", "a" * 64, "a%20b", "a%2Fb", "%2e%2e"])
-async def test_names_are_dns_labels(http: httpx.AsyncClient, namespace: str, name: str) -> None:
-    answer = await http.post(f"/api/v1/namespaces/{namespace}/datasets/{name}/versions", content=pairs(1))
+async def test_names_are_dns_labels(web: httpx.AsyncClient, namespace: str, name: str) -> None:
+    answer = await web.post(f"/api/v1/namespaces/{namespace}/datasets/{name}/versions", content=pairs(1))
     assert answer.status_code in {404, 422}
     assert answer.json()["error"]["reason"] in {"Invalid", "NotFound"}
-    good = await http.post(f"/api/v1/namespaces/{namespace}/datasets/a.b-{'c' * 59}/versions", content=pairs(1))
+    good = await web.post(f"/api/v1/namespaces/{namespace}/datasets/a.b-{'c' * 59}/versions", content=pairs(1))
     assert good.status_code == 201
 
 
-async def test_rows_say_how_long_they_are(http: httpx.AsyncClient, namespace: str) -> None:
+async def test_rows_say_how_long_they_are(web: httpx.AsyncClient, namespace: str) -> None:
     content = lines({"messages": [{"role": "user", "content": "hi"}]})
     path = f"/api/v1/namespaces/{namespace}/datasets/chats/versions"
-    created = await http.post(path, content=content)
+    created = await web.post(path, content=content)
     assert created.json()["shape"] == "messages"
-    rows = await http.get(f"{path}/latest/rows")
+    rows = await web.get(f"{path}/latest/rows")
     assert rows.headers["content-length"] == str(len(content))
     assert rows.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
     assert rows.headers["content-type"].startswith("application/jsonl")
 
 
-async def test_every_failure_is_an_error_document(http: httpx.AsyncClient, namespace: str) -> None:
+async def test_every_failure_is_an_error_document(web: httpx.AsyncClient, namespace: str) -> None:
     base = f"/api/v1/namespaces/{namespace}"
     answers = {
-        404: await http.get("/api/v2/nothing"),
-        405: await http.delete(f"{base}/datasets"),
-        422: await http.get(f"{base}/datasets/tickets/versions/first"),
-        413: await http.put(f"{base}/runs/some-uid", content=b" " * (5 * 1024 * 1024)),
+        404: await web.get("/api/v2/nothing"),
+        405: await web.delete(f"{base}/datasets"),
+        422: await web.get(f"{base}/datasets/tickets/versions/first"),
+        413: await web.put(f"{base}/runs/some-uid", content=b" " * (5 * 1024 * 1024)),
     }
     for status, answer in answers.items():
         error = answer.json()["error"]
@@ -182,8 +198,8 @@ async def test_every_failure_is_an_error_document(http: httpx.AsyncClient, names
         assert error["hint"]
 
 
-async def test_the_api_describes_itself(http: httpx.AsyncClient) -> None:
-    document = (await http.get("/openapi.json")).json()
+async def test_the_api_describes_itself(web: httpx.AsyncClient) -> None:
+    document = (await web.get("/openapi.json")).json()
     prefix = "/api/v1/namespaces/{namespace}"
     calls = {f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item}
     assert calls == {

@@ -166,6 +166,9 @@ def test_a_database_that_goes_away_is_unavailable_and_comes_back(postgresql_serv
         datasets = f"{url}/api/v1/namespaces/ml/datasets"
         assert httpx.get(datasets).status_code == 200
         postgresql_server.stop()
+        postgresql_server.start()
+        assert httpx.get(datasets).status_code == 200, "connections from before the restart are not used"
+        postgresql_server.stop()
         try:
             answer = httpx.get(datasets, timeout=30)
             ready = httpx.get(f"{url}/readyz", timeout=30)

@@ -20,7 +20,6 @@ from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.runs import RunStore
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
-MAX_DRAINED_BYTES = 64 * 1024 * 1024
 
 NamespacePath = Annotated[str, Path(pattern=NAMESPACE_PATTERN)]
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
@@ -34,14 +33,9 @@ class _LimitedRequest(Request):
         size = 0
         async for block in super().stream():
             size += len(block)
-            if size <= MAX_DOCUMENT_BYTES:
-                yield block
-            elif size > MAX_DRAINED_BYTES:
-                break
-        # Only now: closing on a client that still sends would lose it the explanation.
-        if size > MAX_DOCUMENT_BYTES:
-            limit = MAX_DOCUMENT_BYTES // 1024 // 1024
-            raise HTTPException(413, f"the document is larger than {limit} MiB")
+            if size > MAX_DOCUMENT_BYTES:
+                raise HTTPException(413, f"the document is larger than {MAX_DOCUMENT_BYTES // 1024 // 1024} MiB")
+            yield block
 
 
 class LimitedRoute(APIRoute):

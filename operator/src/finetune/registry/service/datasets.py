@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from finetune.api.registry import DatasetVersion, DatasetVersions
-from finetune.registry.errors import RegistryFault
 
 from .common import (
     Continue,
@@ -23,8 +20,6 @@ from .common import (
     rows_response,
     version_number,
 )
-
-DRAIN_SECONDS = 30
 
 router = APIRouter(prefix="/api/v1/namespaces/{namespace}/datasets", tags=["datasets"])
 
@@ -53,25 +48,10 @@ async def create_version(
     actor: Annotated[str, people("create", "datasets")],
 ) -> DatasetVersion:
     """Store JSON lines as a new version of a dataset. A line that is wrong is named, and nothing is stored."""
-    blocks = request.stream()
-    try:
-        version, created = await services.datasets.add_version(namespace, name, blocks, actor=actor)
-    except RegistryFault:
-        await _drain(blocks)
-        raise
+    version, created = await services.datasets.add_version(namespace, name, request.stream(), actor=actor)
     if not created:
         response.status_code = 200
     return version
-
-
-async def _drain(blocks: AsyncIterator[bytes]) -> None:
-    """Read the rest of a refused upload: closing on a client that still sends would lose it the explanation."""
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            async for _ in blocks:
-                pass
-    except TimeoutError:
-        return
 
 
 @router.get("", dependencies=[people("list", "datasets", operator=True)])
