@@ -7,9 +7,9 @@ ARG BASE_IMAGE=python:3.13-slim
 FROM ${BASE_IMAGE}
 
 # pip is thrown away in the step that used it. Of the Kubernetes client only its asyncio half is used (kubernetes.aio, which
-# never imports the other): the blocking half is 35 MB of generated models twice over, source and compiled, and costs every
-# start half a second, so it goes, and the package's own __init__, which imports it, becomes empty.
-# The secrets tell how this machine reaches a package index, if it needs telling.
+# never imports the other): the blocking half is 65 MB of generated models, source and compiled, and costs every start half a
+# second, so it goes, and the package's own __init__, which imports it, becomes empty. Of the other half's generated models the
+# compiled form is enough. The secrets tell how this machine reaches a package index, if it needs telling.
 COPY locks/operator.txt /opt/finetune/requirements.txt
 RUN --mount=type=secret,id=pip_configuration --mount=type=secret,id=certificates \
     set -eu; \
@@ -22,7 +22,9 @@ RUN --mount=type=secret,id=pip_configuration --mount=type=secret,id=certificates
     cd /opt/venv/lib/python3*/site-packages; \
     find kubernetes -mindepth 1 -maxdepth 1 ! -name aio -exec rm -rf {} +; \
     : > kubernetes/__init__.py; \
-    find . -type d \( -name tests -o -name test -o -name testing \) -path './sqlalchemy/*' -prune -exec rm -rf {} +; \
+    rm -rf sqlalchemy/testing; \
+    /opt/venv/bin/python -m compileall -q -b --invalidation-mode unchecked-hash kubernetes/aio/client/api kubernetes/aio/client/models; \
+    find kubernetes/aio/client/api kubernetes/aio/client/models -name '*.py' -delete; \
     /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash .; \
     echo 'finetune:x:10001:10001::/home/finetune:/usr/sbin/nologin' >> /etc/passwd; \
     echo 'finetune:x:10001:' >> /etc/group; \

@@ -106,23 +106,27 @@ def build(
     """
     engine = engine or detect()
     started = time.monotonic()
-    tag = f"{name}:{content_key(dockerfile, context, inputs, base)}"
-    if engine.image_id(tag) is None:
-        print(f"building {tag} with {engine.name} ...", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(prefix="finetune-build-") as scratch:
-            staged = Path(scratch) / "context"
-            _stage(context, inputs, staged)
-            reference = engine.local_reference(base) if engine.image_id(base) else base
-            engine.build(
-                BuildRequest(
-                    tag=tag,
-                    dockerfile=dockerfile,
-                    context=staged,
-                    arguments={"BASE_IMAGE": reference},
-                    secrets=host_access.secrets(Path(scratch), environment=host_access.current()),
+    key = content_key(dockerfile, context, inputs, base)
+    tag = f"{name}:{key}"
+    with shell.lock("images"):
+        if engine.image_id(tag) is None:
+            print(f"building {tag} with {engine.name} ...", file=sys.stderr, flush=True)
+            engine.discard_leftovers()
+            with tempfile.TemporaryDirectory(prefix="finetune-build-") as scratch:
+                staged = Path(scratch) / "context"
+                _stage(context, inputs, staged)
+                if content_key(dockerfile, staged, inputs, base) != key:
+                    raise shell.CommandError(f"a file of {tag} was changed while it was being copied: build it again")
+                engine.build(
+                    BuildRequest(
+                        tag=tag,
+                        dockerfile=dockerfile,
+                        context=staged,
+                        arguments={"BASE_IMAGE": engine.local_reference(base) if engine.image_id(base) else base},
+                        secrets=host_access.secrets(Path(scratch), environment=host_access.current()),
+                    )
                 )
-            )
-        engine.remove([old for old in engine.tags(name) if old != tag])
+            engine.remove([old for old in engine.tags(name) if old != tag])
     return Built(tag=tag, bytes=engine.size(tag), seconds=time.monotonic() - started)
 
 
@@ -137,12 +141,13 @@ def base_image(engine: Engine) -> str:
             raise shell.CommandError(f"BASE_IMAGE={configured} is neither here nor can it be pulled")
         return configured
     own = f"finetune-base:{rootfs.recipe_key()}"
-    if engine.image_id(own):
-        return own
-    if engine.image_id(PUBLIC_BASE) or engine.pull(PUBLIC_BASE):
-        return PUBLIC_BASE
-    engine.import_rootfs(rootfs.archive(), own)
-    engine.remove([old for old in engine.tags("finetune-base") if old != own])
+    with shell.lock("images"):
+        if engine.image_id(own):
+            return own
+        if engine.image_id(PUBLIC_BASE) or engine.pull(PUBLIC_BASE):
+            return PUBLIC_BASE
+        engine.import_rootfs(rootfs.archive(), own)
+        engine.remove([old for old in engine.tags("finetune-base") if old != own])
     return own
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,9 @@ class Engine(ABC):
     @abstractmethod
     def pull(self, reference: str) -> bool:
         """Fetch a public image; False where it cannot be reached."""
+
+    def discard_leftovers(self) -> None:  # noqa: B027 - not every engine leaves any
+        """Remove what a killed build left behind; no other process builds meanwhile."""
 
     @abstractmethod
     def build(self, request: BuildRequest) -> None:
@@ -153,7 +157,12 @@ class Buildah(Engine):
 
     def __init__(self) -> None:
         store = shell.cache_dir() / "buildah"
+        # Layers are written to a file on their way into the store, and /var/tmp may be too small for them.
+        self._scratch = store / "tmp"
+        self._scratch.mkdir(parents=True, exist_ok=True)
         self._prefix = [
+            "env",
+            f"TMPDIR={self._scratch}",
             "buildah",
             f"--root={store / 'storage'}",
             f"--runroot={store / 'run'}",
@@ -185,6 +194,10 @@ class Buildah(Engine):
 
     def pull(self, reference: str) -> bool:
         return shell.succeeds(self._command("pull", "--quiet", reference), timeout=BUILD_SECONDS)
+
+    def discard_leftovers(self) -> None:
+        for path in self._scratch.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def build(self, request: BuildRequest) -> None:
         # Layers are kept, so that a changed line repeats the steps below it only. No image is asked for in a registry:
@@ -220,7 +233,8 @@ class Buildah(Engine):
         tls = ["--tls-verify=false"] if loopback else []
         source = self.local_reference(tag)
         argv = self._command("push", "--quiet", *tls, source, f"docker://{destination}")
-        shell.run(argv, timeout=BUILD_SECONDS)
+        with shell.lock("images"):
+            shell.run(argv, timeout=BUILD_SECONDS)
 
     def run(
         self, tag: str, argv: Sequence[str], *, mounts: Sequence[Mount], env: Mapping[str, str], folder: str
@@ -262,7 +276,9 @@ def _stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Non
     """Run a long command with its output on standard error, where progress belongs."""
     done = subprocess.run(argv, check=False, stdout=sys.stderr, env=dict(os.environ) | dict(env or {}))
     if done.returncode != 0:
-        raise shell.CommandError(f"{argv[0]} could not build the image (code {done.returncode}): see its output above")
+        raise shell.CommandError(
+            f"the image could not be built (code {done.returncode}): see the output above of {shlex.join(argv)}"
+        )
 
 
 def _bytes(text: str) -> int:

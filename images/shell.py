@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -76,6 +78,16 @@ def succeeds(argv: Sequence[str | Path], *, timeout: float = 60) -> bool:
     except CommandError:
         return False
     return True
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Let one process of this machine at a time do something, e.g. write to the image store; waits for its turn."""
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def install(packages: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ Runs in the image's last build step. A wheel would need the training code as wel
 from __future__ import annotations
 
 import compileall
+import py_compile
 import tomllib
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def main() -> None:
         script.write_text(SCRIPT.format(module=module, function=function))
         script.chmod(0o755)
     compiled = compileall.compile_dir(
-        HERE / "finetune", quiet=1, invalidation_mode=compileall.PycInvalidationMode.UNCHECKED_HASH
+        HERE / "finetune", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
     )
     if not compiled:
         raise SystemExit("a module of the package does not compile")
