@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from images import engine as images
+from images import shell
 from images.shell import CommandError
 from tests.cluster import go_build, host, machine, node, supervise
 from tests.cluster.base import Cluster, ClusterError
@@ -99,9 +100,10 @@ class Processes(Cluster):
                     f"there is no image {local_name} in {engine.name}: build it with `python -m images.build`"
                 )
             registry = Registry(f"http://{LOOPBACK}:{self._ports.registry}", self._layout.config / "registry.yaml")
-            if registry.image_id(name, tag) != image:
-                engine.push(local_name, reference)
-                registry.keep_only(name, tag)
+            with shell.lock("registry"):  # removing blobs would take those of a push that goes on
+                if registry.image_id(name, tag) != image:
+                    engine.push(local_name, reference)
+                    registry.keep_only(name, tag)
         except CommandError as error:
             raise ClusterError(str(error)) from error
         self._pull(reference, image)
