@@ -79,8 +79,8 @@ class Layout:
     root: Path
 
     def __post_init__(self) -> None:
-        # A Unix socket's path has at most 107 bytes.
-        if len(str(self.containerd_socket)) > 107:
+        # A Unix socket's path has at most 107 bytes, and containerd makes a second one beside its own.
+        if len(f"{self.containerd_socket}.ttrpc") > 107:
             raise ClusterError(f"{self.root} is too long a path for a socket: set FINETUNE_CACHE to a shorter one")
 
     @property

@@ -32,11 +32,12 @@ SHARED_FOLDERS = (
 )
 """What the node's programs make outside of their folder, innermost first."""
 NFT_TABLES = (("ip", NETWORK), ("ip", "kube-proxy"), ("ip6", "kube-proxy"))
+BRIDGE_FILTER = "net/bridge/bridge-nf-call-iptables"
 CHANGED_SYSCTLS = (
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
     "net/ipv4/conf/all/route_localnet",
-    "net/bridge/bridge-nf-call-iptables",
+    BRIDGE_FILTER,
     "vm/overcommit_memory",
     "vm/panic_on_oom",
     "kernel/panic",
@@ -52,11 +53,13 @@ CHANGED_SYSCTLS = (
 
 def set_up(layout: Layout) -> None:
     """Note the kernel's settings; make the bridge with the node's address, the masquerading rule and the cgroups."""
+    if not (SYSCTLS / BRIDGE_FILTER).exists():
+        # Without it the answers of a service's pod go straight over the bridge, past the rules that know its address.
+        host.run(["modprobe", "br_netfilter"])
     values = {name: (SYSCTLS / name).read_text().strip() for name in CHANGED_SYSCTLS if (SYSCTLS / name).exists()}
     layout.saved_sysctls.write_text(json.dumps(values))
-    for name in ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables"):
-        if (SYSCTLS / name).exists():
-            (SYSCTLS / name).write_text("1")
+    for name in ("net/ipv4/ip_forward", BRIDGE_FILTER):
+        (SYSCTLS / name).write_text("1")
     commands = f"""link add {BRIDGE} type bridge
 address add {NODE_ADDRESS}/24 dev {BRIDGE}
 link set {BRIDGE} up
