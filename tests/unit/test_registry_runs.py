@@ -318,6 +318,27 @@ async def test_the_newest_progress_of_many_runs_comes_in_one_call(
     assert run.trainer_status == progress[uids[0]]
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [{"name": "a\0", "value": "1"}, {"name": "", "value": "1"}, {"name": "loss", "value": "1" * 65}, {"name": "a"}],
+)
+async def test_progress_that_no_database_can_store_is_refused(
+    client: RegistryClient, http: httpx.AsyncClient, namespace: str, uid: str, metric: dict[str, str]
+) -> None:
+    await put_run(client, namespace, uid)
+    answer = await http.post(f"runs/{uid}/status", json={"trainerStatus": {"metrics": [metric]}})
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (422, "Invalid")
+
+
+async def test_progress_without_numbers_is_progress(
+    client: RegistryClient, http: httpx.AsyncClient, namespace: str, uid: str
+) -> None:
+    await put_run(client, namespace, uid)
+    answer = await http.post(f"runs/{uid}/status", json={"trainerStatus": {"progressPercentage": 1}})
+    assert answer.status_code == 204
+    assert (await client.latest_progress([uid]))[uid].progress_percentage == 1
+
+
 async def test_progress_of_an_unknown_run_is_refused(http: httpx.AsyncClient, uid: str) -> None:
     answer = await http.post(f"runs/{uid}/status", json=status_document("2026-01-01T00:00:00Z", loss="1", step=1))
     assert answer.status_code == 404

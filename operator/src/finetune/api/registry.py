@@ -21,6 +21,7 @@ UID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 FILE_PATH_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
+PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f]+$"
 DECIMAL_PATTERN = r"^-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -75,7 +76,7 @@ class DatasetVersions(Document):
 class Metric(Document):
     """One number of a training run, as text, the way Kubeflow's trainerStatus carries it."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    name: Annotated[str, StringConstraints(pattern=PRINTABLE_PATTERN, max_length=64)]
     value: Annotated[str, StringConstraints(max_length=64)]
 
 
@@ -107,8 +108,8 @@ class ProgressByRun(Document):
 class BaseModelReference(Document):
     """What an adapter was trained on: the name that it gives as its base, and the commit if there is one."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=512)]
-    revision: Annotated[str, StringConstraints(max_length=128)] | None = None
+    name: Annotated[str, StringConstraints(pattern=PRINTABLE_PATTERN, max_length=512)]
+    revision: Annotated[str, StringConstraints(pattern=PRINTABLE_PATTERN, max_length=128)] | None = None
 
 
 class DatasetFacts(Document):

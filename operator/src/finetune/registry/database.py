@@ -84,7 +84,8 @@ class Database:
 
     def _create_engine(self) -> AsyncEngine:
         if not self.is_sqlite:
-            return create_async_engine(self.url, pool_size=10, max_overflow=10, pool_timeout=20, pool_pre_ping=True)
+            url = self.url.update_query_dict({"connect_timeout": "10", **self.url.query})
+            return create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=20, pool_pre_ping=True)
         if self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_async_engine(self.url, pool_size=8, max_overflow=0, pool_timeout=30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,14 +25,16 @@ def fields(row: Any) -> dict[str, Any]:
     return dict(row._mapping)  # noqa: SLF001 - documented API; the underscore only avoids column names
 
 
-async def insert_missing(connection: AsyncConnection, table: Table, values: Mapping[str, Any]) -> bool:
-    """Insert a row unless one with the same key exists; returns whether it was inserted.
+async def insert_missing(
+    connection: AsyncConnection, table: Table, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> bool:
+    """Insert one row or several, each unless one with the same key exists; returns whether any was inserted.
 
     When another transaction is inserting the same key, PostgreSQL waits here for its end.
     """
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    result = await connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing())
-    return result.rowcount == 1
+    result = await connection.execute(dialect.insert(table).values(values).on_conflict_do_nothing())
+    return result.rowcount > 0
 
 
 async def named_row_locked(

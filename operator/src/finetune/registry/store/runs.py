@@ -123,10 +123,12 @@ class RunStore:
         async def transaction(connection: AsyncConnection) -> None:
             run = await find_run(connection, namespace, uid)
             step = _integer(status.value("step"))
-            for metric in status.metrics:
-                point = {"run_id": run.id, "name": metric.name, "time": time}
-                value = _finite(metric.value)
-                await insert_missing(connection, metric_points, {**point, "step": step, "value": value})
+            points = [
+                {"run_id": run.id, "name": metric.name, "time": time, "step": step, "value": _finite(metric.value)}
+                for metric in status.metrics
+            ]
+            if points:
+                await insert_missing(connection, metric_points, points)
             values = {"trainer_status": document, "updated_time": time}
             if not await insert_missing(connection, run_progress, {"run_id": run.id, **values}):
                 newer = run_progress.c.updated_time <= time
