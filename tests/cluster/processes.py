@@ -99,9 +99,14 @@ class Processes(Cluster):
                 raise ClusterError(
                     f"there is no image {local_name} in {engine.name}: build it with `python -m images.build`"
                 )
-            registry = Registry(f"http://{LOOPBACK}:{self._ports.registry}", self._layout.config / "registry.yaml")
+            registry = Registry(
+                url=f"http://{LOOPBACK}:{self._ports.registry}",
+                configuration=self._layout.config / "registry.yaml",
+                store=self._layout.registry,
+            )
             with shell.lock("registry"):  # removing blobs would take those of a push that goes on
                 if registry.image_id(name, tag) != image:
+                    registry.discard_uploads(name)
                     engine.push(local_name, reference)
                     registry.keep_only(name, tag)
         except CommandError as error:

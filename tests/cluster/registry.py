@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ REQUEST_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Registry:
-    """A registry of this machine: its address (http) and the configuration file that it was started with."""
+    """A registry of this machine: its address (http), the configuration file that it was started with, its store."""
 
     url: str
     configuration: Path
+    store: Path
 
     def image_id(self, name: str, tag: str) -> str | None:
         """The digest (hex) of an image's configuration; None where the registry does not have it."""
@@ -32,6 +34,12 @@ class Registry:
         """All tags of an image's name."""
         answer = self._request("GET", f"/v2/{name}/tags/list")
         return [] if answer is None else list(json.loads(answer.body)["tags"] or [])
+
+    def discard_uploads(self, name: str) -> None:
+        """Remove what pushes that were broken off left behind; nobody pushes meanwhile."""
+        uploads = self.store / "docker/registry/v2/repositories" / name / "_uploads"
+        if uploads.is_dir():
+            shutil.rmtree(uploads)
 
     def keep_only(self, name: str, tag: str) -> None:
         """Remove all other tags of this name, and the layers that only they used from the disk."""
