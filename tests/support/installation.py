@@ -14,7 +14,7 @@ from typing import Any
 
 from images import build
 from tests.cluster.base import Cluster
-from tests.support.kubectl import Kubectl
+from tests.support.kubectl import Kubectl, is_true
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "finetune-operator"
@@ -95,9 +95,12 @@ class Installation:
 
     def provide_base_model(self, kubectl: Kubectl, *, tiny: bool = False) -> None:
         """Put the base model on the claim `base-models` of a namespace; does nothing when it is there."""
+        if is_true(kubectl.find("job", "base-model"), "Complete"):
+            return
         text = (ROOT / "examples" / "base-model" / "job.yaml").read_text().replace("__IMAGE__", self.images.base_model)
         if tiny:
-            text = text.replace("convert.py", "convert.py, --tiny")
+            text = text.replace("smollm2-135m-instruct", "tiny")
+        kubectl("delete", "job", "base-model", "--ignore-not-found")  # a Job's template cannot be changed
         kubectl("apply", "--filename=-", stdin=text)
         kubectl("wait", "--for=condition=Complete", "job/base-model", "--timeout=300s", timeout=310)
 
