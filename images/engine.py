@@ -84,7 +84,7 @@ class Engine(ABC):
 
     @abstractmethod
     def remove(self, tags: Sequence[str]) -> None:
-        """Remove images and what only they used."""
+        """Remove images and what only they used; one that a container still uses stays, and goes the next time."""
 
     @abstractmethod
     def push(self, tag: str, destination: str) -> None:
@@ -134,7 +134,7 @@ class Docker(Engine):
 
     def remove(self, tags: Sequence[str]) -> None:
         if tags:
-            shell.run(["docker", "image", "rm", *tags])
+            shell.succeeds(["docker", "image", "rm", *tags])
 
     def push(self, tag: str, destination: str) -> None:
         shell.run(["docker", "tag", tag, destination])
@@ -224,9 +224,8 @@ class Buildah(Engine):
 
     def remove(self, tags: Sequence[str]) -> None:
         if tags:
-            shell.run(self._command("rmi", *[self.local_reference(tag) for tag in tags]))
-            # An image that a container still uses stays; the next time gets it.
-            shell.succeeds(self._command("rmi", "--prune"))
+            shell.succeeds(self._command("rmi", *[self.local_reference(tag) for tag in tags]), timeout=BUILD_SECONDS)
+            shell.succeeds(self._command("rmi", "--prune"), timeout=BUILD_SECONDS)
 
     def push(self, tag: str, destination: str) -> None:
         loopback = destination.startswith(("localhost:", "127.0.0.1:"))
