@@ -14,7 +14,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # fmt: off
@@ -71,14 +71,14 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def main() -> None:
-    """Make the two files."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the two files; the arguments are those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, help="file for the rows to train and evaluate on")
     parser.add_argument("--held-out", type=Path, help="file for rows that the training never sees")
     parser.add_argument("--rows", type=int, default=440, help="rows in the first file (default %(default)s)")
     parser.add_argument("--held-out-rows", type=int, default=40, help="rows in the second (default %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # deprecated modules say so when they are imported
     rows = make_rows()
     wanted = options.rows + options.held_out_rows

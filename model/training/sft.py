@@ -1,6 +1,6 @@
 """Supervised fine-tuning with LoRA: TRL's trainer, with what it leaves to wish for put right.
 
-Off CUDA the loss is computed from the learned positions alone. Losses are means over tokens, within a step and
+The loss is computed from the learned positions alone. Losses are means over tokens, within a step and
 over the held-out rows. A step is redone in smaller parts when the GPU's memory does not suffice.
 """
 
@@ -106,11 +106,9 @@ class SupervisedTrainer(SFTTrainer):
     ) -> Any:
         """Return the sum of the learned tokens' losses over `num_items_in_batch`.
 
-        On CUDA TRL's fused head does it. Elsewhere that head would score every position; here the output layer is
-        shown the learned positions alone, which is twice as fast on a CPU and the same number.
+        TRL's own head scores every position off CUDA, and on CUDA it needs a C compiler. Here the output layer is
+        shown the learned positions alone: twice as fast on a CPU, and the same number.
         """
-        if self.args.device.type == "cuda" or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"][:, 1:]
         learned = labels != IGNORED
         with _shown_to_output_layer(model.get_output_embeddings(), learned):
@@ -119,7 +117,8 @@ class SupervisedTrainer(SFTTrainer):
         if logits.dtype != torch.float64:
             logits = logits.float()
         total = torch.nn.functional.cross_entropy(logits, labels[learned], reduction="sum")
-        return total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        return (loss, None) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Go forward and backward; when the GPU's memory does not suffice, again in halves, and so from then on.
