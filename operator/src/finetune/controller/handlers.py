@@ -95,7 +95,7 @@ class Operator:
             self._add_owner(body)
 
         @kopf.on.probe(id="resync", registry=registry, errors=kopf.ErrorsMode.PERMANENT)
-        def resync_age(**_: Any) -> int:
+        async def resync_age(**_: Any) -> int:  # a plain function would run in a thread, without the loop's clock
             return self._resync_age()
 
         return registry
