@@ -26,6 +26,9 @@ TERMINATED: Final = 143
 """SIGTERM was received and nothing could be saved."""
 
 
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing file")
+
+
 class FailureError(Exception):
     """A failure that a person can act on.
 
@@ -49,17 +52,30 @@ class FailureError(Exception):
         self.row = row
 
 
-def storage_failure(error: OSError) -> FailureError | None:
-    """Translate an operating system error that a second attempt cannot cure; None for any other."""
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FailureError(
-            STORAGE_FULL, "StorageFull", f"no space left on the output volume{where}: use a larger claim"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+def storage_failure(error: BaseException) -> FailureError | None:
+    """Translate an error of the storage that a second attempt cannot cure; None for any other.
+
+    The libraries that write weights wrap the operating system's error, or keep nothing of it but its text.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FailureError(
             ACCESS_DENIED,
             "AccessDenied",
-            f"{error.strerror}{where}: the volume must be readable and writable for the pod's user",
+            f"{error.strerror}{_where(error)}: the volume must be readable and writable for the pod's user",
         )
+    link: BaseException | None = error
+    while link is not None:
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(text in str(link) for text in _FULL_TEXTS):
+            return FailureError(
+                STORAGE_FULL,
+                "StorageFull",
+                f"no space left on the output volume{_where(link)}: use a larger claim",
+            )
+        link = link.__cause__ or link.__context__
     return None
+
+
+def _where(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return f" ({name})" if name else ""

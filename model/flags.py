@@ -62,7 +62,12 @@ def parse(settings: type[S], arguments: Sequence[str]) -> S:
 
 def help_text(settings: type[Settings], usage: str) -> str:
     """Return the text for `--help`: every flag with its default and meaning."""
-    lines = [usage, ""]
+    lines = [
+        usage,
+        "",
+        "  --config=PATH",
+        "      YAML file with the same settings as camelCase keys; flags win over it",
+    ]
     for name, field in settings.model_fields.items():
         silent = field.is_required() or field.default_factory is not None or field.default in (None, False)
         default = "" if silent else f" (default {field.default})"

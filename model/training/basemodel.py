@@ -9,6 +9,7 @@ from typing import Any
 
 from model import exits
 from model.exits import FailureError
+from model.training.config import TrainSettings
 
 _READ_AHEAD_BYTES = 8 << 30
 _CHUNK_BYTES = 8 << 20
@@ -78,6 +79,39 @@ def load_model(base_model: str, revision: str | None, *, bfloat16: bool) -> Any:
     return model
 
 
+def check_fit(model: Any, settings: TrainSettings, *, largest_token: int, longest_row: int) -> None:
+    """Check that the rows and the settings suit the model.
+
+    Raises
+    ------
+    FailureError
+        When tokens or positions are beyond what the model has, or it has no layers of the names to adapt.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    if largest_token >= known:
+        raise _missing(
+            f"{settings.base_model}: its tokenizer gives token {largest_token}, its weights know {known}: they do not "
+            "belong together"
+        )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest_row > positions:
+        raise FailureError(
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            f"a row has {longest_row} tokens, {settings.base_model} reads {positions}: lower maxLength to that",
+        )
+    wanted = set(settings.lora_target_modules) - {"all-linear"}
+    matrices = {name for name, weight in model.named_parameters() if weight.ndim == 2 and name.endswith(".weight")}
+    names = {name.split(".")[-2] for name in matrices} - {"lm_head"}
+    if absent := sorted(name for name in wanted if name.rpartition(".")[2] not in names):
+        raise FailureError(
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            f"--lora-target-modules: {settings.base_model} has no layer {', '.join(absent)}; its layers are "
+            f"{', '.join(sorted(names))}",
+        )
+
+
 def _translated(base_model: str, revision: str | None, load: Any) -> Any:
     from huggingface_hub import errors
     from safetensors import SafetensorError
@@ -95,9 +129,8 @@ def _translated(base_model: str, revision: str | None, load: Any) -> Any:
         if any(isinstance(link, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError) for link in chain):
             text = f"{where} cannot be downloaded: the hub is out of reach"
             raise FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text) from error
-        for link in chain:
-            if isinstance(link, OSError) and (known := exits.storage_failure(link)):
-                raise known from error
+        if known := exits.storage_failure(error):
+            raise known from error
         if isinstance(error, OSError | ValueError | KeyError | SafetensorError):
             raise _missing(f"{where} cannot be loaded: {error}") from error
         raise

@@ -22,6 +22,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import Field
 
@@ -134,9 +135,15 @@ def _prompts(settings: ChatSettings) -> list[str]:
     return prompts
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Run a command and end the process with its exit code."""
+    interruption.install()
+    code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     # Tearing down an interpreter with torch in it takes a second that nobody needs.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

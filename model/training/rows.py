@@ -195,6 +195,7 @@ class RowEncoder:
                 rows.dropped += 1
                 return
             rows.truncated += 1
+        labels[0] = IGNORED  # nothing stands before it from which it could be told
         rows.append(ids, labels)
 
     def _end_token(self, ids: list[int], start: int, stop: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -56,7 +57,8 @@ def train(settings: TrainSettings, output: TextIO) -> None:
         document = finished_document(directory, settings, log) or _train(settings, directory, log)
     except BaseException as error:
         failure = as_failure(error)
-        log.emit("error", reason=failure.reason, message=failure.message, exitCode=failure.code)
+        with contextlib.suppress(OSError):  # the failure may be that nothing can be written any more
+            log.emit("error", reason=failure.reason, message=failure.message, exitCode=failure.code)
         raise failure from error
     write_termination_message(result_document(document))
     log.emit("end", **result_document(document)["result"])
@@ -87,10 +89,12 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -
         basemodel.read_ahead(base_directory)
     manifest = _read_manifest(directory)
     _check_devices(settings)
-    tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
+    base, revision = settings.base_model, settings.base_model_revision
+    tokenizer = basemodel.load_tokenizer(base, revision)
     data = read_data(settings, directory, manifest, tokenizer)
-    precision = _choose_precision(settings)
-    model = basemodel.load_model(settings.base_model, settings.base_model_revision, bfloat16=precision == "BFloat16")
+    settings = settings.model_copy(update={"precision": _choose_precision(settings)})
+    model = basemodel.load_model(base, revision, bfloat16=settings.precision == "BFloat16")
+    basemodel.check_fit(model, settings, largest_token=max(data.rows.ids), longest_row=max(data.rows.lengths))
     model_loaded = process.timestamp()
     trainer, checkpoint = _build_trainer(
         settings=settings, directory=directory, log=log, data=data, tokenizer=tokenizer, model=model
@@ -100,7 +104,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -
         "modelLoadedTime": model_loaded,
     } | trainer.run_state.timings
     _run_loop(trainer, checkpoint)
-    return _finish(settings, directory, trainer, data, checkpoint.step if checkpoint else 0)
+    return _finish(trainer, directory, data, checkpoint.step if checkpoint else 0)
 
 
 def _read_manifest(directory: RunDirectory) -> dict[str, Any]:
@@ -193,6 +197,7 @@ def _build_trainer(
     micro_batch_size = settings.micro_batch_size or choose_micro_batch_size(
         settings.batch_size, max(lengths), cuda=cuda
     )
+    settings = settings.model_copy(update={"micro_batch_size": micro_batch_size})
     batches = LengthGroupedBatches(
         lengths, batch_size=settings.batch_size, micro_batch_size=micro_batch_size, seed=settings.seed
     )
@@ -206,6 +211,7 @@ def _build_trainer(
         tokens=len(data.rows.ids),
         longestRow=max(lengths),
         microBatchSize=micro_batch_size,
+        precision=settings.precision,
         threads=torch.get_num_threads(),
     )
     checkpoint = store.newest(lambda name, reason: log.emit("resume", skipped=name, reason=reason))
@@ -236,7 +242,7 @@ def _build_trainer(
 def fingerprint(settings: TrainSettings, data: Data, total_steps: int) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued."""
     names = (
-        "method", "batch_size", "learning_rate", "schedule", "warmup_percent", "max_length", "too_long", "precision",
+        "method", "batch_size", "learning_rate", "schedule", "warmup_percent", "max_length", "too_long",
         "seed", "lora_rank", "lora_alpha", "lora_dropout_percent", "lora_target_modules", "lora_variant",
         "base_model_revision",
     )  # fmt: skip
@@ -265,12 +271,11 @@ def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
     interruption.stop_at_once()
 
 
-def _finish(
-    settings: TrainSettings, directory: RunDirectory, trainer: Any, data: Data, resumed_from: int
-) -> dict[str, Any]:
+def _finish(trainer: Any, directory: RunDirectory, data: Data, resumed_from: int) -> dict[str, Any]:
     """Evaluate, save the adapter, verify it, and write `training_config.json` last."""
     from model.training.result import build_document, model_card, save_adapter
 
+    settings: TrainSettings = trainer.parts.settings
     state: RunState = trainer.run_state
     result: dict[str, Any] = {"runUid": settings.run_uid, "finalLoss": decimal(state.final_loss())}
     if len(data.held_out):

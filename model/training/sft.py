@@ -69,6 +69,7 @@ class SupervisedTrainer(SFTTrainer):
             data_collator=parts.collator,
             peft_config=_lora(parts.settings),
         )
+        self.model_accepts_loss_kwargs = True  # our loss does, whatever the model's own can
         self.parts = parts
         self.batches = parts.batches
         self.run_state = parts.state
