@@ -45,6 +45,7 @@ def succeeded() -> TrainingRunStatus:
         (o.pod("p1", "Pending", export=o.running()), "Exporting"),
         (o.pod("p1", export=EXPORTED, trainer=o.running()), "Training"),
         (o.failed_pod("p1", 137), "Pending"),
+        (o.pod("p1", "Succeeded", export=EXPORTED, trainer=o.ended(0)), "Registering"),
     ],
 )
 def test_the_phase_of_an_active_run(pod: dict[str, Any] | None, phase: str) -> None:

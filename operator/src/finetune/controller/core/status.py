@@ -95,6 +95,8 @@ def _phase(case: Case, *, failure: Failure | None, succeeded: bool) -> Phase:
         return "Succeeded"
     if (seen.job and seen.job.complete) or (seen.job is None and run.status.phase == "Registering"):
         return "Registering"
+    if pod is not None and pod.phase == "Succeeded":
+        return "Registering"  # the Job needs a moment to see that it is complete
     if run.spec.suspend:
         return "Suspended"
     if pod is not None and pod.trainer.running_since:
