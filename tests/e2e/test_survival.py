@@ -14,9 +14,13 @@ REGISTRY = f"deployment/{RELEASE}-registry"
 OPERATOR = f"deployment/{RELEASE}"
 
 
-def kill_process(cluster: Cluster, words: str) -> None:
-    """SIGKILL the one process on the node whose command line contains these words."""
-    found = cluster.node_shell(["pgrep", "--full", "--", words]).stdout.split()
+def kill_process(cluster: Cluster, kubectl: Kubectl, words: str) -> None:
+    """SIGKILL the one process on the node whose command line contains these words, once it is there."""
+
+    def find() -> list[str]:
+        return cluster.node_shell(["pgrep", "--full", "--", words]).stdout.split()
+
+    found = kubectl.wait_for(f"a process with {words!r} in its command line", find)
     assert len(found) == 1, f"processes with {words!r} in their command line: {found}"
     assert cluster.node_shell(["kill", "-KILL", found[0]]).returncode == 0
 
@@ -42,7 +46,7 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(
     tiny.apply(runs.manifest(training=LONG))
     runs.first_steps(tiny, 25)
     uid = tiny.json("get", "trainingrun", "run")["metadata"]["uid"]
-    kill_process(cluster, f"cli train.*{uid}")
+    kill_process(cluster, tiny, f"cli train.*{uid}")
     done = runs.succeeded(tiny)
     assert [a["exitCode"] for a in done["status"]["attemptHistory"]] == [137, 0]
     assert done["status"]["resumedFromStep"] >= 20
@@ -57,8 +61,7 @@ def test_an_operator_that_is_killed_again_and_again(
     tiny.apply(runs.manifest())
     for phase in ("Pending", "Exporting", "Training"):
         runs.in_phase(tiny, phase, "Training", "Registering", "Succeeded")
-        kill_process(cluster, "finetune.* operator$")
-        installation.system("rollout", "status", OPERATOR, "--timeout=90s")
+        kill_process(cluster, tiny, "finetune.* operator$")
     done = runs.succeeded(tiny)
     assert len(tiny.items("jobs", "finetune.dev/run=run")) == 1
     with installation.registry(tiny) as registry:
