@@ -189,7 +189,6 @@ def _build_trainer(
     import torch
 
     from model.training.batches import Collator, LengthGroupedBatches, choose_micro_batch_size
-    from model.training.callbacks import StepEnd
     from model.training.sft import SupervisedTrainer, TrainerParts
 
     lengths = data.rows.lengths
@@ -227,13 +226,6 @@ def _build_trainer(
         state=checkpoint.state if checkpoint else RunState(),
     )
     trainer = SupervisedTrainer(model, tokenizer, data.rows, data.held_out, parts)
-    trainer.add_callback(
-        StepEnd(
-            trainer,
-            checkpoint_steps=settings.checkpoint_steps,
-            evaluation_steps=settings.evaluation_steps if len(data.held_out) else None,
-        )
-    )
     if checkpoint is not None:
         log.emit("resume", step=checkpoint.step)
     return trainer, checkpoint

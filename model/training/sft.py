@@ -25,6 +25,7 @@ from model import exits
 from model.exits import FailureError
 from model.training import interruption
 from model.training.batches import Collator, LengthGroupedBatches, count_rows, split
+from model.training.callbacks import StepEnd
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.config import TrainSettings
 from model.training.progress import ProgressLog, RemainingTime, StatusPoster, trainer_status
@@ -79,6 +80,9 @@ class SupervisedTrainer(SFTTrainer):
         self._learned_tokens = 0
         self._step_started = self._step_seconds = 0.0
         self._parts_per_batch = 1
+        settings = parts.settings
+        evaluation_steps = settings.evaluation_steps if len(held_out) else None
+        self.add_callback(StepEnd(self, checkpoint_steps=settings.checkpoint_steps, evaluation_steps=evaluation_steps))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take the adapter and the step of a checkpoint that is only to be evaluated or finished."""
@@ -217,6 +221,7 @@ class SupervisedTrainer(SFTTrainer):
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Evaluate in the middle of training, record it, and stop early when it is time for that."""
+        self.control.should_evaluate = False  # else the end of the epoch would ask for it again
         self.run_state.evaluation_due = True
         loss = self.held_out_loss(stop_when_interrupted=True)
         if loss is None:

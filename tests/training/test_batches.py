@@ -1,0 +1,96 @@
+"""The order of the rows and their layout."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from model.training.batches import (  # noqa: E402 - torch first, or there is nothing to import
+    Collator,
+    LengthGroupedBatches,
+    choose_micro_batch_size,
+    count_rows,
+    split,
+)
+from model.training.rows import IGNORED  # noqa: E402 - as above
+
+END = 2
+LENGTHS = random.Random(1).choices(range(5, 90), k=100)
+
+
+def make(lengths: list[int] = LENGTHS, batch_size: int = 8, micro: int = 3, seed: int = 1) -> LengthGroupedBatches:
+    return LengthGroupedBatches(lengths, batch_size=batch_size, micro_batch_size=micro, seed=seed)
+
+
+def test_every_row_comes_once_an_epoch() -> None:
+    assert sorted(row for micro in make() for row in micro) == list(range(100))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    first, again, other_seed = make(), make(), make(seed=2)
+    again.epoch = 5
+    assert list(again) != list(first)
+    again.epoch = 0
+    assert list(again) == list(first)
+    assert list(other_seed) != list(first)
+
+
+def test_a_step_has_its_rows_in_micro_batches_of_which_the_last_is_smaller() -> None:
+    batches = make()
+    sizes = [len(micro) for micro in batches]
+    assert sizes[:6] == [3, 3, 2, 3, 3, 2]
+    assert sizes[-2:] == [3, 1]  # 100 rows leave 4 for the last step
+    assert len(batches) == len(sizes)
+    assert (batches.steps_per_epoch, batches.micro_batches_per_step) == (13, 3)
+
+
+def test_rows_of_a_batch_have_similar_lengths() -> None:
+    def padding(batches: list[list[int]]) -> float:
+        padded = sum(max(LENGTHS[row] for row in batch) * len(batch) for batch in batches)
+        return 1 - sum(LENGTHS) / padded
+
+    order = list(range(100))
+    at_random = [order[start : start + 8] for start in range(0, 100, 8)]
+    assert padding(list(make(micro=8))) < padding(at_random) / 3
+
+
+def rows(*lengths: int) -> list[dict[str, Any]]:
+    return [
+        {"input_ids": [*range(10, 10 + n - 1), END], "labels": [IGNORED, *range(11, 10 + n - 1), END]} for n in lengths
+    ]
+
+
+def test_padding_is_masked_by_length_though_it_is_the_end_token() -> None:
+    batch = Collator(END, packed=False)(rows(3, 5))
+    assert batch["input_ids"].tolist() == [[10, 11, END, END, END], [10, 11, 12, 13, END]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[IGNORED, 11, END, IGNORED, IGNORED], [IGNORED, 11, 12, 13, END]]
+
+
+def test_joined_rows_keep_their_positions() -> None:
+    batch = Collator(END, packed=True)(rows(3, 4))
+    assert batch["input_ids"].tolist() == [[10, 11, END, 10, 11, 12, END]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3]]
+    assert batch["labels"].tolist() == [[IGNORED, 11, END, IGNORED, 11, 12, END]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_batches_are_split_between_rows(packed: bool) -> None:
+    batch = Collator(END, packed=packed)(rows(3, 4, 5))
+    assert count_rows(batch) == 3
+    parts = split(batch, 2)
+    assert [count_rows(part) for part in parts] == [2, 1]
+    for name, tensor in batch.items():
+        assert torch.equal(torch.cat([part[name] for part in parts], dim=1 if packed else 0), tensor)
+
+
+def test_the_micro_batch_follows_from_the_longest_row() -> None:
+    assert choose_micro_batch_size(16, 100, cuda=False) == 8
+    assert choose_micro_batch_size(16, 1024, cuda=False) == 2
+    assert choose_micro_batch_size(16, 9000, cuda=False) == 1
+    assert choose_micro_batch_size(2, 100, cuda=False) == 2
+    assert choose_micro_batch_size(64, 1024, cuda=True) == 16

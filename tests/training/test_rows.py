@@ -1,0 +1,152 @@
+"""What the model sees of a row and what it learns from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from model.exits import FailureError
+from model.training.rows import IGNORED, DigestedLines, RowEncoder, TokenRows
+
+SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n"
+
+
+def encode(tokenizer: Any, *contents: dict[str, Any], max_length: int = 512, too_long: str = "Truncate") -> TokenRows:
+    encoder = RowEncoder(tokenizer, max_length=max_length, too_long=too_long)
+    lines = [json.dumps({**content, "row": 10 + index}).encode() for index, content in enumerate(contents)]
+    return encoder.encode(iter(lines), "the dataset's")
+
+
+def seen(tokenizer: Any, rows: TokenRows, index: int = 0) -> str:
+    return str(tokenizer.decode(rows.ids[rows.offsets[index] : rows.offsets[index + 1]]))
+
+
+def learned(tokenizer: Any, rows: TokenRows, index: int = 0) -> str:
+    labels: Iterable[int] = rows.labels[rows.offsets[index] : rows.offsets[index + 1]]
+    return str(tokenizer.decode([label for label in labels if label != IGNORED]))
+
+
+@pytest.fixture
+def plain(tokenizer: Any) -> Any:
+    import copy
+
+    without = copy.deepcopy(tokenizer)
+    without.chat_template = None
+    return without
+
+
+def test_a_completion_is_one_assistant_turn(tokenizer: Any) -> None:
+    rows = encode(tokenizer, {"prompt": "What is 2 times 2?", "completion": "It is 4."})
+    turns = "<|im_start|>user\nWhat is 2 times 2?<|im_end|>\n<|im_start|>assistant\n"
+    assert seen(tokenizer, rows) == SYSTEM + turns + "It is 4.<|im_end|>"
+    assert learned(tokenizer, rows) == "It is 4.<|im_end|>"
+
+
+def test_what_precedes_the_answer_is_what_inference_shows(tokenizer: Any) -> None:
+    rows = encode(tokenizer, {"prompt": "Why?", "completion": "Because."})
+    question = [{"role": "user", "content": "Why?"}]
+    shown = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+    first = next(index for index, label in enumerate(rows.labels) if label != IGNORED)
+    assert list(rows.ids[:first]) == shown
+
+
+def test_every_assistant_turn_is_learned_and_nothing_else(tokenizer: Any) -> None:
+    messages = [
+        {"role": "system", "content": "Count."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+        {"role": "assistant", "content": "Four."},
+        {"role": "user", "content": "Thanks."},
+    ]
+    rows = encode(tokenizer, {"messages": messages})
+    assert learned(tokenizer, rows) == "Two.<|im_end|>Four.<|im_end|>"
+    assert seen(tokenizer, rows).endswith("Four.<|im_end|>")
+
+
+def test_without_a_template_the_end_token_closes_the_completion(plain: Any) -> None:
+    rows = encode(plain, {"prompt": "2 + 2 =", "completion": " 4"})
+    assert seen(plain, rows) == "2 + 2 = 4<|im_end|>"
+    assert learned(plain, rows) == " 4<|im_end|>"
+
+
+def test_messages_need_a_template(plain: Any) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(
+        FailureError, match=r"row 10: it has messages, but the base model has no chat template"
+    ) as caught:
+        encode(plain, {"messages": messages})
+    assert (caught.value.code, caught.value.row) == (3, 10)
+
+
+def test_a_template_that_refuses_a_row_is_quoted(tokenizer: Any) -> None:
+    import copy
+
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(FailureError, match=r"row 11: .*roles must alternate"):
+        encode_second(strict)
+
+
+def encode_second(tokenizer: Any) -> TokenRows:
+    encoder = RowEncoder(tokenizer, max_length=64, too_long="Fail")
+    return encoder.encode(iter([b'{"prompt": "a", "completion": "b", "row": 11}']), "the dataset's")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
+    import copy
+
+    forgetful = copy.deepcopy(tokenizer)
+    forgetful.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content if loop.last or message.role == 'user' else '...' }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    with pytest.raises(FailureError, match="one row per assistant turn"):
+        encode(forgetful, {"messages": turns})
+
+
+def test_long_rows_are_truncated_and_counted(tokenizer: Any) -> None:
+    short, long = {"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "so " * 100}
+    rows = encode(tokenizer, short, long, max_length=60)
+    assert (len(rows), rows.truncated, rows.dropped) == (2, 1, 0)
+    assert rows.lengths[1] == 60
+
+
+def test_a_prompt_that_leaves_nothing_to_learn_is_dropped(tokenizer: Any) -> None:
+    rows = encode(tokenizer, {"prompt": "so " * 100, "completion": "b"}, max_length=60)
+    assert (len(rows), rows.truncated, rows.dropped) == (0, 0, 1)
+
+
+def test_long_rows_are_dropped_on_request(tokenizer: Any) -> None:
+    rows = encode(tokenizer, {"prompt": "a", "completion": "so " * 100}, max_length=60, too_long="Drop")
+    assert (len(rows), rows.dropped) == (0, 1)
+
+
+def test_a_long_row_fails_the_run_on_request(tokenizer: Any) -> None:
+    with pytest.raises(FailureError, match=r"row 10: has \d+ tokens, more than the 60 of maxLength") as caught:
+        encode(tokenizer, {"prompt": "a", "completion": "so " * 100}, max_length=60, too_long="Fail")
+    assert caught.value.row == 10
+
+
+def test_the_rows_are_the_same_in_a_dataset(tokenizer: Any, rows: list[dict[str, Any]]) -> None:
+    encoded = encode(tokenizer, *rows)
+    dataset = encoded.as_dataset()
+    assert [row["input_ids"] for row in dataset] == [
+        list(encoded.ids[a:b]) for a, b in zip(encoded.offsets, encoded.offsets[1:], strict=False)
+    ]
+    assert sum(len(row["labels"]) for row in dataset) == len(encoded.labels)
+
+
+def test_lines_are_digested_over_all_files(tmp_path: Any) -> None:
+    import hashlib
+
+    for name, text in (("a", b"1\n2\n"), ("b", b"3\n")):
+        (tmp_path / name).write_bytes(text)
+    lines = DigestedLines()
+    assert [*lines.read(tmp_path / "a"), *lines.read(tmp_path / "b")] == [b"1\n", b"2\n", b"3\n"]
+    assert lines.sha256() == hashlib.sha256(b"1\n2\n3\n").hexdigest()

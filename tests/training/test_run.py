@@ -1,0 +1,243 @@
+"""Whole runs of the trainer, in processes of their own: what they leave behind, and what interruptions do to them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.training import cli
+from tests.training.harness import BASE_MODEL_NAME, TERMINATION_LOG, Run, wait_for
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def reference(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nobody interrupts."""
+    from tests.training.conftest import make_rows
+
+    run = Run(tmp_path_factory.mktemp("reference"), base_model, max_steps=STEPS, gpus=1, pretended_gpus="true")
+    assert run.export(make_rows(30)).train() == 0
+    return run
+
+
+@pytest.fixture
+def run(reference: Run, tmp_path: Path) -> Run:
+    """The same run before its first step."""
+    (tmp_path / "output").mkdir()
+    shutil.copytree(reference.directory / "dataset", tmp_path / "output" / "dataset")
+    same = Run(tmp_path, Path(reference.flags["base_model"]))
+    same.flags = reference.flags | {"run_directory": same.directory}
+    return same
+
+
+def test_a_run_says_what_it_made(reference: Run) -> None:
+    said = reference.said()
+    manifest = json.loads((reference.directory / "dataset" / "manifest.json").read_text())
+    assert said["result"]["runUid"] == "uid-1"
+    assert said["result"]["steps"] == STEPS
+    assert said["result"]["resumedFromStep"] == 0
+    assert said["dataset"]["rows"] == manifest["rows"]
+    assert said["dataset"]["sha256"] == manifest["sha256"]
+    assert float(said["result"]["evaluationLoss"]) < float(said["result"]["baseEvaluationLoss"])
+    assert [point["step"] for point in said["lossHistory"]] == list(range(1, STEPS + 1))
+    assert said["timings"]["startTime"] < said["timings"]["modelLoadedTime"] < said["timings"]["firstStepTime"]
+
+    recorded = json.loads((reference.directory / "training_config.json").read_text())
+    assert {key: recorded[key] for key in said} == said
+    assert recorded["schemaVersion"] == 1
+    assert recorded["config"]["learningRate"] == 0.01
+    assert recorded["config"]["precision"] in ("BFloat16", "Float32")
+    assert recorded["baseModel"]["name"] == BASE_MODEL_NAME
+
+
+def test_the_reported_losses_are_those_of_the_steps(reference: Run) -> None:
+    lines = reference.events("train")
+    losses = [line["loss"] for line in lines[-10:]]
+    said = reference.said()
+    assert min(losses) < float(said["result"]["finalLoss"]) < max(losses)
+    assert sum(line["tokens"] for line in lines) == said["result"]["tokens"]
+    assert lines[-1]["loss"] < lines[0]["loss"] / 2
+    assert float(said["lossHistory"][0]["loss"]) == pytest.approx(lines[0]["loss"], abs=1e-6)
+
+
+def test_the_adapter_works_with_plain_peft_and_has_the_reported_loss(reference: Run, tokenizer: Any) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from model.training.rows import IGNORED, RowEncoder
+
+    directory = reference.directory / "adapter"
+    dtype = {"BFloat16": torch.bfloat16, "Float32": torch.float32}[reference.events("start")[0]["precision"]]
+    base = AutoModelForCausalLM.from_pretrained(reference.flags["base_model"], dtype=dtype)
+    model = PeftModel.from_pretrained(base, directory).eval()
+    encoder = RowEncoder(tokenizer, max_length=1024, too_long="Fail")
+    lines = (reference.directory / "dataset" / "evaluation.jsonl").read_bytes().splitlines(keepends=True)
+    dataset = encoder.encode(iter(lines), "evaluation").as_dataset()
+    total, tokens = 0.0, 0
+    for row in dataset:
+        labels = torch.tensor(row["labels"][1:])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED))
+        tokens += int((labels != IGNORED).sum())
+    assert float(reference.said()["result"]["evaluationLoss"]) == pytest.approx(total / tokens, rel=1e-3)
+
+    config = json.loads((directory / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == BASE_MODEL_NAME
+    assert {path.name for path in directory.iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o644}
+
+
+def test_the_adapters_digest_is_what_sha256sum_prints(reference: Run) -> None:
+    script = "sha256sum $(ls | LC_ALL=C sort) | sha256sum"
+    shown = subprocess.run(["sh", "-c", script], cwd=reference.directory / "adapter", capture_output=True, check=True)
+    assert shown.stdout.split()[0].decode() == reference.said()["result"]["adapter"]["sha256"]
+
+
+def test_a_finished_run_is_not_trained_again(reference: Run) -> None:
+    said, steps = reference.said(), reference.steps()
+    assert reference.train() == 0
+    assert reference.said() == said
+    assert reference.steps() == steps
+
+
+def test_collect_repeats_the_last_words(reference: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERMINATION_LOG", str(tmp_path / TERMINATION_LOG))
+    assert cli.main(["collect", f"--run-directory={reference.directory}"]) == 0
+    assert json.loads((tmp_path / TERMINATION_LOG).read_text()) == reference.said()
+
+
+def test_an_adapter_that_was_changed_is_not_taken_for_finished(reference: Run, tmp_path: Path) -> None:
+    copy = Run(tmp_path, Path(reference.flags["base_model"]))
+    copy.flags = reference.flags | {"run_directory": copy.directory}
+    shutil.copytree(reference.directory, copy.directory)
+    weights = copy.directory / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert cli.main(["collect", f"--run-directory={copy.directory}"]) == 1
+    assert copy.train() == 0
+    assert copy.said()["result"]["adapter"] == reference.said()["result"]["adapter"]
+
+
+def test_sigterm_saves_the_step_and_the_resumed_run_ends_with_the_same_bits(reference: Run, run: Run) -> None:
+    assert run.stop_at(6, signal.SIGTERM) == 75
+    stopped = run.said()["interrupted"]["step"]
+    assert 6 <= stopped < STEPS
+    assert not (run.directory / "training_config.json").exists()
+    assert not (run.directory / "adapter").exists()
+    assert run.events("interrupted")[0]["step"] == stopped
+
+    assert run.train() == 0
+    assert run.events("resume")[0]["step"] == stopped
+    assert run.said()["result"]["resumedFromStep"] == stopped
+    assert_same_result(run, reference)
+
+
+def test_sigkill_costs_no_more_than_the_steps_since_the_checkpoint(reference: Run, run: Run) -> None:
+    assert run.stop_at(7, signal.SIGKILL) == -signal.SIGKILL
+    assert run.train() == 0
+    resumed = run.events("resume")[0]["step"]
+    assert resumed % 4 == 0
+    assert resumed >= 4
+    assert_same_result(run, reference)
+
+
+def test_a_broken_checkpoint_is_skipped_for_an_older_one(reference: Run, run: Run) -> None:
+    run.stop_at(9, signal.SIGKILL)
+    older, newest = sorted(run.directory.glob("checkpoints/checkpoint-*[0-9]"), key=lambda path: path.stat().st_mtime)
+    weights = newest / "optimizer.pt"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (run.directory / "checkpoints" / "checkpoint-20").mkdir()
+    assert run.train() == 0
+    skipped = {event["skipped"]: event["reason"] for event in run.events("resume") if "skipped" in event}
+    assert "optimizer.pt" in skipped[newest.name]
+    assert "checkpoint.json" in skipped["checkpoint-20"]
+    assert run.events("resume")[-1]["step"] == int(older.name.rpartition("-")[2])
+    assert_same_result(run, reference)
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(run: Run) -> None:
+    run.stop_at(5, signal.SIGTERM)
+    run.flags = run.flags | {"seed": 7}
+    assert run.train() == 0
+    assert "seed 42" in run.events("resume")[0]["reason"]
+    assert run.said()["result"]["resumedFromStep"] == 0
+
+
+def test_two_checkpoints_are_kept(reference: Run) -> None:
+    names = {path.name for path in (reference.directory / "checkpoints").iterdir()}
+    assert names == {f"checkpoint-{STEPS - 4}", f"checkpoint-{STEPS}"}
+
+
+def test_training_stops_early_when_the_held_out_rows_get_no_better(run: Run) -> None:
+    run.flags = run.flags | {"learning_rate": "0.3", "evaluation_steps": 1, "early_stopping_patience": 2}
+    assert run.train() == 0
+    evaluations = [event["loss"] for event in run.events("evaluation") if "baseLoss" not in event]
+    best = min(evaluations)
+    assert evaluations.index(best) == len(evaluations) - 3
+    assert run.said()["result"]["steps"] == len(evaluations) < STEPS
+    assert run.said()["lossHistory"][-1]["step"] == len(evaluations)
+
+
+def test_sigterm_before_the_first_step_loses_nothing(run: Run) -> None:
+    """A real command line, because the handler must be there before anything slow is imported."""
+    command = [sys.executable, "-m", "model.training.cli", *run.arguments()]
+    with subprocess.Popen(command, cwd=run.path, stdout=subprocess.PIPE, env=environment()) as process:
+        wait_for(lambda: catches_sigterm(process.pid))
+        assert "torch/lib" not in Path(f"/proc/{process.pid}/maps").read_text()
+        process.terminate()
+        assert process.wait(timeout=60) == 75
+    assert run.said() == {"interrupted": {"step": 0}}
+
+
+def test_standard_output_is_json_lines_and_nothing_else(run: Run) -> None:
+    run.flags = run.flags | {"max_steps": 2}
+    command = [sys.executable, "-m", "model.training.cli", *run.arguments()]
+    done = subprocess.run(command, cwd=run.path, capture_output=True, text=True, check=True, env=environment())
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == [
+        "start", "train", "train", "checkpoint", "evaluation", "end",
+    ]  # fmt: skip
+    assert done.stdout == (run.directory / "metrics.jsonl").read_text()
+
+
+def test_chat_answers_with_and_without_the_adapter(reference: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    adapter = f"--adapter={reference.directory / 'adapter'}"
+    command = [sys.executable, "-m", "model.training.cli", "chat", f"--base-model={reference.flags['base_model']}"]
+    command += [adapter, "--prompt=What is 3 times 3?", "--prompt=One, two?", "--max-new-tokens=8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["What is 3 times 3?", "One, two?"]
+    assert answers[0]["adapter"].startswith("It is")
+    assert not answers[0]["base"].startswith("It is")
+    del capfd
+
+
+def assert_same_result(run: Run, reference: Run) -> None:
+    said, expected = run.said()["result"], reference.said()["result"]
+    assert said["adapter"]["sha256"] == expected["adapter"]["sha256"]
+    for key in ("finalLoss", "evaluationLoss", "baseEvaluationLoss", "steps", "tokens"):
+        assert said[key] == expected[key]
+    assert run.said()["lossHistory"] == reference.said()["lossHistory"]
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def catches_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
