@@ -49,5 +49,5 @@ class Report:
 
 def empty_failure(source: str, dropped: int) -> FailureError:
     """Return the failure of a dataset without a usable row."""
-    why = f": all of its {dropped} rows are invalid and were dropped" if dropped else ""
+    why = f": all of its {dropped} are invalid" if dropped else ""
     return FailureError(exits.DATASET_INVALID, "DatasetInvalid", f"{source} has no rows{why}")

@@ -41,6 +41,7 @@ from model.result import as_failure, failure_document, write_termination_message
 
 USAGE = "python -m model.data.export --run-directory=PATH --source=registry|configMap|volume [--flag=value ...]"
 READ_ATTEMPTS = 3
+READ_DELAY_SECONDS = 1.0
 DATASET_KEYS = ("version", "rows", "evaluationRows", "dropped", "bytes", "sha256")
 
 
@@ -182,7 +183,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             if attempt == READ_ATTEMPTS:
                 raise FailureError(exits.UNAVAILABLE, "DatasetUnavailable", str(error)) from error
             print(f"reading again from the start: {error}", file=sys.stderr, flush=True)
-            time.sleep(attempt)
+            time.sleep(READ_DELAY_SECONDS * attempt)
     raise AssertionError("the loop returns or raises")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from model.registry import RegistryRefusedError, RegistryUnavailableError, RunRegistry
+from model.registry import RegistryRefusedError, RegistryUnavailableError
 from model.result import decimal
 from model.training.process import timestamp
 
@@ -42,8 +42,8 @@ class StatusPoster:
     failed post loses nothing but itself.
     """
 
-    def __init__(self, registry: RunRegistry, *, interval: float = POST_INTERVAL_SECONDS) -> None:
-        self._registry = registry
+    def __init__(self, post: Callable[[dict[str, Any]], None], *, interval: float = POST_INTERVAL_SECONDS) -> None:
+        self._post = post
         self._interval = interval
         self._changed = threading.Condition()
         self._latest: dict[str, Any] | None = None
@@ -72,7 +72,7 @@ class StatusPoster:
             if document is None:
                 return
             try:
-                self._registry.post_status(document)
+                self._post(document)
             except (RegistryUnavailableError, RegistryRefusedError) as error:
                 print(f"cannot post the progress: {error}", file=sys.stderr, flush=True)
             with self._changed:

@@ -222,7 +222,7 @@ def _build_trainer(
         collator=Collator(_pad_token_id(tokenizer), packed=settings.packing == "Enabled"),
         checkpoints=store,
         log=log,
-        poster=StatusPoster(registry) if registry else None,
+        poster=StatusPoster(registry.post_status) if registry else None,
         state=checkpoint.state if checkpoint else RunState(),
     )
     trainer = SupervisedTrainer(model, tokenizer, data.rows, data.held_out, parts)

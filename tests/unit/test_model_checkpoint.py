@@ -1,0 +1,132 @@
+"""Which checkpoint a run goes on from, and what a run remembers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.training.checkpoint import CheckpointStore, RunState, history_steps
+
+FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+FINGERPRINT = {"seed": 1, "dataset": "abc"}
+
+
+def write_files(directory: Path) -> None:
+    for name in FILES:
+        (directory / name).write_text(name)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path, FINGERPRINT)
+
+
+def newest(store: CheckpointStore) -> tuple[int | None, dict[str, str]]:
+    skipped: dict[str, str] = {}
+    checkpoint = store.newest(skipped.__setitem__)
+    return checkpoint.step if checkpoint else None, skipped
+
+
+def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert newest(CheckpointStore(tmp_path / "none", FINGERPRINT)) == (None, {})
+
+
+def test_the_newest_by_number_wins_and_brings_its_state(store: CheckpointStore) -> None:
+    for step in (9, 10):
+        store.save(step, RunState(tokens=step * 100, last_steps=[(step, 1.5, 20)]), write_files)
+    checkpoint = store.newest(lambda name, reason: pytest.fail(f"{name}: {reason}"))
+    assert checkpoint is not None
+    assert checkpoint.step == 10
+    assert checkpoint.state == RunState(tokens=1000, last_steps=[(10, 1.5, 20)])
+
+
+def test_two_are_kept(store: CheckpointStore, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        store.save(step, RunState(), write_files)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3"}
+
+
+def test_what_a_crash_left_behind_is_no_checkpoint_and_does_not_disturb(store: CheckpointStore, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-5.tmp").mkdir()
+    (tmp_path / "checkpoint-5.tmp" / "optimizer.pt").write_text("half")
+    assert newest(store) == (None, {})
+    store.save(5, RunState(), write_files)
+    assert newest(store) == (5, {})
+
+
+@pytest.mark.parametrize("name", [*FILES, "run_state.json"])
+def test_a_changed_file_makes_it_broken(store: CheckpointStore, tmp_path: Path, name: str) -> None:
+    store.save(1, RunState(), write_files)
+    store.save(2, RunState(), write_files)
+    (tmp_path / "checkpoint-2" / name).write_text("")
+    step, skipped = newest(store)
+    assert step == 1
+    assert name in skipped["checkpoint-2"]
+
+
+def test_a_missing_file_and_a_missing_manifest_make_it_broken(store: CheckpointStore, tmp_path: Path) -> None:
+    for step in (1, 2):
+        store.save(step, RunState(), write_files)
+    (tmp_path / "checkpoint-2" / "rng_state.pth").unlink()
+    (tmp_path / "checkpoint-3").mkdir()
+    step, skipped = newest(store)
+    assert step == 1
+    assert skipped["checkpoint-2"] == "lacks rng_state.pth"
+    assert "checkpoint.json" in skipped["checkpoint-3"]
+
+
+def test_a_checkpoint_without_a_part_that_resuming_needs_is_broken(store: CheckpointStore) -> None:
+    store.save(1, RunState(), lambda directory: (directory / "optimizer.pt").write_text("x") and None)
+    assert newest(store)[1]["checkpoint-1"].startswith("lacks adapter_model.safetensors")
+
+
+def test_other_settings_are_not_continued(store: CheckpointStore, tmp_path: Path) -> None:
+    store.save(1, RunState(), write_files)
+    other = CheckpointStore(tmp_path, {**FINGERPRINT, "dataset": "xyz"})
+    assert newest(other) == (None, {"checkpoint-1": "made with dataset abc, the run has xyz"})
+
+
+def test_a_broken_one_of_the_same_step_is_replaced(store: CheckpointStore, tmp_path: Path) -> None:
+    store.save(2, RunState(), write_files)
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    store.save(2, RunState(tokens=5), write_files)
+    assert newest(store) == (2, {})
+
+
+def test_the_final_loss_weighs_tokens_of_the_last_ten_steps() -> None:
+    state = RunState()
+    for step in range(1, 13):
+        state.record_step(step, loss=float(step), learned_tokens=step, total_steps=12)
+    steps = range(3, 13)
+    assert state.final_loss() == pytest.approx(sum(step * step for step in steps) / sum(steps))
+
+
+def test_the_final_loss_of_a_short_run_is_that_of_its_steps() -> None:
+    state = RunState()
+    state.record_step(1, loss=3.0, learned_tokens=1, total_steps=2)
+    state.record_step(2, loss=1.0, learned_tokens=3, total_steps=2)
+    assert state.final_loss() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("total", [1, 31, 32, 33, 100, 100_000])
+def test_the_history_has_at_most_32_points_with_both_ends(total: int) -> None:
+    steps = history_steps(total)
+    assert len(steps) == min(total, 32)
+    assert (min(steps), max(steps)) == (1, total)
+
+
+def test_after_an_early_stop_the_last_step_closes_the_history() -> None:
+    state = RunState()
+    for step in range(1, 51):
+        state.record_step(step, loss=1.0, learned_tokens=1, total_steps=1000)
+    assert [step for step, _ in state.history()] == [1, 33, 50]
+
+
+def test_evaluations_without_a_new_best_are_counted() -> None:
+    state = RunState(evaluation_due=True)
+    for loss in (3.0, 2.0, 2.5, 2.0):
+        state.record_evaluation(loss)
+    assert (state.best_evaluation_loss, state.evaluations_without_best, state.evaluation_due) == (2.0, 2, False)
+    state.record_evaluation(1.9)
+    assert state.evaluations_without_best == 0

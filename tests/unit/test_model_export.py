@@ -1,0 +1,237 @@
+"""The export as a process sees it: files, last words and exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.data import export
+from model.files import RunDirectory
+
+LINES = [json.dumps({"prompt": f"p{number}", "completion": f"c{number}"}) for number in range(1, 41)]
+
+
+@pytest.fixture
+def termination_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "termination.log"
+    monkeypatch.setenv("TERMINATION_LOG", str(path))
+    return path
+
+
+class Exporter:
+    """Runs the export over a file of lines."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        self.source = folder / "train.jsonl"
+        self.directory = RunDirectory(folder / "output")
+        self.log = log
+
+    def __call__(self, *flags: str, lines: list[str] | None = None) -> int:
+        if lines is not None:
+            self.source.write_text("".join(line + "\n" for line in lines))
+        usual = [f"--run-directory={self.directory.path}", "--source=configMap", f"--path={self.source}"]
+        return export.main([*usual, "--method=SFT", *flags])
+
+    def said(self) -> Any:
+        return json.loads(self.log.read_text())
+
+    def rows(self) -> tuple[list[int], list[int]]:
+        """Row numbers of the training rows and of the held-out ones."""
+        paths = (self.directory.train_rows, self.directory.evaluation_rows)
+        train, evaluation = ([json.loads(line)["row"] for line in path.read_text().splitlines()] for path in paths)
+        return train, evaluation
+
+
+@pytest.fixture
+def run(tmp_path: Path, termination_log: Path) -> Exporter:
+    return Exporter(tmp_path, termination_log)
+
+
+def test_rows_are_written_with_their_numbers_and_a_manifest(run: Exporter) -> None:
+    assert run("--evaluation-percent=10", "--seed=3", lines=LINES) == 0
+    train, evaluation = run.rows()
+    assert sorted(train + evaluation) == list(range(1, 41))
+    assert evaluation
+    contents = run.directory.train_rows.read_bytes() + run.directory.evaluation_rows.read_bytes()
+    manifest = json.loads(run.directory.manifest.read_text())
+    assert manifest["sha256"] == hashlib.sha256(contents).hexdigest()
+    assert manifest["bytes"] == len(contents)
+    assert (manifest["rows"], manifest["evaluationRows"]) == (len(train), len(evaluation))
+    assert (manifest["shape"], manifest["seed"], manifest["version"]) == ("prompt-completion", 3, None)
+    keys = ("rows", "evaluationRows", "dropped", "bytes", "sha256")
+    assert run.said() == {"dataset": {key: manifest[key] for key in keys}}
+    assert not list(run.directory.dataset.glob("*.tmp"))
+
+
+def test_a_number_of_rows_is_held_out(run: Exporter) -> None:
+    assert run("--evaluation-max-rows=7", lines=LINES) == 0
+    train, evaluation = run.rows()
+    assert len(evaluation) == 7
+    assert train == sorted(set(range(1, 41)) - set(evaluation))
+    assert {path.name for path in run.directory.dataset.iterdir()} == {
+        "train.jsonl", "evaluation.jsonl", "manifest.json",
+    }  # fmt: skip
+
+
+def test_no_row_is_held_out_on_request(run: Exporter) -> None:
+    assert run("--evaluation-percent=0", lines=LINES) == 0
+    assert run.rows() == (list(range(1, 41)), [])
+    assert run("--evaluation-max-rows=0", lines=LINES) == 0
+    assert run.rows() == (list(range(1, 41)), [])
+
+
+def test_a_second_start_does_nothing(run: Exporter) -> None:
+    run("--evaluation-percent=10", lines=LINES)
+    said, written = run.said(), run.directory.manifest.stat().st_mtime_ns
+    assert run("--evaluation-percent=10", lines=LINES[:5]) == 0  # the first export is what the run is made of
+    assert run.said() == said
+    assert run.directory.manifest.stat().st_mtime_ns == written
+
+
+def cut_off(directory: RunDirectory) -> None:
+    directory.train_rows.write_bytes(directory.train_rows.read_bytes()[:-1])
+
+
+def remove(directory: RunDirectory) -> None:
+    directory.evaluation_rows.unlink()
+
+
+def spoil(directory: RunDirectory) -> None:
+    directory.manifest.write_text("{")
+
+
+@pytest.mark.parametrize("damage", [cut_off, remove, spoil])
+def test_a_damaged_export_is_made_again(run: Exporter, damage: Callable[[RunDirectory], None]) -> None:
+    run(lines=LINES)
+    before = run.rows()
+    damage(run.directory)
+    assert run() == 0
+    assert run.rows() == before
+
+
+def test_another_request_is_exported_anew(run: Exporter) -> None:
+    run("--evaluation-percent=10", lines=LINES)
+    assert run("--evaluation-percent=0") == 0
+    assert run.rows()[1] == []
+
+
+def test_messages_and_mapped_columns(run: Exporter) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert run("--column=messages=turns", "--evaluation-percent=0", lines=[json.dumps({"turns": chat})]) == 0
+    assert json.loads(run.directory.train_rows.read_text()) == {"messages": chat, "row": 1}
+    assert json.loads(run.directory.manifest.read_text())["shape"] == "messages"
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_rows(run: Exporter) -> None:
+    assert run("--evaluation-percent=0", lines=["\ufeff" + LINES[0], "", LINES[1], "  "]) == 0
+    assert run.rows()[0] == [1, 3]
+
+
+def test_a_malformed_line_is_named(run: Exporter) -> None:
+    lines = LINES.copy()
+    lines[6] = '{"prompt": "x", "completion" "y"}'
+    assert run(lines=lines) == 3
+    assert run.said() == {
+        "failure": {
+            "reason": "DatasetInvalid",
+            "message": "train.jsonl row 7: not valid JSON: Expecting ':' delimiter at character 30",
+            "row": 7,
+        }
+    }
+    assert not run.directory.train_rows.exists()
+    assert not run.directory.manifest.exists()
+
+
+def test_invalid_rows_are_dropped_on_request(run: Exporter) -> None:
+    lines = [*LINES, "{", '{"prompt": "a", "completion": ""}']
+    assert run("--invalid-rows=Drop", "--evaluation-percent=0", lines=lines) == 0
+    assert run.said()["dataset"]["dropped"] == 2
+    assert run.rows()[0] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("lines", "flags", "message"),
+    [
+        ([], [], "train.jsonl has no rows"),
+        (
+            ["{", "["],
+            ["--invalid-rows=Drop"],
+            "train.jsonl has no rows: all of its 2 are invalid",
+        ),
+    ],
+)
+def test_a_dataset_without_rows(run: Exporter, lines: list[str], flags: list[str], message: str) -> None:
+    assert run(*flags, lines=lines) == 3
+    assert run.said()["failure"] == {"reason": "DatasetInvalid", "message": message}
+
+
+def test_a_file_that_is_not_there_is_named_with_its_neighbours(run: Exporter) -> None:
+    (run.source.parent / "rows.jsonl").write_text("")
+    assert run() == 10
+    failure = run.said()["failure"]
+    assert failure["reason"] == "DatasetUnavailable"
+    assert f"{run.source} does not exist; {run.source.parent} holds output, rows.jsonl" in failure["message"]
+
+
+def test_a_directory_is_no_file(run: Exporter) -> None:
+    run.source.mkdir()
+    assert run() == 10
+    assert "is a directory" in run.said()["failure"]["message"]
+
+
+def test_an_output_that_cannot_be_written(run: Exporter) -> None:
+    run.directory.path.write_text("a file where a directory should be")
+    assert run(lines=LINES) == 1
+    assert run.said()["failure"]["reason"] == "InternalError"
+
+
+def test_a_full_volume(run: Exporter) -> None:
+    run.directory.dataset.mkdir(parents=True)
+    (run.directory.dataset / "train.jsonl.tmp").symlink_to("/dev/full")
+    assert run("--evaluation-percent=0", lines=LINES) == 7
+    assert run.said()["failure"]["reason"] == "StorageFull"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--evaluation-percent=5", "--evaluation-max-rows=5"], "not both"),
+        (["--evaluation-percent=90"], "less than or equal to 50"),
+        (["--column=question=prompt"], "no such field"),
+        (["--column=prompt"], "must be name=value"),
+        (["--source=registry"], "needs --registry-url"),
+        (["--method=DPO"], "--method=DPO"),
+    ],
+)
+def test_wrong_flags(run: Exporter, flags: list[str], said: str) -> None:
+    assert run(*flags, lines=LINES) == 2
+    assert run.said()["failure"]["reason"] == "InvalidSpec"
+    assert said in run.said()["failure"]["message"]
+
+
+def test_outside_a_pod_there_are_no_last_words(
+    run: Exporter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TERMINATION_LOG")
+    assert run(lines=LINES) == 0
+    assert json.loads(capsys.readouterr().out)["event"] == "export"
+
+
+def test_sigterm_ends_it_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "endless"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "model.data.export", f"--run-directory={tmp_path}/output"]
+    with subprocess.Popen([*command, "--source=volume", f"--path={pipe}"]) as process:
+        writer = os.open(pipe, os.O_WRONLY)  # returns when the export opens its end
+        process.terminate()
+        assert process.wait(timeout=10) == 143
+    os.close(writer)
+    assert not (tmp_path / "output" / "dataset" / "manifest.json").exists()

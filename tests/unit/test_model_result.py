@@ -1,0 +1,106 @@
+"""Last words: what they hold, and that they always fit."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import exits, result
+from model.exits import FailureError
+
+
+def test_a_short_document_is_left_as_it_is() -> None:
+    document = {"failure": {"reason": "X", "message": "ä"}}
+    assert json.loads(result.fit(document)) == document
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "😀", '"', "\n"])
+def test_a_long_message_is_cut_at_its_end(letter: str) -> None:
+    text = result.fit(result.failure_document(FailureError(3, "DatasetInvalid", letter * 9000, row=7)))
+    document = json.loads(text)["failure"]
+    assert len(text.encode()) <= result.MAX_BYTES
+    assert len(text.encode()) > result.MAX_BYTES / 2
+    assert document["message"].endswith(letter + "...")
+    assert (document["reason"], document["row"]) == ("DatasetInvalid", 7)
+
+
+def test_a_long_history_is_thinned_and_keeps_its_end() -> None:
+    history = [{"step": step, "loss": "1.0"} for step in range(1, 401)]
+    document = json.loads(result.fit({"result": {"finalLoss": "1"}, "lossHistory": history}))
+    assert document["lossHistory"][-1] == history[-1]
+    assert 20 < len(document["lossHistory"]) < 200
+
+
+def test_a_long_list_of_files_is_left_out_and_the_digest_stays() -> None:
+    files = [{"path": f"adapter-{number}.safetensors", "sha256": "0" * 64} for number in range(100)]
+    document = json.loads(result.fit({"result": {"adapter": {"sha256": "1", "files": files}}}))
+    assert document == {"result": {"adapter": {"sha256": "1"}}}
+
+
+def test_what_cannot_be_shortened_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cannot be shortened"):
+        result.fit({"other": "x" * 5000})
+
+
+def test_last_words_replace_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("TERMINATION_LOG", str(log))
+    result.write_termination_message({"failure": {"reason": "X", "message": "a long one"}})
+    result.write_termination_message(result.interrupted_document(12))
+    assert json.loads(log.read_text()) == {"interrupted": {"step": 12}}
+
+
+def test_last_words_that_cannot_be_written_do_not_end_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERMINATION_LOG", str(tmp_path))
+    result.write_termination_message(result.interrupted_document(1))
+    assert "cannot write the termination message" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.8342, "1.8342"), (2.0, "2"), (0.0, "0"), (100, "100"), (0.0002, "2.000000e-04"), (402.1, "402.1")],
+)
+def test_numbers_are_decimal_strings(value: float, text: str) -> None:
+    assert result.decimal(value) == text
+    assert float(text) == pytest.approx(value)
+
+
+def test_a_result_is_the_part_of_the_record_that_fits() -> None:
+    record: dict[str, Any] = {"schemaVersion": 1, "result": {}, "dataset": {}, "config": {}, "lossHistory": []}
+    assert result.result_document(record) == {"result": {}, "dataset": {}, "lossHistory": []}
+
+
+def wrapped(cause: BaseException) -> Exception:
+    error = RuntimeError("cannot save")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/output/x"), exits.STORAGE_FULL, "StorageFull"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), exits.STORAGE_FULL, "StorageFull"),
+        (wrapped(OSError(errno.ENOSPC, "full")), exits.STORAGE_FULL, "StorageFull"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), exits.STORAGE_FULL, "StorageFull"),
+        (PermissionError(errno.EACCES, "Permission denied", "/output"), exits.ACCESS_DENIED, "AccessDenied"),
+        (OSError(errno.EROFS, "Read-only file system"), exits.ACCESS_DENIED, "AccessDenied"),
+        (FailureError(6, "Diverged", "x"), exits.DIVERGED, "Diverged"),
+        (KeyError("x"), exits.CRASH, "InternalError"),
+        (wrapped(PermissionError(errno.EACCES, "no")), exits.CRASH, "InternalError"),
+    ],
+)
+def test_exceptions_become_failures(error: BaseException, code: int, reason: str) -> None:
+    failure = result.as_failure(error)
+    assert (failure.code, failure.reason) == (code, reason)
+
+
+def test_an_unexpected_exception_keeps_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert result.as_failure(ValueError("odd")).message == "ValueError: odd"
+    assert "odd" in capsys.readouterr().err

@@ -1,0 +1,50 @@
+"""Which rows are held out."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.data.split import SmallestHashes, percent_threshold, row_hash
+
+ROWS = [{"prompt": f"p{number}", "completion": "c"} for number in range(2000)]
+
+
+def held_out(rows: list[dict[str, str]], seed: int = 1, percent: int = 10) -> list[str]:
+    return [row["prompt"] for row in rows if row_hash(row, seed) < percent_threshold(percent)]
+
+
+def test_the_share_is_about_right_and_depends_on_the_seed() -> None:
+    assert len(held_out(ROWS)) == pytest.approx(200, abs=60)
+    assert held_out(ROWS, percent=0) == []
+    assert held_out(ROWS, seed=2) != held_out(ROWS)
+
+
+def test_a_row_stays_on_its_side_wherever_it_stands() -> None:
+    assert sorted(held_out(ROWS[::-1])) == sorted(held_out(ROWS))
+    assert held_out(ROWS[:500]) == [prompt for prompt in held_out(ROWS) if int(prompt[1:]) < 500]
+
+
+def test_the_order_of_the_fields_does_not_matter() -> None:
+    assert row_hash({"a": "1", "b": "2"}, 1) == row_hash({"b": "2", "a": "1"}, 1)
+
+
+def test_a_number_of_rows_is_held_out() -> None:
+    smallest = SmallestHashes(5)
+    values = [row_hash(row, 1) for row in ROWS]
+    for value in values:
+        smallest.add(value)
+    assert sorted(values)[:5] == sorted(value for value in values if value < smallest.threshold())
+
+
+def test_never_more_than_half_of_the_rows_are_held_out() -> None:
+    smallest = SmallestHashes(500)
+    for value in (5, 1, 4, 2, 3):
+        smallest.add(value)
+    assert smallest.threshold() == 3  # 1 and 2 are below it
+
+
+def test_equal_rows_stay_together() -> None:
+    smallest = SmallestHashes(2)
+    for value in (7, 7, 7, 9, 9, 9):
+        smallest.add(value)
+    assert smallest.threshold() == 7  # none, rather than two of three equal rows
