@@ -75,7 +75,7 @@ def test_chat_messages_on_a_claim(installation: Installation, tiny: Kubectl, tmp
 
 def test_suspending_saves_and_resuming_goes_on(installation: Installation, tiny: Kubectl, tmp_path: Path) -> None:
     runs.push(installation, tiny, tmp_path)
-    long = {"batchSize": 4, "maxLength": 128, "maxSteps": 400, "checkpointSteps": 1000}
+    long = {"batchSize": 4, "maxLength": 128, "maxSteps": 150, "checkpointSteps": 1000}
     run = runs.manifest(training=long)
     tiny.apply(run)
     runs.first_steps(tiny)

@@ -9,7 +9,7 @@ from tests.e2e import runs
 from tests.support.installation import RELEASE, Installation
 from tests.support.kubectl import Kubectl
 
-LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 300, "checkpointSteps": 20}
+LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 100, "checkpointSteps": 20}
 REGISTRY = f"deployment/{RELEASE}-registry"
 OPERATOR = f"deployment/{RELEASE}"
 
