@@ -1,6 +1,7 @@
 """The process shell: kopf watches, and every event becomes a key in the work queue. The only file that imports kopf.
 
-kopf's handlers see a change once and forget it when they fail; therefore they decide nothing here. A resync puts every
+kopf's handlers see a change once and forget it when they fail; therefore they decide nothing here. All of them are
+coroutines: kopf runs plain functions in threads, and the queue belongs to the event loop. A resync puts every
 unfinished run into the queue again, so that a lost event costs a minute at most, and it feeds the liveness probe.
 """
 
@@ -48,7 +49,6 @@ class Operator:
         self._registry = registry
         self._pods = PodCache()
         self._progress: dict[str, TrainerStatus] = {}
-        self._training: dict[str, Key] = {}
         self._last_resync: float | None = None
         gatherer = Gatherer(
             kubernetes=kubernetes, registry=registry, pods=self._pods, progress=self._progress, settings=settings
@@ -78,24 +78,24 @@ class Operator:
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)
-        def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
             return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
         @kopf.on.event(API_VERSION, PLURAL, registry=registry)
-        def run_changed(namespace: str | None, name: str, **_: Any) -> None:
+        async def run_changed(namespace: str | None, name: str, **_: Any) -> None:
             self._queue.add(Key(namespace or "", name))
 
         @kopf.on.event("batch", "v1", "jobs", registry=registry)
-        def job_changed(body: Mapping[str, Any], **_: Any) -> None:
+        async def job_changed(body: Mapping[str, Any], **_: Any) -> None:
             self._add_owner(body)
 
         @kopf.on.event("", "v1", "pods", registry=registry)
-        def pod_changed(body: Mapping[str, Any], **_: Any) -> None:
+        async def pod_changed(body: Mapping[str, Any], **_: Any) -> None:
             self._pods.remember(body)
             self._add_owner(body)
 
         @kopf.on.probe(id="resync", registry=registry, errors=kopf.ErrorsMode.PERMANENT)
-        async def resync_age(**_: Any) -> int:  # a plain function would run in a thread, without the loop's clock
+        async def resync_age(**_: Any) -> int:
             return self._resync_age()
 
         return registry
@@ -118,15 +118,16 @@ class Operator:
         self._last_resync = loop.time()
         while True:
             try:
-                for key in await self._unfinished_runs():
+                unfinished, _ = await self._list_runs()
+                for key in unfinished:
                     self._queue.add(key)
                 self._last_resync = loop.time()
             except KubernetesError as error:
                 _log.warning("resync failed, trying again: %s", error)
             await asyncio.sleep(self._settings.resync_seconds)
 
-    async def _unfinished_runs(self) -> list[Key]:
-        """Keys of the runs that are under way; notes which of them are training, for the progress poller."""
+    async def _list_runs(self) -> tuple[list[Key], dict[str, Key]]:
+        """The runs that are under way, and by uid those of them that are training."""
         training: dict[str, Key] = {}
         keys: list[Key] = []
         for namespace in self._settings.watch_namespaces or (None,):
@@ -137,15 +138,14 @@ class Operator:
                     keys.append(key)
                 if phase in ("Exporting", "Training"):
                     training[metadata["uid"]] = key
-        self._training = training
-        return keys
+        return keys, training
 
     async def _poll_progress_forever(self) -> None:
         while True:
             await asyncio.sleep(self._settings.progress_seconds)
             try:
-                await self._unfinished_runs()
-                posted = await self._registry.latest_progress(self._training) if self._training else {}
+                _, training = await self._list_runs()
+                posted = await self._registry.latest_progress(training) if training else {}
             except (RegistryError, KubernetesError) as error:
                 _log.info("no progress this time: %s", error)
                 continue
@@ -153,7 +153,7 @@ class Operator:
             self._progress.clear()
             self._progress.update(posted)
             for uid in changed:
-                self._queue.add(self._training[uid])
+                self._queue.add(training[uid])
 
 
 async def run_operator(settings: Settings) -> None:
