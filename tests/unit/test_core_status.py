@@ -112,6 +112,16 @@ def test_attempts_outlive_their_pods_and_count_once() -> None:
     assert again.attempts == 2
 
 
+def test_more_attempts_than_are_kept_still_count_once_and_the_status_comes_to_rest() -> None:
+    pods = [o.failed_pod(f"p{n:02}", 137, created=100 * n) for n in range(70)]
+    status = TrainingRunStatus()
+    for seen in (observe(o.job(), *pods[:40]), observe(o.job(), *pods)):
+        status = status_of(o.run(status.to_dict(), resources={"gpus": 2}), seen)
+    assert [attempt.pod for attempt in status.attempt_history] == [f"p{n:02}" for n in range(6, 70)]
+    assert (status.attempts, status.gpu_seconds) == (70, 70 * 2 * 29)
+    assert status_of(o.run(status.to_dict(), resources={"gpus": 2}), observe(o.job(), *pods)) == status
+
+
 def test_a_pod_that_vanished_ends_its_attempt() -> None:
     first = status_of(o.run(), observe(o.job(), o.pod("p1", export=EXPORTED, trainer=o.running())))
     status = status_of(o.run(first.to_dict()), observe(o.job()), 80)
@@ -148,6 +158,22 @@ def test_suspended_only_when_no_pod_is_left() -> None:
     gone = status_of(run, observe(o.job(suspend=True)))
     assert condition(gone, "Suspended") == ("True", "Suspended")
     assert condition(gone, "Reconciling") is None
+
+
+def test_between_the_pods_end_and_the_registration_no_next_attempt_is_announced() -> None:
+    done = o.pod("p2", "Succeeded", created=60, export=EXPORTED, trainer=o.ended(0, o.RESULT))
+    status = status_of(o.run(), observe(o.job("Complete"), o.failed_pod("p1", 137), done))
+    found = status.condition("Reconciling")
+    assert found is not None
+    assert (found.reason, found.message) == ("Registering", "")
+
+
+def test_a_post_that_does_not_fit_the_status_does_not_hold_it_up() -> None:
+    metrics = {"step": "9" * 60, "totalSteps": "²", "loss": "1" * 60, "epoch": "", "learningRate": "2e-4"}
+    progress = ProgressView(metrics=metrics, percent=12, remaining_seconds=None, time=o.at(40))
+    status = status_of(o.run(), observe(o.job(), o.pod("p1", trainer=o.running()), progress=progress))
+    assert status.progress is not None
+    assert status.progress.to_dict() == {"percent": 12, "learningRate": "2e-4", "lastUpdateTime": o.stamp(40)}
 
 
 def test_progress_comes_from_the_latest_post() -> None:

@@ -128,7 +128,10 @@ RelativePath = Annotated[
 ]
 """A path below the root of a claim; it cannot leave the claim, nor be taken for an option."""
 
-DecimalString = Annotated[str, StringConstraints(min_length=1, max_length=32)]
+MAX_DECIMAL = 32
+"""Longest number that is not an integer, in characters."""
+
+DecimalString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_DECIMAL)]
 """A number that is not an integer, as text."""
 
 CpuQuantity = Annotated[

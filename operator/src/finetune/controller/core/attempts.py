@@ -18,7 +18,10 @@ GONE = "Gone"
 
 
 def merge_attempts(history: Iterable[Attempt], pods: Iterable[PodView], now: datetime) -> tuple[Attempt, ...]:
-    """The attempts known so far and what the pods say now; a pod that is gone keeps its record, ended at `now`."""
+    """The attempts known so far and what the pods say now; a pod that is gone keeps its record, ended at `now`.
+
+    Only the newest are kept, by their start: a pod outlives its record, and must not come back as a new attempt.
+    """
     records = {attempt.uid: attempt for attempt in history}
     seen = {pod.uid: pod for pod in pods}
     for uid, record in records.items():
@@ -27,7 +30,14 @@ def merge_attempts(history: Iterable[Attempt], pods: Iterable[PodView], now: dat
     for pod in sorted(seen.values(), key=lambda pod: (pod.created, pod.name)):
         if pod.scheduled or pod.uid in records:
             records[pod.uid] = attempt_of(pod, records.get(pod.uid))
-    return tuple(records.values())[-MAX_ATTEMPT_HISTORY:]
+    in_order = sorted(records.values(), key=lambda attempt: (attempt.start_time or now, attempt.pod))
+    return tuple(in_order[-MAX_ATTEMPT_HISTORY:])
+
+
+def count_attempts(before: Iterable[Attempt], after: Iterable[Attempt]) -> int:
+    """How many attempts are in `after` and were not in `before`."""
+    known = {attempt.uid for attempt in before}
+    return sum(attempt.uid not in known for attempt in after)
 
 
 def attempt_of(pod: PodView, known: Attempt | None) -> Attempt:
@@ -48,6 +58,14 @@ def attempt_of(pod: PodView, known: Attempt | None) -> Attempt:
         reason=_end_reason(pod, words),
         step=interrupted.step if interrupted else None,
     )
+
+
+def added_gpu_seconds(before: Iterable[Attempt], after: Iterable[Attempt], gpus: int) -> int:
+    """What the GPU seconds of the attempts in `after` have grown by since `before`."""
+    after = tuple(after)
+    kept = {attempt.uid for attempt in after}
+    counted = [attempt for attempt in before if attempt.uid in kept]
+    return gpu_seconds(after, gpus) - gpu_seconds(counted, gpus)
 
 
 def gpu_seconds(attempts: Iterable[Attempt], gpus: int) -> int:

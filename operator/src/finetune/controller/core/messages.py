@@ -1,20 +1,27 @@
 """The JSON documents that export and trainer leave behind: termination messages and training_config.json.
 
 They come from a container, so nothing in them is trusted to be there or to have the right type: a document that does
-not fit is kept as plain text, and the run goes on by its exit codes.
+not fit is kept as plain text, and the run goes on by its exit codes. What fits here fits into the status, too: a status
+that the API server refuses would hold up its run for ever.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+from finetune.api.fields import DecimalString
+from finetune.api.status import Sha256
 
 MAXIMUM_TEXT = 1024
 """Characters of a container's last words that are kept in the status."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A number of things, small enough for every reader of JSON."""
 
 
 class _Document(BaseModel):
@@ -26,7 +33,7 @@ class FailureMessage(_Document):
 
     reason: str = Field(max_length=64)
     message: str
-    row: int | None = None
+    row: Count | None = None
 
 
 class AdapterFile(_Document):
@@ -48,41 +55,41 @@ class AdapterMessage(_Document):
 class InterruptedMessage(_Document):
     """Where an interrupted trainer stopped."""
 
-    step: int
+    step: Count
 
 
 class ResultMessage(_Document):
     """What a finished training came to; losses are decimal strings."""
 
     run_uid: str
-    final_loss: str
-    evaluation_loss: str | None = None
-    base_evaluation_loss: str | None = None
-    steps: int
-    tokens: int
-    resumed_from_step: int = 0
+    final_loss: DecimalString
+    evaluation_loss: DecimalString | None = None
+    base_evaluation_loss: DecimalString | None = None
+    steps: Count
+    tokens: Count
+    resumed_from_step: Count = 0
     adapter: AdapterMessage
 
 
 class DatasetMessage(_Document):
     """What export and trainer counted in the dataset."""
 
-    version: int | None = None
-    rows: int | None = None
-    evaluation_rows: int | None = None
-    dropped: int | None = None
-    truncated: int | None = None
-    tokens: int | None = None
-    bytes: int | None = None
-    sha256: str | None = None
+    version: Count | None = None
+    rows: Count | None = None
+    evaluation_rows: Count | None = None
+    dropped: Count | None = None
+    truncated: Count | None = None
+    tokens: Count | None = None
+    bytes: Count | None = None
+    sha256: Sha256 | None = None
 
 
 class TimingsMessage(_Document):
     """When the trainer started, had its model, and had made its first step (RFC 3339)."""
 
-    start_time: str | None = None
-    model_loaded_time: str | None = None
-    first_step_time: str | None = None
+    start_time: AwareDatetime | None = None
+    model_loaded_time: AwareDatetime | None = None
+    first_step_time: AwareDatetime | None = None
 
 
 class BaseModelMessage(_Document):
@@ -95,8 +102,8 @@ class BaseModelMessage(_Document):
 class LossPoint(_Document):
     """One point of the loss curve."""
 
-    step: int
-    loss: str
+    step: Count
+    loss: DecimalString
 
 
 class Message(_Document):
@@ -114,13 +121,18 @@ class Message(_Document):
 
 
 def parse_message(text: str | None) -> Message:
-    """The document in a termination message; anything else is kept in `text`, cut to its last 1024 characters."""
+    """The document in a termination message; anything else is kept in `text`, cut to its last 1024 characters.
+
+    The text may be the end of the log, which Kubernetes takes when a failed container left no message: JSON as well.
+    """
     if not text:
         return Message()
     try:
-        return message_of(json.loads(text))
-    except (ValueError, ValidationError, TypeError):
-        return Message(text=text.strip()[-MAXIMUM_TEXT:])
+        document = json.loads(text)
+        message = message_of(document) if isinstance(document, dict) else Message()
+    except (ValueError, RecursionError):
+        message = Message()
+    return message if message != Message() else Message(text=text.strip()[-MAXIMUM_TEXT:])
 
 
 def message_of(document: Mapping[str, Any]) -> Message:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from finetune.api import conditions, reasons
 from finetune.api.conditions import Condition, ConditionStatus, set_condition
-from finetune.api.fields import clip
+from finetune.api.fields import MAX_DECIMAL, clip
 from finetune.api.status import (
     AdapterStatus,
     DatasetStatus,
@@ -22,12 +22,14 @@ from finetune.api.status import Failure as FailureStatus
 from finetune.api.trainingrun import TrainingRun
 
 from . import names
-from .attempts import gpu_seconds
+from .attempts import COMPLETED, INTERRUPTED, added_gpu_seconds, count_attempts
 from .failures import Case, Failure
 from .manifests import output_claim_name
 from .messages import DatasetMessage
-from .observe import Observation, parse_time
+from .observe import Observation
 
+MAXIMUM_DIGITS = 15
+"""Of a step that is believed: more would not fit every reader of JSON."""
 SLOW_TERMINATION = timedelta(seconds=60)
 """Past its grace period a pod that is still terminating is worth a warning."""
 
@@ -60,12 +62,13 @@ def next_status(case: Case, failure: Failure | None) -> TrainingRunStatus:
         "output": OutputStatus(
             claim_name=output_claim_name(run), path=names.output_path(run.experiment, run.metadata.uid)
         ),
-        "attempts": max(old.attempts or 0, len(case.attempts)),
+        "attempts": (old.attempts or 0) + count_attempts(old.attempt_history, case.attempts),
         "attempt_history": case.attempts,
         "start_time": start,
         "completion_time": completion,
         "duration_seconds": _seconds(start, completion),
-        "gpu_seconds": max(old.gpu_seconds or 0, gpu_seconds(case.attempts, run.spec.resources.gpus)),
+        "gpu_seconds": (old.gpu_seconds or 0)
+        + added_gpu_seconds(old.attempt_history, case.attempts, run.spec.resources.gpus),
         "timings": _timings(run, seen, now),
         "progress": _progress(seen) or old.progress,
         "dataset": _dataset(old.dataset, seen),
@@ -168,10 +171,10 @@ def _suspended(case: Case) -> tuple[ConditionStatus, str, str]:
 
 def _activity(case: Case) -> str:
     """What the run is doing, for the conditions' messages."""
-    failed = [a for a in case.attempts if a.completion_time and a.reason not in ("Completed", "Interrupted")]
-    if failed and case.seen.newest_pod and case.seen.newest_pod.finished:
-        return f"attempt {failed[-1].pod} ended with {failed[-1].reason}; Kubernetes starts the next one"
-    return ""
+    last = case.attempts[-1] if case.attempts else None
+    if last is None or last.completion_time is None or last.reason in (COMPLETED, INTERRUPTED):
+        return ""
+    return f"attempt {last.pod} ended with {last.reason}; Kubernetes starts the next one"
 
 
 def _registered(seen: Observation) -> str:
@@ -203,10 +206,10 @@ def _progress(seen: Observation) -> Progress | None:
             "step": _whole(metrics.get("step")),
             "totalSteps": _whole(metrics.get("totalSteps")),
             "percent": view.percent,
-            "epoch": metrics.get("epoch"),
-            "loss": metrics.get("loss"),
-            "learningRate": metrics.get("learningRate"),
-            "tokensPerSecond": metrics.get("tokensPerSecond"),
+            "epoch": _number(metrics.get("epoch")),
+            "loss": _number(metrics.get("loss")),
+            "learningRate": _number(metrics.get("learningRate")),
+            "tokensPerSecond": _number(metrics.get("tokensPerSecond")),
             "remainingSeconds": view.remaining_seconds,
             "lastUpdateTime": view.time,
         }
@@ -224,7 +227,12 @@ def _completed(progress: Progress, seen: Observation) -> Progress:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and text.isdecimal() and len(text) <= MAXIMUM_DIGITS else None
+
+
+def _number(text: str | None) -> str | None:
+    """The text if it may stand in the status: a pod posts what it likes."""
+    return text if text is not None and 0 < len(text) <= MAX_DECIMAL else None
 
 
 def _timings(run: TrainingRun, seen: Observation, now: datetime) -> Timings:
@@ -241,11 +249,9 @@ def _timings(run: TrainingRun, seen: Observation, now: datetime) -> Timings:
             _seconds(created, first.export.finished if first and first.export.succeeded else None),
         ),
         model_load_seconds=_first(
-            known.model_load_seconds, _seconds(created, parse_time(said.model_loaded_time) if said else None)
+            known.model_load_seconds, _seconds(created, said.model_loaded_time if said else None)
         ),
-        first_step_seconds=_first(
-            known.first_step_seconds, _seconds(created, parse_time(said.first_step_time) if said else None)
-        ),
+        first_step_seconds=_first(known.first_step_seconds, _seconds(created, said.first_step_time if said else None)),
     )
 
 

@@ -1,0 +1,50 @@
+"""The last words of containers: nothing that a container writes may hold up its run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from finetune.controller.core.messages import Message, parse_message
+
+from tests.support import objects as o
+
+
+@pytest.mark.parametrize("text", ["3", "null", "[1, 2]", '"words"', "{", "[" * 4000, "killed", '{"event": "start"}'])
+def test_what_is_no_message_is_kept_as_text(text: str) -> None:
+    assert parse_message(text) == Message(text=text[-1024:])
+
+
+def test_no_words_are_no_message() -> None:
+    assert parse_message(None) == parse_message("") == Message()
+
+
+def change(path: str, value: Any) -> str:
+    document = json.loads(json.dumps({**o.RESULT, "lossHistory": [{"step": 1, "loss": "2.9"}]}))
+    *parents, last = path.split(".")
+    part = document
+    for parent in parents:
+        part = part[int(parent)] if isinstance(part, list) else part[parent]
+    part[last] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("result.finalLoss", "1" * 33),
+        ("result.finalLoss", ""),
+        ("result.steps", -1),
+        ("result.tokens", 2**63),
+        ("dataset.rows", -1),
+        ("dataset.sha256", "c" * 65),
+        ("timings.firstStepTime", "soon"),
+        ("timings.firstStepTime", "2026-11-24T06:00:20"),
+        ("lossHistory.0.loss", "9" * 40),
+        ("lossHistory.0.step", -1),
+    ],
+)
+def test_a_result_that_the_status_could_not_hold_is_no_result(path: str, value: Any) -> None:
+    assert parse_message(change("result.steps", 55)).result is not None
+    assert parse_message(change(path, value)).result is None
