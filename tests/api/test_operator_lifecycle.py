@@ -24,7 +24,7 @@ from finetune.clients.registry import RegistryClient
 from finetune.controller.core import names
 
 from tests.cluster.api_server import ApiServerOnly
-from tests.support.kubectl import Kubectl, is_true
+from tests.support.kubectl import CommandError, Kubectl, is_true
 from tests.support.processes import Server, client_tls, plain_kubeconfig
 from tests.support.proxy import RecordingProxy, Write
 
@@ -146,6 +146,14 @@ class World:
             status |= {"completionTime": now, "succeeded": 1}
         self.patch_status("job", job["metadata"]["name"], status)
 
+    def accepts(self, *arguments: str) -> bool:
+        """Whether the API server does what kubectl asks for."""
+        try:
+            self.kubectl(*arguments, "--overwrite")
+        except CommandError:
+            return False
+        return True
+
     def patch_status(self, kind: str, name: str, status: Document) -> None:
         patch = json.dumps({"status": status})
         self.kubectl("patch", kind, name, "--subresource=status", "--type=merge", f"--patch={patch}")
@@ -165,8 +173,25 @@ def manifest(name: str, **spec: Any) -> Document:
     }
 
 
-def stamp() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def frozen_jobs(namespace: str) -> list[Document]:
+    """An admission policy that refuses every change of a Job in the namespace."""
+    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["jobs"]}
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    head = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": namespace}}
+    spec = {
+        "matchConstraints": {"resourceRules": [rule], "namespaceSelector": selector},
+        "validations": [{"expression": "false", "message": "not now"}],
+    }
+    binding = {"policyName": namespace, "validationActions": ["Deny"]}
+    return [
+        {**head, "kind": "ValidatingAdmissionPolicy", "spec": spec},
+        {**head, "kind": "ValidatingAdmissionPolicyBinding", "spec": binding},
+    ]
+
+
+def stamp(seconds: float = 0) -> str:
+    """The time so many seconds from now, as the API writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
 
 
 def terminated(code: int, message: Document | None = None) -> Document:
@@ -382,9 +407,9 @@ async def test_a_restart_with_fifty_finished_runs_writes_nothing(kubectl: Kubect
         await world.operator.kill()
         before = len(world.kubernetes.writes), len(world.registry.writes)
         await world.operator.start()
-        probe = manifest("probe", suspend=True)
-        kubectl.apply(probe)  # a run that needs one write: when it is there, all others had their turn
-        await world.phase("Suspended", "probe")
+        probe = manifest("z-probe", suspend=True)
+        kubectl.apply(probe)  # last in the list, and needs one write: when it is there, all others had their turn
+        await world.phase("Suspended", "z-probe")
         after = [w.path for w in [*world.kubernetes.writes[before[0] :], *world.registry.writes[before[1] :]]]
         assert [path for path in after if "probe" not in path and not path.endswith("/events")] == []
 
@@ -401,14 +426,32 @@ async def test_applying_twice_changes_nothing(world: World) -> None:
 
 async def test_suspend_and_resume_go_to_the_job(world: World) -> None:
     world.apply(activeDeadlineSeconds=1000)
-    await eventually("the Job", world.job_of)
+    job = await eventually("the Job", world.job_of)
+    world.patch_status("job", job["metadata"]["name"], {"startTime": stamp(-100)})
     world.apply(activeDeadlineSeconds=1000, suspend=True)
     await eventually("the suspended Job", lambda: world.job_of()["spec"]["suspend"])
     suspended = await world.phase("Suspended")
     assert is_true(suspended, "Suspended")
     world.apply(activeDeadlineSeconds=1000)
     job = await eventually("the resumed Job", lambda: (job := world.job_of()) and not job["spec"]["suspend"] and job)
-    assert job["spec"]["activeDeadlineSeconds"] <= 1000
+    assert 1000 - 100 - DEADLINE_SECONDS < job["spec"]["activeDeadlineSeconds"] <= 1000 - 100
+
+
+async def test_a_job_that_cannot_be_changed_for_now_does_not_fail_its_run(world: World) -> None:
+    world.apply()
+    job = await eventually("the Job", world.job_of)
+    await world.phase("Pending")
+    name = world.kubectl.namespace
+    world.kubectl.apply(*frozen_jobs(name))
+    await eventually("frozen Jobs", lambda: not world.accepts("annotate", "job", job["metadata"]["name"], "a=b"))
+    world.apply(suspend=True)
+    await eventually("a refused suspension", lambda: b"denied request" in world.operator.log.read_bytes())
+    run = world.run()
+    assert run is not None
+    assert run["status"]["phase"] == "Pending"
+    world.kubectl("delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", name)
+    await world.phase("Suspended")
+    assert world.job_of()["spec"]["suspend"]
 
 
 async def test_a_finished_run_follows_its_generation(world: World) -> None:

@@ -40,18 +40,44 @@ def test_a_named_claim_is_not_created() -> None:
     assert action(o.run(), Observation(dataset=DatasetView(version=3))) == decide.CreateJob()
 
 
+NO_DATASET = Observation(dataset=DatasetView(missing='dataset "tickets" not found'))
+
+
+def accepted(status: str, since: float = 0) -> dict[str, Any]:
+    """A status with this condition."""
+    condition = {"type": "Accepted", "status": status, "reason": "X", "lastTransitionTime": o.stamp(since)}
+    return {"conditions": [condition]}
+
+
 def test_no_job_without_its_dataset() -> None:
-    seen = Observation(dataset=DatasetView(missing='dataset "tickets" not found'))
-    assert action(o.run(), seen) is None
-    assert failure(o.run(), seen, 299) is None
-    late = failure(o.run(), seen, 301)
+    assert action(o.run(), NO_DATASET) is None
+    run = o.run(accepted("False", since=5))
+    assert failure(run, NO_DATASET, 304) is None
+    late = failure(run, NO_DATASET, 306)
     assert (late.reason, "tickets" in late.message) == ("DatasetUnavailable", True)
+
+
+@pytest.mark.parametrize("before", [{}, accepted("True"), accepted("Unknown")])
+def test_a_dataset_is_waited_for_from_when_it_is_first_missed(before: dict[str, Any]) -> None:
+    """Neither a suspension nor a registry that was away is part of the wait."""
+    assert failure(o.run(before), NO_DATASET, 10_000) is None
 
 
 def test_the_registry_may_be_away_for_ever() -> None:
     seen = Observation(registry_error="no answer")
     assert action(o.run(), seen, 10_000) is None
-    assert failure(o.run(), seen, 10_000) is None
+    assert failure(o.run(accepted("Unknown")), seen, 10_000) is None
+
+
+@pytest.mark.parametrize(("message", "expires"), [("exceeded quota: jobs", False), ("webhook denied the Job", True)])
+def test_a_job_that_is_refused(message: str, expires: bool) -> None:
+    found = failure(o.run(accepted("False")), Observation(refused=message), 10_000)
+    assert (found.reason if found else None) == ("PodCreationRefused" if expires else None)
+
+
+def test_a_result_is_not_given_up_because_the_collect_job_is_refused() -> None:
+    run = o.run({**accepted("False"), "phase": "Registering", "jobName": o.JOB})
+    assert failure(run, observe(o.job("Complete"), refused="webhook denied the Job"), 10_000) is None
 
 
 def test_a_suspended_run_starts_nothing() -> None:
@@ -103,10 +129,23 @@ def test_an_unreadable_result_fails_the_run() -> None:
     assert "no such file" in failure(o.run(), seen).message
 
 
+def test_a_result_that_nobody_heard_is_read_once_more() -> None:
+    seen = observe(o.job("Complete"), collect_job=job_view(o.job("Complete")))
+    assert failure(o.run(), seen) is None
+    assert action(o.run(), seen) == decide.DeleteJob(o.JOB)
+    empty = dataclasses.replace(seen, collect_pods=(pod_view(o.pod("c", "Succeeded", trainer=o.ended(0, "?"))),))
+    assert failure(o.run(), empty).reason == "AdapterInvalid"
+
+
 def test_a_lost_job_is_never_created_again() -> None:
     run = o.run({"phase": "Training", "jobName": o.JOB})
     assert action(run, Observation()) is None
     assert failure(run, Observation()).reason == "JobLost"
+
+
+def test_no_job_is_lost_while_the_registry_cannot_say_whether_the_training_was_done() -> None:
+    run = o.run({"phase": "Training", "jobName": o.JOB})
+    assert failure(run, Observation(registry_error="no answer")) is None
 
 
 def test_a_job_lost_after_the_training_still_gives_its_adapter() -> None:
@@ -209,6 +248,15 @@ def pending(export: dict[str, Any]) -> dict[str, Any]:
         ),
         (unschedulable('persistentvolumeclaim "adapters" not found'), [], "Unschedulable", '"adapters"', True),
         (unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), [], "Unschedulable", "gpu", False),
+        (unschedulable("pod has unbound immediate PersistentVolumeClaims"), [], "Unschedulable", "adapters", False),
+        (pending(o.waiting("CreateContainerError", "no space")), [], "InternalError", "no space", False),
+        (
+            pending({}),
+            [{**mount_event("Multi-Attach error for volume"), "reason": "FailedAttachVolume"}],
+            "Unschedulable",
+            "Multi-Attach",
+            False,
+        ),
         (
             None,
             [{"reason": "FailedCreate", "message": "exceeded quota: gpus", "metadata": {}}],
@@ -237,6 +285,31 @@ def test_what_a_pending_run_waits_for(
     assert failure(o.run(), seen, 60) is None
     late = failure(o.run(), seen, 400)
     assert (late.reason if late else None) == (reason if expires else None)
+
+
+def test_the_time_in_the_queue_is_not_a_wait_for_the_image() -> None:
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": o.stamp(9_000)}
+    pod = o.pod("p1", "Pending", export=o.waiting("ErrImagePull", "i/o timeout"), conditions=[scheduled])
+    assert failure(o.run(), observe(o.job(), pod), 9_010) is None
+    assert failure(o.run(), observe(o.job(), pod), 9_301).reason == "ImagePullFailed"
+
+
+def test_the_export_is_not_a_wait_for_the_trainers_secret() -> None:
+    words = o.waiting("CreateContainerConfigError", 'secret "hub" not found')
+    pod = o.pod("p1", "Pending", export=o.ended(0, seconds=2_000), trainer=words)
+    assert failure(o.run(), observe(o.job(), pod), 2_010) is None
+    assert failure(o.run(), observe(o.job(), pod), 2_301).reason == "AccessDenied"
+
+
+def test_a_second_attempt_that_is_refused_says_so_and_waits() -> None:
+    refusal = {"reason": "FailedCreate", "message": "webhook denied the pod", "metadata": {}}
+    for seconds, text in ((50, "webhook denied the pod"), (1, None)):
+        events = event_views([{**refusal, "lastTimestamp": o.stamp(seconds)}])
+        case = decide.case_of(
+            o.run(), observe(o.job(), o.failed_pod("p1", 137), events=events), o.SETTINGS, o.at(9_000)
+        )
+        assert (case.problem.message if case.problem else None) == text
+        assert failure_of(case) is None
 
 
 def test_interruptions_are_free_but_not_endless() -> None:

@@ -83,6 +83,12 @@ def test_a_hub_token_comes_by_secret_reference_only() -> None:
     assert {"--base-model=org/m", "--base-model-revision=v1"} <= set(spec["containers"][0]["args"])
 
 
+def test_the_collect_job_may_go_where_the_claim_is() -> None:
+    tolerations = [{"key": "gpu", "operator": "Exists"}]
+    collect = build_collect_job(o.run(scheduling={"tolerations": tolerations}), o.SETTINGS)
+    assert collect["spec"]["template"]["spec"]["tolerations"] == tolerations
+
+
 def test_every_container_is_restricted() -> None:
     for template in (pod(), build_collect_job(o.run(), o.SETTINGS)["spec"]["template"]["spec"]):
         assert template["securityContext"]["runAsNonRoot"] is True

@@ -9,7 +9,7 @@ from finetune.api.status import TrainingRunStatus
 from finetune.controller.core import decide
 from finetune.controller.core.events import build_event, events_between
 from finetune.controller.core.failures import failure_of
-from finetune.controller.core.observe import AdapterView, Observation, ProgressView, job_view, pod_view
+from finetune.controller.core.observe import AdapterView, DatasetView, Observation, ProgressView, job_view, pod_view
 from finetune.controller.core.status import is_finished, next_status, restamp
 
 from tests.support import objects as o
@@ -193,7 +193,12 @@ def test_a_pod_that_does_not_go_away_is_a_warning_that_names_the_node() -> None:
 
 def test_a_run_in_the_way_of_nothing_is_accepted_and_one_that_waits_says_for_what() -> None:
     waiting = status_of(o.run(), Observation(name_taken='Job "x" belongs to another object'))
-    assert condition(waiting, "Accepted") == ("False", "WaitingForReference")
+    assert condition(waiting, "Accepted") == ("Unknown", "WaitingForReference")
+    assert waiting.timings is not None
+    assert waiting.timings.accepted_seconds is None
+    missing = status_of(o.run(), Observation(dataset=DatasetView(missing="no such dataset")))
+    assert condition(missing, "Accepted") == ("False", "WaitingForReference")
+    assert [draft.message for draft in events_between(waiting, missing)] == ["no such dataset"]
     assert condition(status_of(o.run(), observe(o.job())), "Accepted") == ("True", "SpecAccepted")
 
 

@@ -11,7 +11,8 @@ from pydantic import Field, StringConstraints
 from .fields import MAX_MESSAGE, ApiModel, Time, clip
 
 ACCEPTED = "Accepted"
-"""True: the operator took the run on. False: it waits for what the spec refers to, or refuses the spec."""
+"""True: the operator took the run on. False: it waits for what the spec refers to, or refuses the spec. Unknown:
+it waits for the registry, a quota or a name."""
 DATASET_READY = "DatasetReady"
 """True: the rows are on the output claim."""
 SUCCEEDED = "Succeeded"

@@ -48,7 +48,7 @@ class ConflictError(KubernetesError):
 
 
 class ForbiddenError(KubernetesError):
-    """HTTP 403: no permission, or admission or quota refused the object."""
+    """No permission, or admission or quota refused the object: HTTP 403, from an admission policy 422."""
 
 
 async def load_configuration() -> client.Configuration:
@@ -198,4 +198,6 @@ def _error_of(verb: str, path: str, status: int, data: bytes) -> KubernetesError
     message = str(body.get("message") or data[:200].decode(errors="replace"))
     kinds: dict[int, type[KubernetesError]] = {404: NotFoundError, 403: ForbiddenError, 409: ConflictError}
     kind = AlreadyExistsError if reason == "AlreadyExists" else kinds.get(status, KubernetesError)
+    if status == 422 and "denied request:" in message:  # a ValidatingAdmissionPolicy, unless it says otherwise
+        kind = ForbiddenError
     return kind(verb=verb, path=path, status=status, reason=reason, message=message)

@@ -22,7 +22,7 @@ from finetune.clients.registry import RegistryClient, RegistryError, RegistryNot
 from .core import names
 from .core.manifests import output_claim_name
 from .core.messages import Message, message_of
-from .core.observe import EventView, Observation, PodView, ProgressView, event_views, job_view, pod_view
+from .core.observe import EventView, JobView, Observation, PodView, ProgressView, event_views, job_view, pod_view
 from .core.settings import Settings
 from .core.status import is_finished
 
@@ -39,10 +39,11 @@ class PodCache:
         self._size = size
 
     def remember(self, pod: Document) -> None:
-        """Keep the pod's state, and forget the oldest one when there are too many."""
-        uid = pod["metadata"]["uid"]
-        run_uid = (pod["metadata"].get("labels") or {}).get(names.RUN_UID_LABEL, "")
-        self._pods[uid] = (run_uid, pod_view(pod))
+        """Keep the state of a training pod, and forget the oldest one when there are too many."""
+        uid, labels = pod["metadata"]["uid"], pod["metadata"].get("labels") or {}
+        if labels.get(names.ROLE_LABEL) != names.ROLE_TRAIN:
+            return
+        self._pods[uid] = (labels.get(names.RUN_UID_LABEL, ""), pod_view(pod))
         self._pods.move_to_end(uid)
         if len(self._pods) > self._size:
             self._pods.popitem(last=False)
@@ -83,14 +84,15 @@ class Gatherer:
         name = names.job_name(run.metadata.name, uid)
         document = await self._kubernetes.get_job(namespace, name)
         job = job_view(document) if document is not None else None
-        if is_finished(
-            run.status
-        ):  # only what is left to clean up matters, and after a restart there are many of these
-            return await self._with_collect_job(run, Observation(job=job))
+        if is_finished(run.status):  # only what is left to clean up matters; after a restart there are many of these
+            ours = job if job is not None and job.owner_uid == uid else None
+            return Observation(job=ours, collect_job=await self._get_collect_job(run))
         if job is None and run.status.job_name is None:
             return await self._before_job(run)
         if job is not None and job.owner_uid != uid:
             return Observation(name_taken=f'Job "{name}" belongs to another object and is not gone yet')
+        # Before the pods: those of a Job that has ended are then seen as they ended.
+        collect_job = await self._get_collect_job(run) if job is None or job.complete else None
         pods, collect_pods = await self._list_pods(run)
         seen = Observation(
             job=job,
@@ -100,7 +102,7 @@ class Gatherer:
             progress=self._latest_progress(uid),
         )
         if job is None or job.complete:
-            return await self._with_result(run, seen)
+            return await self._with_result(run, dataclasses.replace(seen, collect_job=collect_job))
         events = await self._pending_events(run, seen, now)
         return dataclasses.replace(seen, events=events)
 
@@ -115,10 +117,8 @@ class Gatherer:
         found = await self._kubernetes.list_pods(run.metadata.namespace, names.run_selector(run.metadata.uid))
         collecting = [pod for pod in found if pod["metadata"]["labels"].get(names.ROLE_LABEL) == names.ROLE_COLLECT]
         training = {pod["metadata"]["uid"]: pod_view(pod) for pod in found if pod not in collecting}
-        collect_uids = {pod["metadata"]["uid"] for pod in collecting}
         for pod in self._pods.of_run(run.metadata.uid):
-            if pod.uid not in collect_uids:
-                training.setdefault(pod.uid, pod)
+            training.setdefault(pod.uid, pod)
         return tuple(training.values()), tuple(pod_view(pod) for pod in collecting)
 
     async def _with_result(self, run: TrainingRun, seen: Observation) -> Observation:
@@ -131,22 +131,22 @@ class Gatherer:
                 pass  # the trainer could not reach the registry; the claim still has the document
             except RegistryError as error:
                 return dataclasses.replace(seen, registry_error=str(error))
-        return await self._with_collect_job(run, seen)
+        return seen
 
-    async def _with_collect_job(self, run: TrainingRun, seen: Observation) -> Observation:
+    async def _get_collect_job(self, run: TrainingRun) -> JobView | None:
         name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
         document = await self._kubernetes.get_job(run.metadata.namespace, name)
-        return dataclasses.replace(seen, collect_job=job_view(document) if document else None)
+        return job_view(document) if document else None
 
     async def _pending_events(self, run: TrainingRun, seen: Observation, now: datetime) -> tuple[EventView, ...]:
         """Events of the Job and its newest pod, when one of them has been pending for a while."""
         pod, job = seen.newest_pod, seen.job
-        if job is None or job.ended or (pod is not None and pod.phase != "Pending"):
+        if job is None or job.ended or (pod is not None and pod.phase == "Running"):
             return ()
         since = pod.created if pod else job.started or job.created
         if (now - since).total_seconds() < self._settings.pending_seconds:
             return ()
-        uids = [job.uid, *([pod.uid] if pod else [])]
+        uids = [job.uid, *([pod.uid] if pod and not pod.finished else [])]  # an ended pod waits for its successor
         found = [event for uid in uids for event in await self._kubernetes.list_events(run.metadata.namespace, uid)]
         return event_views(found)
 

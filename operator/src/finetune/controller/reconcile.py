@@ -28,9 +28,9 @@ from finetune.clients.kubernetes import (
 from finetune.clients.registry import (
     BaseModelReference,
     RegistryClient,
+    RegistryError,
     RegistryNotFound,
     RegistryRefused,
-    RegistryUnavailable,
 )
 
 from .core import decide, names
@@ -125,13 +125,17 @@ class Reconciler:
             _log.info("%s/%s: %s", run.metadata.namespace, run.metadata.name, action)
             try:
                 seen = await self._perform[type(action)](run, seen, action)
-            except ForbiddenError as error:
-                seen = dataclasses.replace(seen, refused=str(error))
             except KubernetesError as error:
-                if error.status != 422:
+                if not isinstance(action, decide.Creation):
+                    raise  # a running or finished Job is not given up because it cannot be changed just now
+                if isinstance(error, ForbiddenError):
+                    seen = dataclasses.replace(seen, refused=str(error))
+                elif error.status == 422:
+                    case = decide.case_of(run, seen, self._settings, self._now())
+                    return case, Failure(reasons.INVALID_SPEC, str(error))
+                else:
                     raise
-                return decide.case_of(run, seen, self._settings, self._now()), Failure(reasons.INVALID_SPEC, str(error))
-            except RegistryUnavailable as error:
+            except RegistryError as error:
                 seen = dataclasses.replace(seen, registry_error=str(error))
         raise RuntimeError(
             f"{run.metadata.namespace}/{run.metadata.name}: still {action} after {MAXIMUM_ACTIONS} actions"
@@ -148,7 +152,7 @@ class Reconciler:
         if failure is not None or is_finished(case.run.status):
             return None
         pod = case.seen.newest_pod
-        pending = case.seen.job is not None and (pod is None or pod.phase == "Pending") and not case.run.spec.suspend
+        pending = case.seen.job is not None and (pod is None or pod.phase != "Running") and not case.run.spec.suspend
         return WAITING_SECONDS if case.problem is not None or pending else None
 
     async def _emit_events(self, run: TrainingRun, status: TrainingRunStatus) -> None:
@@ -161,9 +165,15 @@ class Reconciler:
     async def _delete_orphans(self, key: Key) -> None:
         """Jobs whose run is gone; Kubernetes deletes them by their owner, this is for those it missed."""
         selector = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY},{names.RUN_LABEL}={key.name}"
-        for job in await self._kubernetes.list_jobs(key.namespace, selector):
-            if not job["metadata"].get("deletionTimestamp"):
-                await self._kubernetes.delete_job(key.namespace, job["metadata"]["name"])
+        jobs = await self._kubernetes.list_jobs(key.namespace, selector)
+        orphans = [job["metadata"]["name"] for job in jobs if not job["metadata"].get("deletionTimestamp")]
+        if not orphans:
+            return
+        try:
+            await self._kubernetes.get_run(key.namespace, key.name)  # created again by now, and perhaps with its Job?
+        except NotFoundError:
+            for name in orphans:
+                await self._kubernetes.delete_job(key.namespace, name)
 
     async def _record_run(self, run: TrainingRun, seen: Observation, action: decide.RecordRun) -> Observation:
         del action
@@ -193,18 +203,12 @@ class Reconciler:
 
     async def _create_job(self, run: TrainingRun, seen: Observation, action: decide.CreateJob) -> Observation:
         del action
-        manifest = build_job(run, self._settings)
         try:
-            job = job_view(await self._kubernetes.create_job(run.metadata.namespace, manifest))
+            job = await self._kubernetes.create_job(run.metadata.namespace, build_job(run, self._settings))
         except AlreadyExistsError:
-            name = manifest["metadata"]["name"]
-            found = await self._kubernetes.get_job(run.metadata.namespace, name)
-            if found is None or job_view(found).owner_uid != run.metadata.uid:
-                return dataclasses.replace(
-                    seen, name_taken=f'Job "{name}" belongs to another object and is not gone yet'
-                )
-            job = job_view(found)
-        return dataclasses.replace(seen, job=job)
+            # since we looked: it may be ours and complete by now, so nothing of what was seen before it holds
+            return dataclasses.replace(await self._gatherer.gather(run, self._now()), dataset=seen.dataset)
+        return dataclasses.replace(seen, job=job_view(job))
 
     async def _suspend_job(self, run: TrainingRun, seen: Observation, action: decide.SuspendJob) -> Observation:
         annotations = {names.ACTIVE_SECONDS_ANNOTATION: str(action.active_seconds)}
@@ -268,9 +272,10 @@ class Reconciler:
                 result=message.result.model_dump(by_alias=True, exclude_none=True),
             )
         except RegistryNotFound:
-            # a registry that lost its database: record the run anew; the queue tries again
-            await self._record_run(run, seen, decide.RecordRun())
-            raise
+            # a registry that lost its database: record the run anew; then this is decided once more
+            recorded = await self._record_run(run, seen, decide.RecordRun())
+            missing = recorded.dataset.missing if recorded.dataset else ""
+            return dataclasses.replace(seen, registry_error=missing) if missing else seen
         except (RegistryRefused, ValidationError) as error:
             return dataclasses.replace(seen, registry_refused=str(error))
         view = AdapterView(

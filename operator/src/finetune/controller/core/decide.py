@@ -88,6 +88,10 @@ Action = (
 )
 
 
+Creation = CreateClaim | CreateJob | CreateCollectJob
+"""Actions that an admission rule, a quota or the schema may refuse."""
+
+
 def case_of(run: TrainingRun, seen: Observation, settings: Settings, now: datetime) -> Case:
     """The run, what was seen of it, and what follows at once: attempts and what is in its way."""
     attempts = merge_attempts(run.status.attempt_history, seen.pods, now)
@@ -138,7 +142,13 @@ def _finish(case: Case) -> Action | None:
     ended = seen.job.complete if seen.job is not None else run.status.phase == "Registering"
     if seen.result is not None and (ended or seen.job is None):
         return None if seen.adapter is not None else RegisterAdapter()
-    return CreateCollectJob() if ended and seen.collect_job is None else None
+    if not ended:
+        return None
+    if seen.collect_job is None:
+        return CreateCollectJob()
+    if seen.collect_job.complete and not seen.collected:
+        return DeleteJob(seen.collect_job.name)  # its pod was deleted before anybody heard it: read once more
+    return None
 
 
 def _clean_up(case: Case) -> Action | None:

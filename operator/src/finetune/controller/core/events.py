@@ -31,11 +31,11 @@ def events_between(old: TrainingRunStatus, new: TrainingRunStatus) -> tuple[Even
     drafts: list[EventDraft] = []
     if new.job_name and not old.job_name:
         drafts.append(EventDraft("Normal", "JobCreated", f"created Job {new.job_name}"))
-    if _message(new, conditions.ACCEPTED, "False") != _message(old, conditions.ACCEPTED, "False"):
-        waiting = _message(new, conditions.ACCEPTED, "False")
-        drafts += [EventDraft("Warning", "Waiting", waiting)] if waiting else []
+    waiting = _message(new, conditions.ACCEPTED)
+    if waiting != _message(old, conditions.ACCEPTED) and not _is_true(new, conditions.ACCEPTED):
+        drafts.append(EventDraft("Warning", "Waiting", waiting))
     if _is_true(new, conditions.DATASET_READY) and not _is_true(old, conditions.DATASET_READY):
-        drafts.append(EventDraft("Normal", "DatasetExported", _message(new, conditions.DATASET_READY, "True")))
+        drafts.append(EventDraft("Normal", "DatasetExported", _message(new, conditions.DATASET_READY)))
     if new.phase == "Training" and old.phase != "Training":
         drafts.append(EventDraft("Normal", "TrainingStarted", "the trainer is running"))
     drafts += _attempt_events(old, new)
@@ -92,6 +92,6 @@ def _is_true(status: TrainingRunStatus, type_: str) -> bool:
     return condition is not None and condition.status == "True"
 
 
-def _message(status: TrainingRunStatus, type_: str, value: str) -> str:
+def _message(status: TrainingRunStatus, type_: str) -> str:
     condition = status.condition(type_)
-    return condition.message if condition is not None and condition.status == value else ""
+    return condition.message if condition is not None else ""

@@ -50,17 +50,15 @@ def failure_of(case: Case) -> Failure | None:
     return None
 
 
-def waiting_since(run: TrainingRun, seen: Observation) -> datetime:
-    """Since when the run waits for what it waits for now."""
-    pod = seen.newest_pod
+def waiting_since(case: Case) -> datetime:
+    """Since when the run waits for what it waits for now; hours in the queue for a GPU are not part of it."""
+    pod, job = case.seen.newest_pod, case.seen.job
     if pod is not None:
-        return pod.created
-    if seen.job is not None:
-        return seen.job.started or seen.job.created
-    created = run.metadata.creation_timestamp
-    suspended = run.status.condition(conditions.SUSPENDED)
-    times = [time for time in (created, suspended.last_transition_time if suspended else None) if time]
-    return max(times)
+        return max(time for time in (pod.created, pod.scheduled, pod.export.finished) if time)
+    if job is not None:
+        return job.started or job.created
+    accepted = case.run.status.condition(conditions.ACCEPTED)
+    return accepted.last_transition_time if accepted and accepted.status == "False" else case.now
 
 
 def _refused_by_registry(case: Case) -> Failure | None:
@@ -72,11 +70,12 @@ def _refused_by_registry(case: Case) -> Failure | None:
 def _collect_failed(case: Case) -> Failure | None:
     """Training ended well, but its result cannot be read from anywhere."""
     job, seen = case.seen.collect_job, case.seen
-    if job is None or not job.failed or seen.result is not None:
+    if job is None or not (job.failed or seen.collected) or seen.result is not None:
         return None
     pod = max(seen.collect_pods, key=lambda pod: pod.created, default=None)
     words = pod.last_words if pod else None
-    detail = words.message.failure.message if words and words.message.failure else job.message
+    said = words.message.failure.message if words and words.message.failure else words.message.text if words else ""
+    detail = said or job.message or "the file holds no result"
     return Failure(reasons.ADAPTER_INVALID, f"training_config.json could not be read from the output claim: {detail}")
 
 
@@ -87,6 +86,8 @@ def _job_lost(case: Case) -> Failure | None:
         return None
     if status.phase == reasons.REGISTERING:
         return None  # the claim still has the result: it is being collected
+    if seen.registry_error:
+        return None  # the registry may have the result, which says that the training was done
     return Failure(reasons.JOB_LOST, f'Job "{status.job_name}" does not exist any more')
 
 
@@ -133,7 +134,7 @@ def _waited_too_long(case: Case) -> Failure | None:
     problem = case.problem
     if problem is None or not problem.expires or case.run.spec.suspend:
         return None
-    waited = (case.now - waiting_since(case.run, case.seen)).total_seconds()
+    waited = (case.now - waiting_since(case)).total_seconds()
     if waited < case.settings.reference_timeout_seconds:
         return None
     return Failure(problem.reason, f"{problem.message} (waited {case.settings.reference_timeout_seconds} s)")

@@ -76,16 +76,18 @@ def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
         "volumeMounts": [_mount("output", names.OUTPUT_MOUNT, read_only=True), *_scratch_mounts()],
     }
-    pod = {
+    pod: Document = {
         **_pod_security(settings),
         "restartPolicy": "Never",
+        "activeDeadlineSeconds": 600,  # of the pod, not of the Job: a wait for a node must not lose the result
         "containers": [container],
         "volumes": [_claim_volume("output", output_claim_name(run), read_only=True), *_scratch_volumes()],
     }
+    if run.spec.scheduling.tolerations:  # the claim may be bound to a tainted node
+        pod["tolerations"] = [toleration.to_dict() for toleration in run.spec.scheduling.tolerations]
     labels = names.run_labels(run.metadata.name, run.metadata.uid, names.ROLE_COLLECT)
     job = {
         "backoffLimit": 2,
-        "activeDeadlineSeconds": 600,
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
     return _job(

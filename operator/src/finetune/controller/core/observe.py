@@ -168,6 +168,11 @@ class Observation:
         return max(self.pods, key=lambda pod: (pod.created, pod.name), default=None)
 
     @property
+    def collected(self) -> bool:
+        """The claim has been read to its end, and whoever read it can still say what was there."""
+        return any(pod.trainer.succeeded for pod in self.collect_pods)
+
+    @property
     def result(self) -> Message | None:
         """The trainer's result: from the termination message, the registry, or the claim, in this order."""
         spoken = [pod.trainer.message for pod in self.pods if pod.trainer.succeeded]

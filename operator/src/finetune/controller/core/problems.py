@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from finetune.api import reasons
 from finetune.api.trainingrun import TrainingRun
 
+from .manifests import output_claim_name
 from .observe import Observation, PodView
 
 REGISTRY_UNAVAILABLE = "RegistryUnavailable"
@@ -61,7 +62,7 @@ def _dataset_missing(run: TrainingRun, seen: Observation) -> Problem | None:
 
 
 def _registry_away(run: TrainingRun, seen: Observation) -> Problem | None:
-    """The registry does not answer; it comes back, and nothing is lost until then."""
+    """The registry does not answer, or not with what is needed; nothing is lost until it does."""
     del run
     return Problem(REGISTRY_UNAVAILABLE, seen.registry_error, expires=False) if seen.registry_error else None
 
@@ -74,19 +75,26 @@ def _name_taken(run: TrainingRun, seen: Observation) -> Problem | None:
 
 def _creation_refused(run: TrainingRun, seen: Observation) -> Problem | None:
     """The API server refused to create the Job or the claim."""
-    del run
-    return Problem(reasons.POD_CREATION_REFUSED, seen.refused, expires=True) if seen.refused else None
+    if not seen.refused:
+        return None
+    started = run.status.job_name is not None  # a result that waits to be collected is never given up
+    return Problem(reasons.POD_CREATION_REFUSED, seen.refused, expires=not started and not _is_quota(seen.refused))
 
 
 def _pod_refused(run: TrainingRun, seen: Observation) -> Problem | None:
-    """The Job may not create its pod: a quota (which may free up) or an admission rule (which will not)."""
+    """The Job may not create its pod: a quota (which may free up) or an admission rule (which will not).
+
+    A rule that let an earlier attempt pass may do so again.
+    """
     del run
-    if seen.pods or seen.job is None:
+    last = seen.newest_pod
+    if seen.job is None or (last is not None and not last.finished):
         return None
     refusal = next((event for event in reversed(seen.events) if event.reason == "FailedCreate"), None)
-    if refusal is None:
+    if refusal is None or (last is not None and refusal.time is not None and refusal.time <= last.created):
         return None
-    return Problem(reasons.POD_CREATION_REFUSED, refusal.message, expires="exceeded quota" not in refusal.message)
+    expires = last is None and not _is_quota(refusal.message)
+    return Problem(reasons.POD_CREATION_REFUSED, refusal.message, expires=expires)
 
 
 def _image_missing(run: TrainingRun, seen: Observation) -> Problem | None:
@@ -104,23 +112,26 @@ def _image_missing(run: TrainingRun, seen: Observation) -> Problem | None:
 
 
 def _container_refused(run: TrainingRun, seen: Observation) -> Problem | None:
-    """A container cannot be made, mostly since a Secret is missing."""
+    """A container cannot be made, mostly since a Secret is missing; the runtime's own errors may pass."""
     pod = _pending_pod(seen)
     for container in (pod.export, pod.trainer) if pod else ():
         if container.waiting_reason == "CreateContainerConfigError":
             return _missing_reference(run, container.waiting_message) or Problem(
                 reasons.ACCESS_DENIED, container.waiting_message, expires=True
             )
+        if container.waiting_reason in ("CreateContainerError", "RunContainerError"):
+            text = f"{container.waiting_reason}: {container.waiting_message}"
+            return Problem(reasons.INTERNAL_ERROR, text, expires=False)
     return None
 
 
 def _volume_missing(run: TrainingRun, seen: Observation) -> Problem | None:
-    """A ConfigMap or claim that the pod mounts does not exist; only an Event says so."""
+    """A ConfigMap or claim that the pod mounts does not exist, or is in use elsewhere; only an Event says so."""
     pod = _pending_pod(seen)
     if pod is None or pod.export.exit_code is not None or pod.export.running_since is not None:
         return None
     for event in reversed(seen.events):
-        if event.reason == "FailedMount":
+        if event.reason in ("FailedMount", "FailedAttachVolume"):
             return _missing_reference(run, event.message) or Problem(
                 reasons.UNSCHEDULABLE, event.message, expires=False
             )
@@ -132,9 +143,12 @@ def _unschedulable(run: TrainingRun, seen: Observation) -> Problem | None:
     pod = _pending_pod(seen)
     if pod is None or not pod.unschedulable:
         return None
-    return _missing_reference(run, pod.unschedulable) or Problem(
-        reasons.UNSCHEDULABLE, pod.unschedulable, expires=False
-    )
+    message = pod.unschedulable
+    if "unbound" in message:  # the scheduler does not say which
+        base, dataset = run.spec.base_model.volume, run.spec.dataset.volume
+        claims = [output_claim_name(run), *(volume.claim_name for volume in (base, dataset) if volume)]
+        message += f" (the run's claims: {', '.join(claims)})"
+    return _missing_reference(run, message) or Problem(reasons.UNSCHEDULABLE, message, expires=False)
 
 
 _POLICIES: tuple[Callable[[TrainingRun, Observation], Problem | None], ...] = (
@@ -148,6 +162,10 @@ _POLICIES: tuple[Callable[[TrainingRun, Observation], Problem | None], ...] = (
     _volume_missing,
     _unschedulable,
 )
+
+
+def _is_quota(message: str) -> bool:
+    return "exceeded quota" in message
 
 
 def _pending_pod(seen: Observation) -> PodView | None:

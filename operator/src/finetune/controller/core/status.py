@@ -69,7 +69,7 @@ def next_status(case: Case, failure: Failure | None) -> TrainingRunStatus:
         "duration_seconds": _seconds(start, completion),
         "gpu_seconds": (old.gpu_seconds or 0)
         + added_gpu_seconds(old.attempt_history, case.attempts, run.spec.resources.gpus),
-        "timings": _timings(run, seen, now),
+        "timings": _timings(run, seen, accepted=now if _accepted(case, failure)[0] == "True" else None),
         "progress": _progress(seen) or old.progress,
         "dataset": _dataset(old.dataset, seen),
         "warnings": _warnings(seen, now),
@@ -141,7 +141,9 @@ def _accepted(case: Case, failure: Failure | None) -> tuple[ConditionStatus, str
     if failure is not None and failure.reason == reasons.INVALID_SPEC:
         return "False", reasons.INVALID_SPEC, failure.message
     if case.problem is not None and case.seen.job is None:
-        return "False", reasons.WAITING_FOR_REFERENCE, case.problem.message
+        # False since when the run waits for what must appear in time; what may take as long as it takes is Unknown
+        waiting: ConditionStatus = "False" if case.problem.expires else "Unknown"
+        return waiting, reasons.WAITING_FOR_REFERENCE, case.problem.message
     return "True", reasons.SPEC_ACCEPTED, "the run's Job exists" if case.seen.job else "the spec is valid"
 
 
@@ -235,14 +237,14 @@ def _number(text: str | None) -> str | None:
     return text if text is not None and 0 < len(text) <= MAX_DECIMAL else None
 
 
-def _timings(run: TrainingRun, seen: Observation, now: datetime) -> Timings:
+def _timings(run: TrainingRun, seen: Observation, *, accepted: datetime | None) -> Timings:
     """Each first of its kind, in seconds since the run's creation; what is known stays."""
     known = run.status.timings or Timings()
     created = run.metadata.creation_timestamp
     first = min(seen.pods, key=lambda pod: pod.created, default=None)
     said = seen.result.timings if seen.result else None
     return Timings(
-        accepted_seconds=_first(known.accepted_seconds, _seconds(created, now)),
+        accepted_seconds=_first(known.accepted_seconds, _seconds(created, accepted)),
         scheduled_seconds=_first(known.scheduled_seconds, _seconds(created, first.scheduled if first else None)),
         export_seconds=_first(
             known.export_seconds,
