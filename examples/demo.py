@@ -29,6 +29,8 @@ MINIMUM_IMPROVEMENT = 0.20
 TRAINING = {"batchSize": 8, "maxLength": 256, "checkpointSteps": 20}
 RESOURCES = {"gpus": 1, "cpu": "1", "memory": "6Gi", "sharedMemory": "1Gi"}
 HELD_OUT_PROMPTS = 3
+FOLLOW_SECONDS = 1800
+"""Longer than a run takes on any machine: then something is wrong, and the last line says what."""
 
 OUT = ROOT / "out"
 SCRATCH = "/tmp"  # noqa: S108 - an emptyDir of the pod's own
@@ -132,6 +134,8 @@ def follow(team: Kubectl, name: str, report: Report) -> dict[str, Any]:
             if first is not None:
                 report.figures["firstStepSeconds"] = round((first - started).total_seconds(), 1)
             return run
+        if time.monotonic() - clock > FOLLOW_SECONDS:
+            raise TimeoutError(f"{name} has not finished within {FOLLOW_SECONDS} s: {line}")
         time.sleep(0.1)
 
 
@@ -163,14 +167,15 @@ def has_started(pod: dict[str, Any]) -> bool:
 def first_step_time(pod: dict[str, Any]) -> datetime | None:
     """When the first optimizer step was done, from the trainer's termination message."""
     for status in (pod.get("status") or {}).get("containerStatuses") or []:
-        message = json.loads((status["state"].get("terminated") or {}).get("message") or "{}")
-        text = message.get("timings", {}).get("firstStepTime")
-        return datetime.fromisoformat(text) if text else None
+        ended = status["state"].get("terminated") or {}
+        if ended.get("exitCode") == 0:  # the words of a trainer that failed may be anything
+            text = json.loads(ended["message"]).get("timings", {}).get("firstStepTime")
+            return datetime.fromisoformat(text) if text else None
     return None
 
 
 def progress_line(run: dict[str, Any]) -> str:
-    """One line for what the run is doing."""
+    """One line for what the run is doing, or waits for."""
     status = run.get("status") or {}
     progress = status.get("progress") or {}
     step = (
@@ -178,7 +183,8 @@ def progress_line(run: dict[str, Any]) -> str:
         if "step" in progress
         else ""
     )
-    return " ".join(part for part in (status.get("phase") or "applied", step) if part)
+    waits = next((c["message"] for c in status.get("conditions") or [] if c["type"] == "Reconciling"), "")
+    return " ".join(part for part in (status.get("phase") or "applied", step, waits) if part)
 
 
 def check(
