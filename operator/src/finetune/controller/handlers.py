@@ -110,7 +110,7 @@ class Operator:
         loop = asyncio.get_running_loop()
         age = 0.0 if self._last_resync is None else loop.time() - self._last_resync
         if age > MISSED_RESYNCS * self._settings.resync_seconds:
-            raise RuntimeError(f"no resync for {age:.0f} s: the API server does not answer, or the queue is stuck")
+            raise RuntimeError(f"no resync for {age:.0f} s: the API server does not answer")
         return round(age)
 
     async def _resync_forever(self) -> None:

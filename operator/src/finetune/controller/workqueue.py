@@ -77,10 +77,6 @@ class WorkQueue:
         self._cancel_timer(key)
         self._timers[key] = loop.call_later(seconds, self.add, key)
 
-    def depth(self) -> int:
-        """Keys that are due and not yet worked on."""
-        return len(self._waiting)
-
     async def run(self) -> None:
         """Work until cancelled; then cancels what is under way."""
         try:

@@ -12,7 +12,6 @@ from datetime import datetime
 
 from finetune.api.trainingrun import TrainingRun
 
-from . import names
 from .attempts import merge_attempts
 from .failures import Case, failure_of
 from .observe import JobView, Observation
@@ -166,8 +165,3 @@ def _clean_up(case: Case) -> Action | None:
     finished = job.finished or case.now
     since = max(0, round((case.now - finished).total_seconds()))
     return SetTTL(since + run.spec.job_ttl_seconds)
-
-
-def collect_job_of(run: TrainingRun) -> str:
-    """The name of the run's collect Job."""
-    return names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))

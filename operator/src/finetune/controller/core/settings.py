@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from finetune.api.status import MAX_ATTEMPT_HISTORY
+
 ENVIRONMENT_PREFIX = "FINETUNE_"
 
 
@@ -27,8 +29,8 @@ class Settings(BaseModel):
     """How long a run waits for a dataset, claim, ConfigMap, Secret or image that does not exist."""
     termination_grace_seconds: int = Field(default=120, ge=1)
     """What the trainer gets to save its checkpoint after SIGTERM."""
-    max_interruptions: int = Field(default=20, ge=1)
-    """Interrupted attempts without a new checkpoint before the run fails."""
+    max_interruptions: int = Field(default=20, ge=1, le=MAX_ATTEMPT_HISTORY - 1)
+    """Interrupted attempts without a new checkpoint before the run fails; the status must remember one more."""
     pretended_gpus: bool = False
     """The cluster's GPUs are pretended: let the trainer use the CPU. For test clusters."""
     service_account_name: str = "default"
