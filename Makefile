@@ -35,13 +35,13 @@ unit: $(VENV)/ready ## Unit tests: seconds, no cluster
 	$(BIN)/pytest tests/unit
 
 api: $(VENV)/ready ## The API, the operator and the registry's authentication against a real API server
-	$(BIN)/pytest tests/api
+	$(BIN)/pytest -n 2 --dist loadfile tests/api
 
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
-	$(BIN)/python -m images.run -- python -m pytest -p no:cacheprovider tests/training
+	$(BIN)/python -m images.run trainer -- python -m pytest -p no:cacheprovider tests/training
 
 e2e: $(VENV)/ready ## The whole, on the local cluster with real pods
-	$(BIN)/pytest tests/e2e
+	$(BIN)/pytest -n 2 --dist loadgroup tests/e2e
 
 cluster: $(VENV)/ready ## Start the local cluster and leave it running
 	$(BIN)/python -m tests.cluster up

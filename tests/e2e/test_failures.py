@@ -27,6 +27,7 @@ def test_a_manifest_without_a_dataset_is_refused_with_the_remedy(team: Kubectl) 
         team.apply(run)
 
 
+@pytest.mark.usefixtures("registry_needed")
 def test_bad_datasets_and_models_end_in_their_own_reason(tiny: Kubectl) -> None:
     """Five runs side by side, as a user who gets it wrong in five ways."""
     seventh = [*runs.rows(6), '{"prompt": "broken', *runs.rows(3)]

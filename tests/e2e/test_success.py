@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e import runs
 from tests.support.installation import Installation
 from tests.support.kubectl import Kubectl, is_true
@@ -18,12 +20,13 @@ def termination_message(team: Kubectl) -> dict[str, Any]:
     return message
 
 
+@pytest.mark.usefixtures("registry_needed")
 def test_a_supervised_run_ends_with_a_registered_adapter(
     installation: Installation, team: Kubectl, tmp_path: Path
 ) -> None:
     installation.provide_base_model(team)
-    runs.push(installation, team, tmp_path, 80)
-    training = {"batchSize": 8, "maxLength": 128, "maxSteps": 12, "checkpointSteps": 50, "learningRate": "5e-4"}
+    runs.push(installation, team, tmp_path, 48)
+    training = {"batchSize": 4, "maxLength": 128, "maxSteps": 10, "checkpointSteps": 50, "learningRate": "5e-4"}
     run = runs.manifest(model=runs.SMOLLM2, training=training, adapter={"name": "sums"})
     team.apply(run)
     done = runs.succeeded(team)
@@ -32,7 +35,7 @@ def test_a_supervised_run_ends_with_a_registered_adapter(
     assert status["result"]["finalLoss"] == said["result"]["finalLoss"]
     assert status["result"]["adapter"]["sha256"] == said["result"]["adapter"]["sha256"]
     assert float(status["result"]["evaluationLoss"]) < float(status["result"]["baseEvaluationLoss"])
-    assert status["dataset"]["rows"] + status["dataset"]["evaluationRows"] == 80
+    assert status["dataset"]["rows"] + status["dataset"]["evaluationRows"] == 48
     for condition in ("Accepted", "DatasetReady", "Succeeded", "Finished"):
         assert is_true(done, condition)
 
@@ -47,7 +50,7 @@ def test_a_supervised_run_ends_with_a_registered_adapter(
     assert found["uri"] == f"pvc://{status['output']['claimName']}/{status['output']['path']}/adapter"
 
     losses = [line["loss"] for line in runs.trainer_log(team) if line["event"] == "train"]
-    assert len(losses) == 12
+    assert len(losses) == 10
     assert statistics.mean(losses[-3:]) < statistics.mean(losses[:3])
 
     assert "unchanged" in team.apply(run)
@@ -60,8 +63,7 @@ def test_a_configmap_is_enough_for_a_small_dataset(tiny: Kubectl) -> None:
     assert runs.succeeded(tiny)["status"]["result"]["steps"] == 8
 
 
-def test_chat_messages_on_a_claim(installation: Installation, tiny: Kubectl, tmp_path: Path) -> None:
-    """The dataset comes from the output claim of nobody: a volume that another Job has filled."""
+def test_chat_messages(tiny: Kubectl) -> None:
     chats = [
         {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
         for row in runs.rows(24)
@@ -70,13 +72,11 @@ def test_chat_messages_on_a_claim(installation: Installation, tiny: Kubectl, tmp
     tiny.apply(runs.manifest(dataset=dataset))
     done = runs.succeeded(tiny)
     assert done["status"]["dataset"]["rows"] > 0
-    del installation, tmp_path
 
 
-def test_suspending_saves_and_resuming_goes_on(installation: Installation, tiny: Kubectl, tmp_path: Path) -> None:
-    runs.push(installation, tiny, tmp_path)
+def test_suspending_saves_and_resuming_goes_on(tiny: Kubectl) -> None:
     long = {"batchSize": 4, "maxLength": 128, "maxSteps": 150, "checkpointSteps": 1000}
-    run = runs.manifest(training=long)
+    run = runs.manifest(training=long, dataset=runs.config_map(tiny, runs.lines(runs.rows(64))))
     tiny.apply(run)
     runs.first_steps(tiny)
     tiny("patch", "trainingrun", "run", "--type=merge", '--patch={"spec":{"suspend":true}}')

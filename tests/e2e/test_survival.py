@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.base import Cluster
 from tests.e2e import runs
 from tests.support.installation import RELEASE, Installation
 from tests.support.kubectl import Kubectl
 
 LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 100, "checkpointSteps": 20}
+pytestmark = pytest.mark.xdist_group("survival")
+
 REGISTRY = f"deployment/{RELEASE}-registry"
 OPERATOR = f"deployment/{RELEASE}"
 
@@ -69,6 +73,28 @@ def test_an_operator_that_is_killed_again_and_again(
     assert [version["id"] for version in versions] == [done["status"]["result"]["adapter"]["id"]]
 
 
+def test_deleting_a_run_removes_its_pods_also_while_the_operator_is_away(
+    installation: Installation, tiny: Kubectl, tmp_path: Path
+) -> None:
+    runs.push(installation, tiny, tmp_path)
+    kept = {"claim": {"size": "1Gi", "retain": True}}
+    tiny.apply(runs.manifest("done", output=kept))
+    done = runs.succeeded(tiny, "done")
+    tiny.apply(runs.manifest("running", training={**LONG, "maxSteps": 5000}))
+    runs.first_steps(tiny, name="running")
+    scale(installation, OPERATOR, 0)
+    try:
+        tiny("delete", "trainingrun", "done", "running", "--timeout=10s")
+        tiny.wait_for("no Job and no pod", lambda: not tiny.items("jobs,pods", "finetune.dev/run"), seconds=10)
+    finally:
+        scale(installation, OPERATOR, 1)
+    assert tiny.find("persistentvolumeclaim", done["status"]["output"]["claimName"])
+    with installation.registry(tiny) as registry:
+        found = registry.json("adapter", "show", "done")
+    assert found["sha256"] == done["status"]["result"]["adapter"]["sha256"]
+
+
+@pytest.mark.usefixtures("registry_to_myself")
 def test_with_the_registry_the_pod_and_the_operator_gone_the_claim_still_has_the_result(
     installation: Installation, tiny: Kubectl, tmp_path: Path
 ) -> None:
@@ -87,23 +113,3 @@ def test_with_the_registry_the_pod_and_the_operator_gone_the_claim_still_has_the
     done = runs.succeeded(tiny)
     assert done["status"]["result"]["adapter"]["version"] == 1
     assert "CreateCollectJob" in installation.system("logs", OPERATOR)
-
-
-def test_deleting_a_run_removes_its_pods_also_while_the_operator_is_away(
-    installation: Installation, tiny: Kubectl, tmp_path: Path
-) -> None:
-    runs.push(installation, tiny, tmp_path)
-    kept = {"claim": {"size": "1Gi", "retain": True}}
-    tiny.apply(runs.manifest("done", output=kept), runs.manifest("running", training={**LONG, "maxSteps": 5000}))
-    done = runs.succeeded(tiny, "done")
-    runs.first_steps(tiny, name="running")
-    scale(installation, OPERATOR, 0)
-    try:
-        tiny("delete", "trainingrun", "done", "running", "--timeout=10s")
-        tiny.wait_for("no Job and no pod", lambda: not tiny.items("jobs,pods", "finetune.dev/run"), seconds=10)
-    finally:
-        scale(installation, OPERATOR, 1)
-    assert tiny.find("persistentvolumeclaim", done["status"]["output"]["claimName"])
-    with installation.registry(tiny) as registry:
-        found = registry.json("adapter", "show", "done")
-    assert found["sha256"] == done["status"]["result"]["adapter"]["sha256"]
