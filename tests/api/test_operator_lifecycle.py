@@ -475,6 +475,23 @@ async def test_a_deleted_job_ends_the_run_and_is_not_created_again(world: World)
     assert world.job_of() is None
 
 
+async def test_what_the_trainer_posts_becomes_the_progress(world: World) -> None:
+    world.apply()
+    await eventually("the Job", world.job_of)
+    world.start_pod()
+    run = await world.phase("Training")
+    metrics = [
+        {"name": name, "value": value} for name, value in (("step", "7"), ("totalSteps", "55"), ("loss", "2.91"))
+    ]
+    posted = {"trainerStatus": {"progressPercentage": 12, "estimatedRemainingSeconds": 130, "metrics": metrics}}
+    path = f"api/v1/namespaces/{world.kubectl.namespace}/runs/{run['metadata']['uid']}/status"
+    async with ClientSession() as session, session.post(f"{world.registry.url}/{path}", json=posted) as answer:
+        assert answer.status == 204
+    shown = await eventually("progress", lambda: (r := world.run()) and r["status"].get("progress"))
+    assert (shown["step"], shown["totalSteps"], shown["percent"], shown["loss"]) == (7, 55, 12, "2.91")
+    assert shown["remainingSeconds"] == 130
+
+
 async def test_the_last_words_of_a_failed_container_are_in_the_status(world: World) -> None:
     world.apply()
     await eventually("the Job", world.job_of)

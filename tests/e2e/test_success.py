@@ -63,6 +63,17 @@ def test_a_configmap_is_enough_for_a_small_dataset(tiny: Kubectl) -> None:
     assert runs.succeeded(tiny)["status"]["result"]["steps"] == 8
 
 
+def test_a_file_on_a_claim_is_a_dataset(tiny: Kubectl) -> None:
+    """The rows that one run has exported are another run's dataset."""
+    tiny.apply(runs.manifest("first", dataset=runs.config_map(tiny, runs.lines(runs.rows(24)))))
+    output = runs.succeeded(tiny, "first")["status"]["output"]
+    volume = {"claimName": output["claimName"], "path": f"{output['path']}/dataset/train.jsonl"}
+    tiny.apply(runs.manifest("second", dataset={"volume": volume, "evaluation": {"percent": 0}}))
+    done = runs.succeeded(tiny, "second")
+    assert 0 < done["status"]["dataset"]["rows"] < 24
+    assert "evaluationLoss" not in done["status"]["result"]
+
+
 def test_chat_messages(tiny: Kubectl) -> None:
     chats = [
         {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}

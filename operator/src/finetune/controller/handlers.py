@@ -49,6 +49,7 @@ class Operator:
         self._registry = registry
         self._pods = PodCache()
         self._progress: dict[str, TrainerStatus] = {}
+        self._training: dict[str, Key] = {}
         self._last_resync: float | None = None
         gatherer = Gatherer(
             kubernetes=kubernetes, registry=registry, pods=self._pods, progress=self._progress, settings=settings
@@ -82,8 +83,8 @@ class Operator:
             return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
         @kopf.on.event(API_VERSION, PLURAL, registry=registry)
-        async def run_changed(namespace: str | None, name: str, **_: Any) -> None:
-            self._queue.add(Key(namespace or "", name))
+        async def run_changed(body: Mapping[str, Any], type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
+            self._queue.add(self._note_run(body, gone=type == "DELETED"))
 
         @kopf.on.event("batch", "v1", "jobs", registry=registry)
         async def job_changed(body: Mapping[str, Any], **_: Any) -> None:
@@ -99,6 +100,16 @@ class Operator:
             return self._resync_age()
 
         return registry
+
+    def _note_run(self, run: Mapping[str, Any], *, gone: bool = False) -> Key:
+        """The run's key; remembers whether it is training, for the progress poller."""
+        metadata, phase = run["metadata"], (run.get("status") or {}).get("phase")
+        key = Key(metadata["namespace"], metadata["name"])
+        if phase in ("Exporting", "Training") and not gone:
+            self._training[metadata["uid"]] = key
+        else:
+            self._training.pop(metadata["uid"], None)
+        return key
 
     def _add_owner(self, child: Mapping[str, Any]) -> None:
         run = (child["metadata"].get("labels") or {}).get(names.RUN_LABEL)
@@ -118,35 +129,23 @@ class Operator:
         self._last_resync = loop.time()
         while True:
             try:
-                unfinished, _ = await self._list_runs()
-                for key in unfinished:
-                    self._queue.add(key)
+                for namespace in self._settings.watch_namespaces or (None,):
+                    for run in await self._kubernetes.list_runs(namespace):
+                        key = self._note_run(run)
+                        if (run.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+                            self._queue.add(key)
                 self._last_resync = loop.time()
             except KubernetesError as error:
                 _log.warning("resync failed, trying again: %s", error)
             await asyncio.sleep(self._settings.resync_seconds)
 
-    async def _list_runs(self) -> tuple[list[Key], dict[str, Key]]:
-        """The runs that are under way, and by uid those of them that are training."""
-        training: dict[str, Key] = {}
-        keys: list[Key] = []
-        for namespace in self._settings.watch_namespaces or (None,):
-            for run in await self._kubernetes.list_runs(namespace):
-                metadata, phase = run["metadata"], (run.get("status") or {}).get("phase")
-                key = Key(metadata["namespace"], metadata["name"])
-                if phase not in ("Succeeded", "Failed"):
-                    keys.append(key)
-                if phase in ("Exporting", "Training"):
-                    training[metadata["uid"]] = key
-        return keys, training
-
     async def _poll_progress_forever(self) -> None:
         while True:
             await asyncio.sleep(self._settings.progress_seconds)
+            training = dict(self._training)
             try:
-                _, training = await self._list_runs()
                 posted = await self._registry.latest_progress(training) if training else {}
-            except (RegistryError, KubernetesError) as error:
+            except RegistryError as error:
                 _log.info("no progress this time: %s", error)
                 continue
             changed = [uid for uid, status in posted.items() if self._progress.get(uid) != status]
