@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+
 from finetune.clients.registry import RegistryClient
 from finetune.controller.core import names
-
 from tests.cluster.api_server import ApiServerOnly
 from tests.support.kubectl import CommandError, Kubectl, is_true
 from tests.support.processes import Server, client_tls, plain_kubeconfig

@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+
 from finetune.registry.access import REGISTRY_AUDIENCE, Access, KubernetesAccess
 from finetune.registry.cache import ShortCache
 from finetune.registry.reviews import KubernetesReviews
-
 from tests.cluster.api_server import ApiServerOnly
 from tests.cluster.kube_api import KubeApi
 from tests.support.registry import adapter_document, pairs, run_document, serving

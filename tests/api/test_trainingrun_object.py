@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from finetune.api import conditions
 from finetune.api.crd import build_crd
 from finetune.api.status import (
@@ -25,7 +26,6 @@ from finetune.api.status import (
     TrainingRunStatus,
 )
 from finetune.api.trainingrun import TrainingRun
-
 from tests.cluster.api_server import ApiServerOnly
 from tests.cluster.kube_api import KubeApi
 from tests.support.kubectl import CommandError, Kubectl

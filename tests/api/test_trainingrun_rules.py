@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
 from finetune.api import rules
 from finetune.api.crd import build_crd
 from finetune.api.fields import RULES
 from finetune.api.trainingrun import TrainingRun, TrainingRunSpec
-
 from tests.cluster.kube_api import KubeApi
 
 RUNS = "/apis/finetune.dev/v1alpha1/namespaces/default/trainingruns"

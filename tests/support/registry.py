@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+
 from finetune.registry.access import Access, OpenAccess
 from finetune.registry.database import parse_url
 from finetune.registry.migrate import migrate

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from finetune.api.crd import build_crd, crd_text, main
 from finetune.api.fields import RULES
 

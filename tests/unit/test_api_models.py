@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from finetune.api.fields import clip
 from finetune.api.status import Progress, TrainingRunStatus
 from finetune.api.trainingrun import Columns, OutputClaim, TrainingRun
-from pydantic import ValidationError
 
 SPEC = {
     "method": "SFT",

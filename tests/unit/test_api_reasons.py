@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from finetune.api import reasons
 from finetune.api.crd import build_crd
 

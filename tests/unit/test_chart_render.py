@@ -14,11 +14,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+
 from finetune.api.crd import build_crd
 from finetune.cli.registry import add_commands
 from finetune.controller.core.settings import Settings
 from finetune.registry.server import Settings as RegistrySettings
-
 from tests.cluster.host import cache_dir
 
 CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"

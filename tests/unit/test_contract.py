@@ -6,11 +6,11 @@ import typing
 from typing import Any
 
 import pytest
+
 from finetune.api.trainingrun import Dataset, Lora, Training
 from finetune.controller.core import exits as operator_exits
 from finetune.controller.core.arguments import export_arguments, trainer_arguments
 from finetune.controller.core.messages import parse_message
-
 from model import exits as model_exits
 from model import flags
 from model.data.export import ExportSettings

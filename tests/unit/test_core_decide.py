@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 import pytest
+
 from finetune.controller.core import decide
 from finetune.controller.core.failures import failure_of
 from finetune.controller.core.messages import message_of
 from finetune.controller.core.observe import AdapterView, DatasetView, Observation, event_views, job_view, pod_view
-
 from tests.support import objects as o
 
 ADAPTER = AdapterView(id="1", name="support", version=1, uri="pvc://adapters/x", sha256="a" * 64, bytes=10)

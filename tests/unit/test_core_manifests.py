@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune.controller.core import names
 from finetune.controller.core.manifests import build_claim, build_collect_job, build_job
 from finetune.controller.core.settings import Settings
-
 from tests.support import objects as o
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from finetune.controller.core.messages import Message, parse_message
 
+from finetune.controller.core.messages import Message, parse_message
 from tests.support import objects as o
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from finetune.api.status import TrainingRunStatus
 from finetune.controller.core import decide
 from finetune.controller.core.events import build_event, events_between
 from finetune.controller.core.failures import failure_of
 from finetune.controller.core.observe import AdapterView, DatasetView, Observation, ProgressView, job_view, pod_view
 from finetune.controller.core.status import is_finished, next_status, restamp
-
 from tests.support import objects as o
 
 ADAPTER = AdapterView(id="7", name="support", version=4, uri="pvc://adapters/x/adapter", sha256="a" * 64, bytes=10)

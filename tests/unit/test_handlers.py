@@ -6,11 +6,11 @@ import inspect
 
 import kopf
 import pytest
+from kubernetes.aio import client
+
 from finetune.clients.kubernetes import KubernetesClient
 from finetune.clients.registry import RegistryClient
 from finetune.controller.handlers import Operator
-from kubernetes.aio import client
-
 from tests.support import objects as o
 
 

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+
 from finetune.clients.registry import RegistryClient, RegistryDenied, RegistryUnavailable
 from finetune.registry.access import Access, Rule
 from finetune.registry.cache import ShortCache
 from finetune.registry.errors import Unauthorized
-
 from tests.support.registry import serving
 
 

@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, delete, insert, inspect, select, text, update
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from finetune.api.registry import Metric, RunRequest, TrainerStatus
 from finetune.registry import migrate as migrations
 from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
@@ -21,10 +25,6 @@ from finetune.registry.migrate import UnknownRevision, head, migrate
 from finetune.registry.schema import audit, content_chunks, contents, metadata, metric_points
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.runs import RunStore
-from sqlalchemy import create_engine, delete, insert, inspect, select, text, update
-from sqlalchemy.exc import DatabaseError
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from tests.support.registry import pairs
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from finetune.clients.registry import RegistryClient, RegistryNotFound, RegistryRefused, RegistryUnavailable
 
+from finetune.clients.registry import RegistryClient, RegistryNotFound, RegistryRefused, RegistryUnavailable
 from tests.support.registry import lines, pairs
 
 

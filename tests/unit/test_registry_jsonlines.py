@@ -7,6 +7,7 @@ import json
 import tracemalloc
 
 import pytest
+
 from finetune.registry.errors import InvalidRows
 from finetune.registry.jsonlines import MAX_LINE_BYTES, JsonLinesReader, RowFacts
 

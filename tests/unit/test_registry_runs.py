@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from finetune.api.registry import BaseModelReference
 from finetune.clients.registry import (
     AdapterVersion,
@@ -19,7 +20,6 @@ from finetune.clients.registry import (
     RegistryRefused,
     Run,
 )
-
 from tests.support.registry import adapter_document, pairs, run_document, sha256
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from finetune.cli.main import main
 from finetune.registry.server import InvalidSettings, Settings, is_loopback
-
 from tests.support.postgresql import PostgreSQL
 from tests.support.registry import pairs, serving
 

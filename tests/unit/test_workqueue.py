@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+
 from finetune.controller.workqueue import BACKOFF_MAXIMUM_SECONDS, Key, Work, WorkQueue, backoff_seconds
 
 A, B = Key("ns", "a"), Key("ns", "b")
