@@ -178,7 +178,6 @@ class SupervisedTrainer(SFTTrainer):
         FailureError
             When the loss or the gradient is no number: nothing is saved after that.
         """
-        self._metrics["train"].clear()
         if "loss" not in logs:
             return
         step, loss, norm = self.state.global_step, logs["loss"], logs["grad_norm"]
@@ -238,10 +237,10 @@ class SupervisedTrainer(SFTTrainer):
     def held_out_loss(self, *, stop_when_interrupted: bool = False) -> float | None:
         """Return the mean loss over all learned tokens of the held-out rows.
 
-        None when SIGTERM came in between and `stop_when_interrupted`. Neither the random numbers of the training
-        nor its mode change.
+        None when SIGTERM came in between and `stop_when_interrupted`. It draws no random numbers, for those belong to
+        the training.
         """
-        states, training = _generator_states(), self.model.training
+        training = self.model.training
         self.model.eval()
         total, tokens = 0.0, 0
         try:
@@ -252,8 +251,6 @@ class SupervisedTrainer(SFTTrainer):
                 total += self._summed_loss(batch)
         finally:
             self.model.train(training)
-            self._metrics["eval"].clear()
-            _restore_generators(states)
         return total / tokens
 
     def _summed_loss(self, batch: dict[str, torch.Tensor]) -> float:

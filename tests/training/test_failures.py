@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +32,43 @@ def own_base_model(run: Run, tmp_path: Path) -> Path:
     shutil.copytree(Path(run.flags["base_model"]), copy)
     run.flags |= {"base_model": copy}
     return copy
+
+
+@dataclass
+class Registry:
+    """A server that notes what it is told: the registry, or a hub."""
+
+    url: str = ""
+    calls: list[tuple[str, str, str | None, Any]] = field(default_factory=list)
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    told = Registry()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null")
+            told.calls.append((self.command, self.path, self.headers["Authorization"], body))
+            self.send_response(told.status)
+            for name, value in told.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815 - named by the library
+
+        def log_message(self, *_arguments: Any) -> None:
+            """Nothing: the calls are recorded."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    told.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield told
+    server.shutdown()
+    server.server_close()
 
 
 def assert_fails(run: Run, code: int, reason: str, *words: str) -> dict[str, Any]:
@@ -70,6 +110,25 @@ def test_weights_that_are_missing(run: Run, own_base_model: Path) -> None:
 def test_a_hub_that_cannot_be_reached(run: Run) -> None:
     run.flags |= {"base_model": "someone/some-model"}
     assert_fails(run, exits.UNAVAILABLE, "BaseModelUnavailable", "someone/some-model")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "code", "words"),
+    [
+        (404, "RepoNotFound", exits.DOES_NOT_EXIST, "does not exist on the hub"),
+        (403, "GatedRepo", exits.ACCESS_DENIED, "access to it must be granted"),
+    ],
+)
+def test_a_hub_that_refuses(run: Run, registry: Registry, status: int, error: str, code: int, words: str) -> None:
+    """A real command line, because the hub's address is read when its library is imported."""
+    registry.status, registry.headers = status, {"X-Error-Code": error}
+    run.flags |= {"base_model": "someone/some-model"}
+    changes = {"HF_ENDPOINT": registry.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(run.path / "cache")}
+    command = [sys.executable, "-m", "model.training.cli", *run.arguments()]
+    environment = os.environ | changes | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, cwd=run.path, capture_output=True, env=environment, check=False)
+    assert done.returncode == code
+    assert words in run.said()["failure"]["message"]
 
 
 def test_weights_that_are_no_numbers(run: Run, own_base_model: Path) -> None:
@@ -123,40 +182,6 @@ def test_rows_that_are_all_too_long(run: Run) -> None:
 def test_a_full_disk(run: Run) -> None:
     (run.directory / "metrics.jsonl").symlink_to("/dev/full")
     assert_fails(run, exits.STORAGE_FULL, "StorageFull", "larger claim")
-
-
-@dataclass
-class Registry:
-    """What a registry was told."""
-
-    url: str = ""
-    calls: list[tuple[str, str, str | None, Any]] = field(default_factory=list)
-    status: int = 200
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    told = Registry()
-
-    class Handler(BaseHTTPRequestHandler):
-        def _answer(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            told.calls.append((self.command, self.path, self.headers["Authorization"], body))
-            self.send_response(told.status)
-            self.end_headers()
-
-        do_POST = do_PUT = _answer  # noqa: N815 - named by the library
-
-        def log_message(self, *_arguments: Any) -> None:
-            """Nothing: the calls are recorded."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    told.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield told
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture

@@ -131,6 +131,7 @@ def test_an_adapter_that_was_changed_is_not_taken_for_finished(reference: Run, t
 
 
 def test_sigterm_saves_the_step_and_the_resumed_run_ends_with_the_same_bits(reference: Run, run: Run) -> None:
+    run.flags = run.flags | {"evaluation_steps": 1000}  # it is the end of a step that stops, not an evaluation
     assert run.stop_at(6, signal.SIGTERM) == 75
     stopped = run.said()["interrupted"]["step"]
     assert 6 <= stopped < STEPS

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ torch = pytest.importorskip("torch")
 
 from model import exits  # noqa: E402 - torch first, or there is nothing to import
 from model.exits import FailureError  # noqa: E402 - as above
-from model.training import basemodel  # noqa: E402 - as above
+from model.files import RunDirectory  # noqa: E402 - as above
+from model.training import basemodel, interruption  # noqa: E402 - as above
 from model.training.batches import Collator, LengthGroupedBatches  # noqa: E402 - as above
 from model.training.checkpoint import CheckpointStore, RunState  # noqa: E402 - as above
 from model.training.config import TrainSettings  # noqa: E402 - as above
 from model.training.progress import ProgressLog  # noqa: E402 - as above
+from model.training.result import save_adapter  # noqa: E402 - as above
 from model.training.rows import IGNORED, RowEncoder, TokenRows  # noqa: E402 - as above
 from model.training.sft import SupervisedTrainer, TrainerParts  # noqa: E402 - as above
 
@@ -45,7 +49,7 @@ def build(base_model: Path, tokenizer: Any, encoded: TokenRows, tmp_path: Path) 
         )
         parts = TrainerParts(
             settings=settings,
-            total_steps=2,
+            total_steps=settings.max_steps or 0,
             batches=batches,
             collator=Collator(tokenizer.pad_token_id, packed=settings.packing == "Enabled"),
             checkpoints=CheckpointStore(tmp_path / "checkpoints", {}),
@@ -165,6 +169,72 @@ def test_evaluating_leaves_the_trainings_random_numbers_alone(build: Build) -> N
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
     assert trainer.model.training
+
+
+def test_the_second_epoch_has_an_order_of_its_own(build: Build, encoded: TokenRows, tmp_path: Path) -> None:
+    trainer = build(max_steps=8)
+    trainer.train()
+    tokens = [json.loads(line)["tokens"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[:8]]
+    expected = []
+    for epoch in (0, 1):
+        trainer.batches.epoch = epoch
+        expected += [sum(encoded.lengths[row] for row in batch) for batch in trainer.batches]
+    assert tokens == expected
+    assert tokens[:4] != tokens[4:]
+
+
+def test_an_adapter_that_was_written_wrong_is_not_published(build: Build, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    trainer = build()
+    write = trainer.model.save_pretrained
+
+    def write_wrong(directory: Path, **options: Any) -> None:
+        write(directory, **options)
+        weights = load_file(directory / "adapter_model.safetensors")
+        next(iter(weights.values()))[0, 0] += 1e-3
+        save_file(weights, directory / "adapter_model.safetensors", {"format": "pt"})
+
+    trainer.model.save_pretrained = write_wrong
+    with pytest.raises(FailureError, match="differs from the trained one") as caught:
+        save_adapter(trainer.model, trainer.parts.settings, RunDirectory(tmp_path), "card")
+    assert caught.value.reason == "AdapterInvalid"
+    assert not (tmp_path / "adapter").exists()
+    trainer.model.save_pretrained = write
+    assert save_adapter(trainer.model, trainer.parts.settings, RunDirectory(tmp_path), "card")
+    assert (tmp_path / "adapter").is_dir()
+    assert list(trainer.model.peft_config) == ["default"]
+
+
+class InterruptedInEvaluation(SupervisedTrainer):
+    """Gets SIGTERM while it evaluates."""
+
+    def _summed_loss(self, batch: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super()._summed_loss(batch)
+
+
+@pytest.fixture
+def sigterm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The trainer's handling of SIGTERM, in this process for once."""
+    monkeypatch.setattr(interruption, "_phase", interruption._Phase())
+    before = signal.getsignal(signal.SIGTERM)
+    interruption.install()
+    interruption.defer(saved_step=0)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_sigterm_in_an_evaluation_breaks_it_off_and_saves_the_step(build: Build, tmp_path: Path) -> None:
+    trainer = build(InterruptedInEvaluation, evaluation_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    events = [json.loads(line)["event"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert events == ["train", "checkpoint"]
+    checkpoint = CheckpointStore(tmp_path / "checkpoints", {}).newest(lambda *_: None)
+    assert checkpoint is not None
+    assert checkpoint.state.evaluation_due
 
 
 @pytest.mark.parametrize("variant", ["LoRA", "RSLoRA", "DoRA"])
