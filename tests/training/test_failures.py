@@ -113,22 +113,22 @@ def test_a_hub_that_cannot_be_reached(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "code", "words"),
+    ("answer", "expected"),
     [
-        (404, "RepoNotFound", exits.DOES_NOT_EXIST, "does not exist on the hub"),
-        (403, "GatedRepo", exits.ACCESS_DENIED, "access to it must be granted"),
+        ((404, "RepoNotFound"), (exits.DOES_NOT_EXIST, "does not exist on the hub")),
+        ((403, "GatedRepo"), (exits.ACCESS_DENIED, "access to it must be granted")),
     ],
 )
-def test_a_hub_that_refuses(run: Run, registry: Registry, status: int, error: str, code: int, words: str) -> None:
+def test_a_hub_that_refuses(run: Run, registry: Registry, answer: tuple[int, str], expected: tuple[int, str]) -> None:
     """A real command line, because the hub's address is read when its library is imported."""
-    registry.status, registry.headers = status, {"X-Error-Code": error}
+    registry.status, registry.headers = answer[0], {"X-Error-Code": answer[1]}
     run.flags |= {"base_model": "someone/some-model"}
     changes = {"HF_ENDPOINT": registry.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(run.path / "cache")}
     command = [sys.executable, "-m", "model.training.cli", *run.arguments()]
     environment = os.environ | changes | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, cwd=run.path, capture_output=True, env=environment, check=False)
-    assert done.returncode == code
-    assert words in run.said()["failure"]["message"]
+    assert done.returncode == expected[0]
+    assert expected[1] in run.said()["failure"]["message"]
 
 
 def test_weights_that_are_no_numbers(run: Run, own_base_model: Path) -> None:
