@@ -7,203 +7,31 @@ run's life can be chosen. What they really write is proved on the cluster, in te
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import hashlib
-import json
-import socket
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import ClientSession
 
-from finetune.clients.registry import RegistryClient
 from finetune.controller.core import names
 from tests.cluster.api_server import ApiServerOnly
-from tests.support.kubectl import CommandError, Kubectl, is_true
-from tests.support.processes import Server, client_tls, plain_kubeconfig
-from tests.support.proxy import RecordingProxy, Write
-
-Document = dict[str, Any]
-
-DEADLINE_SECONDS = 20.0
-ROWS = b'{"prompt": "a", "completion": "b"}\n' * 4
-FILES = [{"path": "adapter_model.safetensors", "bytes": 3, "sha256": "b" * 64}]
-DIGEST = hashlib.sha256(f"{'b' * 64}  adapter_model.safetensors\n".encode()).hexdigest()
-
-
-async def eventually(what: str, check: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while True:
-        value = await asyncio.to_thread(check)
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE_SECONDS:.0f} s"
-        await asyncio.sleep(0.05)
-
-
-class World:
-    """One namespace of the API server, a registry, and an operator whose every request is seen."""
-
-    def __init__(
-        self, kubectl: Kubectl, operator: Server, kubernetes: RecordingProxy, registry: RecordingProxy, server: Server
-    ) -> None:
-        self.kubectl = kubectl
-        self.operator = operator
-        self.kubernetes = kubernetes
-        self.registry = registry
-        self.registry_server = server
-        self.client = RegistryClient(base_url=registry.url)
-
-    @property
-    def writes(self) -> list[Write]:
-        """What the operator has changed, Events left out."""
-        seen = [*self.kubernetes.writes, *self.registry.writes]
-        return [w for w in seen if not w.path.endswith("/events") and "/datasets/" not in w.path]
-
-    def run(self, name: str = "support") -> Document | None:
-        return self.kubectl.find("trainingrun", name)
-
-    def apply(self, name: str = "support", **spec: Any) -> str:
-        return self.kubectl.apply(manifest(name, **spec))
-
-    def job_of(self, name: str = "support") -> Document | None:
-        found = self.kubectl.items("jobs", f"finetune.dev/run={name},finetune.dev/role=train")
-        assert len(found) <= 1, "more than one Job"
-        return found[0] if found else None
-
-    async def phase(self, phase: str, name: str = "support") -> Document:
-        found = await eventually(
-            f"{name} is {phase}",
-            lambda: (run := self.run(name)) and (run.get("status") or {}).get("phase") == phase and run,
-        )
-        return dict(found)
-
-    def start_pod(self, name: str = "support") -> None:
-        """Do what the Job controller and the kubelet do up to the moment at which the trainer runs."""
-        job = self.job_of(name)
-        assert job is not None
-        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "controller": True}
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": f"{job['metadata']['name']}-abcde",
-                "labels": job["spec"]["template"]["metadata"]["labels"],
-                "ownerReferences": [{**owner, "uid": job["metadata"]["uid"]}],
-            },
-            "spec": {**job["spec"]["template"]["spec"], "nodeName": "node-1"},
-        }
-        pod["spec"]["volumes"] = [v for v in pod["spec"]["volumes"] if "projected" not in v]
-        for container in [*pod["spec"]["initContainers"], *pod["spec"]["containers"]]:
-            container["volumeMounts"] = [m for m in container["volumeMounts"] if m["name"] != "token"]
-        self.kubectl.apply(pod)
-        exported = {"dataset": {"version": 1, "rows": 3, "evaluationRows": 1}}
-        running = {"running": {"startedAt": stamp()}}
-        self.set_pod_status(name, "Running", terminated(0, exported), running)
-
-    def finish_pod(self, name: str = "support", message: Document | None = None) -> None:
-        """The trainer ends well and the Job is complete."""
-        self.set_pod_status(name, "Succeeded", terminated(0), terminated(0, message or self.result(name)))
-        self.set_job_condition(name, "Complete")
-
-    def result(self, name: str = "support") -> Document:
-        run = self.run(name)
-        assert run is not None
-        result = {
-            "runUid": run["metadata"]["uid"],
-            "finalLoss": "1.5",
-            "evaluationLoss": "1.6",
-            "steps": 5,
-            "tokens": 9,
-        }
-        adapter = {"sha256": DIGEST, "bytes": 3, "files": FILES}
-        dataset = {"version": 1, "rows": 3, "evaluationRows": 1, "sha256": "d" * 64}
-        return {"result": {**result, "adapter": adapter}, "dataset": dataset}
-
-    def set_pod_status(self, name: str, phase: str, export: Document, trainer: Document) -> None:
-        pod = self.kubectl.items("pods", f"finetune.dev/run={name}")[0]
-        status = {
-            "phase": phase,
-            "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp()}],
-            "initContainerStatuses": [container_status("export", export)],
-            "containerStatuses": [container_status("trainer", trainer)],
-        }
-        self.patch_status("pod", pod["metadata"]["name"], status)
-
-    def set_job_condition(self, name: str, type_: str, **more: str) -> None:
-        job = self.job_of(name)
-        assert job is not None
-        now = stamp()
-        interim = "SuccessCriteriaMet" if type_ == "Complete" else "FailureTarget"
-        conditions = [{"type": t, "status": "True", "lastTransitionTime": now, **more} for t in (interim, type_)]
-        status: Document = {"startTime": now, "conditions": conditions}
-        if type_ == "Complete":
-            status |= {"completionTime": now, "succeeded": 1}
-        self.patch_status("job", job["metadata"]["name"], status)
-
-    def accepts(self, *arguments: str) -> bool:
-        """Whether the API server does what kubectl asks for."""
-        try:
-            self.kubectl(*arguments, "--overwrite")
-        except CommandError:
-            return False
-        return True
-
-    def patch_status(self, kind: str, name: str, status: Document) -> None:
-        patch = json.dumps({"status": status})
-        self.kubectl("patch", kind, name, "--subresource=status", "--type=merge", f"--patch={patch}")
-
-
-def manifest(name: str, **spec: Any) -> Document:
-    return {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "TrainingRun",
-        "metadata": {"name": name},
-        "spec": {
-            "method": "SFT",
-            "baseModel": {"volume": {"claimName": "base-models", "path": "m"}},
-            "dataset": {"registry": {"name": "tickets"}},
-            **spec,
-        },
-    }
-
-
-def frozen_jobs(namespace: str) -> list[Document]:
-    """An admission policy that refuses every change of a Job in the namespace."""
-    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["jobs"]}
-    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
-    head = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": namespace}}
-    spec = {
-        "matchConstraints": {"resourceRules": [rule], "namespaceSelector": selector},
-        "validations": [{"expression": "false", "message": "not now"}],
-    }
-    binding = {"policyName": namespace, "validationActions": ["Deny"]}
-    return [
-        {**head, "kind": "ValidatingAdmissionPolicy", "spec": spec},
-        {**head, "kind": "ValidatingAdmissionPolicyBinding", "spec": binding},
-    ]
-
-
-def stamp(seconds: float = 0) -> str:
-    """The time so many seconds from now, as the API writes it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-
-
-def terminated(code: int, message: Document | None = None) -> Document:
-    words = json.dumps(message) if message else ""
-    times = {"startedAt": stamp(), "finishedAt": stamp()}
-    return {
-        "terminated": {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": words, **times}
-    }
-
-
-def container_status(name: str, state: Document) -> Document:
-    return {"name": name, "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+from tests.support.kubectl import Kubectl, is_true
+from tests.support.processes import Server
+from tests.support.proxy import Write
+from tests.support.world import (
+    DEADLINE_SECONDS,
+    DIGEST,
+    ROWS,
+    World,
+    a_world,
+    eventually,
+    frozen_jobs,
+    manifest,
+    stamp,
+    terminated,
+)
 
 
 @pytest.fixture
@@ -219,59 +47,6 @@ def kubectl(api_server: ApiServerOnly) -> Kubectl:
 async def world(kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[World]:
     async with a_world(kubectl, tmp_path) as made:
         yield made
-
-
-@contextlib.asynccontextmanager
-async def a_world(kubectl: Kubectl, folder: Path, **settings: str) -> AsyncIterator[World]:
-    """Registry, proxies and operator for one namespace; the operator is started, and killed at the end."""
-    port = free_port()
-    database = f"sqlite:///{folder}/registry.db"
-    arguments = ["registry", "serve", "--database-url", database, "--host=127.0.0.1", f"--port={port}", "--auth=none"]
-    upstream, tls = client_tls(kubectl.kubeconfig)
-    async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(
-            Server(*arguments, environment={}, log=folder / "registry.log").serving()
-        )
-        kubernetes = await stack.enter_async_context(RecordingProxy(upstream=upstream, tls=tls).serving())
-        registry = await stack.enter_async_context(RecordingProxy(upstream=f"http://127.0.0.1:{port}").serving())
-        await wait_until_ready(f"http://127.0.0.1:{port}/readyz")
-        environment = {
-            "KUBECONFIG": str(plain_kubeconfig(folder / "kubeconfig", kubernetes.url)),
-            "FINETUNE_REGISTRY_URL": registry.url,
-            "FINETUNE_TRAINER_IMAGE": "trainer:1",
-            "FINETUNE_WATCH_NAMESPACES": kubectl.namespace,
-            "FINETUNE_RESYNC_SECONDS": "2",
-            "FINETUNE_PROGRESS_SECONDS": "1",
-            "FINETUNE_REFERENCE_TIMEOUT_SECONDS": "2",
-            **settings,
-        }
-        operator = Server("operator", environment=environment, log=folder / "operator.log")
-        made = World(kubectl, operator, kubernetes, registry, server)
-        stack.push_async_callback(made.client.close)
-        rows = folder / "rows.jsonl"
-        rows.write_bytes(ROWS)
-        await made.client.push_dataset(kubectl.namespace, "tickets", rows)
-        await stack.enter_async_context(operator.serving())
-        yield made
-
-
-async def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    async with ClientSession() as session:
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                async with session.get(url) as answer:
-                    if answer.status == 200:
-                        return
-            await asyncio.sleep(0.05)
-    raise TimeoutError(f"{url} is not ready")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def test_a_run_from_apply_to_the_registered_adapter(world: World) -> None:
