@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -58,7 +59,8 @@ class Run:
         path = self.path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         flags = [f"--run-directory={self.directory}", "--source=volume", f"--path={path}"]
-        assert export.main([*flags, f"--evaluation-percent={percent}"]) == 0
+        with contextlib.chdir(self.path):
+            assert export.main([*flags, f"--evaluation-percent={percent}"]) == 0
         return self
 
     def arguments(self) -> list[str]:
@@ -69,13 +71,9 @@ class Run:
     def start(self) -> BaseProcess:
         """Start a trainer."""
         (self.path / TERMINATION_LOG).unlink(missing_ok=True)
-        before = Path.cwd()
-        os.chdir(self.path)
-        try:
-            process = PROCESSES.Process(target=cli.run, args=(self.arguments(),))
+        process = PROCESSES.Process(target=cli.run, args=(self.arguments(),))
+        with contextlib.chdir(self.path):
             process.start()
-        finally:
-            os.chdir(before)
         return process
 
     def train(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -125,7 +126,9 @@ def test_an_adapter_that_was_changed_is_not_taken_for_finished(reference: Run, t
     shutil.copytree(reference.directory, copy.directory)
     weights = copy.directory / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    assert cli.main(["collect", f"--run-directory={copy.directory}"]) == 1
+    with contextlib.chdir(tmp_path):
+        assert cli.main(["collect", f"--run-directory={copy.directory}"]) == 1
+    assert copy.said()["failure"]["reason"] == "AdapterInvalid"
     assert copy.train() == 0
     assert copy.said()["result"]["adapter"] == reference.said()["result"]["adapter"]
 
