@@ -26,7 +26,8 @@ NAMESPACE = "demo"
 DATASET = "python-stdlib"
 ADAPTER = "python-helper"
 MINIMUM_IMPROVEMENT = 0.20
-TRAINING = {"batchSize": 8, "maxLength": 256, "checkpointSteps": 20}
+TRAINING = {"maxSteps": 36, "batchSize": 8, "learningRate": "5e-4", "maxLength": 256, "checkpointSteps": 20}
+LORA = {"dropoutPercent": 0}  # so few steps cannot overfit, and random numbers take a sixth of a step on a CPU
 RESOURCES = {"gpus": 1, "cpu": "1", "memory": "6Gi", "sharedMemory": "1Gi"}
 HELD_OUT_PROMPTS = 3
 FOLLOW_SECONDS = 1800
@@ -151,6 +152,7 @@ def manifest(name: str) -> dict[str, Any]:
             "baseModel": {"volume": {"claimName": "base-models", "path": "smollm2-135m-instruct"}},
             "dataset": {"registry": {"name": DATASET}, "evaluation": {"percent": 10}},
             "training": TRAINING,
+            "lora": LORA,
             "adapter": {"name": ADAPTER},
             "output": {"claim": {"size": "2Gi"}},
             "resources": RESOURCES,

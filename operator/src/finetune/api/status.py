@@ -110,7 +110,7 @@ class AdapterStatus(ApiModel):
     uri: Annotated[str, StringConstraints(max_length=1024)]
     """Where the files are: pvc://<claim>/<path>."""
     sha256: Sha256
-    """SHA-256 over the list of the files' SHA-256 sums: what `sha256sum $(ls | sort) | sha256sum` prints
+    """SHA-256 over the list of the files' SHA-256 sums: what `sha256sum $(ls | LC_ALL=C sort) | sha256sum` prints
     in the folder."""
     bytes: Count
     """Size of the files in bytes."""
