@@ -75,6 +75,8 @@ def save_adapter(model: Any, settings: TrainSettings, directory: RunDirectory, c
     config = model.peft_config["default"]
     config.base_model_name_or_path = settings.recorded_base_model
     config.revision = settings.base_model_revision
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # a set's order would change the digest
     model.save_pretrained(temporary, save_embedding_layers=False)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     for path in temporary.iterdir():

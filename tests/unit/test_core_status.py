@@ -45,6 +45,9 @@ def succeeded() -> TrainingRunStatus:
         (o.pod("p1", "Pending", export=o.running()), "Exporting"),
         (o.pod("p1", export=EXPORTED, trainer=o.running()), "Training"),
         (o.failed_pod("p1", 137), "Pending"),
+        (o.pod("p1", "Pending", export=EXPORTED, trainer=o.waiting("PodInitializing")), "Exporting"),
+        (o.pod("p1", "Running", export=EXPORTED, trainer=o.ended(0)), "Registering"),
+        (o.pod("p1", "Running", export=EXPORTED, trainer=o.ended(137)), "Training"),
         (o.pod("p1", "Succeeded", export=EXPORTED, trainer=o.ended(0)), "Registering"),
     ],
 )

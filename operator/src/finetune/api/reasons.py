@@ -33,7 +33,8 @@ HINTS: dict[str, str] = {
     ),
     DATASET_INVALID: (
         "Correct the row that the message names, or set spec.dataset.invalidRows: Drop to leave "
-        "malformed rows out. Rows whose columns have other names need spec.dataset.columns."
+        "malformed rows out. Rows whose columns have other names need spec.dataset.columns; for rows that are too "
+        "long, raise spec.training.maxLength or set spec.dataset.tooLong."
     ),
     BASE_MODEL_UNAVAILABLE: (
         "Check spec.baseModel: the claim and its path must exist and hold config.json and the weights; a "
@@ -63,8 +64,8 @@ HINTS: dict[str, str] = {
         "needed, or raise spec.training.checkpointSteps to keep fewer checkpoints."
     ),
     UNSCHEDULABLE: (
-        "No node fits. Compare spec.resources and spec.scheduling with the nodes: kubectl describe nodes "
-        "shows what is free."
+        "A claim that the message names must exist: create it, or correct spec.output. If no node fits, compare "
+        "spec.resources and spec.scheduling with the nodes: kubectl describe nodes shows what is free."
     ),
     IMAGE_PULL_FAILED: (
         "The cluster's administrator sets the trainer's image (trainer.image in the chart's values): "
@@ -82,8 +83,8 @@ HINTS: dict[str, str] = {
         "and that nothing else writes to the run's folder."
     ),
     POD_CREATION_REFUSED: (
-        "The cluster refused the run's pod. The message names the quota or the admission rule: lower "
-        "spec.resources, or ask for a larger quota."
+        "The cluster refused the run's pod. The message names the quota, the admission rule or the missing class: lower "
+        "spec.resources, ask for a larger quota, or correct spec.scheduling."
     ),
     NODE_LOST: (
         "The node that the pod was on is gone. Create the run under a new name; with an output claim "

@@ -98,15 +98,15 @@ def _phase(case: Case, *, failure: Failure | None, succeeded: bool) -> Phase:
         return "Succeeded"
     if (seen.job and seen.job.complete) or (seen.job is None and run.status.phase == "Registering"):
         return "Registering"
-    if pod is not None and pod.phase == "Succeeded":
-        return "Registering"  # the Job needs a moment to see that it is complete
+    if pod is not None and pod.trainer.succeeded:
+        return "Registering"  # pod and Job need a moment to see that they are done
     if run.spec.suspend:
         return "Suspended"
-    if pod is not None and pod.trainer.running_since:
+    if pod is None or pod.finished:
+        return "Pending"
+    if pod.trainer.running_since or pod.trainer.exit_code is not None:
         return "Training"
-    if pod is not None and pod.export.running_since:
-        return "Exporting"
-    return "Pending"
+    return "Exporting" if pod.export.running_since or pod.export.succeeded else "Pending"
 
 
 def _conditions(case: Case, phase: Phase, failure: Failure | None, *, ended: bool) -> tuple[Condition, ...]:
