@@ -83,8 +83,8 @@ HINTS: dict[str, str] = {
         "and that nothing else writes to the run's folder."
     ),
     POD_CREATION_REFUSED: (
-        "The cluster refused the run's pod. The message names the quota, the admission rule or the missing class: lower "
-        "spec.resources, ask for a larger quota, or correct spec.scheduling."
+        "The cluster refused the run's pod. The message names the quota, the admission rule or the missing class: "
+        "lower spec.resources, ask for a larger quota, or correct spec.scheduling."
     ),
     NODE_LOST: (
         "The node that the pod was on is gone. Create the run under a new name; with an output claim "
