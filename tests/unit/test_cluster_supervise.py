@@ -65,7 +65,10 @@ def test_a_dead_process_is_reported_with_its_last_words(supervisor: Supervisor) 
 
 
 def test_processes_are_found_by_name_and_path() -> None:
-    with subprocess.Popen(["sh", "-c", "read line", "/state/one/config"], stdin=subprocess.PIPE) as mine:
+    command = ["sh", "-c", "echo ready; read line", "/state/one/config"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as mine:
+        assert mine.stdout is not None
+        mine.stdout.readline()  # the kernel shows a program's arguments a moment after it has started it
         found = find(programs=frozenset({"sh"}), argument_prefix="/state/one/")
         assert [identity.pid for identity in found] == [mine.pid]
         assert find(programs=frozenset({"sh"}), argument_prefix="/state/two/") == []
