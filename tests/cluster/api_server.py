@@ -10,12 +10,11 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from tests.cluster import go_build, host, render
+from tests.cluster import go_build, host
 from tests.cluster.base import ClusterError
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.layout import LOOPBACK, Layout, Ports
@@ -25,15 +24,9 @@ ATTEMPTS = 3
 
 
 class ApiServerOnly:
-    """etcd and an API server on ports of their own, in a folder of their own, for as long as this process lives.
+    """etcd and an API server on ports of their own, in a folder of their own, for as long as this process lives."""
 
-    Args:
-        controllers: controllers to run beside it, by the names of kube-controller-manager's ``--controllers``, e.g.
-            ``("garbage-collector-controller", "namespace-controller")``; none by default.
-    """
-
-    def __init__(self, *, controllers: Sequence[str] = ()) -> None:
-        self._controllers = tuple(controllers)
+    def __init__(self) -> None:
         self._plane: ControlPlane | None = None
         self._lock: TextIO | None = None
         self._lifeline: int | None = None
@@ -85,13 +78,9 @@ class ApiServerOnly:
             pass_fds=(read_end,),
         )
         try:
-            has_accounts = "serviceaccount-controller" in self._controllers or "*" in self._controllers
             # Without the controller that makes them, pods would be refused for want of a service account.
-            api = self._plane.start(disabled_admission=() if has_accounts else ("ServiceAccount",))
+            api = self._plane.start(disabled_admission=("ServiceAccount",))
             self._plane.wait_until("namespace default exists", lambda: api.get("/api/v1/namespaces/default"))
-            if self._controllers:
-                argv = render.controller_manager(layout, self._plane.ports, controllers=self._controllers)
-                self._plane.start_program(argv)
         finally:
             os.close(read_end)
 

@@ -88,8 +88,8 @@ def api_server(layout: Layout, ports: Ports, *, address: str, disabled_admission
     ]
 
 
-def controller_manager(layout: Layout, ports: Ports, *, controllers: Sequence[str] = ("*",)) -> list[str]:
-    """The controllers, all by default; one copy, so without leader election."""
+def controller_manager(layout: Layout, ports: Ports) -> list[str]:
+    """All controllers; one copy, so without leader election."""
     kubeconfig, pki = layout.kubeconfig("controller-manager"), layout.pki
     return [
         "kube-controller-manager",
@@ -98,7 +98,6 @@ def controller_manager(layout: Layout, ports: Ports, *, controllers: Sequence[st
         f"--authorization-kubeconfig={kubeconfig}",
         f"--bind-address={LOOPBACK}",
         f"--secure-port={ports.controller_manager}",
-        f"--controllers={','.join(controllers)}",
         "--use-service-account-credentials",
         f"--root-ca-file={pki}/ca.crt",
         f"--service-account-private-key-file={pki}/sa.key",
