@@ -108,8 +108,17 @@ class Installation:
     def registry(self, kubectl: Kubectl) -> Iterator[RegistryUser]:
         """The registry as a user of this namespace sees it, through a port-forward and with the user's token."""
         token = kubectl("create", "token", USER, f"--audience={TOKEN_AUDIENCE}").strip()
+        # A rollout may be under way, and a port-forward takes the first pod that it finds, ready or not.
+        self.system("rollout", "status", f"deployment/{RELEASE}-registry", "--timeout=90s")
+        self.system.wait_for("one registry pod, ready", self._registry_is_alone)
         with self.system.forward(f"{RELEASE}-registry", 8080) as url:
             yield RegistryUser(url=url, token=token, namespace=kubectl.namespace)
+
+    def _registry_is_alone(self) -> bool:
+        """The registry has one pod, and it is running."""
+        prefix = f"{RELEASE}-registry-"
+        found = [pod for pod in self.system.items("pods") if pod["metadata"]["name"].startswith(prefix)]
+        return [pod["status"]["phase"] for pod in found] == ["Running"]
 
 
 @dataclass(frozen=True)
