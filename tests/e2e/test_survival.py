@@ -43,6 +43,7 @@ def scale(installation: Installation, deployment: str, replicas: int) -> None:
     )
 
 
+@pytest.mark.usefixtures("registry_needed")
 def test_a_killed_trainer_goes_on_from_its_checkpoint(
     cluster: Cluster, installation: Installation, tiny: Kubectl, tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(
         assert len(registry.json("adapter", "list", "run")) == 1
 
 
+@pytest.mark.usefixtures("registry_needed")
 def test_an_operator_that_is_killed_again_and_again(
     cluster: Cluster, installation: Installation, tiny: Kubectl, tmp_path: Path
 ) -> None:
@@ -73,6 +75,7 @@ def test_an_operator_that_is_killed_again_and_again(
     assert [version["id"] for version in versions] == [done["status"]["result"]["adapter"]["id"]]
 
 
+@pytest.mark.usefixtures("registry_needed")
 def test_deleting_a_run_removes_its_pods_also_while_the_operator_is_away(
     installation: Installation, tiny: Kubectl, tmp_path: Path
 ) -> None:
