@@ -8,6 +8,8 @@ by the write lock of the file.
 from __future__ import annotations
 
 import logging
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 ADVISORY_LOCK = 0x66696E6574756E65  # "finetune" as a number: one lock for all registries of a database
 LOCK_TIMEOUT_SECONDS = 300
+SWITCH_RETRY_SECONDS = 0.02
 
 
 class UnknownRevision(RuntimeError):  # noqa: N818 - reads as the condition that it is
@@ -83,6 +86,23 @@ def _upgrade(connection: Connection) -> tuple[str | None, str]:
     return before, wanted
 
 
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch the file to its write-ahead log, for good.
+
+    SQLite answers "locked" at once, without the busy timeout, to whoever switches while another does.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(SWITCH_RETRY_SECONDS)
+        else:
+            return
+
+
 def _create_engine(url: URL) -> Engine:
     """A synchronous engine for the same database: Alembic knows no other."""
     if url.get_backend_name() != "sqlite":
@@ -98,7 +118,7 @@ def _create_engine(url: URL) -> Engine:
         # refers to it.
         connection.execute("PRAGMA foreign_keys=OFF")
         connection.execute(f"PRAGMA busy_timeout={LOCK_TIMEOUT_SECONDS * 1000}")
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_write_ahead_log(connection)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
