@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from model import exits
-from model.data.formats import InvalidRowError
+from model.data.records import InvalidRowError
 from model.exits import FailureError
 
 SHOWN_PROBLEMS = 20

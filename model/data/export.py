@@ -31,7 +31,8 @@ from pydantic import Field, model_validator
 
 from model import flags
 from model.data.checks import Report, empty_failure
-from model.data.formats import CANONICAL_FIELDS, InvalidRowError, Row, Shape, parse_line
+from model.data.formats import CANONICAL_FIELDS, Row, Shape, parse_line
+from model.data.records import InvalidRowError
 from model.data.sources import FileSource, RegistrySource, Source, SourceInterruptedError
 from model.data.split import SmallestHashes, percent_threshold, row_hash
 from model.exits import FailureError

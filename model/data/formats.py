@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from model.data.records import InvalidRowError, Problem
+
 Shape = Literal["prompt-completion", "messages"]
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -17,30 +19,11 @@ MAX_LINE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What is wrong with one field of a row; an empty field means the row as a whole."""
-
-    field: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.text}" if self.field else self.text
-
-
-@dataclass(frozen=True)
 class Row:
     """A row that can be trained on: its shape and its normalised content."""
 
     shape: Shape
     content: dict[str, Any]
-
-
-class InvalidRowError(Exception):
-    """A row that cannot be used; `problems` names every field to blame."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("; ".join(map(str, problems)))
-        self.problems = problems
 
 
 def parse_line(line: bytes, columns: Mapping[str, str], expected: Shape | None) -> Row:

@@ -100,7 +100,7 @@ def check_fit(model: Any, settings: TrainSettings, *, largest_token: int, longes
             "InvalidSpec",
             f"a row has {longest_row} tokens, {settings.base_model} reads {positions}: lower maxLength to that",
         )
-    wanted = set(settings.lora_target_modules) - {"all-linear"}
+    wanted = set(settings.lora_target_modules or []) - {"all-linear"}
     matrices = {name for name, weight in model.named_parameters() if weight.ndim == 2 and name.endswith(".weight")}
     names = {name.split(".")[-2] for name in matrices} - {"lm_head"}
     if absent := sorted(name for name in wanted if name.rpartition(".")[2] not in names):

@@ -5,24 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from model import flags
 from model.registry import RunRegistry
 
 Positive = Annotated[int, Field(ge=1)]
+Method = Literal["SFT", "DPO"]
+Quantization = Literal["None", "NF4", "Int8"]
 
-
-def _check_method(value: Any) -> Any:
-    if value != "SFT":
-        raise ValueError("this version trains with SFT only; use SFT, or a version that has the other method")
-    return value
+LEARNING_RATES: dict[str, float] = {"SFT": 2e-4, "DPO": 5e-6}
+DROPOUT_PERCENT: dict[str, int] = {"SFT": 5, "DPO": 0}
+"""Dropout is noise in both halves of a preference pair, and the reference has none."""
+LORA_DEFAULTS: dict[str, Any] = {
+    "lora_rank": 16,
+    "lora_alpha": 32,
+    "lora_target_modules": ["all-linear"],
+    "lora_variant": "LoRA",
+}
+DPO_FIELDS = frozenset({"dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight"})
 
 
 class TrainSettings(flags.Settings):
     """Everything that decides what a run trains, and how."""
 
-    method: Annotated[Literal["SFT"], BeforeValidator(_check_method)] = Field(description="Training method")
+    method: Method = Field(description="Training method")
     run_directory: Path = Field(description="The run's directory on the output volume")
     run_uid: str = Field(min_length=1, description="The run's uid")
     base_model: str = Field(min_length=1, description="Directory of the base model, or its name on the hub")
@@ -31,13 +38,25 @@ class TrainSettings(flags.Settings):
         None, description="What the adapter names as its base; the value of --base-model when left out"
     )
 
+    parent_adapter: Path | None = Field(
+        None, description="Directory of an adapter to go on from: it is trained further, and DPO's reference is a copy"
+    )
+    parent_adapter_name: str | None = Field(
+        None, description="What the record calls the parent, as in support/3; its directory when left out"
+    )
+    parent_adapter_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="Digest of the parent's files, checked before anything is trained"
+    )
+
     epochs: Positive | None = Field(None, description="Passes over the rows; 1 when nothing else is said")
     max_steps: Positive | None = Field(None, description="Optimizer steps, in place of --epochs")
     batch_size: int = Field(16, ge=1, le=65536, description="Examples per optimizer step")
     micro_batch_size: Positive | None = Field(
         None, description="Examples per forward pass; found from the rows' lengths when left out"
     )
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Peak learning rate; 2e-4 for SFT, 5e-6 for DPO when left out"
+    )
     schedule: Literal["Cosine", "Linear", "Constant"] = Field("Cosine", description="How the learning rate falls")
     warmup_percent: int = Field(3, ge=0, le=100, description="Share of the steps in which it rises")
     max_length: int = Field(1024, ge=8, description="Tokens per example")
@@ -56,13 +75,33 @@ class TrainSettings(flags.Settings):
         None, description="Stop after that many evaluations without a new best"
     )
 
-    lora_rank: int = Field(16, ge=1, le=1024, description="Rank of the adapter")
-    lora_alpha: int = Field(32, ge=1, le=65536, description="Scale of the adapter, times its rank")
-    lora_dropout_percent: int = Field(5, ge=0, le=99, description="Dropout in front of the adapter")
-    lora_target_modules: list[str] = Field(
-        ["all-linear"], min_length=1, description="Names of the layers to adapt; all-linear: all but the head"
+    dpo_beta: float = Field(0.1, gt=0, le=10, description="Strength of the pull towards the reference")
+    dpo_loss: Literal["Sigmoid", "IPO", "Hinge", "RobustSigmoid"] = Field("Sigmoid", description="Loss of a pair")
+    dpo_label_smoothing: float = Field(
+        0, ge=0, lt=0.5, description="Share of pairs thought to be labelled the wrong way round, for RobustSigmoid"
     )
-    lora_variant: Literal["LoRA", "RSLoRA", "DoRA"] = Field("LoRA", description="Kind of adapter")
+    dpo_sft_weight: float = Field(
+        0, ge=0, le=10, description="Weight of the chosen answers' own loss, added to a pair's"
+    )
+
+    lora_rank: int | None = Field(None, ge=1, le=1024, description="Rank of the adapter; 16, or the parent's")
+    lora_alpha: int | None = Field(
+        None, ge=1, le=65536, description="Scale of the adapter, times its rank; 32, or the parent's"
+    )
+    lora_dropout_percent: int | None = Field(
+        None, ge=0, le=99, description="Dropout in front of the adapter; 5 for SFT, 0 for DPO when left out"
+    )
+    lora_target_modules: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Names of the layers to adapt; all-linear (all but the head), or the parent's",
+    )
+    lora_variant: Literal["LoRA", "RSLoRA", "DoRA"] | None = Field(
+        None, description="Kind of adapter; LoRA, or the parent's"
+    )
+    quantization: Quantization = Field(
+        "None", description="Type of the base's weights in memory; NF4 and Int8 need CUDA"
+    )
 
     gpus: int = Field(0, ge=0, description="GPUs to train on; 0: the CPU")
     pretended_gpus: bool = Field(
@@ -80,15 +119,43 @@ class TrainSettings(flags.Settings):
             problems.append("give --epochs or --max-steps, not both")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             problems.append(f"--micro-batch-size={self.micro_batch_size} is larger than --batch-size={self.batch_size}")
-        if "all-linear" in self.lora_target_modules and len(self.lora_target_modules) > 1:
-            problems.append("--lora-target-modules: all-linear stands alone")
-        if "lm_head" in self.lora_target_modules:
-            problems.append("--lora-target-modules: the output layer lm_head cannot be adapted")
+        problems += self._adapter_problems()
         if self.registry_url is not None and self.namespace is None:
             problems.append("--registry-url needs --namespace")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _adapter_problems(self) -> list[str]:
+        problems = []
+        modules = self.lora_target_modules or []
+        if "all-linear" in modules and len(modules) > 1:
+            problems.append("--lora-target-modules: all-linear stands alone")
+        if "lm_head" in modules:
+            problems.append("--lora-target-modules: the output layer lm_head cannot be adapted")
+        if self.method != "DPO" and (given := self.model_fields_set & DPO_FIELDS):
+            problems.append(f"{flags.flag(min(given))} needs --method=DPO")
+        if self.dpo_label_smoothing and self.dpo_loss != "RobustSigmoid":
+            problems.append("--dpo-label-smoothing needs --dpo-loss=RobustSigmoid")
+        if self.parent_adapter is None and (self.parent_adapter_name or self.parent_adapter_sha256):
+            problems.append("--parent-adapter-name and --parent-adapter-sha256 need --parent-adapter")
+        return problems
+
+    def resolved(self) -> TrainSettings:
+        """Return the settings with the defaults that depend on the method filled in.
+
+        What comes from the parent adapter is filled in by whoever has read it; without a parent, LoRA's shape is
+        filled in here.
+        """
+        defaults: dict[str, Any] = {
+            "learning_rate": LEARNING_RATES[self.method],
+            "lora_dropout_percent": DROPOUT_PERCENT[self.method],
+        }
+        if self.max_steps is None:
+            defaults["epochs"] = 1
+        if self.parent_adapter is None:
+            defaults |= LORA_DEFAULTS
+        return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     @property
     def recorded_base_model(self) -> str:

@@ -24,7 +24,8 @@ from model.training.config import TrainSettings  # noqa: E402 - as above
 from model.training.progress import ProgressLog  # noqa: E402 - as above
 from model.training.result import save_adapter  # noqa: E402 - as above
 from model.training.rows import IGNORED, RowEncoder, TokenRows  # noqa: E402 - as above
-from model.training.sft import SupervisedTrainer, TrainerParts  # noqa: E402 - as above
+from model.training.sft import SupervisedTrainer  # noqa: E402 - as above
+from model.training.trainer import TrainerParts  # noqa: E402 - as above
 
 Build = Callable[..., SupervisedTrainer]
 
@@ -43,7 +44,7 @@ def build(base_model: Path, tokenizer: Any, encoded: TokenRows, tmp_path: Path) 
             "batch_size": 8, "micro_batch_size": 8, "learning_rate": 0.01, "warmup_percent": 0,
             "lora_dropout_percent": 0, "precision": "Float32", **changes,
         }  # fmt: skip
-        settings = TrainSettings.model_validate(values)
+        settings = TrainSettings.model_validate(values).resolved()
         batches = LengthGroupedBatches(
             encoded.lengths, batch_size=8, micro_batch_size=settings.micro_batch_size or 8, seed=1
         )

@@ -1,0 +1,176 @@
+"""Puts a trainer together: the rows as tokens, the devices, the precision, the newest checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from model import exits
+from model.exits import FailureError
+from model.files import RunDirectory
+from model.training import process
+from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
+from model.training.config import TrainSettings
+from model.training.progress import ProgressLog, StatusPoster
+from model.training.rows import DigestedLines, RowEncoder, TokenRows
+
+MANIFEST_KEYS = ("version", "bytes", "sha256")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The run's rows, and what the result says about them."""
+
+    rows: TokenRows
+    held_out: TokenRows
+    document: dict[str, Any]
+
+
+def read_manifest(directory: RunDirectory) -> dict[str, Any]:
+    """Return what the export wrote about the rows."""
+    try:
+        manifest: dict[str, Any] = json.loads(directory.manifest.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FailureError(
+            exits.DOES_NOT_EXIST,
+            "DatasetUnavailable",
+            f"{directory.manifest} does not exist: export the dataset first with python -m model.data.export",
+        ) from error
+    return manifest
+
+
+def check_devices(settings: TrainSettings) -> None:
+    """Refuse GPUs that were asked for and are not there, or are too many."""
+    import torch
+
+    if settings.gpus == 0:
+        return
+    if not torch.cuda.is_available():
+        if settings.pretended_gpus:
+            return
+        raise FailureError(
+            exits.GPU_UNAVAILABLE,
+            "GPUUnavailable",
+            f"{settings.gpus} GPUs were requested and none is usable: check the node's driver and the pod's runtime "
+            "class, or set resources.gpus to 0 to train on the CPU",
+        )
+    if torch.cuda.device_count() > 1:
+        raise FailureError(
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            f"this version trains on one GPU, the pod has {torch.cuda.device_count()}: set resources.gpus to 1",
+        )
+
+
+def choose_precision(settings: TrainSettings) -> str:
+    """Return BFloat16 or Float32: what was asked for, or what the device is good at."""
+    import torch
+
+    if settings.precision != "Auto":
+        return settings.precision
+    if settings.gpus > 0 and torch.cuda.is_available():
+        return "BFloat16" if torch.cuda.is_bf16_supported() else "Float32"
+    return "BFloat16" if process.cpu_has_bfloat16() else "Float32"
+
+
+def read_data(settings: TrainSettings, directory: RunDirectory, manifest: dict[str, Any], tokenizer: Any) -> Data:
+    """Tokenise the exported rows.
+
+    Raises
+    ------
+    FailureError
+        When they are not those that were exported, or none can be trained on.
+    """
+    encoder = RowEncoder(tokenizer, max_length=settings.max_length, too_long=settings.too_long)
+    lines = DigestedLines()
+    rows = encoder.encode(lines.read(directory.train_rows), "the dataset's")
+    held_out = encoder.encode(lines.read(directory.evaluation_rows), "the dataset's")
+    if lines.sha256() != manifest["sha256"]:
+        raise FailureError(
+            exits.DATASET_INVALID, "DatasetInvalid", f"the files in {directory.dataset} were changed after the export"
+        )
+    if not len(rows):
+        raise FailureError(
+            exits.DATASET_INVALID,
+            "DatasetInvalid",
+            f"the dataset has no rows that fit: all {rows.dropped} are longer than maxLength {settings.max_length}",
+        )
+    document = {key: manifest[key] for key in MANIFEST_KEYS if manifest[key] is not None} | {
+        "rows": len(rows),
+        "evaluationRows": len(held_out),
+        "dropped": manifest["dropped"] + rows.dropped + held_out.dropped,
+        "truncated": rows.truncated + held_out.truncated,
+        "tokens": len(rows.ids),
+    }
+    return Data(rows, held_out, document)
+
+
+def build_trainer(
+    *, settings: TrainSettings, directory: RunDirectory, log: ProgressLog, data: Data, tokenizer: Any, model: Any
+) -> tuple[Any, Checkpoint | None]:
+    """Return the trainer, and the checkpoint that it goes on from."""
+    import torch
+
+    from model.training.batches import Collator, LengthGroupedBatches, choose_micro_batch_size
+    from model.training.sft import SupervisedTrainer
+    from model.training.trainer import TrainerParts
+
+    lengths = data.rows.lengths
+    cuda = settings.gpus > 0 and torch.cuda.is_available()
+    micro_batch_size = settings.micro_batch_size or choose_micro_batch_size(
+        settings.batch_size, max(lengths), cuda=cuda
+    )
+    settings = settings.model_copy(update={"micro_batch_size": micro_batch_size})
+    batches = LengthGroupedBatches(
+        lengths, batch_size=settings.batch_size, micro_batch_size=micro_batch_size, seed=settings.seed
+    )
+    total_steps = settings.max_steps or (settings.epochs or 1) * batches.steps_per_epoch
+    store = CheckpointStore(directory.checkpoints, fingerprint(settings, data, total_steps))
+    log.emit(
+        "start",
+        totalSteps=total_steps,
+        rows=len(data.rows),
+        evaluationRows=len(data.held_out),
+        tokens=len(data.rows.ids),
+        longestRow=max(lengths),
+        microBatchSize=micro_batch_size,
+        precision=settings.precision,
+        threads=torch.get_num_threads(),
+    )
+    checkpoint = store.newest(lambda name, reason: log.emit("resume", skipped=name, reason=reason))
+    registry = settings.registry()
+    parts = TrainerParts(
+        settings=settings,
+        total_steps=total_steps,
+        batches=batches,
+        collator=Collator(_pad_token_id(tokenizer), packed=settings.packing == "Enabled"),
+        checkpoints=store,
+        log=log,
+        poster=StatusPoster(registry.post_status) if registry else None,
+        state=checkpoint.state if checkpoint else RunState(),
+    )
+    trainer = SupervisedTrainer(model, tokenizer, data.rows, data.held_out, parts)
+    if checkpoint is not None:
+        log.emit("resume", step=checkpoint.step)
+    return trainer, checkpoint
+
+
+def fingerprint(settings: TrainSettings, data: Data, total_steps: int) -> dict[str, Any]:
+    """Return what must be the same for a checkpoint to be continued."""
+    names = (
+        "method", "batch_size", "learning_rate", "schedule", "warmup_percent", "max_length", "too_long",
+        "seed", "lora_rank", "lora_alpha", "lora_dropout_percent", "lora_target_modules", "lora_variant",
+        "base_model_revision",
+    )  # fmt: skip
+    values = settings.model_dump(mode="json", include=set(names))
+    return values | {
+        "base_model": settings.recorded_base_model,
+        "dataset": data.document["sha256"],
+        "total_steps": total_steps,
+    }
+
+
+def _pad_token_id(tokenizer: Any) -> int:
+    token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return int(token or 0)

@@ -1,0 +1,299 @@
+"""The training loop that the methods share: TRL's, with what it leaves to wish for put right.
+
+Losses are means over tokens, within a step and over the held-out rows. A step is redone in smaller parts when
+the GPU's memory does not suffice. Checkpoints are whole or absent, progress is told in JSON lines.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerState
+
+from model import exits
+from model.exits import FailureError
+from model.training import interruption
+from model.training.batches import Collator, LengthGroupedBatches, count_rows, split
+from model.training.callbacks import StepEnd
+from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
+from model.training.config import TrainSettings
+from model.training.progress import ProgressLog, RemainingTime, StatusPoster, trainer_status
+from model.training.rows import IGNORED, TokenRows
+
+SCHEDULES = {"Cosine": "cosine", "Linear": "linear", "Constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What a trainer works with, apart from the model and the rows."""
+
+    settings: TrainSettings
+    total_steps: int
+    batches: LengthGroupedBatches
+    collator: Collator
+    checkpoints: CheckpointStore
+    log: ProgressLog
+    poster: StatusPoster | None
+    state: RunState
+
+
+class TrainingLoop(Trainer):
+    """What a method's trainer has beside its loss. It stands before TRL's class in the list of bases.
+
+    Call `start` at the end of the construction.
+    """
+
+    def start(self, parts: TrainerParts, held_out: TokenRows) -> None:
+        """Take over: from now on the loop follows `parts`.
+
+        Parameters
+        ----------
+        parts
+            What the loop works with.
+        held_out
+            Rows to evaluate on.
+        """
+        self.model_accepts_loss_kwargs = True  # our loss does, whatever the model's own can
+        self.parts = parts
+        self.batches = parts.batches
+        self.run_state = parts.state
+        self._held_out = held_out
+        self._remaining = RemainingTime()
+        self._step_tokens = 0
+        self._learned_tokens = 0
+        self._step_started = self._step_seconds = 0.0
+        self._parts_per_batch = 1
+        settings = parts.settings
+        evaluation_steps = settings.evaluation_steps if len(held_out) else None
+        self.add_callback(StepEnd(self, checkpoint_steps=settings.checkpoint_steps, evaluation_steps=evaluation_steps))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take the adapter and the step of a checkpoint that is only to be evaluated or finished."""
+        self._load_from_checkpoint(str(checkpoint.path))
+        self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of micro-batches; its own generator keeps it from drawing from the training's."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Return the micro-batches of a step and the number of tokens that it learns."""
+        samples, learned_tokens = super().get_batch_samples(*args, **kwargs)
+        self._learned_tokens = int(learned_tokens)
+        self._step_tokens = sum(_count_tokens(batch) for batch in samples)
+        return samples, learned_tokens
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Go forward and backward; when the GPU's memory does not suffice, again in halves, and so from then on.
+
+        The loss is divided by the step's tokens whatever the parts, so that the gradient stays the same.
+        """
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        before = [None if p.grad is None else p.grad.clone() for p in parameters]
+        while True:
+            with_generators = _generator_states()
+            loss = self._try_in_parts(model, inputs, num_items_in_batch)
+            if loss is not None:
+                return loss
+            # Only now is the exception gone, and with it the traceback that kept the activations alive.
+            for parameter, gradient in zip(parameters, before, strict=True):
+                parameter.grad = None if gradient is None else gradient.clone()
+            _restore_generators(with_generators)
+            self._parts_per_batch *= 2
+            self.parts.log.emit("outOfMemory", step=self.state.global_step + 1, partsPerBatch=self._parts_per_batch)
+
+    def _try_in_parts(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor | None:
+        parts = split(inputs, self._parts_per_batch)
+        total: Any = 0.0
+        try:
+            for part in parts:
+                total = total + super().training_step(model, part, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            if self._parts_per_batch >= count_rows(inputs):
+                raise FailureError(
+                    exits.GPU_OUT_OF_MEMORY,
+                    "GPUOutOfMemory",
+                    f"one example of up to {self.parts.settings.max_length} tokens does not fit the GPU's memory: "
+                    "lower maxLength, turn gradientCheckpointing on, or use a larger GPU",
+                ) from error
+            return None
+        loss: torch.Tensor = total
+        return loss
+
+    def start_step(self) -> None:
+        """Start the step's clock."""
+        self._step_started = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """Stop the step's clock, before evaluation and checkpoint."""
+        self._step_seconds = time.monotonic() - self._step_started
+
+    def log(self, logs: dict[str, float], *_start_time: float | None) -> None:
+        """Record and report a finished step; what the trainer logs besides is left out.
+
+        Raises
+        ------
+        FailureError
+            When the loss or the gradient is no number: nothing is saved after that.
+        """
+        if "loss" not in logs:
+            return
+        step, loss, norm = self.state.global_step, logs["loss"], logs["grad_norm"]
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            raise FailureError(
+                exits.DIVERGED,
+                "Diverged",
+                f"the loss became {loss} and the gradient's norm {norm} at step {step}: lower the learning rate, "
+                "or look for rows that are no text",
+            )
+        if "firstStepTime" not in self.run_state.timings:
+            from model.training.process import timestamp
+
+            self.run_state.timings["firstStepTime"] = timestamp()
+        self.run_state.tokens += self._step_tokens
+        self.run_state.record_step(step, loss, self._learned_tokens, self.parts.total_steps)
+        self._report(step, loss, norm, logs["learning_rate"])
+
+    def _report(self, step: int, loss: float, norm: float, learning_rate: float) -> None:
+        total_steps = self.parts.total_steps
+        speed = self._step_tokens / self._step_seconds
+        epoch = step / self.batches.steps_per_epoch
+        self.parts.log.emit(
+            "train",
+            step=step,
+            totalSteps=total_steps,
+            epoch=round(epoch, 4),
+            loss=loss,
+            learningRate=learning_rate,
+            gradientNorm=norm,
+            tokens=self._step_tokens,
+            tokensPerSecond=round(speed, 1),
+        )
+        remaining = self._remaining.seconds(step, total_steps)
+        if self.parts.poster is not None:
+            metrics = {"loss": loss, "epoch": epoch, "learningRate": learning_rate, "tokensPerSecond": round(speed, 1)}
+            self.parts.poster.offer(
+                trainer_status(step=step, total_steps=total_steps, remaining_seconds=remaining, metrics=metrics)
+            )
+
+    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+        """Evaluate in the middle of training, record it, and stop early when it is time for that."""
+        self.control.should_evaluate = False  # else the end of the epoch would ask for it again
+        self.run_state.evaluation_due = True
+        loss = self.held_out_loss(stop_when_interrupted=True)
+        if loss is None:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        self.run_state.record_evaluation(loss)
+        self.parts.log.emit("evaluation", step=self.state.global_step, loss=loss)
+        patience = self.parts.settings.early_stopping_patience
+        if patience is not None and self.run_state.evaluations_without_best >= patience:
+            self.run_state.stopped_early = True
+            self.control.should_save = self.control.should_training_stop = True
+        return {"eval_loss": loss}
+
+    def held_out_loss(self, *, stop_when_interrupted: bool = False) -> float | None:
+        """Return the mean loss over all learned tokens of the held-out rows.
+
+        None when SIGTERM came in between and `stop_when_interrupted`. It draws no random numbers, for those belong to
+        the training.
+        """
+        training = self.model.training
+        self.model.eval()
+        total, tokens = 0.0, 0
+        try:
+            for batch in self._held_out_batches():
+                if stop_when_interrupted and interruption.requested():
+                    return None
+                tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
+                total += self._summed_loss(batch)
+        finally:
+            self.model.train(training)
+        return total / tokens
+
+    def _summed_loss(self, batch: dict[str, torch.Tensor]) -> float:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return float(self.compute_loss(self.model, self._prepare_inputs(batch), num_items_in_batch=1))
+
+    def _held_out_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        dataset, lengths = self._held_out.as_dataset(), self._held_out.lengths
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        size = self.args.per_device_train_batch_size
+        for start in range(0, len(order), size):
+            yield self.data_collator([dataset[row] for row in order[start : start + size]])
+
+    def _save_checkpoint(self, *_model_and_trial: Any) -> None:
+        self.save_checkpoint()
+
+    def save_checkpoint(self) -> None:
+        """Save a checkpoint of the step just made."""
+        step = self.state.global_step
+        self.parts.checkpoints.save(step, self.run_state, self._write_checkpoint)
+        interruption.note_saved(step)
+        self.parts.log.emit("checkpoint", step=step)
+
+    def _write_checkpoint(self, directory: Path) -> None:
+        self.model.save_pretrained(directory, save_embedding_layers=False)
+        self._save_optimizer_and_scheduler(str(directory))
+        self._save_rng_state(str(directory))
+        self.state.save_to_json(str(directory / "trainer_state.json"))
+
+
+def common_arguments(parts: TrainerParts) -> dict[str, Any]:
+    """Return the arguments that SFTConfig and DPOConfig share."""
+    settings = parts.settings
+    cuda = settings.gpus > 0 and torch.cuda.is_available()
+    checkpointing = settings.gradient_checkpointing == "Enabled" or (settings.gradient_checkpointing == "Auto" and cuda)
+    return {
+        "output_dir": str(settings.run_directory / "checkpoints"),
+        "max_steps": parts.total_steps,
+        "per_device_train_batch_size": parts.batches.micro_batch_size,
+        "gradient_accumulation_steps": parts.batches.micro_batches_per_step,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],
+        "warmup_steps": -(-parts.total_steps * settings.warmup_percent // 100),
+        "gradient_checkpointing": checkpointing,
+        "bf16": False,  # the weights have their final type; autocast would only cast them again and again
+        "fp16": False,
+        "use_cpu": not cuda,
+        "seed": settings.seed,
+        "save_strategy": "no",  # the step-end callback decides
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would replace a NaN by the mean and hide the divergence
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+def _count_tokens(batch: dict[str, torch.Tensor]) -> int:
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
+
+
+def _generator_states() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _restore_generators(states: tuple[Any, ...]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    if states[3]:
+        torch.cuda.set_rng_state_all(states[3])
