@@ -3,16 +3,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := operator model tests examples images
+SOURCES := operator model tests examples images benchmarks
+
+TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test down clean lint types unit training-tests api e2e cluster images lock crds format
+.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit training-tests api e2e cluster images lock crds format
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/ready ## A cluster, the images, the chart, a dataset and a TrainingRun; ends with a registered adapter
 	$(BIN)/python -m examples.demo
+
+demo-dpo: $(VENV)/ready ## As demo; then a DPO run whose parent is the first run's adapter
+	$(BIN)/python -m examples.demo_dpo
 
 test: lint types unit api training-tests e2e ## Everything that can be tested on this machine
 
@@ -38,7 +43,10 @@ api: $(VENV)/ready ## The API, the operator and the registry's authentication ag
 	$(BIN)/pytest -n 2 --dist loadfile tests/api
 
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
-	$(BIN)/python -m images.run trainer -- python -m pytest -p no:cacheprovider tests/training
+	$(TRAINER) python -m pytest -p no:cacheprovider tests/training
+
+chaos: $(VENV)/ready ## A hundred runs killed at random moments, each resumed to the same bits
+	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos
 
 e2e: $(VENV)/ready ## The whole, on the local cluster with real pods
 	$(BIN)/pytest -n 2 --dist loadgroup tests/e2e
