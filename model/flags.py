@@ -1,12 +1,16 @@
-"""Settings from `--flag=value` arguments and a YAML file, checked by one pydantic model.
+"""Settings from `--flag=value` arguments, `--set key=value` and YAML files, checked by one pydantic model.
 
 A field `batch_size` is the flag `--batch-size` and the key `batchSize`. Lists are comma-separated, mappings
-are repeated `--flag=key=value`, and `--flag` alone sets a switch. All problems are reported together.
+are repeated `--flag=key=value`, and `--flag` alone sets a switch. A key with dots is a nested key of the file:
+`lora.rank`, `lora: {rank: 8}` and `loraRank` are the same. All problems are reported together, each with the flag
+or the line of the file that it comes from.
 """
 
 from __future__ import annotations
 
 import difflib
+import shutil
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,54 +31,60 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
 
+class InvalidSettingsError(FailureError):
+    """Wrong settings; `problems` holds each of them as a sentence of its own."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(exits.INVALID_CONFIGURATION, "InvalidSpec", "; ".join(problems))
+        self.problems = list(problems)
+
+
 REPEATED: dict[str, JsonValue] = {"repeated": True}
 """`json_schema_extra` of a list whose items may hold commas: one flag gives one item."""
 
+POSITIONAL: dict[str, JsonValue] = {"positional": True}
+"""`json_schema_extra` of the field that an argument without a flag goes to."""
+
+
+def bare(value: str) -> dict[str, JsonValue]:
+    """Return the `json_schema_extra` of a field whose flag may stand without a value, and then means `value`."""
+    return {"bare": value}
+
+
 S = TypeVar("S", bound=Settings)
+Groups = Sequence[tuple[str, Sequence[str]]]
+"""Titles for `--help`, each with the names of its fields."""
+
+PSEUDO_FLAGS = {
+    "--config": "YAML or JSON file with the same settings as camelCase keys; flags win over it",
+    "--set": "One setting under its name in the file, as in --set lora.rank=8; wins over the file",
+}
 
 
 def parse(settings: type[S], arguments: Sequence[str]) -> S:
-    """Return the settings that the arguments and the file of `--config` give; a flag wins over the file.
+    """Return the settings that the files of `--config`, `--set` and the flags give; the later wins.
 
     Raises
     ------
-    FailureError
-        With code 2 and one message that holds every problem.
+    InvalidSettingsError
+        With every problem.
     """
-    problems: list[str] = []
-    given = _collect(settings, arguments, problems)
-    values: dict[str, Any] = {}
-    for path in given.pop("config", []):
-        values.update(_read_file(settings, Path(path), problems))
-    origins = dict.fromkeys(values, "")
+    reader = _Reader(settings)
+    given = reader.collect(arguments)
+    for path in given.pop("--config", []):
+        reader.read_file(Path(path))
+    for text in given.pop("--set", []):
+        reader.put(text)
     for name, texts in given.items():
-        origins[name] = texts[-1]
-        values[name] = _convert(settings.model_fields[name], name, texts, problems)
+        reader.give(name, texts)
     try:
-        result = settings.model_validate(values)
+        result = settings.model_validate(reader.values)
     except ValidationError as error:
-        problems += [_explain(settings, entry, values) for entry in error.errors()]
+        reader.explain(error)
         result = None
-    if problems or result is None:
-        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", "; ".join(problems))
+    if reader.problems or result is None:
+        raise InvalidSettingsError(reader.problems)
     return result
-
-
-def help_text(settings: type[Settings], usage: str) -> str:
-    """Return the text for `--help`: every flag with its default and meaning."""
-    lines = [
-        usage,
-        "",
-        "  --config=PATH",
-        "      YAML file with the same settings as camelCase keys; flags win over it",
-    ]
-    for name, field in settings.model_fields.items():
-        silent = field.is_required() or field.default_factory is not None or field.default in (None, False)
-        default = "" if silent else f" (default {field.default})"
-        required = " (required)" if field.is_required() else ""
-        lines.append(f"  {flag(name)}={_placeholder(field)}")
-        lines.append(f"      {field.description}{default}{required}")
-    return "\n".join(lines)
 
 
 def flag(name: str) -> str:
@@ -82,70 +92,227 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _collect(settings: type[Settings], arguments: Sequence[str], problems: list[str]) -> dict[str, list[str]]:
-    known = {flag(name): name for name in settings.model_fields} | {"--config": "config"}
-    given: dict[str, list[str]] = {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        key, separator, value = argument.partition("=")
-        if key not in known:
-            problems.append(f"{key}: no such flag{_suggest(key, known)}")
-            continue
-        name = known[key]
-        if not separator:
-            if name in settings.model_fields and _base_type(settings.model_fields[name]) is bool:
-                value = "true"
-            elif rest and not rest[0].startswith("--"):
-                value = rest.pop(0)
-            else:
-                problems.append(f"{key}: needs a value, as in {key}=...")
+def help_text(settings: type[Settings], usage: str, groups: Groups = ()) -> str:
+    """Return the text for `--help`: every flag with its default and meaning, under the titles of `groups`."""
+    width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
+    rest = [name for name in settings.model_fields if not any(name in names for _, names in groups)]
+    lines = [usage, ""]
+    for title, names in (*groups, ("", rest)):
+        entries = [_help_entry(name, settings.model_fields[name]) for name in names]
+        if not title:
+            entries += [(f"{name}=...", text) for name, text in PSEUDO_FLAGS.items()]
+        lines += [f"{title}:"] if title else []
+        for left, text in entries:
+            lines += _columns(left, text, width)
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+class _Reader:
+    """Collects values from all places, with where each came from and what is wrong with it."""
+
+    def __init__(self, settings: type[Settings]) -> None:
+        self._fields = settings.model_fields
+        self._settings = settings
+        self._keys = {to_camel(name): name for name in self._fields}
+        self.values: dict[str, Any] = {}
+        self.labels: dict[str, str] = {}
+        self.problems: list[str] = []
+
+    def collect(self, arguments: Sequence[str]) -> dict[str, list[str]]:
+        """Return the texts given for each field, and for `--config` and `--set`."""
+        known = {flag(name): name for name in self._fields} | {name: name for name in PSEUDO_FLAGS}
+        positional = next((name for name, field in self._fields.items() if _extra(field, "positional")), None)
+        given: dict[str, list[str]] = {}
+        rest = list(arguments)
+        while rest:
+            argument = rest.pop(0)
+            key, separator, value = argument.partition("=")
+            if not argument.startswith("--") and positional is not None and positional not in given:
+                given[positional] = [argument]
                 continue
-        given.setdefault(name, []).append(value)
-    return given
+            if key not in known:
+                self.problems.append(f"{key}: no such flag{_suggest(key, known)}")
+                continue
+            name = known[key]
+            field = self._fields.get(name)
+            if not separator:
+                if field is not None and _base_type(field) is bool:
+                    value = "true"
+                elif rest and not rest[0].startswith("--"):
+                    value = rest.pop(0)
+                elif field is not None and (without := _extra(field, "bare")):
+                    value = str(without)
+                else:
+                    self.problems.append(f"{key}: needs a value, as in {key}=...")
+                    continue
+            given.setdefault(name, []).append(value)
+        return given
+
+    def give(self, name: str, texts: list[str]) -> None:
+        """Take the texts of a field's flag."""
+        self.labels[name] = f"{flag(name)}={texts[-1]}"
+        self.values[name] = self._convert(name, texts)
+
+    def put(self, text: str) -> None:
+        """Take `key=value`, the key as it stands in a file."""
+        key, separator, value = text.partition("=")
+        if not separator:
+            self.problems.append(f"--set {text}: must be key=value")
+            return
+        decoded: Any = value
+        if value[:1] in ("[", "{") or value in ("null", "~"):
+            import yaml
+
+            try:
+                decoded = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                self.problems.append(f"--set {text}: {error}")
+                return
+        self._take(key.split("."), decoded, f"--set {key}", key)
+
+    def read_file(self, path: Path) -> None:
+        """Take the settings of a YAML or JSON file."""
+        import yaml
+
+        try:
+            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            self.problems.append(f"--config={path}: {error}")
+            return
+        if not isinstance(node, yaml.MappingNode):
+            self.problems.append(f"--config={path}: must hold a mapping of settings")
+            return
+        self._read_mapping(node, (), path)
+
+    def _read_mapping(self, node: Any, above: tuple[str, ...], path: Path) -> None:
+        import yaml
+
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            where = f"{path} line {key_node.start_mark.line + 1}: {'.'.join((*above, key))}"
+            if key in seen:
+                self.problems.append(f"{where}: given twice")
+            seen.add(key)
+            name = self._keys.get(_camel((*above, key)))
+            nested = isinstance(value_node, yaml.MappingNode)
+            if nested and name is None and any(known.startswith(_camel((*above, key))) for known in self._keys):
+                self._read_mapping(value_node, (*above, key), path)
+                continue
+            try:
+                value = _construct(value_node)
+            except yaml.YAMLError as error:
+                self.problems.append(f"{where}: {error}")
+                continue
+            self._take([*above, key], value, where, key)
+
+    def _take(self, key: Sequence[str], value: Any, where: str, shown: str) -> None:
+        name = self._keys.get(_camel(key))
+        parent = self._keys.get(key[0])
+        if name is None and len(key) == 2 and parent and _kind(self._fields[parent]) is dict:  # column.prompt=question
+            self.values[parent] = {**self.values.get(parent, {}), key[1]: value}
+            self.labels[parent] = f"{where}={value}"
+            return
+        if name is None:
+            self.problems.append(f"{where}: no such setting{_suggest(shown, self._keys)}")
+            return
+        self.labels[name] = f"{where}={value}"
+        self.values[name] = self._convert(name, [value]) if isinstance(value, str) else value
+
+    def _convert(self, name: str, texts: list[str]) -> Any:
+        field = self._fields[name]
+        kind = _kind(field)
+        if kind is dict:
+            pairs = [text.partition("=") for text in texts]
+            self.problems += [f"{flag(name)}={key}: must be name=value" for key, separator, _ in pairs if not separator]
+            return {key: value for key, _, value in pairs}
+        if kind is list and _extra(field, "repeated"):
+            return texts
+        if kind is list:
+            return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+        if len(texts) > 1:
+            self.problems.append(f"{flag(name)}: given {len(texts)} times")
+        return texts[-1]
+
+    def explain(self, error: ValidationError) -> None:
+        """Put what pydantic found into words, and add what it would have found had the single fields been right."""
+        wrong: set[str] = set()
+        for entry in error.errors():
+            if not entry["loc"]:
+                self.problems += _without_prefix(entry["msg"]).split("; ")
+                continue
+            key = str(entry["loc"][0])
+            name = self._keys.get(key, key)
+            wrong.add(name)
+            self.problems.append(self._explain_field(name, entry))
+        if wrong:
+            mentioned = {flag(name) for name in wrong}
+            self.problems += [
+                problem
+                for problem in self._problems_between(wrong)
+                if mentioned.isdisjoint(problem.replace("=", " ").replace(",", " ").replace(":", " ").split())
+            ]
+
+    def _explain_field(self, name: str, entry: Any) -> str:
+        label = self.labels.get(name, flag(name))
+        if entry["type"] == "missing":
+            return f"{flag(name)}: is required"
+        message = _without_prefix(str(entry["msg"]))
+        message = message.replace("Input should be", "must be").replace("Input must be", "must be")
+        message = message.split(", unable to parse")[0].replace("String should have", "must have")
+        if entry["type"] == "literal_error":
+            choices = {str(choice).lower(): choice for choice in typing.get_args(_base_type(self._fields[name]))}
+            nearest = difflib.get_close_matches(str(entry["input"]).lower(), choices, n=1)
+            message += f", did you mean {choices[nearest[0]]}?" if nearest else ""
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in entry["loc"][1:])
+        return f"{label}: {where + ' ' if where else ''}{message}"
+
+    def _problems_between(self, wrong: set[str]) -> list[str]:
+        """Return what is wrong between the fields, with the wrong ones left out or filled with something right."""
+        values = {name: value for name, value in self.values.items() if name not in wrong}
+        for name in wrong:
+            if self._fields[name].is_required():
+                values[name] = _stand_in(self._fields[name])
+        try:
+            self._settings.model_validate(values)
+        except ValidationError as error:
+            return [
+                problem
+                for entry in error.errors()
+                if not entry["loc"]
+                for problem in _without_prefix(entry["msg"]).split("; ")
+            ]
+        return []
 
 
-def _convert(field: FieldInfo, name: str, texts: list[str], problems: list[str]) -> Any:
-    kind = typing.get_origin(_base_type(field)) or _base_type(field)
-    if kind is dict:
-        pairs = [text.partition("=") for text in texts]
-        problems += [f"{flag(name)}={key}: must be name=value" for key, separator, _ in pairs if not separator]
-        return {key: value for key, _, value in pairs}
-    if kind is list and (field.json_schema_extra or {}) == REPEATED:
-        return texts
-    if kind is list:
-        return [part.strip() for text in texts for part in text.split(",") if part.strip()]
-    if len(texts) > 1:
-        problems.append(f"{flag(name)}: given {len(texts)} times")
-    return texts[-1]
-
-
-def _read_file(settings: type[Settings], path: Path, problems: list[str]) -> dict[str, Any]:
+def _construct(node: Any) -> Any:
     import yaml
 
+    loader = yaml.SafeLoader("")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problems.append(f"--config={path}: {error}")
-        return {}
-    if not isinstance(document, Mapping):
-        problems.append(f"--config={path}: must hold a mapping of settings")
-        return {}
-    known = {to_camel(name): name for name in settings.model_fields}
-    problems += [f"{path}: {key}: no such setting{_suggest(str(key), known)}" for key in document if key not in known]
-    return {known[key]: value for key, value in document.items() if key in known}
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
-def _explain(settings: type[Settings], entry: Any, values: Mapping[str, Any]) -> str:
-    if not entry["loc"]:
-        return str(entry["msg"]).removeprefix("Value error, ")
-    key = str(entry["loc"][0])
-    name = next((name for name in settings.model_fields if key in (name, to_camel(name))), key)
-    if entry["type"] == "missing":
-        return f"{flag(name)}: is required"
-    message = str(entry["msg"]).removeprefix("Value error, ")
-    message = message.replace("Input should be", "must be").replace("Input must be", "must be")
-    return f"{flag(name)}={values.get(name)}: {message}"
+def _camel(key: Sequence[str]) -> str:
+    return key[0] + "".join(part[:1].upper() + part[1:] for part in key[1:])
+
+
+def _stand_in(field: FieldInfo) -> Any:
+    base = _base_type(field)
+    if typing.get_origin(base) is typing.Literal:
+        return typing.get_args(base)[0]
+    return {int: 1, float: 1.0}.get(base, "x")
+
+
+def _extra(field: FieldInfo, key: str) -> JsonValue:
+    return field.json_schema_extra.get(key) if isinstance(field.json_schema_extra, dict) else None
+
+
+def _without_prefix(message: str) -> str:
+    return message.removeprefix("Value error, ")
 
 
 def _suggest(key: str, known: Mapping[str, Any]) -> str:
@@ -156,13 +323,37 @@ def _suggest(key: str, known: Mapping[str, Any]) -> str:
 def _base_type(field: FieldInfo) -> Any:
     annotation = field.annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(part for part in typing.get_args(annotation) if part is not type(None))
-    return annotation
+        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+
+
+def _kind(field: FieldInfo) -> Any:
+    base = _base_type(field)
+    return typing.get_origin(base) or base
+
+
+def _help_entry(name: str, field: FieldInfo) -> tuple[str, str]:
+    silent = field.is_required() or field.default_factory is not None or field.default in (None, False, "")
+    default = "" if silent else f" (default {str(field.default).lower() if field.default is True else field.default})"
+    required = " (required)" if field.is_required() else ""
+    value = "" if _base_type(field) is bool and not field.default else f"={_placeholder(field)}"
+    if _extra(field, "bare"):
+        value = f"[{value}]"
+    return f"{flag(name)}{value}", f"{field.description}{default}{required}"
+
+
+def _columns(left: str, text: str, width: int) -> list[str]:
+    indent = 36
+    lines = textwrap.wrap(text, width - indent, break_on_hyphens=False) or [""]
+    first = f"  {left}".ljust(indent)
+    if len(first) > indent:
+        return [first, *(" " * indent + line for line in lines)]
+    return [first + lines[0], *(" " * indent + line for line in lines[1:])]
 
 
 def _placeholder(field: FieldInfo) -> str:
     base = _base_type(field)
-    kind = typing.get_origin(base) or base
+    kind = _kind(field)
     if kind is typing.Literal:
         return "|".join(map(str, typing.get_args(base)))
     names = {int: "N", float: "DECIMAL", bool: "true|false", dict: "NAME=VALUE", list: "A,B", Path: "PATH"}

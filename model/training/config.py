@@ -169,5 +169,6 @@ class TrainSettings(flags.Settings):
         return RunRegistry(self.registry_url, self.namespace, self.run_uid, self.registry_token_file)
 
     def document(self) -> dict[str, Any]:
-        """Return the settings in their JSON form."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Return the settings in their JSON form, without those of a method that is not used."""
+        unused = set() if self.method == "DPO" else set(DPO_FIELDS)
+        return self.model_dump(mode="json", by_alias=True, exclude=unused)
