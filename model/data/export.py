@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 
 from model import flags
 from model.data.checks import Report, empty_failure
-from model.data.formats import CANONICAL_FIELDS, Row, Shape, parse_line
+from model.data.formats import CANONICAL_FIELDS, Row, Shape, parse_value
 from model.data.records import InvalidRowError
 from model.data.sources import FileSource, RegistrySource, Source, SourceInterruptedError
 from model.data.split import SmallestHashes, percent_threshold, row_hash
@@ -209,14 +209,16 @@ def _export_once(settings: ExportSettings, directory: RunDirectory, source: Sour
     shape: Shape | None = None
     with ExitStack() as stack:
         files = RowFiles(directory, settings, stack)
-        for number, line in _numbered(source.lines()):
+        for record in source.records():
             try:
-                row = parse_line(line, settings.column, shape)
+                if isinstance(record.value, InvalidRowError):
+                    raise record.value
+                row = parse_value(record.value, settings.column, shape)
             except InvalidRowError as error:
-                report.add(number, error)
+                report.add(record.number, error)
                 continue
             shape = row.shape
-            files.add(number, row)
+            files.add(record.number, row)
         if report.invalid_rows and settings.invalid_rows == "Fail":
             raise report.failure()
         files.finish()
@@ -246,14 +248,6 @@ def _export_once(settings: ExportSettings, directory: RunDirectory, source: Sour
     }
     write_json(directory.manifest, manifest)
     return manifest
-
-
-def _numbered(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Number the lines from 1, pass over blank ones, and take a byte order mark off the first."""
-    for number, line in enumerate(lines, start=1):
-        content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if not content.isspace() and content:
-            yield number, content
 
 
 def _temporary(path: Path) -> BinaryIO:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,8 +13,6 @@ Shape = Literal["prompt-completion", "messages"]
 ROLES = ("system", "user", "assistant", "tool")
 PROMPT_FIELDS = ("prompt", "completion")
 CANONICAL_FIELDS = (*PROMPT_FIELDS, "messages")
-MAX_LINE_BYTES = 16 << 20
-"""A longer line is an invalid row: it would be held in memory whole, and no model could read it."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +23,13 @@ class Row:
     content: dict[str, Any]
 
 
-def parse_line(line: bytes, columns: Mapping[str, str], expected: Shape | None) -> Row:
-    """Turn one line into a normalised row.
+def parse_value(value: Any, columns: Mapping[str, str], expected: Shape | None) -> Row:
+    """Turn one decoded row into a normalised row.
 
     Parameters
     ----------
-    line
-        One line of a JSON-lines file, with or without its line break.
+    value
+        The row as its source gave it.
     columns
         Where the fields are found when they have other names: canonical name to the source's name.
     expected
@@ -43,7 +40,6 @@ def parse_line(line: bytes, columns: Mapping[str, str], expected: Shape | None) 
     InvalidRowError
         With every problem of the row.
     """
-    value = _decode(line)
     if not isinstance(value, dict):
         raise InvalidRowError([Problem("", f"must be a JSON object, is {_kind(value)}")])
     shape = _shape(value, columns)
@@ -62,20 +58,6 @@ def parse_line(line: bytes, columns: Mapping[str, str], expected: Shape | None) 
         messages = [{"role": m["role"], "content": m["content"]} for m in value[names["messages"]]]
         return Row(shape, {"messages": messages})
     return Row(shape, {field: value[names[field]] for field in PROMPT_FIELDS})
-
-
-def _decode(line: bytes) -> Any:
-    if len(line) > MAX_LINE_BYTES:
-        raise InvalidRowError([Problem("", f"is longer than {MAX_LINE_BYTES >> 20} MiB")])
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        text = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}"
-    except json.JSONDecodeError as error:
-        text = f"not valid JSON: {error.msg} at character {error.pos + 1}"
-    except (ValueError, RecursionError) as error:
-        text = f"not usable JSON: {error}"
-    raise InvalidRowError([Problem("", text)])
 
 
 def _shape(value: Mapping[str, Any], columns: Mapping[str, str]) -> Shape:

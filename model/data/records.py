@@ -8,13 +8,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one field of a row; an empty field means the row as a whole."""
+    """What is wrong with one field of a row; an empty field means the row as a whole.
+
+    Parameters
+    ----------
+    field
+        Name of the field, with the way into it: `messages[2].content`.
+    text
+        What is wrong with it.
+    kind
+        One camelCase word under which the problem is counted.
+    """
 
     field: str
     text: str
+    kind: str = "unreadable"
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.text}" if self.field else self.text
+        return printable(f"{self.field}: {self.text}" if self.field else self.text)
 
 
 class InvalidRowError(Exception):
@@ -42,3 +53,10 @@ class Record:
     number: int
     value: Any
     file: str = ""
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with everything that a terminal or an encoder would stumble over escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

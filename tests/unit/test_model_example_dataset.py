@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from examples.dataset import make_dataset
-from model.data.formats import parse_line
+from model.data.decode import decode_line
+from model.data.formats import parse_value
 
 
 @pytest.mark.parametrize(
@@ -35,4 +36,4 @@ def test_the_files_are_the_same_each_time_and_share_no_row(tmp_path: Path) -> No
     assert not {json.loads(line)["completion"] for line in train} & {
         json.loads(line)["completion"] for line in held_out
     }
-    assert {parse_line(line, {}, None).shape for line in train + held_out} == {"prompt-completion"}
+    assert {parse_value(decode_line(line), {}, None).shape for line in train + held_out} == {"prompt-completion"}

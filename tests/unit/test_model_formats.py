@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from model.data.checks import SHOWN_PROBLEMS, Report
-from model.data.formats import MAX_LINE_BYTES, InvalidRowError, Problem, parse_line
+from model.data.decode import MAX_LINE_BYTES, decode_line
+from model.data.formats import parse_value
+from model.data.records import InvalidRowError, Problem
 
 
 def parse(value: Any, **columns: str) -> Any:
     line = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return parse_line(line, columns, None).content
+    return parse_value(decode_line(line), columns, None).content
 
 
 def said(value: Any, **columns: str) -> str:
@@ -49,8 +51,8 @@ def test_columns_are_mapped() -> None:
         (b'{"prompt": "a", "completion" "b"}', "not valid JSON: Expecting ':' delimiter at character 30"),
         (b"", "not valid JSON: Expecting value at character 1"),
         (b'{"prompt": "\xff"}', "not UTF-8: byte 0xff at byte 13"),
-        (b"[" * 100_000, "not usable JSON"),
-        (b'{"prompt": ' + b"1" * 5000 + b"}", "not usable JSON"),
+        (b"[" * 100_000, "nests lists and objects more than 100 deep"),
+        (b'{"prompt": ' + b"1" * 5000 + b"}", "holds a number of 5000 digits"),
         (b" " * (MAX_LINE_BYTES + 1), "is longer than 16 MiB"),
         ([1], "must be a JSON object, is a list"),
         ({"completion": "b"}, "prompt: is missing"),
@@ -74,7 +76,7 @@ def test_a_row_that_cannot_be_used_says_why(value: Any, expected: str) -> None:
 
 def test_a_dataset_has_one_shape() -> None:
     with pytest.raises(InvalidRowError, match="messages rows, but the rows before are prompt-completion"):
-        parse_line(json.dumps(chat(QUESTION, ANSWER)).encode(), {}, "prompt-completion")
+        parse_value(chat(QUESTION, ANSWER), {}, "prompt-completion")
 
 
 def test_a_single_problem_is_told_plainly() -> None:
