@@ -78,6 +78,27 @@ class TokenRows:
         return Dataset(pyarrow.table(columns), fingerprint="rows")
 
 
+@dataclass
+class PreferenceRows:
+    """Tokenised preference pairs: row i of `chosen` and row i of `rejected` are whole sequences with the same prompt.
+
+    Labels are on the answers alone. `truncated` and `dropped` count pairs.
+    """
+
+    chosen: TokenRows = field(default_factory=TokenRows)
+    rejected: TokenRows = field(default_factory=TokenRows)
+    truncated: int = 0
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of each pair: those of the chosen and those of the rejected sequence."""
+        return [a + b for a, b in zip(self.chosen.lengths, self.rejected.lengths, strict=True)]
+
+
 class RowEncoder:
     """Renders rows with the tokenizer's chat template and labels what the assistant says.
 
@@ -120,6 +141,30 @@ class RowEncoder:
                 ends = [(next(tokenized), next(tokenized)) for _ in row.learned]
                 self._add(rows, ids, ends, row, name)
         return rows
+
+    def encode_preferences(self, lines: Iterator[bytes], name: str) -> PreferenceRows:
+        """Encode exported preference pairs; `name` is what to call them in messages.
+
+        Raises
+        ------
+        FailureError
+            When a pair does not fit the template or, with too_long Fail, the model.
+        """
+        pairs = PreferenceRows()
+        for line in lines:
+            content = json.loads(line)
+            for side, rows in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
+                answer = content[side]
+                plain = isinstance(answer, str)
+                row = {"row": content["row"]} | (
+                    {"prompt": content["prompt"], "completion": answer}
+                    if plain
+                    else {"messages": [*content["prompt"], *answer]}
+                )
+                text = self._render(row, name)
+                ids, before, through = self._tokenize([text.text, *text.learned[-1]])
+                self._add(rows, ids, [(before, through)], text, name)
+        return pairs
 
     def _render(self, content: dict[str, Any], name: str) -> TextRow:
         from jinja2 import TemplateError
