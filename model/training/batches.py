@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -122,15 +121,32 @@ def count_rows(batch: dict[str, torch.Tensor]) -> int:
     return len(batch["input_ids"])
 
 
-def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
-    """Cut a padded or joined batch between rows into at most `parts` parts of nearly the same number of rows."""
+def split(batch: dict[str, torch.Tensor], parts: int, *, rows_per_example: int = 1) -> list[dict[str, torch.Tensor]]:
+    """Cut a batch between examples into at most `parts` parts of nearly the same number of examples.
+
+    Parameters
+    ----------
+    batch
+        Padded or joined rows; a tensor of one dimension holds one value per example.
+    parts
+        How many parts to make at most.
+    rows_per_example
+        Rows that stay together: 2 for pairs.
+    """
     rows = count_rows(batch)
-    size = math.ceil(rows / parts)
-    if "position_ids" not in batch:
-        return [{name: t[start : start + size] for name, t in batch.items()} for start in range(0, rows, size)]
-    begins = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
-    cuts = [*begins[::size], batch["input_ids"].shape[1]]
-    return [{name: t[:, a:b] for name, t in batch.items()} for a, b in pairwise(cuts)]
+    size = math.ceil(rows // rows_per_example / parts) * rows_per_example
+    begins, width = list(range(rows)), rows
+    if "position_ids" in batch:
+        begins, width = (batch["position_ids"][0] == 0).nonzero().flatten().tolist(), batch["input_ids"].shape[1]
+
+    def cut(tensor: torch.Tensor, first: int) -> torch.Tensor:
+        last = min(first + size, rows)
+        if tensor.ndim == 1:
+            return tensor[first // rows_per_example : last // rows_per_example]
+        start, stop = begins[first], begins[last] if last < rows else width
+        return tensor[:, start:stop] if "position_ids" in batch else tensor[start:stop]
+
+    return [{name: cut(tensor, first) for name, tensor in batch.items()} for first in range(0, rows, size)]
 
 
 def choose_micro_batch_size(batch_size: int, longest: int, *, cuda: bool) -> int:

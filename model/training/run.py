@@ -18,6 +18,9 @@ from model.training.checkpoint import Checkpoint, RunState
 from model.training.config import TrainSettings
 from model.training.progress import ProgressLog
 
+EVALUATION_WORDS = {"evaluationLoss": "loss", "baseEvaluationLoss": "baseLoss"}
+"""What a progress line calls the results' losses."""
+
 
 def train(settings: TrainSettings, output: TextIO) -> None:
     """Train a run to its end, or do nothing when an earlier attempt has.
@@ -119,12 +122,11 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_fro
     state: RunState = trainer.run_state
     result: dict[str, Any] = {"runUid": settings.run_uid, "finalLoss": decimal(state.final_loss())}
     if len(data.held_out):
-        loss = trainer.held_out_loss()
-        with trainer.model.disable_adapter():
-            base_loss = trainer.held_out_loss()
-        trainer.parts.log.emit("evaluation", step=trainer.state.global_step, loss=loss, baseLoss=base_loss)
-        _check_finite(loss)
-        result |= {"evaluationLoss": decimal(loss), "baseEvaluationLoss": decimal(base_loss)}
+        measured = trainer.final_evaluation()
+        told = {EVALUATION_WORDS.get(name, name): value for name, value in measured.items()}
+        trainer.parts.log.emit("evaluation", step=trainer.state.global_step, **told)
+        _check_finite(measured["evaluationLoss"])
+        result |= {name: decimal(value) for name, value in measured.items()}
     result |= {"steps": trainer.state.global_step, "tokens": state.tokens, "resumedFromStep": resumed_from}
     card = model_card(settings, result, data.document)
     files = save_adapter(trainer.model, settings, directory, card)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,6 +62,15 @@ class SupervisedTrainer(TrainingLoop, SFTTrainer):
         total = torch.nn.functional.cross_entropy(logits, labels[learned], reduction="sum")
         loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
         return (loss, None) if return_outputs else loss
+
+    def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Return the summed loss and the number of the learned tokens."""
+        loss = float(self.compute_loss(self.model, batch, num_items_in_batch=1))
+        return {"loss": loss, "tokens": int((batch["labels"][:, 1:] != IGNORED).sum())}
+
+    def mean_loss(self, sums: Mapping[str, float]) -> float:
+        """Return the mean loss of a learned token."""
+        return sums["loss"] / sums["tokens"]
 
 
 def lora_config(settings: TrainSettings) -> LoraConfig:

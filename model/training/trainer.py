@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,9 +26,22 @@ from model.training.callbacks import StepEnd
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.config import TrainSettings
 from model.training.progress import ProgressLog, RemainingTime, StatusPoster, trainer_status
-from model.training.rows import IGNORED, TokenRows
 
 SCHEDULES = {"Cosine": "cosine", "Linear": "linear", "Constant": "constant_with_warmup"}
+
+
+class Examples(Protocol):
+    """What is trained or evaluated on: rows for SFT, pairs of rows for DPO."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of each example."""
+
+    def as_dataset(self) -> Any:
+        """Return the examples as a `datasets.Dataset` whose items the collator takes."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +61,12 @@ class TrainerParts:
 class TrainingLoop(Trainer):
     """What a method's trainer has beside its loss. It stands before TRL's class in the list of bases.
 
-    Call `start` at the end of the construction.
+    Call `start` at the end of the construction. A method gives `compute_loss`, `measure` and `mean_loss`.
     """
 
-    def start(self, parts: TrainerParts, held_out: TokenRows) -> None:
+    rows_per_example = 1
+
+    def start(self, parts: TrainerParts, held_out: Examples) -> None:
         """Take over: from now on the loop follows `parts`.
 
         Parameters
@@ -59,7 +74,7 @@ class TrainingLoop(Trainer):
         parts
             What the loop works with.
         held_out
-            Rows to evaluate on.
+            Examples to evaluate on.
         """
         self.model_accepts_loss_kwargs = True  # our loss does, whatever the model's own can
         self.parts = parts
@@ -71,6 +86,7 @@ class TrainingLoop(Trainer):
         self._learned_tokens = 0
         self._step_started = self._step_seconds = 0.0
         self._parts_per_batch = 1
+        self._measured: list[dict[str, Any]] = []
         settings = parts.settings
         evaluation_steps = settings.evaluation_steps if len(held_out) else None
         self.add_callback(StepEnd(self, checkpoint_steps=settings.checkpoint_steps, evaluation_steps=evaluation_steps))
@@ -94,6 +110,7 @@ class TrainingLoop(Trainer):
         """Return the micro-batches of a step and the number of tokens that it learns."""
         samples, learned_tokens = super().get_batch_samples(*args, **kwargs)
         self._learned_tokens = int(learned_tokens)
+        self._measured.clear()
         self._step_tokens = sum(_count_tokens(batch) for batch in samples)
         return samples, learned_tokens
 
@@ -104,6 +121,7 @@ class TrainingLoop(Trainer):
         """
         parameters = [p for p in model.parameters() if p.requires_grad]
         before = [None if p.grad is None else p.grad.clone() for p in parameters]
+        measured = len(self._measured)
         while True:
             with_generators = _generator_states()
             loss = self._try_in_parts(model, inputs, num_items_in_batch)
@@ -113,17 +131,18 @@ class TrainingLoop(Trainer):
             for parameter, gradient in zip(parameters, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             _restore_generators(with_generators)
+            del self._measured[measured:]
             self._parts_per_batch *= 2
             self.parts.log.emit("outOfMemory", step=self.state.global_step + 1, partsPerBatch=self._parts_per_batch)
 
     def _try_in_parts(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor | None:
-        parts = split(inputs, self._parts_per_batch)
+        parts = split(inputs, self._parts_per_batch, rows_per_example=self.rows_per_example)
         total: Any = 0.0
         try:
             for part in parts:
                 total = total + super().training_step(model, part, num_items_in_batch)
         except torch.OutOfMemoryError as error:
-            if self._parts_per_batch >= count_rows(inputs):
+            if len(parts) * self.rows_per_example >= count_rows(inputs):
                 raise FailureError(
                     exits.GPU_OUT_OF_MEMORY,
                     "GPUOutOfMemory",
@@ -182,6 +201,7 @@ class TrainingLoop(Trainer):
             gradientNorm=norm,
             tokens=self._step_tokens,
             tokensPerSecond=round(speed, 1),
+            **self.step_metrics(),
         )
         remaining = self._remaining.seconds(step, total_steps)
         if self.parts.poster is not None:
@@ -206,28 +226,47 @@ class TrainingLoop(Trainer):
             self.control.should_save = self.control.should_training_stop = True
         return {"eval_loss": loss}
 
-    def held_out_loss(self, *, stop_when_interrupted: bool = False) -> float | None:
-        """Return the mean loss over all learned tokens of the held-out rows.
+    def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Return a held-out batch's share of the sums that `mean_loss` divides; gradients are off."""
+        raise NotImplementedError
 
-        None when SIGTERM came in between and `stop_when_interrupted`. It draws no random numbers, for those belong to
-        the training.
+    def mean_loss(self, sums: Mapping[str, float]) -> float:
+        """Return the loss over all held-out examples from the sums over their batches."""
+        raise NotImplementedError
+
+    def step_metrics(self) -> dict[str, float]:
+        """Return what the method tells of a step beside its loss."""
+        return {}
+
+    def final_evaluation(self) -> dict[str, float]:
+        """Return what the result says about the held-out examples, by the result's keys."""
+        with self.model.disable_adapter():
+            base = self.mean_loss(self.held_out_sums())
+        return {"evaluationLoss": self.mean_loss(self.held_out_sums()), "baseEvaluationLoss": base}
+
+    def held_out_loss(self, *, stop_when_interrupted: bool = False) -> float | None:
+        """Return the loss over all held-out examples, None when SIGTERM came in between and `stop_when_interrupted`."""
+        sums = self.held_out_sums(stop_when_interrupted=stop_when_interrupted)
+        return self.mean_loss(sums) if sums else None
+
+    def held_out_sums(self, *, stop_when_interrupted: bool = False) -> dict[str, float]:
+        """Measure all held-out examples; nothing when SIGTERM came in between and `stop_when_interrupted`.
+
+        It draws no random numbers, for those belong to the training.
         """
         training = self.model.training
         self.model.eval()
-        total, tokens = 0.0, 0
+        sums: dict[str, float] = {}
         try:
             for batch in self._held_out_batches():
                 if stop_when_interrupted and interruption.requested():
-                    return None
-                tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
-                total += self._summed_loss(batch)
+                    return {}
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    measured = self.measure(self._prepare_inputs(batch))
+                sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
         finally:
             self.model.train(training)
-        return total / tokens
-
-    def _summed_loss(self, batch: dict[str, torch.Tensor]) -> float:
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return float(self.compute_loss(self.model, self._prepare_inputs(batch), num_items_in_batch=1))
+        return sums
 
     def _held_out_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         dataset, lengths = self._held_out.as_dataset(), self._held_out.lengths
@@ -247,7 +286,7 @@ class TrainingLoop(Trainer):
         self.parts.log.emit("checkpoint", step=step)
 
     def _write_checkpoint(self, directory: Path) -> None:
-        self.model.save_pretrained(directory, save_embedding_layers=False)
+        self.model.save_pretrained(directory, selected_adapters=["default"], save_embedding_layers=False)
         self._save_optimizer_and_scheduler(str(directory))
         self._save_rng_state(str(directory))
         self.state.save_to_json(str(directory / "trainer_state.json"))
