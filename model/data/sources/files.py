@@ -1,23 +1,35 @@
-"""Files on a mounted volume or ConfigMap."""
+"""Files on a mounted volume or ConfigMap: one, a glob, or a folder's."""
 
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from model import exits
-from model.data.readers import bounded_lines, json_lines
+from model.data.readers import DataFile, has_data_extension, read
 from model.data.records import Record
-from model.data.sources.base import does_not_exist
+from model.data.sources import patterns
+from model.data.sources.base import SourceInterruptedError, does_not_exist, invalid_spec
 from model.exits import FailureError
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A JSON-lines file on a mounted volume or ConfigMap."""
+    """The files that a path on a volume names.
+
+    Parameters
+    ----------
+    kind
+        `volume` or `configMap`; the path of a ConfigMap's key is taken as it is.
+    path
+        A file, a folder whose data files are read, or a glob where `**` stands for any number of folders.
+    """
 
     kind: str
     path: Path
@@ -33,31 +45,86 @@ class FileSource:
         return {"type": self.kind, "path": str(self.path)}
 
     def records(self) -> Iterator[Record]:
-        """Yield the file's rows."""
-        yield from json_lines(self.lines())
-
-    def lines(self) -> Iterator[bytes]:
-        """Yield the file's lines."""
+        """Yield the rows of all files, in the order of their names."""
         try:
-            with self.path.open("rb") as file:
-                yield from bounded_lines(file)
+            files = self.files()
+            for path, label in zip(files, patterns.labels([str(path) for path in files]), strict=True):
+                yield from self._file_records(path, label)
+            if self.files() != files:
+                raise SourceInterruptedError(f"the files of {self.path} changed while they were read")
         except OSError as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: OSError) -> Exception:
-        missing = {
-            errno.ENOENT: "does not exist",
-            errno.ENOTDIR: "does not exist",
-            errno.EISDIR: "is a directory, not a JSON-lines file",
-        }
-        if error.errno in missing:
-            return does_not_exist(f"{self.path} {missing[error.errno]}{self._neighbours()}")
-        known = exits.storage_failure(error)
-        return known or FailureError(exits.UNAVAILABLE, "DatasetUnavailable", f"cannot read {self.path}: {error}")
+    def files(self) -> list[Path]:
+        """Return the files to read, sorted.
 
-    def _neighbours(self) -> str:
-        folder = self.path if self.path.is_dir() else self.path.parent
+        Raises
+        ------
+        FailureError
+            When there is none, or a folder holds files of several splits.
+        """
+        if self.path.is_dir():
+            return self._folder_files()
+        if self.path.exists() or self.kind == "configMap" or not patterns.has_wildcard(str(self.path)):
+            return [self.path]
+        if files := self._matches():
+            return files
+        raise does_not_exist(f"no file matches {self.path}: {self._nearest()}")
+
+    def _matches(self) -> list[Path]:
+        pattern = str(self.path)
+        folder = Path(patterns.fixed_folder(pattern) or ".")
         if not folder.is_dir():
-            return ""
+            return []
+        deep = "/" in pattern.removeprefix(patterns.fixed_folder(pattern)) or "**" in pattern
+        paths = folder.rglob("*") if deep else folder.iterdir()
+        regex = patterns.glob_regex(pattern)
+        found = [path for path in paths if regex.fullmatch(str(path)) and not path.is_dir()]
+        return sorted(path for path in found if not _is_hidden(path.relative_to(folder)))
+
+    def _folder_files(self) -> list[Path]:
+        entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
+        files = [entry for entry in entries if has_data_extension(entry.name) and not entry.is_dir()]
+        if not files:
+            text = f"{self.path} is a directory without data files: name a file, or a glob such as {self.path}/*.jsonl"
+            raise does_not_exist(f"{text}; {patterns.neighbours('', [entry.name for entry in entries])}")
+        splits = patterns.splits(path.name for path in files)
+        if len(splits) > 1:
+            raise invalid_spec(
+                f"{self.path} holds files of several splits ({', '.join(sorted(splits))}): name the files to train on, "
+                f"for example {self.path}/{min(splits.get('train') or next(iter(splits.values())))}"
+            )
+        return files
+
+    def _file_records(self, path: Path, label: str) -> Iterator[Record]:
+        before = path.stat()
+        yield from read(DataFile(label or path.name, partial(_open, path), label))
+        after = path.stat()
+        if stat.S_ISREG(before.st_mode) and _identity(before) != _identity(after):
+            raise SourceInterruptedError(f"{path} changed while it was read")
+
+    def _failure(self, error: OSError) -> Exception:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return does_not_exist(f"{error.filename or self.path} does not exist: {self._nearest()}")
+        known = exits.storage_failure(error)
+        text = f"cannot read {error.filename or self.path}: {error.strerror or error}"
+        return known or FailureError(exits.UNAVAILABLE, "DatasetUnavailable", text)
+
+    def _nearest(self) -> str:
+        folder = self.path.parent
+        while not folder.is_dir():
+            folder = folder.parent
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        return f"; {folder} holds {', '.join(names[:10]) or 'nothing'}"
+        return f"{patterns.neighbours(self.path.name, names)} (in {folder})"
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb", buffering=0)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns

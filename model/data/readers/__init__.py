@@ -1,0 +1,8 @@
+"""From a file's bytes to records: JSON lines, a JSON array, CSV and Parquet, without holding more than a few rows."""
+
+from __future__ import annotations
+
+from model.data.readers.files import DataFile, has_data_extension, read
+from model.data.readers.lines import MAX_LINE_BYTES, bounded_lines, json_lines
+
+__all__ = ["MAX_LINE_BYTES", "DataFile", "bounded_lines", "has_data_extension", "json_lines", "read"]

@@ -1,0 +1,108 @@
+"""CSV with a header: one row a record, whatever line breaks its quoted fields hold."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from model import exits
+from model.data.readers.files import DataFile
+from model.data.readers.lines import MAX_LINE_BYTES, TOO_LONG, invalid, skip_line
+from model.data.readers.sniff import delimiter
+from model.data.records import Record
+from model.exits import FailureError
+
+
+class _TooLongError(Exception):
+    """A record has passed the limit; the reader goes on with the next line."""
+
+
+def csv_table(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
+    """Yield one record a row, as a mapping from column to text; the first row after the header has number 1.
+
+    Raises
+    ------
+    FailureError
+        Code 3, when the header names a column twice or cannot be read.
+    """
+    csv.field_size_limit(MAX_LINE_BYTES)
+    lines = _Lines(stream)
+    rows = csv.reader(lines, delimiter=lines.delimiter, strict=True)
+    header = _header(rows, lines, file)
+    number = 0
+    while True:
+        number += 1
+        lines.begin_record()
+        try:
+            value = _row(next(rows), header)
+        except StopIteration:
+            return
+        except _TooLongError:
+            value = invalid(f"{TOO_LONG}: is a quote left open?")
+        except csv.Error as error:
+            value = invalid(f"not valid CSV: {error}")
+        if value is None:
+            number -= 1  # a blank line
+            continue
+        yield Record(number, value if lines.problem is None else invalid(lines.problem), file.label)
+
+
+class _Lines:
+    """The file's lines as text, counted so that no record grows without bound."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._bytes = 0
+        self.problem: str | None = None
+        """What keeps the current record from being read as text."""
+        self._first: bytes | None = stream.readline(MAX_LINE_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
+        self.delimiter = delimiter(self._first.decode("utf-8", "replace"))
+
+    def begin_record(self) -> None:
+        self._bytes = 0
+        self.problem = None
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(MAX_LINE_BYTES + 1) if self._first is None else self._first
+        self._first = None
+        if not line:
+            raise StopIteration
+        self._bytes += len(line)
+        if self._bytes > MAX_LINE_BYTES:
+            if not line.endswith(b"\n"):
+                skip_line(self._stream)
+            raise _TooLongError
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.problem = f"not UTF-8: byte 0x{line[error.start]:02x}"
+            return line.decode("utf-8", "replace")
+
+
+def _header(rows: Any, lines: _Lines, file: DataFile) -> list[str]:
+    try:
+        header: list[str] = next((row for row in rows if row), [])
+    except (csv.Error, _TooLongError) as error:
+        raise _refusal(file, f"has a header that cannot be read: {error or TOO_LONG}") from error
+    if lines.problem is not None:
+        raise _refusal(file, f"has a header that is {lines.problem}: store it as UTF-8")
+    names = [name.strip() for name in header]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise _refusal(file, f"has the column {repeated[0]!r} more than once in its header: name each column once")
+    return names
+
+
+def _row(cells: list[str], header: list[str]) -> Any:
+    if not cells:
+        return None
+    if len(cells) != len(header):
+        return invalid(f"has {len(cells)} fields, but the header names {len(header)}: quote fields that hold commas")
+    return dict(zip(header, cells, strict=True))
+
+
+def _refusal(file: DataFile, text: str) -> FailureError:
+    return FailureError(exits.DATASET_INVALID, "DatasetInvalid", f"{file.name} {text}")

@@ -1,0 +1,186 @@
+"""One data file: its format by name and content, and one clear error when it is something else."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import BinaryIO, cast
+
+from model import exits
+from model.data.readers import sniff
+from model.data.readers.lines import bounded_lines, json_lines
+from model.data.records import Record
+from model.exits import FailureError
+
+BUFFER_BYTES = 1 << 20
+
+EXTENSIONS: dict[str, sniff.Format] = {
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".json": "JSON array",
+    ".csv": "CSV",
+    ".tsv": "CSV",
+    ".parquet": "Parquet",
+}
+_REMEDIES: dict[sniff.Format, str] = {
+    "JSON lines": "name it .jsonl",
+    "JSON array": "name it .json, or write one object a line",
+    "CSV": "name it .csv",
+    "Parquet": "name it .parquet",
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file to read rows from.
+
+    Parameters
+    ----------
+    name
+        What to call it in messages; its end tells the format.
+    open
+        Gives the bytes from the start on, unbuffered or not; a Parquet file's must be seekable.
+    label
+        The records' `file`: empty when the source has but this one.
+    """
+
+    name: str
+    open: Callable[[], BinaryIO]
+    label: str = ""
+
+
+def has_data_extension(name: str) -> bool:
+    """Tell whether a file's name says that it holds rows."""
+    return _extension(name) in EXTENSIONS
+
+
+def read(file: DataFile) -> Iterator[Record]:
+    """Yield the file's rows.
+
+    Raises
+    ------
+    FailureError
+        Code 3, when the file as a whole is not what its name says, or is damaged or cut off.
+    """
+    number = 0
+    with ExitStack() as stack:
+        try:
+            for record in _records(file, stack):
+                number = record.number
+                yield record
+        except EOFError as error:
+            raise damaged(file.name, number, "is cut off: the compressed data ends too early") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise damaged(file.name, number, f"is damaged: {error}") from error
+
+
+def damaged(name: str, number: int, text: str) -> FailureError:
+    """Return the failure of a file that breaks off after some rows."""
+    after = f" after row {number}" if number else ""
+    return FailureError(exits.DATASET_INVALID, "DatasetInvalid", f"{name} {text}{after}; copy it again")
+
+
+def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
+    raw = stack.enter_context(file.open())
+    stream = _buffered(raw)
+    head = stream.peek(BUFFER_BYTES)
+    wanted = EXTENSIONS.get(_extension(file.name))
+    if head.startswith(sniff.GZIP):
+        stream = _decompressed(file.name, wanted, stream)
+        head = stream.peek(BUFFER_BYTES)
+    elif file.name.endswith(".gz"):
+        raise _refusal(file.name, f"is not gzip although its name says so{_found(head)}", "name it after what it is")
+    form = _format(file.name, wanted, head)
+    if form == "JSON lines":
+        return json_lines(bounded_lines(stream), file.label)
+    if form == "CSV":
+        from model.data.readers.csv_table import csv_table
+
+        return csv_table(stream, file)
+    if form == "JSON array":
+        from model.data.readers.json_array import json_array
+
+        return json_array(stream, file)
+    from model.data.readers.parquet import parquet
+
+    return parquet(stream, file)
+
+
+def _decompressed(name: str, wanted: sniff.Format | None, stream: BinaryIO) -> io.BufferedReader:
+    if wanted == "Parquet":
+        raise _refusal(name, "is compressed with gzip as a whole", "decompress it: Parquet compresses by itself")
+    if wanted is not None and not name.endswith(".gz"):
+        raise _refusal(name, "is compressed with gzip", f"name it {PurePosixPath(name).name}.gz, or decompress it")
+    return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"))
+
+
+def _buffered(stream: BinaryIO | gzip.GzipFile) -> io.BufferedReader:
+    return io.BufferedReader(cast(io.RawIOBase, stream), BUFFER_BYTES)
+
+
+def _format(name: str, wanted: sniff.Format | None, head: bytes) -> sniff.Format:
+    """Return the format to read the file as: the one that its name says, unless its content says another."""
+    if (found := sniff.foreign(head)) is not None:
+        raise _refusal(name, f"is {found[0]}", found[1])
+    seen = "Parquet" if head.startswith(sniff.PARQUET) else sniff.text_format(head)
+    if wanted == "Parquet" and seen != "Parquet":
+        raise _refusal(name, f"is no Parquet file{_found(head)}", "copy it again, or name it after what it is")
+    if wanted is None:
+        if seen is None and head.strip():
+            raise _refusal(
+                name,
+                f"begins with {_start(head)}: no format is known by that",
+                "name it .jsonl, .json, .csv or .parquet",
+            )
+        return seen or "JSON lines"
+    if wanted == "JSON array":
+        return _json_format(name, seen, head)
+    certain = seen not in (None, wanted) and (seen != "JSON lines" or sniff.is_json_object(head))
+    if certain:
+        assert seen is not None
+        raise _refusal(name, f"holds {_words(seen)}, not {_words(wanted)}", _REMEDIES[seen])
+    if wanted == "JSON lines" and sniff.is_pretty_object(head):
+        raise _refusal(name, "holds a JSON object over several lines", "write one object a line")
+    return wanted
+
+
+def _json_format(name: str, seen: sniff.Format | None, head: bytes) -> sniff.Format:
+    """Return how to read a .json file: as an array, or as the lines that many tools write under this name."""
+    start = sniff.text_start(head)
+    if start.startswith(b"[") or not start:
+        return "JSON array" if start else "JSON lines"
+    if sniff.is_pretty_object(head):
+        raise _refusal(name, "holds a JSON object over several lines", "write an array of rows, or one object a line")
+    if start.startswith(b"{"):
+        return "JSON lines"
+    remedy = _REMEDIES[seen] if seen else "write an array of rows, or one object a line"
+    raise _refusal(name, f"is not JSON: it begins with {_start(head)}", remedy)
+
+
+def _extension(name: str) -> str:
+    return PurePosixPath(name.lower().removesuffix(".gz")).suffix
+
+
+def _words(form: sniff.Format) -> str:
+    return f"a {form}" if form == "JSON array" else form
+
+
+def _found(head: bytes) -> str:
+    if not head:
+        return ": it is empty"
+    found = sniff.foreign(head)
+    return f": it is {found[0]}" if found else f": it begins with {_start(head)}"
+
+
+def _start(head: bytes) -> str:
+    text = sniff.text_start(head)[:200].decode("utf-8", "replace").splitlines()
+    return repr(text[0][:40] if text else "")
+
+
+def _refusal(name: str, what: str, remedy: str) -> FailureError:
+    return FailureError(exits.DATASET_INVALID, "DatasetInvalid", f"{name} {what}: {remedy}")

@@ -1,0 +1,69 @@
+"""Parquet, a few rows at a time: columns are read through small buffers, never a row group as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from model.data.readers.files import DataFile, damaged
+from model.data.readers.lines import MAX_LINE_BYTES, TOO_LONG, invalid
+from model.data.records import Record
+
+BUFFER_BYTES = 1 << 20
+BATCH_BYTES = 8 << 20
+MAX_BATCH_ROWS = 256
+"""Few, since a dictionary's text counts once in the file's metadata and once a row in memory."""
+
+
+def parquet(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
+    """Yield one record a row, lists and structs as Python's.
+
+    Raises
+    ------
+    FailureError
+        Code 3, when the file is cut off or damaged.
+    """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        table = ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        for batch in table.iter_batches(_batch_rows(table.metadata), use_threads=False):
+            for value in _values(batch):
+                number += 1
+                yield Record(number, value, file.label)
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not the file's
+        text = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
+        what = "is cut off" if "magic bytes not found in footer" in text else f"is damaged ({text:.200})"
+        raise damaged(file.name, number, what) from error
+
+
+def _batch_rows(metadata: Any) -> int:
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // max(row_bytes, 1)))
+
+
+def _values(batch: Any) -> Iterator[Any]:
+    if batch.nbytes <= MAX_LINE_BYTES:
+        try:
+            yield from batch.to_pylist(maps_as_pydicts="strict")
+        except (ValueError, OverflowError, KeyError):
+            pass
+        else:
+            return
+    # One row is too long or cannot be told in Python's types: find it, and keep the others.
+    for index in range(batch.num_rows):
+        yield _value(batch.slice(index, 1))
+
+
+def _value(row: Any) -> Any:
+    if row.nbytes > MAX_LINE_BYTES:
+        return invalid(TOO_LONG)
+    try:
+        return row.to_pylist(maps_as_pydicts="strict")[0]
+    except (ValueError, OverflowError, KeyError) as error:
+        return invalid(f"cannot be read: {error}")

@@ -1,0 +1,99 @@
+"""What a file is by its first bytes: the format to read it as, or why it is none that can be read."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Literal
+
+Format = Literal["JSON lines", "JSON array", "CSV", "Parquet"]
+
+GZIP = b"\x1f\x8b"
+PARQUET = b"PAR1"
+
+_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it with `iconv -f UTF-32 -t UTF-8`"),
+    (b"\x00\x00\xfe\xff", "UTF-32 text", "convert it with `iconv -f UTF-32 -t UTF-8`"),
+    (b"\xff\xfe", "UTF-16 text", "convert it with `iconv -f UTF-16 -t UTF-8`"),
+    (b"\xfe\xff", "UTF-16 text", "convert it with `iconv -f UTF-16 -t UTF-8`"),
+    (b"PARE", "an encrypted Parquet file", "store it without encryption"),
+    (b"ARROW1", "an Arrow file", "store it as Parquet"),
+    (b"Obj\x01", "an Avro file", "store it as Parquet or JSON lines"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it, or compress it with gzip"),
+    (b"BZh", "compressed with bzip2", "decompress it, or compress it with gzip"),
+    (b"\xfd7zXZ\x00", "compressed with xz", "decompress it, or compress it with gzip"),
+    (b"PK\x03\x04", "a ZIP archive or an Excel workbook", "unpack it, or save it as CSV"),
+    (b"SQLite format 3\x00", "an SQLite database", "use the sql source"),
+    (b"\x80\x04\x95", "a Python pickle", "store it as JSON lines"),
+    (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"),
+)
+_UTF16_PAIRS = (re.compile(rb"(?:[\x09-\x7e]\x00){4}"), re.compile(rb"(?:\x00[\x09-\x7e]){4}"))
+_ARRAY_START = re.compile(rb"\[\s*(?:\{|\Z)|\[\s*\]|\[[ \t]*\r?\n")
+_PRETTY_OBJECT = re.compile(rb"\{[ \t]*\r?\n\s*\"")
+_HEADER_CELL = re.compile(r'\s*"?[\w .#/-]*"?\s*')
+
+
+def foreign(head: bytes) -> tuple[str, str] | None:
+    """Return what the bytes are and what to do about it, when they are nothing that could hold rows."""
+    for magic, what, remedy in _MAGIC:
+        if head.startswith(magic):
+            return what, remedy
+    if any(pattern.match(head) for pattern in _UTF16_PAIRS):
+        return "UTF-16 text", "convert it with `iconv -f UTF-16 -t UTF-8`"
+    if head[257:262] == b"ustar":
+        return "a tar archive", "unpack it"
+    if b"\x00" in head[:4096] and not head.startswith(PARQUET):
+        return "binary data", "store the rows as JSON lines, a JSON array, CSV or Parquet"
+    start = text_start(head)[:512].lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "an HTML page, probably an error or login page in place of the data", "check where it was fetched from"
+    if start.startswith(b"<"):
+        return "XML or HTML, perhaps an error message in place of the data", "check where it was fetched from"
+    return None
+
+
+def text_format(head: bytes) -> Format | None:
+    """Return the text format that the bytes look like; None when nothing speaks for one."""
+    start = text_start(head)
+    if _ARRAY_START.match(start):
+        return "JSON array"
+    if start.startswith(b"{"):
+        return "JSON lines"
+    return "CSV" if _looks_like_csv(start) else None
+
+
+def is_pretty_object(head: bytes) -> bool:
+    """Tell whether the file holds one JSON object over several lines."""
+    return bool(_PRETTY_OBJECT.match(text_start(head)))
+
+
+def is_json_object(head: bytes) -> bool:
+    """Tell whether the first line is a whole JSON object."""
+    return _is_json(text_start(head).split(b"\n", 1)[0])
+
+
+def text_start(head: bytes) -> bytes:
+    """Return the bytes without byte order mark and leading white space."""
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
+def delimiter(header: str) -> str:
+    """Return what separates the fields of a CSV file's first line."""
+    return next((mark for mark in (",", "\t", ";") if mark in header), ",")
+
+
+def _looks_like_csv(start: bytes) -> bool:
+    """Several plain names in the first line, and a second line that is no JSON either."""
+    lines = start.split(b"\n", 2)
+    header = lines[0].decode("utf-8", "replace")
+    cells = header.split(delimiter(header))
+    if len(cells) < 2 or not all(_HEADER_CELL.fullmatch(cell) for cell in cells):
+        return False
+    return len(lines) < 2 or not _is_json(lines[1])
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,101 @@
+"""Names of files: globs, the split that a name speaks of, and what is near to a name that is not there."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+WILDCARDS = "*?["
+SHOWN = 10
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""The words by which the hub tells a file's split from its path."""
+
+_SHARD = re.compile(r"(?:.*/)?data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]+")
+_WORD = re.compile(r"[A-Za-z]+")
+
+
+def has_wildcard(path: str) -> bool:
+    """Tell whether a path is a glob."""
+    return any(mark in path for mark in WILDCARDS)
+
+
+def fixed_folder(pattern: str) -> str:
+    """Return the folder above the first wildcard of a glob, with its slash; empty for none."""
+    first = min((pattern.find(mark) for mark in WILDCARDS if mark in pattern), default=len(pattern))
+    return pattern[: pattern.rfind("/", 0, first) + 1]
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """Translate a glob: `*` and `?` stay within a folder, `**` goes through any number of them."""
+    parts = []
+    for piece in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]*\]|.", pattern, re.DOTALL):
+        if piece == "**/":
+            parts.append("(?:.*/)?")
+        elif piece == "**":
+            parts.append(".*")
+        elif piece == "*":
+            parts.append("[^/]*")
+        elif piece == "?":
+            parts.append("[^/]")
+        elif piece.startswith("[") and len(piece) > 2:
+            inner = piece[1:-1].replace("\\", "\\\\")
+            parts.append(f"[^{inner[1:]}]" if inner[0] in "!^" else f"[{inner}]")
+        else:
+            parts.append(re.escape(piece))
+    try:
+        return re.compile("".join(parts), re.DOTALL)
+    except re.error:  # a range such as [z-a] matches nothing; so does this
+        return re.compile(r"(?!)")
+
+
+def split_of(path: str) -> str | None:
+    """Return the split that a file's path speaks of, None when it speaks of none."""
+    if shard := _SHARD.fullmatch(path):
+        return SPLIT_WORDS.get(shard[1], shard[1])
+    for part in reversed(path.split("/")):
+        for word in _WORD.findall(part):
+            if (split := SPLIT_WORDS.get(word.lower())) is not None:
+                return split
+    return None
+
+
+def splits(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Sort files by the split that their paths speak of; when none does, all of them are `train`."""
+    found: dict[str | None, list[str]] = {}
+    for path in sorted(paths):
+        found.setdefault(split_of(path), []).append(path)
+    if set(found) == {None}:
+        return {"train": found[None]}
+    return {split: files for split, files in found.items() if split is not None}
+
+
+def neighbours(name: str, there: Sequence[str]) -> str:
+    """Say what is there in place of a name: the nearest, or the first few."""
+    if near := difflib.get_close_matches(name, there, n=1):
+        return f"did you mean {near[0]}?"
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    return f"there is {', '.join(sorted(there)[:SHOWN]) or 'nothing'}{more}"
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """Return short names that tell several files apart: without the folders that all share. Empty for a single one."""
+    if len(paths) < 2:
+        return [""] * len(paths)
+    folders = [path.split("/")[:-1] for path in paths]
+    common = 0
+    while all(len(folder) > common and folder[common] == folders[0][common] for folder in folders):
+        common += 1
+    return ["/".join(path.split("/")[common:]) for path in paths]
