@@ -68,14 +68,19 @@ class TokenRows:
         import pyarrow
         from datasets import Dataset
 
+        return Dataset(pyarrow.table(self.as_columns()), fingerprint="rows")
+
+    def as_columns(self) -> dict[str, Any]:
+        """Return input_ids and labels as pyarrow's arrays of lists, without copying them."""
+        import pyarrow
+
         offsets = pyarrow.array(self.offsets, pyarrow.int64())
-        columns = {
+        return {
             name: pyarrow.LargeListArray.from_arrays(
                 offsets, pyarrow.Array.from_buffers(pyarrow.int32(), len(values), [None, pyarrow.py_buffer(values)])
             )
             for name, values in (("input_ids", self.ids), ("labels", self.labels))
         }
-        return Dataset(pyarrow.table(columns), fingerprint="rows")
 
 
 @dataclass
@@ -97,6 +102,16 @@ class PreferenceRows:
     def lengths(self) -> list[int]:
         """The number of tokens of each pair: those of the chosen and those of the rejected sequence."""
         return [a + b for a, b in zip(self.chosen.lengths, self.rejected.lengths, strict=True)]
+
+    def as_dataset(self) -> Any:
+        """Return the pairs as a `datasets.Dataset`: pair, its number, and both rows' input_ids and labels."""
+        import pyarrow
+        from datasets import Dataset
+
+        columns = {"pair": pyarrow.array(range(len(self)), pyarrow.int64())}
+        for side, rows in (("chosen", self.chosen), ("rejected", self.rejected)):
+            columns |= {f"{side}_{name}": column for name, column in rows.as_columns().items()}
+        return Dataset(pyarrow.table(columns), fingerprint="pairs")
 
 
 class RowEncoder:
