@@ -132,11 +132,8 @@ def _format(name: str, wanted: sniff.Format | None, head: bytes) -> sniff.Format
         raise _refusal(name, f"is no Parquet file{_found(head)}", "copy it again, or name it after what it is")
     if wanted is None:
         if seen is None and head.strip():
-            raise _refusal(
-                name,
-                f"begins with {_start(head)}: no format is known by that",
-                "name it .jsonl, .json, .csv or .parquet",
-            )
+            what = f"begins with {_start(head)}, and its name says no format"
+            raise _refusal(name, what, "name it .jsonl, .json, .csv or .parquet")
         return seen or "JSON lines"
     if wanted == "JSON array":
         return _json_format(name, seen, head)

@@ -101,8 +101,8 @@ class _Text:
             value, end = _DECODER.raw_decode(self._buffer, self._position)
         except (ValueError, RecursionError):
             return self._whole_value()
-        if end == len(self._buffer) and self._buffer[end - 1] not in '}]"' and self._more():
-            return self._whole_value()  # a number may go on
+        if self._buffer[end - 1] not in '}]"':
+            return self._whole_value()  # a number may go on beyond the buffer
         return self._passed(value, end)
 
     def _whole_value(self) -> Any:
@@ -117,7 +117,7 @@ class _Text:
             if not self._more():
                 raise _UnfinishedError(None if too_long else self._cause())
             end = scanner.feed(self._buffer, scanned)
-        if too_long:
+        if too_long or end - self._position > MAX_LINE_BYTES:
             self._position = end
             return invalid(TOO_LONG)
         start = self._position
@@ -164,7 +164,7 @@ class _Scanner:
     """Finds the comma or bracket that ends an element, whether or not the element is well formed."""
 
     def __init__(self) -> None:
-        self._depth = 0
+        self._open: list[str] = []
         self._in_string = False
         self._escaped = False
 
@@ -175,15 +175,17 @@ class _Scanner:
             self._escaped = False
         while (match := (_INSIDE if self._in_string else _OUTSIDE).search(text, position)) is not None:
             mark = match[0]
-            if mark in ",]}" and self._depth == 0 and not self._in_string:
+            if mark in ",]" and not self._open and not self._in_string:
                 return match.start()
             position = match.end()
             if mark == '"':
                 self._in_string = not self._in_string
             elif self._in_string:
                 self._escaped = mark == "\\"  # the text's last character: what it escapes comes next
-            else:
-                self._depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark, 0)
+            elif mark in "[{":
+                self._open.append("]" if mark == "[" else "}")
+            elif self._open and mark == self._open[-1]:  # a bracket that closes nothing is passed over
+                self._open.pop()
         return -1
 
 

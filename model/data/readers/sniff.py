@@ -28,6 +28,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"),
 )
 _UTF16_PAIRS = (re.compile(rb"(?:[\x09-\x7e]\x00){4}"), re.compile(rb"(?:\x00[\x09-\x7e]){4}"))
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _ARRAY_START = re.compile(rb"\[\s*(?:\{|\Z)|\[\s*\]|\[[ \t]*\r?\n")
 _PRETTY_OBJECT = re.compile(rb"\{[ \t]*\r?\n\s*\"")
 _HEADER_CELL = re.compile(r'\s*"?[\w .#/-]*"?\s*')
@@ -42,7 +43,7 @@ def foreign(head: bytes) -> tuple[str, str] | None:
         return "UTF-16 text", "convert it with `iconv -f UTF-16 -t UTF-8`"
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it"
-    if b"\x00" in head[:4096] and not head.startswith(PARQUET):
+    if not head.startswith(PARQUET) and len(_CONTROL.findall(head[:4096])) * 20 > len(head[:4096]):
         return "binary data", "store the rows as JSON lines, a JSON array, CSV or Parquet"
     start = text_start(head)[:512].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
