@@ -44,6 +44,11 @@ class RunDirectory:
         return self.dataset / "manifest.json"
 
     @property
+    def report(self) -> Path:
+        """What the export found out about the dataset, also when it refused it."""
+        return self.dataset / "report.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Directory of the checkpoints."""
         return self.path / "checkpoints"

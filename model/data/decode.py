@@ -20,15 +20,6 @@ MAX_LINE_BYTES = 16 << 20
 MAX_DEPTH = 100
 """Lists and objects within each other; Python's and other parsers give up at different depths beyond."""
 
-_ENCODINGS = {
-    b"\x1f\x8b": "this is a gzip file",
-    b"\x28\xb5\x2f\xfd": "this is a zstandard file",
-    b"\xff\xfe": "this is UTF-16, save the file as UTF-8",
-    b"\xfe\xff": "this is UTF-16, save the file as UTF-8",
-    b"PK\x03\x04": "this is a zip archive",
-    b"PAR1": "this is a Parquet file",
-}
-
 
 class _RefusedError(ValueError):
     """A value that JSON does not know, or that stands in doubt; `problem` says so."""
@@ -99,8 +90,7 @@ def _ends(text: str, error: json.JSONDecodeError) -> str:
 
 
 def _not_utf8(line: bytes, start: int) -> Problem:
-    hint = next((f": {hint}" for magic, hint in _ENCODINGS.items() if line.startswith(magic)), "")
-    return Problem("", f"not UTF-8: byte 0x{line[start]:02x} at byte {start + 1}{hint}", "notUtf8")
+    return Problem("", f"not UTF-8: byte 0x{line[start]:02x} at byte {start + 1}", "notUtf8")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

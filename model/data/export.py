@@ -22,145 +22,35 @@ if __name__ == "__main__":
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, BinaryIO, Literal
-
-from pydantic import Field, model_validator
+from typing import Any, TypeVar
 
 from model import flags
-from model.data.checks import Report, empty_failure
-from model.data.formats import CANONICAL_FIELDS, Row, Shape, parse_value
-from model.data.records import InvalidRowError
-from model.data.sources import FileSource, RegistrySource, Source, SourceInterruptedError
-from model.data.split import SmallestHashes, percent_threshold, row_hash
+from model.data.checks import Problems, empty_failure
+from model.data.formats import Content
+from model.data.records import InvalidRowError, Record
+from model.data.report import Report, render
+from model.data.rowfiles import RowFiles, encode_line
+from model.data.settings import ExportSettings
+from model.data.shapes import Shaper
+from model.data.sources import Source, SourceInterruptedError
+from model.data.split import row_hash
 from model.exits import FailureError
-from model.files import SCHEMA_VERSION, RunDirectory, fsync_path, sha256_of_files, write_json
-from model.registry import RunRegistry
+from model.files import SCHEMA_VERSION, RunDirectory, sha256_of_files, write_json
 from model.result import as_failure, failure_document, write_termination_message
 
-USAGE = "python -m model.data.export --run-directory=PATH --source=registry|configMap|volume [--flag=value ...]"
+USAGE = (
+    "python -m model.data.export --run-directory=PATH "
+    "--source=registry|configMap|volume|sql|objectStore|hub [--flag=value ...]"
+)
 READ_ATTEMPTS = 3
 READ_DELAY_SECONDS = 1.0
-DATASET_KEYS = ("version", "rows", "evaluationRows", "dropped", "bytes", "sha256")
+DATASET_KEYS = ("version", "rows", "evaluationRows", "dropped", "duplicates", "bytes", "sha256")
 
+__all__ = ["ExportSettings", "examine", "export", "main"]
 
-class ExportSettings(flags.Settings):
-    """What to export and how."""
-
-    run_directory: Path = Field(description="The run's directory on the output volume")
-    method: Literal["SFT"] = Field("SFT", description="Training method, which decides what a row looks like")
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the split")
-    evaluation_percent: int | None = Field(
-        None, ge=0, le=50, description="Share of the rows to hold out; 5 when nothing else is said"
-    )
-    evaluation_max_rows: int | None = Field(None, ge=0, description="How many rows to hold out, half at most")
-    invalid_rows: Literal["Fail", "Drop"] = Field("Fail", description="What to do when a row is invalid")
-    column: dict[str, str] = Field(
-        default_factory=dict, description="Where a field is found: prompt=question, once per field"
-    )
-    source: Literal["registry", "configMap", "volume"] = Field(description="Where the dataset comes from")
-    path: Path | None = Field(None, description="A JSON-lines file, for configMap and volume")
-    registry_url: str | None = Field(None, description="Base URL of the registry, for registry")
-    registry_token_file: Path | None = Field(None, description="File with the token for the registry")
-    namespace: str | None = Field(None, description="The run's namespace, for registry")
-    run_uid: str | None = Field(None, description="The run's uid, for registry")
-
-    @model_validator(mode="after")
-    def _check_together(self) -> ExportSettings:
-        problems = []
-        if self.evaluation_percent is not None and self.evaluation_max_rows is not None:
-            problems.append("give --evaluation-percent or --evaluation-max-rows, not both")
-        if unknown := set(self.column) - set(CANONICAL_FIELDS):
-            problems.append(f"--column={min(unknown)}=...: no such field, use one of {', '.join(CANONICAL_FIELDS)}")
-        needed = {"registry": ("registry_url", "namespace", "run_uid")}.get(self.source, ("path",))
-        problems += [
-            f"--source={self.source} needs {flags.flag(name)}" for name in needed if getattr(self, name) is None
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    def build_source(self) -> Source:
-        """Return the source that the flags name."""
-        if self.source == "registry":
-            assert self.registry_url is not None
-            assert self.namespace is not None
-            assert self.run_uid is not None
-            return RegistrySource(
-                RunRegistry(self.registry_url, self.namespace, self.run_uid, self.registry_token_file)
-            )
-        assert self.path is not None
-        return FileSource(self.source, self.path)
-
-    def request(self) -> dict[str, Any]:
-        """Return what, beside the source's content and the seed, decides what the files hold."""
-        return {
-            "columns": self.column,
-            "invalidRows": self.invalid_rows,
-            "evaluationPercent": self.held_out_percent,
-            "evaluationMaxRows": self.evaluation_max_rows,
-        }
-
-    @property
-    def held_out_percent(self) -> int | None:
-        """The share of rows to hold out, None when a number of rows is given instead."""
-        if self.evaluation_max_rows is not None:
-            return None
-        return 5 if self.evaluation_percent is None else self.evaluation_percent
-
-
-class RowFiles:
-    """The two files under their temporary names, and which row goes into which.
-
-    With a share to hold out, each row's own hash decides at once. With a number of rows to hold out, that
-    depends on all rows: they are first written to one file and dealt out afterwards.
-    """
-
-    def __init__(self, directory: RunDirectory, settings: ExportSettings, stack: ExitStack) -> None:
-        self._seed = settings.seed
-        self._train = stack.enter_context(_temporary(directory.train_rows))
-        self._evaluation = stack.enter_context(_temporary(directory.evaluation_rows))
-        self._all: BinaryIO | None = None
-        self._threshold = percent_threshold(settings.held_out_percent or 0)
-        self._smallest = SmallestHashes(settings.evaluation_max_rows or 0)
-        if settings.evaluation_max_rows:
-            self._all = stack.enter_context(_temporary(directory.dataset / "rows.jsonl"))
-        self.rows = 0
-        self.evaluation_rows = 0
-
-    def add(self, number: int, row: Row) -> None:
-        """Write one row with its 1-based number in the source."""
-        value = row_hash(row.content, self._seed)
-        line = _encode({**row.content, "row": number})
-        if self._all is None:
-            self._deal(value, line)
-        else:
-            self._smallest.add(value)
-            self._all.write(b"%d " % value + line)
-
-    def finish(self) -> None:
-        """Deal out the rows that waited for it, and bring both files to the disk."""
-        if self._all is not None:
-            self._threshold = self._smallest.threshold()
-            self._all.seek(0)
-            for entry in self._all:
-                value, _, line = entry.partition(b" ")
-                self._deal(int(value), line)
-            self._all.close()
-            Path(self._all.name).unlink()
-        for file in (self._train, self._evaluation):
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _deal(self, value: int, line: bytes) -> None:
-        if value < self._threshold:
-            self._evaluation.write(line)
-            self.evaluation_rows += 1
-        else:
-            self._train.write(line)
-            self.rows += 1
+T = TypeVar("T")
 
 
 def export(settings: ExportSettings) -> dict[str, Any]:
@@ -173,22 +63,50 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     """
     directory = RunDirectory(settings.run_directory)
     source = settings.build_source()
-    if (manifest := finished_manifest(directory, settings, source)) is not None:
+    description = _again(source.description)
+    if (manifest := finished_manifest(directory, settings, description)) is not None:
         return manifest
     directory.dataset.mkdir(parents=True, exist_ok=True)
     directory.manifest.unlink(missing_ok=True)
-    for attempt in range(1, READ_ATTEMPTS + 1):
+    return _again(lambda: _export_once(settings, directory, source))
+
+
+def examine(
+    source: Source,
+    method: str,
+    columns: dict[str, str],
+    take: Callable[[int, Record, Content], None],
+    *,
+    seed: int = 42,
+) -> Report:
+    """Read a whole dataset, hand each valid row with its hash to `take`, and return what is known about it.
+
+    Raises
+    ------
+    SourceInterruptedError
+        When the source broke off.
+    FailureError
+        When it is not there, or its rows are for another method. Invalid rows raise nothing: the report has them.
+    """
+    report = Report(Problems(source.name))
+    shaper = Shaper(source.name, method, columns)
+    for record in source.records():
         try:
-            return _export_once(settings, directory, source)
-        except SourceInterruptedError as error:
-            if attempt == READ_ATTEMPTS:
-                raise FailureError(exits.UNAVAILABLE, "DatasetUnavailable", str(error)) from error
-            print(f"reading again from the start: {error}", file=sys.stderr, flush=True)
-            time.sleep(READ_DELAY_SECONDS * attempt)
-    raise AssertionError("the loop returns or raises")
+            content = shaper.content(record)
+        except InvalidRowError as error:
+            report.problems.add(record, error)
+            continue
+        value = row_hash(content, seed)
+        report.duplicates.add(value, record)
+        report.measure(content)
+        take(value, record, content)
+    report.shape, report.detected = shaper.shape, shaper.detected
+    return report
 
 
-def finished_manifest(directory: RunDirectory, settings: ExportSettings, source: Source) -> dict[str, Any] | None:
+def finished_manifest(
+    directory: RunDirectory, settings: ExportSettings, description: dict[str, Any]
+) -> dict[str, Any] | None:
     """Return the manifest of an earlier export of the same request whose files are complete, else None."""
     try:
         manifest: dict[str, Any] = json.loads(directory.manifest.read_text(encoding="utf-8"))
@@ -197,7 +115,7 @@ def finished_manifest(directory: RunDirectory, settings: ExportSettings, source:
         return None
     same = (
         manifest.get("schemaVersion") == SCHEMA_VERSION
-        and manifest.get("source") == {**source.description(), **settings.request()}
+        and manifest.get("source") == {**description, **settings.request()}
         and manifest.get("seed") == settings.seed
         and manifest.get("bytes") == size
     )
@@ -205,44 +123,31 @@ def finished_manifest(directory: RunDirectory, settings: ExportSettings, source:
 
 
 def _export_once(settings: ExportSettings, directory: RunDirectory, source: Source) -> dict[str, Any]:
-    report = Report(source.name)
-    shape: Shape | None = None
     with ExitStack() as stack:
-        files = RowFiles(directory, settings, stack)
-        for record in source.records():
-            try:
-                if isinstance(record.value, InvalidRowError):
-                    raise record.value
-                row = parse_value(record.value, settings.column, shape)
-            except InvalidRowError as error:
-                report.add(record.number, error)
-                continue
-            shape = row.shape
-            files.add(record.number, row)
-        if report.invalid_rows and settings.invalid_rows == "Fail":
-            raise report.failure()
-        files.finish()
-    if shape is None:
-        raise empty_failure(source.name, report.invalid_rows)
-    if files.rows == 0:
-        raise FailureError(
-            exits.DATASET_INVALID,
-            "DatasetInvalid",
-            f"{source.name} has no rows left to train on: all {files.evaluation_rows} are held out; add rows "
-            "or hold out fewer",
+        files = RowFiles(
+            directory, percent=settings.held_out_percent, max_rows=settings.evaluation_max_rows, stack=stack
         )
-    for path in (directory.train_rows, directory.evaluation_rows):
-        _temporary_name(path).replace(path)
-    fsync_path(directory.dataset)
+        report = examine(source, settings.method, settings.column, files.add, seed=settings.seed)
+        files.deal()
+        report.rows, report.evaluation_rows, report.example = files.rows, files.evaluation_rows, files.example
+        report.warnings = _warnings(report, settings)
+        document = report.document()
+        failure = _verdict(report, settings)
+        _tell(directory, document, settings, failed=failure is not None)
+        if failure is not None:
+            raise failure
+        files.publish()
     manifest = {
         "schemaVersion": SCHEMA_VERSION,
         "source": {**source.description(), **settings.request()},
         "rows": files.rows,
         "evaluationRows": files.evaluation_rows,
-        "dropped": report.invalid_rows,
+        "dropped": report.problems.invalid_rows,
+        "duplicates": document["duplicates"],
         "bytes": directory.train_rows.stat().st_size + directory.evaluation_rows.stat().st_size,
         "sha256": sha256_of_files([directory.train_rows, directory.evaluation_rows]),
-        "shape": shape,
+        "shape": report.shape,
+        "detected": report.detected,
         "seed": settings.seed,
         "version": source.version,
     }
@@ -250,16 +155,67 @@ def _export_once(settings: ExportSettings, directory: RunDirectory, source: Sour
     return manifest
 
 
-def _temporary(path: Path) -> BinaryIO:
-    return _temporary_name(path).open("w+b")
+def _verdict(report: Report, settings: ExportSettings) -> FailureError | None:
+    """Return why the dataset cannot be trained on, None when it can."""
+    problems, name = report.problems, report.problems.source
+    if problems.invalid_rows and settings.invalid_rows == "Fail":
+        return problems.failure()
+    if report.shape is None:
+        return empty_failure(problems)
+    if report.duplicates.all_equal():
+        return _invalid(f"{name} has {report.duplicates.rows} usable rows, all of them the same: check the source")
+    if report.rows == 0:
+        held_out = report.evaluation_rows
+        return _invalid(f"{name} has no rows left to train on: all {held_out} are held out; add rows or hold out fewer")
+    return None
 
 
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
+def _invalid(text: str) -> FailureError:
+    return FailureError(exits.DATASET_INVALID, "DatasetInvalid", text)
 
 
-def _encode(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+def _warnings(report: Report, settings: ExportSettings) -> list[str]:
+    warnings = []
+    if dropped := report.problems.invalid_rows:
+        shown = "; ".join(report.problems.shown[:3])
+        warnings.append(f"{dropped} invalid rows are left out: {shown}{'; ...' if report.problems.count > 3 else ''}")
+    if duplicates := report.duplicates.count():
+        at_least = "at least " if report.duplicates.is_lower_bound else ""
+        warnings.append(f"{at_least}{duplicates} rows repeat another: {'; '.join(report.duplicates.examples())}")
+    if report.evaluation_rows == 0 and (settings.held_out_percent or settings.evaluation_max_rows):
+        warnings.append(f"no row is held out: {report.rows} are too few for that, there will be no evaluation loss")
+    return warnings
+
+
+def _tell(directory: RunDirectory, document: dict[str, Any], settings: ExportSettings, *, failed: bool) -> None:
+    """Keep the report beside the rows, and tell people what it says."""
+    try:
+        write_json(directory.report, document)
+    except OSError as error:
+        if not failed:
+            raise
+        print(f"cannot write {directory.report}: {error}", file=sys.stderr)  # the dataset's failure matters more
+    if settings.report:
+        print(render(document), flush=True)
+        return
+    if document["detected"]:
+        print(f"{document['source']}: {document['detected']}", file=sys.stderr)
+    if not failed:
+        for warning in document["warnings"]:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def _again(read: Callable[[], T]) -> T:
+    """Call what reads the source, again from the start when the source broke off."""
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        try:
+            return read()
+        except SourceInterruptedError as error:
+            if attempt == READ_ATTEMPTS:
+                raise FailureError(exits.UNAVAILABLE, "DatasetUnavailable", str(error)) from error
+            print(f"reading again from the start: {error}", file=sys.stderr, flush=True)
+            time.sleep(READ_DELAY_SECONDS * attempt)
+    raise AssertionError("the loop returns or raises")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -276,9 +232,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{failure.reason}: {failure.message}", file=sys.stderr)
         return failure.code
     dataset = {key: manifest[key] for key in DATASET_KEYS if manifest[key] is not None}
+    words = {key: manifest[key] for key in ("shape", "detected")}
     write_termination_message({"dataset": dataset})
     print(
-        _encode({"event": "export", **dataset, "seconds": round(time.monotonic() - started, 3)}).decode(),
+        encode_line({"event": "export", **dataset, **words, "seconds": round(time.monotonic() - started, 3)}).decode(),
         end="",
     )
     return exits.OK

@@ -1,126 +1,333 @@
-"""The shapes that a row may have: from a decoded JSON value to a normalised row, or to a list of problems."""
+"""The ways to write a row, each turned into one of the four shapes that the trainer knows.
+
+A `Fields` is a row seen through the column mapping; each `normalise_*` function returns the row's content or raises
+`InvalidRowError` with everything that is wrong with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from model.data.conversations import Message, check_order, read_turns
 from model.data.records import InvalidRowError, Problem
+from model.data.texts import as_list, check_text
+from model.data.tools import read_tools
 
-Shape = Literal["prompt-completion", "messages"]
+Shape = Literal["prompt-completion", "messages", "preference", "preference-messages"]
+Content = dict[str, Any]
 
-ROLES = ("system", "user", "assistant", "tool")
-PROMPT_FIELDS = ("prompt", "completion")
-CANONICAL_FIELDS = (*PROMPT_FIELDS, "messages")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row that can be trained on: its shape and its normalised content."""
-
-    shape: Shape
-    content: dict[str, Any]
+PROMPT_ENDS = ("user", "tool")
 
 
-def parse_value(value: Any, columns: Mapping[str, str], expected: Shape | None) -> Row:
-    """Turn one decoded row into a normalised row.
+class Fields:
+    """The fields of one row under their canonical names.
 
     Parameters
     ----------
     value
         The row as its source gave it.
     columns
-        Where the fields are found when they have other names: canonical name to the source's name.
-    expected
-        The shape of the rows before this one; a dataset has one shape. None for the first row.
-
-    Raises
-    ------
-    InvalidRowError
-        With every problem of the row.
+        Canonical name to the source's name, where the two differ.
     """
-    if not isinstance(value, dict):
-        raise InvalidRowError([Problem("", f"must be a JSON object, is {_kind(value)}")])
-    shape = _shape(value, columns)
-    if expected is not None and shape != expected:
-        raise InvalidRowError(
-            [Problem("", f"has the fields of {shape} rows, but the rows before are {expected}: use one shape")]
-        )
-    names = {field: columns.get(field, field) for field in CANONICAL_FIELDS}
-    if shape == "messages":
-        problems = list(_messages_problems(value.get(names["messages"]), names["messages"]))
+
+    __slots__ = ("_columns", "value")
+
+    def __init__(self, value: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+        self.value = value
+        self._columns = columns
+
+    def name(self, field: str) -> str:
+        """Return what the source calls a field."""
+        return self._columns.get(field, field)
+
+    def get(self, field: str) -> Any:
+        """Return a field's value, None when it is null or not there."""
+        return self.value.get(self._columns.get(field, field))
+
+    def has(self, field: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.get(field) is not None
+
+    def has_turns(self, field: str) -> bool:
+        """Whether the field is a list of objects, or holds one as JSON."""
+        value = as_list(self.get(field))
+        return isinstance(value, list) and (not value or isinstance(value[0], Mapping))
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write a row.
+
+    Parameters
+    ----------
+    words
+        What to call it in messages.
+    shape
+        What its rows become.
+    required, optional
+        Canonical fields.
+    conversations
+        Whether its texts are lists of turns; None when no other form has the same fields.
+    """
+
+    words: str
+    shape: Shape
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    conversations: bool | None
+    normalise: Callable[[Fields], Content]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All fields that its rows may have."""
+        return self.required + self.optional
+
+    def fits(self, row: Fields) -> bool:
+        """Whether a row has all that this form requires."""
+        if not all(row.has(field) for field in self.required):
+            return False
+        return self.conversations is None or self.conversations == row.has_turns(self.required[-1])
+
+
+def _texts(row: Fields, *fields: str) -> Content:
+    problems: list[Problem] = []
+    content = {field: row.get(field) for field in fields}
+    for field, text in content.items():
+        check_text(text, row.name(field), problems)
+    _raise(problems)
+    return content
+
+
+def normalise_prompt_completion(row: Fields) -> Content:
+    """Return prompt and completion as they are."""
+    return _texts(row, "prompt", "completion")
+
+
+def _instruction(row: Fields, problems: list[Problem]) -> str:
+    """Return the instruction, followed by its input when there is one."""
+    instruction, added = row.get("instruction"), row.get("input")
+    check_text(instruction, row.name("instruction"), problems)
+    if added is not None:
+        check_text(added, row.name("input"), problems, empty=True)
+    return f"{instruction}\n\n{added}" if isinstance(added, str) and added.strip() else instruction
+
+
+def normalise_instruction(row: Fields) -> Content:
+    """Return an Alpaca row as prompt and completion."""
+    problems: list[Problem] = []
+    prompt = _instruction(row, problems)
+    check_text(row.get("output"), row.name("output"), problems)
+    _raise(problems)
+    return {"prompt": prompt, "completion": row.get("output")}
+
+
+def normalise_messages(row: Fields) -> Content:
+    """Return the conversation in `messages`, learned in all of its assistant turns."""
+    return _conversation(row, "messages")
+
+
+def normalise_conversations(row: Fields) -> Content:
+    """Return the conversation in `conversations`, as ShareGPT writes it."""
+    return _conversation(row, "conversations")
+
+
+def _conversation(row: Fields, field: str) -> Content:
+    problems: list[Problem] = []
+    turns = read_turns(row.get(field), row.name(field), problems)
+    if system := row.get("system"):
+        check_text(system, "system", problems)
+        turns = [{"role": "system", "content": system}, *turns]
+    tools = _tools(row, problems)
+    _raise(problems)
+    if system and len(turns) > 1 and turns[1]["role"] == "system":
+        problems.append(Problem("system", f"is given beside a system turn in {row.name(field)}: keep one", "order"))
     else:
-        problems = [p for field in PROMPT_FIELDS for p in _text_problems(value, names[field])]
+        before, rest = (turns[:1], turns[1:]) if system else ([], turns)
+        check_order(rest, row.name(field), problems, before=before)
+    _raise(problems)
+    return {"messages": turns, **tools}
+
+
+def normalise_completion_turns(row: Fields) -> Content:
+    """Return a prompt and a completion that are lists of turns as one conversation."""
+    problems: list[Problem] = []
+    prompt, completion = (
+        _prompt_turns(row, problems),
+        read_turns(row.get("completion"), row.name("completion"), problems),
+    )
+    tools = _tools(row, problems)
+    _raise(problems)
+    check_order(prompt, row.name("prompt"), problems, last=PROMPT_ENDS)
+    check_order(completion, row.name("completion"), problems, before=prompt)
+    if any(turn["role"] == "assistant" and "tool_calls" not in turn for turn in prompt):
+        text = "has an assistant turn, which would be learned as well: write these rows as messages if it should be"
+        problems.append(Problem(row.name("prompt"), text, "order"))
+    _raise(problems)
+    return {"messages": prompt + completion, **tools}
+
+
+def normalise_preference(row: Fields) -> Content:
+    """Return prompt, chosen and rejected as they are."""
+    content = _texts(row, "prompt", "chosen", "rejected")
+    _check_different(content, row)
+    return content
+
+
+def normalise_instruction_preference(row: Fields) -> Content:
+    """Return an instruction with a chosen and a rejected answer."""
+    problems: list[Problem] = []
+    prompt = _instruction(row, problems)
+    answers = {field: row.get(field) for field in ("chosen", "rejected")}
+    for field, text in answers.items():
+        check_text(text, row.name(field), problems)
+    _raise(problems)
+    content = {"prompt": prompt, **answers}
+    _check_different(content, row)
+    return content
+
+
+def normalise_preference_turns(row: Fields) -> Content:
+    """Return a preference between conversations, their common beginning as the prompt.
+
+    Without a prompt, or with one that both answers repeat, the prompt is what the answers have in common.
+    """
+    problems: list[Problem] = []
+    prompt = _prompt_turns(row, problems) if row.has("prompt") else []
+    chosen, rejected = (read_turns(row.get(field), row.name(field), problems) for field in ("chosen", "rejected"))
+    tools = _tools(row, problems)
+    _raise(problems)
+    _check_different({"chosen": chosen, "rejected": rejected}, row)
+    if chosen[0]["role"] != "assistant" or not prompt:
+        given, prompt = prompt, _common(chosen, rejected)
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        _check_common(prompt, given, row)
+    check_order(prompt, row.name("prompt" if row.has("prompt") else "chosen"), problems, last=PROMPT_ENDS)
+    if not problems:
+        check_order(chosen, row.name("chosen"), problems, before=prompt)
+        check_order(rejected, row.name("rejected"), problems, before=prompt)
+    _raise(problems)
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **tools}
+
+
+def _prompt_turns(row: Fields, problems: list[Problem]) -> list[Message]:
+    """Return the prompt's turns; a prompt that is plain text is one turn of the user."""
+    prompt = as_list(row.get("prompt"))
+    if isinstance(prompt, str):
+        check_text(prompt, row.name("prompt"), problems)
+        return [{"role": "user", "content": prompt}]
+    return read_turns(prompt, row.name("prompt"), problems)
+
+
+def _common(chosen: list[Message], rejected: list[Message]) -> list[Message]:
+    """Return the turns that two conversations begin with, short of the last of either."""
+    length = 0
+    for first, second in zip(chosen[:-1], rejected[:-1], strict=False):
+        if first != second:
+            break
+        length += 1
+    return chosen[:length]
+
+
+def _check_common(prompt: list[Message], given: list[Message], row: Fields) -> None:
+    chosen, rejected = row.name("chosen"), row.name("rejected")
+    if not prompt:
+        text = f"shares no first turn with {rejected}: a row needs a prompt, or two conversations that begin alike"
+        raise InvalidRowError([Problem(chosen, text, "prompt")])
+    if given and prompt[: len(given)] != given and given[-1] not in prompt:
+        text = f"is not among the turns that {chosen} and {rejected} begin with"
+        raise InvalidRowError([Problem(row.name("prompt"), text, "prompt")])
+
+
+def _check_different(content: Content, row: Fields) -> None:
+    chosen, rejected = content["chosen"], content["rejected"]
+    same = chosen.strip() == rejected.strip() if isinstance(chosen, str) else chosen == rejected
+    if same:
+        text = f"is equal to {row.name('rejected')}: nothing can be learned from that"
+        raise InvalidRowError([Problem(row.name("chosen"), text, "chosenEqualsRejected")])
+
+
+def _tools(row: Fields, problems: list[Problem]) -> Content:
+    tools = read_tools(row.get("tools"), row.name("tools"), problems)
+    return {"tools": tools} if tools else {}
+
+
+def _raise(problems: list[Problem]) -> None:
     if problems:
         raise InvalidRowError(problems)
-    if shape == "messages":
-        messages = [{"role": m["role"], "content": m["content"]} for m in value[names["messages"]]]
-        return Row(shape, {"messages": messages})
-    return Row(shape, {field: value[names[field]] for field in PROMPT_FIELDS})
 
 
-def _shape(value: Mapping[str, Any], columns: Mapping[str, str]) -> Shape:
-    has_prompt = any(columns.get(field, field) in value for field in PROMPT_FIELDS)
-    has_messages = columns.get("messages", "messages") in value
-    if has_prompt and has_messages:
-        raise InvalidRowError([Problem("", "has both messages and prompt or completion: keep one of the two")])
-    if has_messages:
-        return "messages"
-    if has_prompt:
-        return "prompt-completion"
-    wanted = " and ".join(columns.get(field, field) for field in PROMPT_FIELDS)
-    found = ", ".join(sorted(value)[:8]) or "nothing"
-    other = columns.get("messages", "messages")
-    raise InvalidRowError([Problem("", f"has neither {wanted} nor {other}; it has {found}: map the columns")])
-
-
-def _text_problems(value: Mapping[str, Any], name: str) -> Iterator[Problem]:
-    if name not in value:
-        yield Problem(name, "is missing")
-    else:
-        yield from _string_problems(value[name], name)
-
-
-def _string_problems(text: Any, name: str) -> Iterator[Problem]:
-    if not isinstance(text, str):
-        yield Problem(name, f"must be a string, is {_kind(text)}")
-    elif not text.strip():
-        yield Problem(name, "is empty")
-    elif not _encodable(text):
-        yield Problem(name, "holds half of a surrogate pair, which is no character")
-
-
-def _messages_problems(messages: Any, name: str) -> Iterator[Problem]:
-    if not isinstance(messages, list):
-        yield Problem(name, f"must be a list, is {_kind(messages)}")
-        return
-    if not messages:
-        yield Problem(name, "is empty")
-        return
-    for index, message in enumerate(messages):
-        where = f"{name}[{index}]"
-        if not isinstance(message, dict):
-            yield Problem(where, f"must be an object, is {_kind(message)}")
-            continue
-        if message.get("role") not in ROLES:
-            yield Problem(f"{where}.role", f"must be one of {', '.join(ROLES)}, is {message.get('role')!r:.40}")
-        if "content" not in message:
-            yield Problem(f"{where}.content", "is missing")
-        else:
-            yield from _string_problems(message["content"], f"{where}.content")
-    if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
-        yield Problem(name, "has no assistant turn to learn from")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+PREFERENCE = ("prompt", "chosen", "rejected")
+FORMS = {
+    "SFT": (
+        Form(
+            "prompt and completion",
+            "prompt-completion",
+            ("prompt", "completion"),
+            (),
+            conversations=False,
+            normalise=normalise_prompt_completion,
+        ),
+        Form(
+            "prompt and completion as turns",
+            "messages",
+            ("prompt", "completion"),
+            ("tools",),
+            conversations=True,
+            normalise=normalise_completion_turns,
+        ),
+        Form("messages", "messages", ("messages",), ("tools",), conversations=None, normalise=normalise_messages),
+        Form(
+            "conversations (ShareGPT)",
+            "messages",
+            ("conversations",),
+            ("tools",),
+            conversations=None,
+            normalise=normalise_conversations,
+        ),
+        Form(
+            "instruction, input and output (Alpaca)",
+            "prompt-completion",
+            ("instruction", "output"),
+            ("input",),
+            conversations=None,
+            normalise=normalise_instruction,
+        ),
+    ),
+    "DPO": (
+        Form(
+            "prompt, chosen and rejected",
+            "preference",
+            PREFERENCE,
+            (),
+            conversations=False,
+            normalise=normalise_preference,
+        ),
+        Form(
+            "prompt, chosen and rejected as turns",
+            "preference-messages",
+            PREFERENCE,
+            ("tools",),
+            conversations=True,
+            normalise=normalise_preference_turns,
+        ),
+        Form(
+            "chosen and rejected conversations, whose common beginning is the prompt",
+            "preference-messages",
+            ("chosen", "rejected"),
+            ("tools",),
+            conversations=True,
+            normalise=normalise_preference_turns,
+        ),
+        Form(
+            "instruction, input, chosen and rejected",
+            "preference",
+            ("instruction", "chosen", "rejected"),
+            ("input",),
+            conversations=False,
+            normalise=normalise_instruction_preference,
+        ),
+    ),
+}
+CANONICAL_FIELDS = tuple(dict.fromkeys(field for forms in FORMS.values() for form in forms for field in form.fields))

@@ -9,7 +9,8 @@ import pytest
 
 from examples.dataset import make_dataset
 from model.data.decode import decode_line
-from model.data.formats import parse_value
+from model.data.records import Record
+from model.data.shapes import Shaper
 
 
 @pytest.mark.parametrize(
@@ -36,4 +37,6 @@ def test_the_files_are_the_same_each_time_and_share_no_row(tmp_path: Path) -> No
     assert not {json.loads(line)["completion"] for line in train} & {
         json.loads(line)["completion"] for line in held_out
     }
-    assert {parse_value(decode_line(line), {}, None).shape for line in train + held_out} == {"prompt-completion"}
+    shaper = Shaper("rows.jsonl", "SFT", {})
+    assert all(shaper.content(Record(1, decode_line(line))) for line in train + held_out)
+    assert shaper.shape == "prompt-completion"

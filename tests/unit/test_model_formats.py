@@ -1,4 +1,4 @@
-"""Which rows are taken, and what is said about the others."""
+"""Which rows are taken, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -7,91 +7,156 @@ from typing import Any
 
 import pytest
 
-from model.data.checks import SHOWN_PROBLEMS, Report
-from model.data.decode import MAX_LINE_BYTES, decode_line
-from model.data.formats import parse_value
-from model.data.records import InvalidRowError, Problem
+from model.data.formats import CANONICAL_FIELDS, FORMS
+from model.data.records import InvalidRowError, Record
+from model.data.shapes import Shaper
+from model.exits import FailureError
 
-
-def parse(value: Any, **columns: str) -> Any:
-    line = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return parse_value(decode_line(line), columns, None).content
-
-
-def said(value: Any, **columns: str) -> str:
-    with pytest.raises(InvalidRowError) as caught:
-        parse(value, **columns)
-    return str(caught.value)
-
-
-def chat(*turns: Any) -> dict[str, Any]:
-    return {"messages": list(turns)}
-
-
-QUESTION = {"role": "user", "content": "Why?"}
+USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
+OTHER = {"role": "assistant", "content": "Go away."}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "2", "name": "add"}
 
 
-def test_a_row_keeps_the_fields_that_are_trained_on() -> None:
-    assert parse({"prompt": "a", "completion": "b", "id": 7}) == {"prompt": "a", "completion": "b"}
-    assert parse(chat({**QUESTION, "name": "x"}, ANSWER)) == chat(QUESTION, ANSWER)
-    assert parse('{"prompt": "ä\\ud83d\\ude00", "completion": "b"}\r\n'.encode())["prompt"] == "ä😀"
-
-
-def test_columns_are_mapped() -> None:
-    row = {"question": "a", "answer": "b"}
-    assert parse(row, prompt="question", completion="answer") == {"prompt": "a", "completion": "b"}
-    assert said({"question": "a"}, prompt="question", completion="answer") == "answer: is missing"
-    assert parse({"chat": [QUESTION, ANSWER]}, messages="chat") == chat(QUESTION, ANSWER)
+def read(value: Any, method: str = "SFT", **columns: str) -> tuple[str | None, Any]:
+    """Return the shape and the content that a row has as a dataset's first."""
+    shaper = Shaper("train.jsonl", method, columns)
+    content = shaper.content(Record(1, value))
+    return shaper.shape, content
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("value", "content"),
     [
-        (b'{"prompt": "a", "completion" "b"}', "not valid JSON: Expecting ':' delimiter at character 30"),
-        (b"", "not valid JSON: Expecting value at character 1"),
-        (b'{"prompt": "\xff"}', "not UTF-8: byte 0xff at byte 13"),
-        (b"[" * 100_000, "nests lists and objects more than 100 deep"),
-        (b'{"prompt": ' + b"1" * 5000 + b"}", "holds a number of 5000 digits"),
-        (b" " * (MAX_LINE_BYTES + 1), "is longer than 16 MiB"),
-        ([1], "must be a JSON object, is a list"),
-        ({"completion": "b"}, "prompt: is missing"),
-        ({"prompt": 1, "completion": None}, "prompt: must be a string, is a number; completion: must be a"),
-        ({"prompt": "a", "completion": " \n"}, "completion: is empty"),
-        (b'{"prompt": "a", "completion": "\\ud800"}', "completion: holds half of a surrogate pair"),
-        ({"text": "a"}, "has neither prompt and completion nor messages; it has text"),
-        ({"prompt": "a", "messages": []}, "has both messages and prompt or completion"),
-        (chat(), "messages: is empty"),
-        ({"messages": "a"}, "messages: must be a list, is a string"),
-        (chat(QUESTION), "messages: has no assistant turn to learn from"),
-        (chat("a", ANSWER), "messages[0]: must be an object, is a string"),
-        (chat({"role": "human", "content": "a"}, ANSWER), "messages[0].role: must be one of system, user"),
-        (chat(QUESTION, {"role": "assistant"}), "messages[1].content: is missing"),
-        (chat(QUESTION, {"role": "assistant", "content": ""}), "messages[1].content: is empty"),
+        ({"prompt": "a", "completion": "b", "id": 7}, {"prompt": "a", "completion": "b"}),
+        ({"instruction": "a", "output": "b"}, {"prompt": "a", "completion": "b"}),
+        ({"instruction": "a", "input": "", "output": "b"}, {"prompt": "a", "completion": "b"}),
+        ({"instruction": "a", "input": None, "output": "b"}, {"prompt": "a", "completion": "b"}),
+        ({"instruction": "a", "input": "c", "output": "b"}, {"prompt": "a\n\nc", "completion": "b"}),
+    ],
+)
+def test_prompt_and_completion(value: Any, content: Any) -> None:
+    assert read(value) == ("prompt-completion", content)
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        ({"messages": [{**USER, "weight": 1, "name": None}, ANSWER]}, {"messages": [USER, ANSWER]}),
+        ({"messages": json.dumps([USER, ANSWER])}, {"messages": [USER, ANSWER]}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}, ANSWER]},
+         {"messages": [USER, ANSWER]}),
+        ({"system": "Be brief.", "messages": [USER, ANSWER]},
+         {"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER]}),
+        ({"messages": [USER, {**CALLING, "content": None}, RESULT, ANSWER], "tools": [TOOL]},
+         {"messages": [USER, CALLING, RESULT, ANSWER], "tools": [TOOL]}),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [
+            {"id": "7", "function": {"name": "add", "arguments": '{"a": 1}'}}]}],
+          "tools": json.dumps([TOOL["function"]])},
+         {"messages": [USER, {**CALLING, "tool_calls": [{"id": "7", **CALL}]}], "tools": [TOOL]}),
+        ({"messages": [USER, ANSWER], "tools": []}, {"messages": [USER, ANSWER]}),
+        ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+         {"messages": [USER, ANSWER]}),
+        ({"conversations": [USER, ANSWER]}, {"messages": [USER, ANSWER]}),
+        ({"conversations": [{"from": "human", "value": "Why?"},
+                            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+                            {"from": "observation", "value": "2"}, {"from": "gpt", "value": "Because."}],
+          "system": "", "tools": ""},
+         {"messages": [USER, CALLING, {"role": "tool", "content": "2"}, ANSWER]}),
+        ({"prompt": [USER], "completion": [ANSWER]}, {"messages": [USER, ANSWER]}),
+        ({"prompt": "Why?", "completion": [ANSWER]}, {"messages": [USER, ANSWER]}),
     ],
 )  # fmt: skip
-def test_a_row_that_cannot_be_used_says_why(value: Any, expected: str) -> None:
-    assert expected in said(value)
+def test_messages(value: Any, content: Any) -> None:
+    assert read(value) == ("messages", content)
 
 
-def test_a_dataset_has_one_shape() -> None:
-    with pytest.raises(InvalidRowError, match="messages rows, but the rows before are prompt-completion"):
-        parse_value(chat(QUESTION, ANSWER), {}, "prompt-completion")
+@pytest.mark.parametrize(
+    ("value", "shape", "content"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference",
+         {"prompt": "a", "chosen": "b", "rejected": "c"}),
+        ({"instruction": "a", "input": "d", "chosen": "b", "rejected": "c"}, "preference",
+         {"prompt": "a\n\nd", "chosen": "b", "rejected": "c"}),
+        *(
+            (value, "preference-messages", {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]})
+            for value in (
+                {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]},
+                {"prompt": "Why?", "chosen": [ANSWER], "rejected": [OTHER]},
+                {"prompt": None, "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+                {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+                {"prompt": "Why?", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+                {"prompt": [USER], "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+            )
+        ),
+        ({"chosen": [USER, ANSWER, USER, ANSWER], "rejected": [USER, ANSWER, USER, OTHER], "tools": [TOOL]},
+         "preference-messages",
+         {"prompt": [USER, ANSWER, USER], "chosen": [ANSWER], "rejected": [OTHER], "tools": [TOOL]}),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER, USER, OTHER]}, "preference-messages",
+         {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER, USER, OTHER]}),
+    ],
+)  # fmt: skip
+def test_preferences(value: Any, shape: str, content: Any) -> None:
+    assert read(value, "DPO") == (shape, content)
 
 
-def test_a_single_problem_is_told_plainly() -> None:
-    report = Report("train.jsonl")
-    report.add(7, InvalidRowError([Problem("completion", "is missing")]))
-    failure = report.failure()
-    assert failure.message == "train.jsonl row 7: completion: is missing"
-    assert (failure.code, failure.row) == (3, 7)
+def test_columns_are_mapped_and_told() -> None:
+    shaper = Shaper("train.jsonl", "SFT", {"prompt": "question", "completion": "answer"})
+    row = {"question": "a", "answer": "b", "id": 7, "messages": [USER, ANSWER]}
+    assert shaper.content(Record(1, row)) == {"prompt": "a", "completion": "b"}
+    assert shaper.detected == (
+        "prompt and completion; prompt is the column question; completion is the column answer; not used: id, messages"
+    )
 
 
-def test_many_problems_are_counted_and_the_first_are_shown() -> None:
-    report = Report("train.jsonl")
-    for row in range(3, 33):
-        report.add(row, InvalidRowError([Problem("prompt", "is empty"), Problem("completion", "is empty")]))
-    message = report.failure().message
-    assert message.count("is empty") == SHOWN_PROBLEMS
-    assert message.endswith("; and 40 more (60 problems in 30 rows)")
-    assert report.failure().row == 3
+@pytest.mark.parametrize(
+    ("row", "method", "detected"),
+    [
+        ({"messages": [USER, ANSWER], "prompt": "Why?"}, "SFT", "messages; not used: prompt"),
+        ({"instruction": "a", "output": "b"}, "SFT",
+         "instruction, input and output (Alpaca), read as prompt-completion"),
+        ({"conversations": [USER, ANSWER], "system": "s"}, "SFT", "conversations (ShareGPT), read as messages"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "DPO", "prompt, chosen and rejected, read as preference"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, "DPO",
+         "chosen and rejected conversations, whose common beginning is the prompt, read as preference-messages"),
+    ],
+)  # fmt: skip
+def test_what_was_detected_is_told(row: Any, method: str, detected: str) -> None:
+    shaper = Shaper("train.jsonl", method, {})
+    shaper.content(Record(1, row))
+    assert shaper.detected == detected
+
+
+def test_a_row_that_lacks_a_field_does_not_decide() -> None:
+    shaper = Shaper("train.jsonl", "DPO", {})
+    with pytest.raises(InvalidRowError, match="rejected: is missing"):
+        shaper.content(Record(1, {"prompt": "a", "chosen": "b"}))
+    assert shaper.shape is None
+    shaper.content(Record(2, {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}))
+    assert shaper.shape == "preference-messages"
+    with pytest.raises(
+        InvalidRowError, match=r"has prompt, chosen and rejected, but row 2 has chosen and rejected con"
+    ):
+        shaper.content(Record(3, {"prompt": "a", "chosen": "b", "rejected": "c"}))
+
+
+def test_a_row_for_both_methods_is_read_for_the_one_that_was_asked_for() -> None:
+    row = {"prompt": "Why?", "chosen": [USER, ANSWER], "rejected": [USER, OTHER], "messages": [USER, ANSWER]}
+    assert read(row)[0] == "messages"
+    assert read(row, "DPO")[0] == "preference-messages"
+
+
+def test_the_method_is_never_ignored() -> None:
+    with pytest.raises(FailureError, match="has prompt, chosen and rejected, which is for DPO; method SFT needs"):
+        read({"prompt": "a", "chosen": "b", "rejected": "c"})
+    with pytest.raises(FailureError, match="has prompt and completion, which is for SFT; method DPO needs"):
+        read({"prompt": "a", "completion": "b"}, "DPO")
+
+
+def test_every_field_can_be_mapped() -> None:
+    assert set(CANONICAL_FIELDS) == {field for forms in FORMS.values() for form in forms for field in form.fields}
+    assert read({"p": "a", "c": "b", "r": "d"}, "DPO", prompt="p", chosen="c", rejected="r")[0] == "preference"
+    assert read({"turns": [USER, ANSWER], "f": [TOOL]}, messages="turns", tools="f")[1]["tools"] == [TOOL]

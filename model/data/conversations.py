@@ -1,0 +1,184 @@
+"""Conversations: turns of system, user, assistant and tools, read from two ways of writing them.
+
+Roles come in an order that every chat template can render: one system turn at most and at the start, then user and
+assistant in turn; an assistant turn with `tool_calls` is followed by the tools' answers and then by the assistant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model.data.records import Problem
+from model.data.texts import as_list, check_mapping, check_text, kind, short
+from model.data.tools import read_calls, read_function_call
+
+Message = dict[str, Any]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a dataset writes a turn: the names of its keys and of the roles."""
+
+    role: str
+    content: str
+    roles: dict[str, str]
+
+
+OPENAI = Spelling("role", "content", {role: role for role in ROLES})
+SHAREGPT = Spelling(
+    "from",
+    "value",
+    {
+        **{role: role for role in ROLES},
+        "human": "user",
+        "gpt": "assistant",
+        "chatgpt": "assistant",
+        "model": "assistant",
+        "function_call": "assistant",
+        "observation": "tool",
+        "function_response": "tool",
+    },
+)
+
+
+def spelling_of(turns: Any) -> Spelling:
+    """Return how a conversation's first turn is written."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return SHAREGPT if isinstance(first, dict) and "from" in first and "role" not in first else OPENAI
+
+
+def read_turns(value: Any, field: str, problems: list[Problem]) -> list[Message]:
+    """Return the normalised turns of a conversation; what is wrong with one of them is added to the problems."""
+    value = as_list(value)
+    if not isinstance(value, list):
+        problems.append(Problem(field, f"must be a list, is {kind(value)}", "wrongType"))
+        return []
+    if not value:
+        problems.append(Problem(field, "is empty", "empty"))
+        return []
+    spelling = spelling_of(value)
+    turns = []
+    for index, turn in enumerate(value):
+        where = f"{field}[{index}]"
+        if check_mapping(turn, where, problems):
+            turns.append(_read_turn(turn, where, spelling, problems))
+    return turns
+
+
+def check_order(
+    turns: Sequence[Message],
+    field: str,
+    problems: list[Problem],
+    *,
+    before: Sequence[Message] = (),
+    last: tuple[str, ...] = ("assistant",),
+) -> None:
+    """Check that the turns follow upon each other, and that the last is by one of the roles given.
+
+    Turns that stand before these, already checked, are given as `before`.
+    """
+    previous = before[-1] if before else None
+    for index, turn in enumerate(turns):
+        if (text := _out_of_order(previous, turn)) is not None:
+            problems.append(Problem(f"{field}[{index}].role", text, "order"))
+            return
+        previous = turn
+    if turns and turns[-1]["role"] not in last:
+        if "assistant" in last and not any(turn["role"] == "assistant" for turn in turns):
+            problems.append(Problem(field, "has no assistant turn to learn from", "order"))
+        else:
+            text = f"ends with a turn of {turns[-1]['role']}, must end with one of {' or '.join(last)}"
+            problems.append(Problem(field, text, "order"))
+
+
+def _out_of_order(previous: Message | None, turn: Message) -> str | None:
+    role = turn["role"]
+    if previous is None:
+        allowed: tuple[str, ...] = ("system", "user")
+        when = "a conversation starts with"
+    elif previous["role"] == "assistant" and "tool_calls" in previous:
+        allowed, when = ("tool",), "after an assistant turn with tool_calls comes"
+    else:
+        allowed = {"system": ("user",), "user": ("assistant",), "assistant": ("user",), "tool": ("tool", "assistant")}[
+            previous["role"]
+        ]
+        when = f"after a turn of {previous['role']} comes"
+    if role in allowed:
+        return None
+    if role == "system":
+        return "is system, but only the first turn may be"
+    if role == "tool" and previous is not None and previous["role"] == "assistant":
+        return "is tool, but the assistant turn before it has no tool_calls to answer"
+    return f"is {role}, but {when} {' or '.join(allowed)}"
+
+
+def _read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem]) -> Message:
+    given = turn.get(spelling.role)
+    role = spelling.roles.get(given) if isinstance(given, str) else None
+    if role is None:
+        text = f"must be one of {', '.join(spelling.roles)}, is {short(given)}"
+        missing = spelling.role not in turn
+        problems.append(Problem(f"{where}.{spelling.role}", "is missing" if missing else text, "role"))
+    content = f"{where}.{spelling.content}"
+    calls: list[Any] = []
+    message: Message = {"role": role or "unknown"}
+    if given == "function_call":
+        calls = read_function_call(turn.get(spelling.content), content, problems)
+        message["content"] = ""
+    else:
+        if turn.get("tool_calls"):
+            calls = _calls(turn, where, role, problems)
+        message["content"] = _content(turn, content, spelling, problems, empty=bool(calls) or role == "tool")
+    if calls:
+        message["tool_calls"] = calls
+    for key in ("name", "tool_call_id"):
+        if turn.get(key) is not None:
+            check_text(turn[key], f"{where}.{key}", problems)
+            message[key] = turn[key]
+    if turn.get("weight") == 0:
+        text = "is 0, but every assistant turn is learned: split the conversation where learning should start"
+        problems.append(Problem(f"{where}.weight", text, "weight"))
+    return message
+
+
+def _calls(turn: Any, where: str, role: str | None, problems: list[Problem]) -> list[Any]:
+    if role not in ("assistant", None):
+        problems.append(Problem(f"{where}.tool_calls", f"is given for a turn of {role}, only assistants call", "role"))
+        return []
+    return read_calls(turn["tool_calls"], f"{where}.tool_calls", problems)
+
+
+def _content(turn: Any, field: str, spelling: Spelling, problems: list[Problem], *, empty: bool) -> Any:
+    """Return a turn's text. Null next to tool calls becomes empty text, on which all chat templates agree."""
+    text = turn.get(spelling.content)
+    if text is None and empty:
+        return ""
+    if spelling.content not in turn:
+        problems.append(Problem(field, "is missing", "missing"))
+    elif isinstance(text, list):
+        return _joined(text, field, problems)
+    else:
+        check_text(text, field, problems, empty=empty)
+    return text
+
+
+def _joined(parts: list[Any], field: str, problems: list[Problem]) -> str:
+    """Return the text of a content that is a list of parts, of which only text can be learned."""
+    texts = []
+    for index, part in enumerate(parts):
+        where = f"{field}[{index}]"
+        if not check_mapping(part, where, problems):
+            continue
+        if part.get("type") != "text":
+            text = f"must be 'text', is {short(part.get('type'))}: other content cannot be trained on"
+            problems.append(Problem(f"{where}.type", text, "wrongType"))
+        else:
+            check_text(part.get("text"), f"{where}.text", problems)
+            texts.append(str(part.get("text")))
+    if not parts:
+        problems.append(Problem(field, "is empty", "empty"))
+    return "".join(texts)

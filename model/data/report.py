@@ -1,0 +1,136 @@
+"""What is known about a dataset once every row was seen: `dataset/report.json`, and the same for people."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.data.checks import Problems
+from model.data.duplicates import Duplicates
+from model.data.formats import Content
+from model.data.lengths import Lengths
+from model.data.records import printable
+from model.files import SCHEMA_VERSION
+
+EXAMPLE_CHARACTERS = 2000
+_KINDS = {
+    "character": "a character that cannot be used",
+    "chosenEqualsRejected": "chosen equal to rejected",
+    "duplicateKey": "a key twice in one object",
+    "empty": "empty text",
+    "missing": "a missing field",
+    "mixedShapes": "another shape than the rows before",
+    "notJson": "not valid JSON",
+    "notUtf8": "not UTF-8",
+    "number": "a number that cannot be used",
+    "order": "turns out of order",
+    "prompt": "no common prompt",
+    "role": "an unknown or misplaced role",
+    "tooDeep": "nested too deep",
+    "tooLong": "a row too long to read",
+    "toolCall": "a tool call that cannot be read",
+    "unknownShape": "no known shape",
+    "unreadable": "cannot be read",
+    "weight": "a turn that should not be learned",
+    "wrongType": "a value of the wrong type",
+}
+
+
+@dataclass
+class Report:
+    """Gathers the facts about a dataset while its rows stream past.
+
+    Parameters
+    ----------
+    problems
+        The invalid rows.
+    """
+
+    problems: Problems
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    characters: dict[str, Lengths] = field(default_factory=dict)
+    rows: int = 0
+    evaluation_rows: int = 0
+    shape: str | None = None
+    detected: str = ""
+    example: Content | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def measure(self, content: Content) -> None:
+        """Take the lengths of a valid row's texts into account."""
+        for name, length in _lengths(content).items():
+            if (lengths := self.characters.get(name)) is None:
+                lengths = self.characters[name] = Lengths()
+            lengths.add(length)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "schemaVersion": SCHEMA_VERSION,
+            "source": self.problems.source,
+            "shape": self.shape,
+            "detected": self.detected,
+            "rows": self.rows,
+            "evaluationRows": self.evaluation_rows,
+            "dropped": self.problems.invalid_rows,
+            "problems": dict(self.problems.kinds.most_common()),
+            "shownProblems": self.problems.shown,
+            "duplicates": self.duplicates.count(),
+            "duplicatesAtLeast": self.duplicates.is_lower_bound,
+            "shownDuplicates": self.duplicates.examples(),
+            "characters": {name: lengths.summary() for name, lengths in self.characters.items()},
+            "example": None if self.example is None else _cut(self.example),
+            "warnings": self.warnings,
+        }
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """Return the report for a terminal."""
+    at_least = "at least " if document["duplicatesAtLeast"] else ""
+    lines = [
+        printable(f"Dataset     {document['source']}"),
+        f"Detected    {document['detected'] or 'nothing that is known'}",
+        f"Rows        {document['rows']} to train on, {document['evaluationRows']} held out",
+        f"Left out    {document['dropped']} invalid",
+        *(f"            {count} x {_KINDS.get(kind, kind)}" for kind, count in document["problems"].items()),
+        *(f"            {problem}" for problem in document["shownProblems"]),
+        f"Duplicates  {at_least}{document['duplicates']}",
+        *(f"            {text}" for text in document["shownDuplicates"]),
+    ]
+    if characters := document["characters"]:
+        lines += ["", "Characters         p50      p90      p99      max"]
+        lines += [
+            f"  {name:<12}" + "".join(f"{values[key]:>9}" for key in ("p50", "p90", "p99", "max"))
+            for name, values in characters.items()
+        ]
+    if document["example"] is not None:
+        lines += ["", f"A row as the trainer sees it ({document['shape']})"]
+        text = json.dumps(document["example"], ensure_ascii=False, indent=2)
+        lines += [textwrap.indent("\n".join(map(printable, text.splitlines())), "  ")]
+    lines += [f"Warning: {warning}" for warning in document["warnings"]]
+    return "\n".join(lines)
+
+
+def _lengths(content: Content) -> dict[str, int]:
+    """Return the characters of each part of a row; of a conversation, what the assistant says is the completion."""
+    if (turns := content.get("messages")) is None:
+        return {name: _size(value) for name, value in content.items() if name != "tools"}
+    completion = sum(len(turn["content"]) for turn in turns if turn["role"] == "assistant")
+    return {"prompt": _size(turns) - completion, "completion": completion}
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, str) else sum(len(turn["content"]) for turn in value)
+
+
+def _cut(value: Any) -> Any:
+    """Return a copy in which no text is longer than a page."""
+    if isinstance(value, str):
+        left_out = len(value) - EXAMPLE_CHARACTERS
+        return value if left_out <= 0 else f"{value[:EXAMPLE_CHARACTERS]}... ({left_out} characters more)"
+    if isinstance(value, Mapping):
+        return {key: _cut(item) for key, item in value.items()}
+    return [_cut(item) for item in value] if isinstance(value, list) else value

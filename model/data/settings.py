@@ -1,0 +1,159 @@
+"""What to export, from where and how: the flags of the export, all problems told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from model import flags
+from model.data.formats import CANONICAL_FIELDS
+from model.data.shapes import candidates, unknown_columns
+from model.data.sources import FileSource, HubSource, ObjectStoreSource, RegistrySource, Source, SqlSource
+from model.registry import RunRegistry
+
+DATABASE_VARIABLE = "DATASET_URL"
+
+_NEEDED = {
+    "registry": ("registry_url", "namespace", "run_uid"),
+    "configMap": ("path",),
+    "volume": ("path",),
+    "sql": ("query",),
+    "objectStore": ("uri",),
+    "hub": ("repository",),
+}
+_ONLY_FOR = {
+    "path": ("configMap", "volume"),
+    "query": ("sql",),
+    "uri": ("objectStore",),
+    "endpoint": ("objectStore",),
+    "repository": ("hub",),
+    "revision": ("hub",),
+    "split": ("hub",),
+}
+
+
+class ExportSettings(flags.Settings):
+    """What to export and how."""
+
+    run_directory: Path = Field(description="The run's directory on the output volume")
+    method: Literal["SFT", "DPO"] = Field("SFT", description="Training method, which decides what a row looks like")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the split")
+    evaluation_percent: int | None = Field(
+        None, ge=0, le=50, description="Share of the rows to hold out; 5 when nothing else is said"
+    )
+    evaluation_max_rows: int | None = Field(None, ge=0, description="How many rows to hold out, half at most")
+    invalid_rows: Literal["Fail", "Drop"] = Field("Fail", description="What to do when a row is invalid")
+    column: dict[str, str] = Field(
+        default_factory=dict, description="Where a field is found: prompt=question, once per field"
+    )
+    report: bool = Field(False, description="Print what is known about the dataset")
+    source: Literal["registry", "configMap", "volume", "sql", "objectStore", "hub"] = Field(
+        description="Where the dataset comes from"
+    )
+    path: Path | None = Field(None, description="For configMap and volume: a file, a directory, or a glob")
+    registry_url: str | None = Field(None, description="Base URL of the registry, for registry")
+    registry_token_file: Path | None = Field(None, description="File with the token for the registry")
+    namespace: str | None = Field(None, description="The run's namespace, for registry")
+    run_uid: str | None = Field(None, description="The run's uid, for registry")
+    query: str | None = Field(None, description=f"For sql: the query; {DATABASE_VARIABLE} holds the database's URL")
+    uri: str | None = Field(None, description="For objectStore: s3://bucket/key, with wildcards if need be")
+    endpoint: str | None = Field(None, description="For objectStore: URL of the S3 interface, if it is not AWS")
+    repository: str | None = Field(None, description="For hub: the dataset repository, owner/name")
+    revision: str | None = Field(None, description="For hub: branch, tag or commit")
+    split: str | None = Field(None, description="For hub: the split to train on, train when nothing is said")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_together(cls, data: Any, handler: ModelWrapValidatorHandler[ExportSettings]) -> ExportSettings:
+        """Add what is wrong with several flags together to what is wrong with each."""
+        details: list[InitErrorDetails] = []
+        result = None
+        try:
+            result = handler(data)
+        except ValidationError as error:
+            for entry in error.errors():
+                detail = InitErrorDetails(type=entry["type"], loc=entry["loc"], input=entry["input"])
+                details.append({**detail, "ctx": entry["ctx"]} if "ctx" in entry else detail)
+        if isinstance(data, Mapping):
+            details += [
+                InitErrorDetails(type=PydanticCustomError("together", "{text}", {"text": text}), input=None)
+                for text in _problems_together(data)
+            ]
+        if details or result is None:
+            raise ValidationError.from_exception_data(cls.__name__, details)
+        return result
+
+    def build_source(self) -> Source:
+        """Return the source that the flags name."""
+        if self.source == "registry":
+            assert self.registry_url is not None
+            assert self.namespace is not None
+            assert self.run_uid is not None
+            return RegistrySource(
+                RunRegistry(self.registry_url, self.namespace, self.run_uid, self.registry_token_file)
+            )
+        if self.source == "sql":
+            assert self.query is not None
+            return SqlSource(os.environ[DATABASE_VARIABLE], self.query)
+        if self.source == "objectStore":
+            assert self.uri is not None
+            return ObjectStoreSource(self.uri, self.endpoint)
+        if self.source == "hub":
+            assert self.repository is not None
+            return HubSource(self.repository, self.revision, self.split or "train")
+        assert self.path is not None
+        return FileSource(self.source, self.path)
+
+    def request(self) -> dict[str, Any]:
+        """Return what, beside the source's content and the seed, decides what the files hold."""
+        return {
+            "method": self.method,
+            "columns": self.column,
+            "invalidRows": self.invalid_rows,
+            "evaluationPercent": self.held_out_percent,
+            "evaluationMaxRows": self.evaluation_max_rows,
+        }
+
+    @property
+    def held_out_percent(self) -> int | None:
+        """The share of rows to hold out, None when a number of rows is given instead."""
+        if self.evaluation_max_rows is not None:
+            return None
+        return 5 if self.evaluation_percent is None else self.evaluation_percent
+
+
+def _problems_together(data: Mapping[str, Any]) -> list[str]:
+    problems = []
+    given = {name for name, value in data.items() if value is not None}
+    source = str(data.get("source"))
+    if {"evaluation_percent", "evaluation_max_rows"} <= given:
+        problems.append("give --evaluation-percent or --evaluation-max-rows, not both")
+    problems += [f"--source={source} needs {flags.flag(name)}" for name in _NEEDED.get(source, ()) if name not in given]
+    if source == "sql" and not os.environ.get(DATABASE_VARIABLE):
+        problems.append(f"--source=sql needs the environment variable {DATABASE_VARIABLE}, the database's URL")
+    problems += [
+        f"{flags.flag(name)}: is for --source={' and '.join(sources)} only"
+        for name, sources in _ONLY_FOR.items()
+        if name in given and source in _NEEDED and source not in sources
+    ]
+    if isinstance(columns := data.get("column"), Mapping):
+        problems += _column_problems(columns, data.get("method", "SFT"))
+    return problems
+
+
+def _column_problems(columns: Mapping[str, Any], method: Any) -> list[str]:
+    if unknown := sorted(set(columns) - set(CANONICAL_FIELDS)):
+        return [f"--column={name}=...: no such field, use one of {', '.join(CANONICAL_FIELDS)}" for name in unknown]
+    problems = [f"--column={name}=: needs the name of a column" for name, column in columns.items() if not column]
+    if method not in ("SFT", "DPO"):
+        return problems
+    if other := unknown_columns(method, columns):
+        return [*problems, *(f"--column={name}=...: no row for --method={method} has that field" for name in other)]
+    if not candidates(method, columns):
+        return [*problems, f"--column: no row has all of {', '.join(sorted(columns))}, map the fields of one shape"]
+    return problems

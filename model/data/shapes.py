@@ -1,0 +1,163 @@
+"""Which way of writing rows a dataset uses: found out from its first whole row, the same for all others, and told.
+
+A row decides when it has every field that one of the method's forms requires. Rows before it that have not are
+invalid like any other row with a missing field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from model import exits
+from model.data.formats import FORMS, Content, Fields, Form, Shape
+from model.data.records import InvalidRowError, Problem, Record, printable
+from model.data.texts import kind, names
+from model.exits import FailureError
+
+
+class Shaper:
+    """Turns rows into content of one shape.
+
+    Parameters
+    ----------
+    source
+        What the dataset is called in messages.
+    method
+        SFT or DPO, which decides what a row must have.
+    columns
+        Where a field is found when the source calls it otherwise: canonical name to the source's name.
+    """
+
+    def __init__(self, source: str, method: str, columns: Mapping[str, str]) -> None:
+        self._source = source
+        self._method = method
+        self._columns = columns
+        self._forms = candidates(method, columns)
+        self._others = [form for other in FORMS if other != method for form in FORMS[other]]
+        self._form: Form | None = None
+        self._decided_by = ""
+        self.detected = ""
+        """What was found, in words; empty before the first whole row."""
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of the rows, None before the first whole row."""
+        return None if self._form is None else self._form.shape
+
+    def content(self, record: Record) -> Content:
+        """Return the normalised content of a row.
+
+        Raises
+        ------
+        InvalidRowError
+            With every problem of the row.
+        FailureError
+            When the rows are for another method, or could be read in two ways.
+        """
+        value = record.value
+        if isinstance(value, InvalidRowError):
+            raise value
+        if not isinstance(value, Mapping):
+            raise InvalidRowError([Problem("", f"must be a JSON object, is {kind(value)}", "wrongType")])
+        row = Fields(value, self._columns)
+        form = self._form or self._detect(row, record)
+        if not form.fits(row):
+            self._check_complete(form, row)
+        return form.normalise(row)
+
+    def _detect(self, row: Fields, record: Record) -> Form:
+        fitting = _most_specific([form for form in self._forms if form.fits(row)])
+        if len(fitting) > 1:
+            raise self._failure(record, f"can be read as {_choice(fitting)}: {_remedy(fitting)}")
+        if fitting:
+            self._form = fitting[0]
+            self._decided_by = _where(record)
+            self.detected = self._words(fitting[0], row)
+            return fitting[0]
+        if other := next((form for form in self._others if form.fits(row)), None):
+            raise self._failure(record, self._for_another_method(other))
+        form, found = max(((form, _found(form, row)) for form in self._forms), key=lambda pair: pair[1])
+        if found:
+            raise InvalidRowError(_missing(form, row))
+        raise InvalidRowError([Problem("", self._unknown(row), "unknownShape")])
+
+    def _check_complete(self, form: Form, row: Fields) -> None:
+        """Raise unless only the types of the fields are wrong, about which the normalising says more."""
+        if (other := next((other for other in (*self._forms, *self._others) if other.fits(row)), None)) is not None:
+            text = f"has {other.words}, but {self._decided_by} has {form.words}: use one of the two"
+            raise InvalidRowError([Problem("", text, "mixedShapes")])
+        if missing := _missing(form, row):
+            raise InvalidRowError(missing)
+
+    def _words(self, form: Form, row: Fields) -> str:
+        words = form.words
+        if form.shape != words.replace(" and ", "-"):
+            words += f", read as {form.shape}"
+        used = {row.name(field): field for field in form.fields if row.name(field) in row.value}
+        words += "".join(f"; {field} is the column {name}" for name, field in used.items() if name != field)
+        unused = [key for key in row.value if key not in used and not (key == "system" and "messages" in form.shape)]
+        return printable(words + (f"; not used: {names(unused)}" if unused else ""))
+
+    def _for_another_method(self, form: Form) -> str:
+        wanted = _choice(self._forms)
+        other = next(name for name, forms in FORMS.items() if form in forms)
+        return f"has {form.words}, which is for {other}; method {self._method} needs {wanted}"
+
+    def _unknown(self, row: Fields) -> str:
+        wanted = " nor ".join(_named(form, row) for form in self._forms)
+        neither = "neither" if len(self._forms) > 1 else "not"
+        return f"has {neither} {wanted}; it has {names(row.value) or 'nothing'}: map the columns"
+
+    def _failure(self, record: Record, text: str) -> FailureError:
+        message = printable(f"{self._source} {_where(record)}: {text}")
+        return FailureError(exits.DATASET_INVALID, "DatasetInvalid", message, row=record.number)
+
+
+def candidates(method: str, columns: Mapping[str, str]) -> list[Form]:
+    """Return the forms of a method that use every column that is mapped; none when no form uses them all."""
+    return [form for form in FORMS[method] if set(columns) <= set(form.fields)]
+
+
+def _most_specific(forms: Sequence[Form]) -> list[Form]:
+    """Leave out the forms whose required fields are part of another's."""
+    return [form for form in forms if not any(set(form.required) < set(other.required) for other in forms)]
+
+
+def _missing(form: Form, row: Fields) -> list[Problem]:
+    problems = []
+    for field in form.required:
+        name = row.name(field)
+        if name not in row.value:
+            mapped = "" if name == field else f" (it is mapped to {field})"
+            problems.append(Problem(name, f"is missing{mapped}", "missing"))
+        elif row.value[name] is None:
+            problems.append(Problem(name, "must not be null", "missing"))
+    return problems
+
+
+def _found(form: Form, row: Fields) -> int:
+    return sum(row.name(field) in row.value for field in form.required)
+
+
+def _named(form: Form, row: Fields) -> str:
+    return " and ".join(map(row.name, form.required))
+
+
+def _choice(forms: Sequence[Form]) -> str:
+    return " or ".join(dict.fromkeys(" and ".join(form.required) for form in forms))
+
+
+def _remedy(forms: Sequence[Form]) -> str:
+    first = forms[0].required[-1]
+    return f"leave the columns of one out, or name one with the column mapping ({first}={first})"
+
+
+def _where(record: Record) -> str:
+    return f"{record.file} row {record.number}" if record.file else f"row {record.number}"
+
+
+def unknown_columns(method: str, columns: Mapping[str, Any]) -> list[str]:
+    """Return the mapped fields that no form of the method has."""
+    known = {field for form in FORMS[method] for field in form.fields}
+    return sorted(set(columns) - known)

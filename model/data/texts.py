@@ -1,0 +1,95 @@
+"""Checks of single values, shared by all shapes. Each appends what it finds to the row's list of problems."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from model.data.decode import decode_text
+from model.data.records import InvalidRowError, Problem
+
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    tuple: "a list",
+    str: "a string",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    bytes: "bytes",
+    type(None): "null",
+}
+SHOWN_CHARACTERS = 40
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # not where the backslash itself is escaped
+
+
+def kind(value: Any) -> str:
+    """Return what a value is, in words."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def short(value: Any) -> str:
+    """Return a value as it stands in a message, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def names(keys: Any) -> str:
+    """Return the first keys of a row, for messages."""
+    shown = [str(key)[:SHOWN_CHARACTERS] for key in list(keys)[:8]]
+    return ", ".join(shown) + (", ..." if len(keys) > len(shown) else "")
+
+
+def check_text(text: Any, field: str, problems: list[Problem], *, empty: bool = False) -> None:
+    """Check that a value is text with something to read in it; `empty` allows that there is nothing."""
+    if type(text) is not str:
+        problems.append(Problem(field, f"must be a string, is {kind(text)}", "wrongType"))
+    elif not text or text.isspace():
+        if not empty:
+            problems.append(Problem(field, "is empty", "empty"))
+    elif "\0" in text:
+        problems.append(Problem(field, f"holds a NUL character, at character {text.index(chr(0)) + 1}", "character"))
+    elif not text.isascii() and not _encodable(text):
+        problems.append(Problem(field, "holds half of a surrogate pair, which is no character", "character"))
+
+
+def as_list(value: Any) -> Any:
+    """Return the list that a text holds as JSON, as CSV files and databases have it; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return decode_text(value)
+    except InvalidRowError:
+        return value
+
+
+def check_json(value: Any, field: str, problems: list[Problem]) -> None:
+    """Check that a nested value can be written as JSON."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        problems.append(Problem(field, "holds half of a surrogate pair, which is no character", "character"))
+    except (TypeError, ValueError, RecursionError) as error:
+        problems.append(Problem(field, f"cannot be written as JSON: {error}", "wrongType"))
+    else:
+        if _NUL.search(text):
+            problems.append(Problem(field, "holds a NUL character", "character"))
+
+
+def check_mapping(value: Any, field: str, problems: list[Problem]) -> bool:
+    """Check that a value is an object, and say whether it is."""
+    if isinstance(value, Mapping):
+        return True
+    problems.append(Problem(field, f"must be an object, is {kind(value)}", "wrongType"))
+    return False
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
