@@ -1,4 +1,8 @@
-"""From text rows to token rows: which tokens a model sees, and which of them it learns."""
+"""From exported rows to token rows: which tokens a model sees, and which of them it learns.
+
+`RowEncoder` reads the lines, `model.training.rendering` makes text of them, `model.training.encoding` tokens, and
+`model.training.preferences` cuts pairs. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +17,86 @@ from typing import Any
 
 from model import exits
 from model.exits import FailureError
+from model.training.encoding import IGNORED, Encoded, SpanTokenizer
+from model.training.preferences import Pair
+from model.training.rendering import Content, Markers, Place, Renderer
 
-IGNORED = -100
-"""Label of a token that is seen but not learned."""
+__all__ = ["IGNORED", "DigestedLines", "Outcomes", "PreferenceRows", "RowEncoder", "Tally", "TokenRows"]
+
+MAX_LENGTH = "training.maxLength (--max-length)"
+TOO_LONG = "dataset.tooLong (--too-long)"
 
 _ROWS_AT_ONCE = 512
+_PLACES_KEPT = 5
 
 
-@dataclass(frozen=True)
-class TextRow:
-    """One rendered conversation.
+@dataclass
+class Tally:
+    """How many rows something happened to, and where the first of them are."""
 
-    Parameters
-    ----------
-    text
-        All of it.
-    learned
-        Pairs of prefixes of `text`: what lies between the two ends is learned.
-    number
-        1-based row of the dataset's source.
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, place: Place) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.first) < _PLACES_KEPT:
+            self.first.append(str(place))
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"rows": self.count, "first": self.first}
+
+
+@dataclass
+class Outcomes:
+    """What became of the rows that did not stay as they were, and the tokens of the longest, before any cut.
+
+    Left out are rows over the limit when these are to be dropped, rows of which nothing is left to learn within
+    the limit, and pairs whose answers are the same tokens, perhaps only after the cut.
     """
 
-    text: str
-    learned: tuple[tuple[str, str], ...]
-    number: int
+    truncated: Tally = field(default_factory=Tally)
+    too_long: Tally = field(default_factory=Tally)
+    no_learnable_token: Tally = field(default_factory=Tally)
+    equal_answers: Tally = field(default_factory=Tally)
+    longest: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """The rows that were left out."""
+        return self.too_long.count + self.no_learnable_token.count + self.equal_answers.count
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "truncated": self.truncated.document(),
+            "tooLong": self.too_long.document(),
+            "noLearnableToken": self.no_learnable_token.document(),
+            "equalAnswers": self.equal_answers.document(),
+            "longestRow": self.longest,
+        }
+
+    def nothing_left(self, max_length: int) -> FailureError:
+        """Return the failure of a dataset of which no row is left."""
+        reasons = [
+            f"{tally.count} {what} (first {', '.join(tally.first)})"
+            for tally, what in (
+                (self.too_long, f"longer than {max_length} tokens, and {TOO_LONG} is Drop"),
+                (self.no_learnable_token, f"with nothing left to learn within {max_length} tokens"),
+                (self.equal_answers, "with chosen and rejected the same tokens"),
+            )
+            if tally.count
+        ]
+        remedy = ""
+        if self.longest > max_length:
+            remedy = f": raise {MAX_LENGTH} from {max_length} to {self.longest}, the tokens of the longest row"
+        return FailureError(
+            exits.DATASET_INVALID,
+            "DatasetInvalid",
+            f"none of the dataset's {self.dropped} rows can be trained on; "
+            f"{'; '.join(reasons) or 'it has none'}{remedy}",
+        )
 
 
 @dataclass
@@ -46,8 +106,7 @@ class TokenRows:
     ids: array[int] = field(default_factory=lambda: array("i"))
     labels: array[int] = field(default_factory=lambda: array("i"))
     offsets: array[int] = field(default_factory=lambda: array("q", [0]))
-    truncated: int = 0
-    dropped: int = 0
+    outcomes: Outcomes = field(default_factory=Outcomes)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -57,6 +116,21 @@ class TokenRows:
         self.ids.extend(ids)
         self.labels.extend(labels)
         self.offsets.append(len(self.ids))
+
+    def row(self, index: int) -> tuple[array[int], array[int]]:
+        """Return the ids and the labels of a row."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.ids[span], self.labels[span]
+
+    @property
+    def truncated(self) -> int:
+        """The rows that were cut."""
+        return self.outcomes.truncated.count
+
+    @property
+    def dropped(self) -> int:
+        """The rows that were left out."""
+        return self.outcomes.dropped
 
     @property
     def lengths(self) -> list[int]:
@@ -68,78 +142,69 @@ class TokenRows:
         import pyarrow
         from datasets import Dataset
 
-        return Dataset(pyarrow.table(self.as_columns()), fingerprint="rows")
-
-    def as_columns(self) -> dict[str, Any]:
-        """Return input_ids and labels as pyarrow's arrays of lists, without copying them."""
-        import pyarrow
-
         offsets = pyarrow.array(self.offsets, pyarrow.int64())
-        return {
+        columns = {
             name: pyarrow.LargeListArray.from_arrays(
                 offsets, pyarrow.Array.from_buffers(pyarrow.int32(), len(values), [None, pyarrow.py_buffer(values)])
             )
             for name, values in (("input_ids", self.ids), ("labels", self.labels))
         }
+        return Dataset(pyarrow.table(columns), fingerprint="rows")
 
 
 @dataclass
 class PreferenceRows:
     """Tokenised preference pairs: row i of `chosen` and row i of `rejected` are whole sequences with the same prompt.
 
-    Labels are on the answers alone. `truncated` and `dropped` count pairs.
+    Labels are on the answers alone.
     """
 
     chosen: TokenRows = field(default_factory=TokenRows)
     rejected: TokenRows = field(default_factory=TokenRows)
-    truncated: int = 0
-    dropped: int = 0
+    outcomes: Outcomes = field(default_factory=Outcomes)
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def truncated(self) -> int:
+        """The pairs that were cut."""
+        return self.outcomes.truncated.count
+
+    @property
+    def dropped(self) -> int:
+        """The pairs that were left out."""
+        return self.outcomes.dropped
 
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each pair: those of the chosen and those of the rejected sequence."""
         return [a + b for a, b in zip(self.chosen.lengths, self.rejected.lengths, strict=True)]
 
-    def as_dataset(self) -> Any:
-        """Return the pairs as a `datasets.Dataset`: pair, its number, and both rows' input_ids and labels."""
-        import pyarrow
-        from datasets import Dataset
-
-        columns = {"pair": pyarrow.array(range(len(self)), pyarrow.int64())}
-        for side, rows in (("chosen", self.chosen), ("rejected", self.rejected)):
-            columns |= {f"{side}_{name}": column for name, column in rows.as_columns().items()}
-        return Dataset(pyarrow.table(columns), fingerprint="pairs")
-
 
 class RowEncoder:
-    """Renders rows with the tokenizer's chat template and labels what the assistant says.
-
-    A prompt and its completion are one user turn and one assistant turn. Without a chat template the two are
-    joined as they are, and the end token closes them. Learned is each assistant turn with its end token, and
-    nothing after that: a model that does not learn the end token never stops.
+    """Makes tokens of exported rows, with labels on what the assistant says.
 
     Parameters
     ----------
     tokenizer
         The base model's `PreTrainedTokenizerBase`.
     max_length
-        Tokens per row.
+        Tokens per sequence.
     too_long
         Truncate, Drop or Fail: what to do with a longer row.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int, too_long: str) -> None:
-        self._tokenizer = tokenizer
+        markers = Markers(tokenizer)
+        self._special_ids = markers.special_ids
+        self._renderer = Renderer(tokenizer, markers)
+        self._spans = SpanTokenizer(tokenizer, markers, adds_special_tokens=not self._renderer.templated)
         self._max_length = max_length
         self._too_long = too_long
-        added = tokenizer.added_tokens_decoder.items()
-        self._special = {*tokenizer.all_special_ids, *(index for index, token in added if token.special)}
 
     def encode(self, lines: Iterator[bytes], name: str) -> TokenRows:
-        """Encode exported JSON lines; `name` is what to call them in messages.
+        """Encode exported JSON lines of single conversations; `name` is what to call them in messages.
 
         Raises
         ------
@@ -147,18 +212,13 @@ class RowEncoder:
             When a row does not fit the template or, with too_long Fail, the model.
         """
         rows = TokenRows()
-        texts = (self._render(json.loads(line), name) for line in lines)
-        while batch := list(islice(texts, _ROWS_AT_ONCE)):
-            whole = self._tokenize([row.text for row in batch])
-            prefixes = [prefix for row in batch for pair in row.learned for prefix in pair]
-            tokenized = iter(self._tokenize(prefixes))
-            for row, ids in zip(batch, whole, strict=True):
-                ends = [(next(tokenized), next(tokenized)) for _ in row.learned]
-                self._add(rows, ids, ends, row, name)
+        for contents in self._batches(lines, name, pairs=False):
+            for encoded in self._spans.encode(self._renderer.conversations(contents, name)):
+                self._add(rows, encoded)
         return rows
 
     def encode_preferences(self, lines: Iterator[bytes], name: str) -> PreferenceRows:
-        """Encode exported preference pairs; `name` is what to call them in messages.
+        """Encode exported JSON lines of preference pairs; `name` is what to call them in messages.
 
         Raises
         ------
@@ -166,115 +226,63 @@ class RowEncoder:
             When a pair does not fit the template or, with too_long Fail, the model.
         """
         pairs = PreferenceRows()
-        for line in lines:
-            content = json.loads(line)
-            for side, rows in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
-                answer = content[side]
-                plain = isinstance(answer, str)
-                row = {"row": content["row"]} | (
-                    {"prompt": content["prompt"], "completion": answer}
-                    if plain
-                    else {"messages": [*content["prompt"], *answer]}
-                )
-                text = self._render(row, name)
-                ids, before, through = self._tokenize([text.text, *text.learned[-1]])
-                self._add(rows, ids, [(before, through)], text, name)
+        for contents in self._batches(lines, name, pairs=True):
+            sides = [side for pair in self._renderer.pairs(contents, name) for side in pair]
+            encoded = self._spans.encode(sides)
+            for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True):
+                self._add_pair(pairs, Pair.of(chosen, rejected), chosen.place)
         return pairs
 
-    def _render(self, content: dict[str, Any], name: str) -> TextRow:
-        from jinja2 import TemplateError
+    def _batches(self, lines: Iterator[bytes], name: str, *, pairs: bool) -> Iterator[list[Content]]:
+        numbered = enumerate(lines, 1)
+        while batch := list(islice(numbered, _ROWS_AT_ONCE)):
+            yield [_parse(line, number, name, pairs=pairs) for number, line in batch]
 
-        number = content["row"]
-        if not self._tokenizer.chat_template:
-            return self._render_plain(content, number, name)
-        messages = content.get("messages") or [
-            {"role": "user", "content": content["prompt"]},
-            {"role": "assistant", "content": content["completion"]},
-        ]
-        try:
-            text = self._apply(messages)
-            learned = tuple(
-                (self._apply(messages[:index], add_generation_prompt=True), self._apply(messages[: index + 1]))
-                for index, message in enumerate(messages)
-                if message["role"] == "assistant"
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise _invalid(name, number, f"the base model's chat template refuses it: {error}") from error
-        for start, end in learned:
-            if not (text.startswith(start) and text.startswith(end)):
-                raise _invalid(
-                    name,
-                    number,
-                    "the base model's chat template renders an earlier turn differently once later ones follow, so "
-                    "what to learn cannot be told apart: split the conversation into one row per assistant turn",
-                )
-        return TextRow(text, learned, number)
-
-    def _render_plain(self, content: dict[str, Any], number: int, name: str) -> TextRow:
-        if "messages" in content:
-            raise _invalid(
-                name,
-                number,
-                "it has messages, but the base model has no chat template: use prompt and completion, or a chat model",
-            )
-        text = content["prompt"] + content["completion"]
-        return TextRow(text, ((content["prompt"], text),), number)
-
-    def _apply(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        if not messages:
-            return ""
-        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        return text
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        plain = not self._tokenizer.chat_template  # a template writes the special tokens itself
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=plain)["input_ids"]
-        return ids
-
-    def _add(
-        self, rows: TokenRows, ids: list[int], learned: list[tuple[list[int], list[int]]], row: TextRow, name: str
-    ) -> None:
-        labels = [IGNORED] * len(ids)
-        end = 0
-        for before, through in learned:
-            start, stop = common_prefix_length(before, ids), common_prefix_length(through, ids)
-            end = self._end_token(ids, start, stop)
-            labels[start:end] = ids[start:end]
-        ids, labels = ids[:end], labels[:end]  # nothing after the last learned token can be learned from
-        if ids[-1] not in self._special:
-            ids, labels = [*ids, self._end_of_text()], [*labels, self._end_of_text()]
-        if len(ids) > self._max_length:
-            if self._too_long == "Fail":
-                raise _invalid(
-                    name, row.number, f"has {len(ids)} tokens, more than the {self._max_length} of maxLength"
-                )
-            ids, labels = ids[: self._max_length], labels[: self._max_length]
-            if self._too_long == "Drop" or all(label == IGNORED for label in labels[1:]):
-                rows.dropped += 1
-                return
-            rows.truncated += 1
-        labels[0] = IGNORED  # nothing stands before it from which it could be told
+    def _add(self, rows: TokenRows, encoded: Encoded) -> None:
+        ids, labels = encoded.ids, encoded.labels()
+        longer = self._is_longer(rows.outcomes, len(ids), encoded.place)
+        if longer and self._too_long == "Drop":
+            rows.outcomes.too_long.add(encoded.place)
+            return
+        ids, labels = ids[: self._max_length], labels[: self._max_length]
+        if all(label == IGNORED for label in labels):
+            rows.outcomes.no_learnable_token.add(encoded.place)
+            return
+        if longer:
+            rows.outcomes.truncated.add(encoded.place)
         rows.append(ids, labels)
 
-    def _end_token(self, ids: list[int], start: int, stop: int) -> int:
-        """Return where a turn ends: after its last special token, for templates put line breaks behind that."""
-        for position in range(stop, start, -1):
-            if ids[position - 1] in self._special:
-                return position
-        return stop
+    def _add_pair(self, rows: PreferenceRows, pair: Pair, place: Place) -> None:
+        longer = self._is_longer(rows.outcomes, pair.length, place)
+        if longer and self._too_long == "Drop":
+            rows.outcomes.too_long.add(place)
+            return
+        pair = pair.cut(self._max_length, self._special_ids) if longer else pair
+        if pair.chosen.ids == pair.rejected.ids:
+            if self._too_long == "Fail":
+                raise place.failure(
+                    "chosen and rejected are the same tokens in the base model's chat template, so there is nothing "
+                    "to prefer: leave the row out"
+                )
+            rows.outcomes.equal_answers.add(place)
+            return
+        if not (pair.chosen.learns and pair.rejected.learns):
+            rows.outcomes.no_learnable_token.add(place)
+            return
+        if longer:
+            rows.outcomes.truncated.add(place)
+        chosen, rejected = pair.sequences()
+        rows.chosen.append(*chosen)
+        rows.rejected.append(*rejected)
 
-    def _end_of_text(self) -> int:
-        token = self._tokenizer.eos_token_id
-        if token is None:
-            raise FailureError(
-                exits.DOES_NOT_EXIST,
-                "BaseModelUnavailable",
-                "the base model's tokenizer has no end token (eos_token): a model trained with it would never stop",
+    def _is_longer(self, outcomes: Outcomes, length: int, place: Place) -> bool:
+        outcomes.longest = max(outcomes.longest, length)
+        if length > self._max_length and self._too_long == "Fail":
+            raise place.failure(
+                f"has {length} tokens, more than the {self._max_length} of maxLength: raise {MAX_LENGTH} to {length}, "
+                f"or set {TOO_LONG} to Truncate or Drop"
             )
-        identifier: int = token
-        return identifier
+        return length > self._max_length
 
 
 class DigestedLines:
@@ -295,13 +303,29 @@ class DigestedLines:
         return self._digest.hexdigest()
 
 
-def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many tokens the two have in common from the start."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    return next(index for index in range(shorter) if first[index] != second[index])
-
-
-def _invalid(name: str, number: int, text: str) -> FailureError:
-    return FailureError(exits.DATASET_INVALID, "DatasetInvalid", f"{name} row {number}: {text}", row=number)
+def _parse(line: bytes, number: int, name: str, *, pairs: bool) -> Content:
+    """Return a line's row after a look at its shape."""
+    try:
+        content: Content = json.loads(line)
+        keys = content.keys()
+        is_pair, is_single = (
+            {"prompt", "chosen", "rejected"} <= keys,
+            "messages" in keys or {"prompt", "completion"} <= keys,
+        )
+        whole = "row" in keys and (is_pair or is_single)
+    except (ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise FailureError(
+            exits.DATASET_INVALID,
+            "DatasetInvalid",
+            f"{name} exported line {number} is not what python -m model.data.export writes: export the dataset again",
+        )
+    if not (is_pair if pairs else is_single):
+        method, other = ("DPO", "SFT") if pairs else ("SFT", "DPO")
+        wanted = "prompt, chosen and rejected" if pairs else "prompt and completion, or messages"
+        raise Place.of(content, name).failure(
+            f"method {method} needs {wanted}; these rows are for {other}: set method (--method) to {other}, or map the "
+            "fields with dataset.columns (--column)"
+        )
+    return content

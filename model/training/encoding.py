@@ -1,0 +1,151 @@
+"""From text to tokens, and which positions are learned.
+
+A position is found by tokenising what precedes it. Tokenizers cut their added tokens out of a text before anything
+else, so what precedes means from the last of these on: a few tokens, most of them the same in every row, instead of
+the whole conversation again for each of its turns.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from model import exits
+from model.exits import FailureError
+from model.training.rendering import Markers, Place, Rendered, Span, common_prefix_length
+
+IGNORED = -100
+"""Label of a token that is seen but not learned."""
+
+_REMEMBERED_CHARACTERS = 64
+_REMEMBERED_TAILS = 1024
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as tokens; `learned` are spans of positions, in order."""
+
+    ids: list[int]
+    learned: list[Span]
+    place: Place
+
+    def labels(self) -> list[int]:
+        """Return the ids where they are learned, IGNORED elsewhere and at the first, before which nothing stands."""
+        labels = [IGNORED] * len(self.ids)
+        for start, end in self.learned:
+            labels[start:end] = self.ids[start:end]
+        labels[:1] = [IGNORED]
+        return labels
+
+
+class SpanTokenizer:
+    """Tokenises rendered conversations and finds their learned spans among the tokens.
+
+    Parameters
+    ----------
+    tokenizer
+        The base model's `PreTrainedTokenizerBase`.
+    markers
+        Its added tokens.
+    adds_special_tokens
+        Whether the tokenizer puts in the begin and end tokens; a chat template writes them itself.
+    """
+
+    def __init__(self, tokenizer: Any, markers: Markers, *, adds_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._markers = markers
+        self._marker_texts = {index: text for text, index in markers.ids.items()}
+        self._adds_special_tokens = adds_special_tokens
+        self._remembered: dict[str, list[int]] = {}
+
+    def encode(self, rows: Sequence[Rendered]) -> list[Encoded]:
+        """Return the tokens of each row.
+
+        Raises
+        ------
+        FailureError
+            When a learned span does not end with an end token, or there is no end token to put there.
+        """
+        whole = self._tokenize([row.text for row in rows])
+        borders = [self._borders(row, ids) for row, ids in zip(rows, whole, strict=True)]
+        tails = self._tails({tail for row in borders for _, tail in row if tail})
+        encoded = []
+        for row, ids, its in zip(rows, whole, borders, strict=True):
+            positions = []
+            for at, text in its:
+                tail = tails[text] if text else []
+                positions.append(at + common_prefix_length(tail, ids[at : at + len(tail)]))
+            encoded.append(self._encoded(row, ids, positions))
+        return encoded
+
+    def _encoded(self, row: Rendered, ids: list[int], borders: list[int]) -> Encoded:
+        learned = list(zip(borders[::2], borders[1::2], strict=True))
+        if not row.closed and ids[-1:] and ids[-1] not in self._markers.special_ids:
+            ids = [*ids, self._end_of_text()]
+            learned[-1] = (learned[-1][0], len(ids))
+        elif row.closed and not all(start < end and ids[end - 1] in self._marker_texts for start, end in learned):
+            raise row.place.failure(
+                "the base model's tokenizer does not keep the end token of the assistant's turn in one piece, so a "
+                "model trained with it would never stop: use a base model whose tokenizer and chat template agree"
+            )
+        return Encoded(ids, learned, row.place)
+
+    def _borders(self, row: Rendered, ids: list[int]) -> list[tuple[int, str]]:
+        """Return for both ends of each learned span a position that is known, and the text from there to the end."""
+        known = [(at, token) for at, token in enumerate(ids) if token in self._marker_texts]
+        found: list[re.Match[str]] = []
+        if known:
+            found = list(_pattern(frozenset(self._marker_texts[token] for _, token in known)).finditer(row.text))
+        if [token for _, token in known] != [self._markers.ids[match.group()] for match in found]:
+            known, found = [], []  # as with a begin token that the tokenizer adds: then from the start of the text
+        begins = [match.start() for match in found]
+        borders = []
+        for end in (end for span in row.learned for end in span):
+            last = bisect_left(begins, end) - 1
+            if end == len(row.text):
+                borders.append((len(ids), ""))
+            elif last >= 0 and found[last].end() == end:
+                borders.append((known[last][0] + 1, ""))
+            elif last >= 0 and found[last].end() < end:
+                borders.append((known[last][0], row.text[begins[last] : end]))
+            else:
+                borders.append((0, row.text[:end]))
+        return borders
+
+    def _tails(self, texts: set[str]) -> dict[str, list[int]]:
+        new = [text for text in texts if text not in self._remembered]
+        tokenized = dict(zip(new, self._tokenize(new), strict=True))
+        answer = tokenized | {text: self._remembered[text] for text in texts if text in self._remembered}
+        if len(self._remembered) < _REMEMBERED_TAILS:
+            self._remembered |= {text: ids for text, ids in tokenized.items() if len(text) <= _REMEMBERED_CHARACTERS}
+        return answer
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self._tokenizer(
+            texts, add_special_tokens=self._adds_special_tokens, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        return ids
+
+    def _end_of_text(self) -> int:
+        token = self._tokenizer.eos_token_id
+        if token is None:
+            raise FailureError(
+                exits.DOES_NOT_EXIST,
+                "BaseModelUnavailable",
+                "the base model's tokenizer has no end token (eos_token), and its chat template writes none: a model "
+                "trained with it would never stop; set eos_token in its tokenizer_config.json",
+            )
+        identifier: int = token
+        return identifier
+
+
+@lru_cache(maxsize=256)
+def _pattern(texts: frozenset[str]) -> re.Pattern[str]:
+    """Return a pattern for markers that prefers the longest, as tokenizers do."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
