@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from finetune.api.fields import clip
 from finetune.api.status import Progress, TrainingRunStatus
-from finetune.api.trainingrun import Columns, OutputClaim, TrainingRun
+from finetune.api.sources import Columns
+from finetune.api.trainingrun import OutputClaim, TrainingRun
 
 SPEC = {
     "method": "SFT",

@@ -23,6 +23,7 @@ from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
 from finetune.registry.errors import InvalidRows
 from finetune.registry.migrate import UnknownRevision, head, migrate
 from finetune.registry.schema import audit, content_chunks, contents, metadata, metric_points
+from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.runs import RunStore
 from tests.support.registry import pairs
@@ -80,6 +81,31 @@ def test_registries_that_start_together_migrate_once(database_url: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(before or "" for before, _ in results) == ["", *[head()] * 5]
+
+
+async def test_what_an_older_registry_stored_is_there_after_the_migration(database_url: str) -> None:
+    engine = sync_engine(database_url)
+    with engine.begin() as connection:
+        config = migrations.alembic_config()
+        config.attributes["connection"] = connection
+        migrations.command.upgrade(config, "0001")
+        time = "2026-01-01 00:00:00"
+        for statement in (
+            f"INSERT INTO experiments VALUES (1, 'ml', 'e', '{time}')",
+            f"INSERT INTO runs VALUES (1, 'uid', 'ml', 'r', 1, 'SFT', NULL, '{{}}', '{time}')",
+            f"INSERT INTO adapters VALUES (1, 'ml', 'a', 1, '{time}')",
+            "INSERT INTO adapter_versions VALUES (1, 'id', 1, 1, 1, 'claim', 'base', NULL, 'd', "
+            f"""'{{"rows": 1, "sha256": "{"d" * 64}"}}', 's', 1, '1.5', NULL, NULL, 5, NULL, 0, '{time}')""",
+        ):
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+    assert migrate(parse_url(database_url)) == ("0001", head())
+    database = Database(parse_url(database_url))
+    try:
+        found = await AdapterStore(database).version("ml", "a", None)
+    finally:
+        await database.close()
+    assert (found.final_loss, found.steps, found.reward_accuracy, found.parent) == ("1.5", 5, None, None)
 
 
 def test_a_migration_that_fails_changes_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ async def test_namespaces_do_not_see_each_other(client: RegistryClient, namespac
 async def test_a_list_longer_than_a_page_is_complete(
     client: RegistryClient, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.registry.store.datasets.PAGE_SIZE", 2)
+    monkeypatch.setattr("finetune.registry.store.series.PAGE_SIZE", 2)
     for name in ("e", "d", "c", "b", "a"):
         await client.push_dataset(namespace, name, file_of(pairs(1), tmp_path))
     for tag in ("2", "3", "4"):

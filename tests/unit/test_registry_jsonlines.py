@@ -43,7 +43,10 @@ def test_windows_line_ends_are_white_space() -> None:
     [
         ({"prompt": "a", "completion": "b"}, "prompt-completion"),
         ({"messages": []}, "messages"),
+        ({"messages": [], "tools": []}, "messages"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
+        ({"prompt": [], "chosen": [], "rejected": [], "tools": []}, "preference-messages"),
+        ({"chosen": [], "rejected": []}, "other"),
         ({"question": "a", "answer": "b"}, "other"),
         ({}, "other"),
     ],
@@ -61,7 +64,7 @@ def test_the_shape_follows_from_the_keys(row: dict[str, object], shape: str) -> 
         (b'["a"]', "line 3: a JSON array where an object is expected", "one object"),
         (b"7", "line 3: a JSON number where", "one object"),
         (b"null", "line 3: a JSON null where", "one object"),
-        (b'{"messages": []}', "line 3: a row with messages, but line 1 is a row with completion, prompt", "one shape"),
+        (b'{"messages": []}', "line 3: a row with messages, but line 1 is a row with prompt and compl", "one shape"),
     ],
 )
 def test_a_bad_line_is_named_with_what_to_do(line: bytes, complaint: str, hint: str) -> None:
@@ -71,9 +74,24 @@ def test_a_bad_line_is_named_with_what_to_do(line: bytes, complaint: str, hint: 
     assert hint in caught.value.hint
 
 
-def test_an_empty_line_between_rows_is_named() -> None:
-    with pytest.raises(InvalidRows, match="line 3: empty line"):
-        read(GOOD + b"\n" + GOOD)
+def test_an_empty_line_counts_as_a_line_but_not_as_a_row() -> None:
+    assert read(b"\n" + GOOD + b" \r\n" + GOOD).rows == 4
+    with pytest.raises(InvalidRows, match="line 5: not valid JSON"):
+        read(b"\n" + GOOD + b"\n" + b"oops\n")
+    with pytest.raises(InvalidRows, match="line 5: a row with messages, but line 2 is a row with prompt"):
+        read(b"\n" + GOOD + b"\n" + b'{"messages": []}\n')
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row() -> None:
+    facts = read(b"\xef\xbb\xbf" + GOOD, block=1)
+    assert (facts.rows, facts.bytes, facts.shape) == (2, len(GOOD) + 3, "prompt-completion")
+
+
+def test_text_and_messages_do_not_mix_in_preferences() -> None:
+    text = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+    chat = b'{"prompt": [], "chosen": [], "rejected": []}\n'
+    with pytest.raises(InvalidRows, match="line 2: a row with prompt, chosen and rejected as lists of messages, but"):
+        read(text + chat)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
@@ -85,7 +103,6 @@ def test_no_rows_are_no_dataset(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
-        (b"\xef\xbb\xbf" + GOOD, "byte order mark"),
         (b"\x1f\x8b\x08\x00", "gzip"),
         (b"[\n" + GOOD, "jq -c"),
     ],

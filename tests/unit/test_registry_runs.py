@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from finetune.api.registry import BaseModelReference
+from finetune.api.registry import PARENT_ADAPTER_NOT_FOUND, BaseModelReference
 from finetune.clients.registry import (
     AdapterVersion,
     RegistryClient,
@@ -82,6 +82,64 @@ async def test_a_run_waits_for_its_dataset(client: RegistryClient, namespace: st
     with pytest.raises(RegistryNotFound, match="has no version 2"):
         await put_run(client, namespace, uid, dataset_name="tickets", dataset_version=2)
     assert (await put_run(client, namespace, uid, dataset_name="tickets")).dataset_version == 1
+
+
+async def test_the_newest_parent_is_pinned_once_and_becomes_the_lineage(
+    client: RegistryClient, namespace: str, uid: str
+) -> None:
+    first, second, other = (str(uuid.uuid4()) for _ in range(3))
+    for parent in (first, second):
+        await put_run(client, namespace, parent, name=f"run-{parent[:8]}")
+    made = await put_adapter(client, namespace, first, name="support")
+    child = await put_run(client, namespace, uid, method="DPO", parent_adapter_name="support")
+    await put_adapter(client, namespace, second, name="support")
+    assert child.parent_adapter is not None
+    assert (child.parent_adapter.name, child.parent_adapter.version) == ("support", 1)
+    assert (child.parent_adapter.uri, child.parent_adapter.sha256) == (made.uri, made.sha256)
+    assert child.parent_adapter.base_model == made.base_model
+    assert await put_run(client, namespace, uid, method="DPO", parent_adapter_name="support") == child
+    registered = await put_adapter(client, namespace, uid, name="support-dpo")
+    assert registered.parent is not None
+    assert (registered.parent.name, registered.parent.version) == ("support", 1)
+    assert registered.parent.sha256 == made.sha256
+    assert made.parent is None
+    later = await put_run(client, namespace, other, parent_adapter_name="support", parent_adapter_version=2)
+    assert later.parent_adapter is not None
+    assert later.parent_adapter.version == 2
+    assert [run.parent_adapter for run in await client.list_runs(namespace) if run.uid == uid] == [child.parent_adapter]
+
+
+async def test_a_parent_that_does_not_exist_is_told_from_a_missing_dataset(
+    client: RegistryClient, namespace: str, uid: str
+) -> None:
+    with pytest.raises(RegistryNotFound, match="adapter 'support' does not exist") as caught:
+        await put_run(client, namespace, uid, parent_adapter_name="support")
+    assert caught.value.reason == PARENT_ADAPTER_NOT_FOUND
+    parent = str(uuid.uuid4())
+    await put_run(client, namespace, parent)
+    await put_adapter(client, namespace, parent, name="support")
+    with pytest.raises(RegistryNotFound, match="has no version 2") as caught:
+        await put_run(client, namespace, uid, parent_adapter_name="support", parent_adapter_version=2)
+    assert (caught.value.reason, caught.value.hint) == (PARENT_ADAPTER_NOT_FOUND, "its newest version is 1")
+    with pytest.raises(RegistryNotFound):
+        await put_run(client, f"{namespace}-b", uid, parent_adapter_name="support")
+    await put_run(client, namespace, uid, parent_adapter_name="support")
+    for changes in ({}, {"parent_adapter_name": "other"}):
+        with pytest.raises(RegistryRefused, match="is recorded with parent adapter 'support'"):
+            await put_run(client, namespace, uid, **changes)
+
+
+async def test_what_preference_training_measures_is_kept(
+    client: RegistryClient, http: httpx.AsyncClient, namespace: str, uid: str
+) -> None:
+    await put_run(client, namespace, uid, method="DPO")
+    document = adapter_document(uid)
+    document["result"] |= {"rewardAccuracy": "0.91", "rewardMargin": "-1.3", "bestStep": 40}
+    document["dataset"] |= {"duplicates": 2}
+    assert (await http.put(f"runs/{uid}/adapter", json=document)).status_code == 201
+    adapter = await client.get_adapter_version(namespace, "support")
+    assert (adapter.reward_accuracy, adapter.reward_margin, adapter.best_step) == ("0.91", "-1.3", 40)
+    assert adapter.dataset.duplicates == 2
 
 
 async def test_a_run_is_recorded_once_and_its_first_spec_stays(
@@ -347,7 +405,7 @@ async def test_progress_of_an_unknown_run_is_refused(http: httpx.AsyncClient, ui
 async def test_a_list_longer_than_a_page_is_complete(
     client: RegistryClient, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("runs", "adapters"):
+    for module in ("runs", "series"):
         monkeypatch.setattr(f"finetune.registry.store.{module}.PAGE_SIZE", 2)
     uids = [str(uuid.uuid4()) for _ in range(5)]
     for index, uid in enumerate(uids):

@@ -157,8 +157,8 @@ def test_a_database_that_does_not_answer_is_a_sentence(finetune: Finetune) -> No
 
 def test_migrate_says_what_it_did(finetune: Finetune, tmp_path: Path) -> None:
     url = f"--database-url=sqlite:///{tmp_path}/registry.db"
-    assert finetune("registry", "migrate", url).out == "schema 0001 (was: empty)\n"
-    assert finetune("registry", "migrate", url).out == "schema 0001 already\n"
+    assert finetune("registry", "migrate", url).out == "schema 0002 (was: empty)\n"
+    assert finetune("registry", "migrate", url).out == "schema 0002 already\n"
 
 
 def test_a_database_that_goes_away_is_unavailable_and_comes_back(postgresql_server: PostgreSQL) -> None:

@@ -48,7 +48,8 @@ PRINTER_COLUMNS: tuple[dict[str, Any], ...] = (
     {
         "name": "Dataset",
         "type": "string",
-        "jsonPath": ".spec.dataset['registry','configMap','volume']['name','claimName']",
+        "jsonPath": ".spec.dataset['registry','sql','hub','objectStore','volume','configMap']"
+        "['name','repository','uri','claimName']",
         "priority": 1,
     },
     {"name": "GPUs", "type": "integer", "jsonPath": ".spec.resources.gpus", "priority": 1},

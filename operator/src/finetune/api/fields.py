@@ -128,6 +128,16 @@ RelativePath = Annotated[
 ]
 """A path below the root of a claim; it cannot leave the claim, nor be taken for an option."""
 
+DecimalNumber = Annotated[str, StringConstraints(min_length=1, max_length=16)]
+"""A number that a person writes as text; `decimal` says which."""
+
+
+def decimal(lower: str, upper: str, message: str) -> FieldInfo:
+    """Annotation: a decimal number within bounds, each an operator and a CEL double such as `> 0.0`."""
+    number = "self.matches('^[0-9]+(\\\\.[0-9]+)?([eE][-+]?[0-9]+)?$')"
+    return ruled(rule(f"{number} && double(self) {lower} && double(self) {upper}", message))
+
+
 MAX_DECIMAL = 32
 """Longest number that is not an integer, in characters."""
 

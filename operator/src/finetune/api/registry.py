@@ -22,6 +22,9 @@ CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 FILE_PATH_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
 PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+PARENT_ADAPTER_NOT_FOUND = "ParentAdapterNotFound"
+"""Reason of the 404 for a run whose parent adapter does not exist; every other one says `NotFound`."""
+
 DECIMAL_PATTERN = r"^-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -37,7 +40,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
 Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=64)]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Shape = Literal["prompt-completion", "messages", "preference", "other"]
+Shape = Literal["prompt-completion", "messages", "preference", "preference-messages", "other"]
 
 
 class Document(BaseModel):
@@ -119,6 +122,7 @@ class DatasetFacts(Document):
     rows: Count
     evaluation_rows: Count = 0
     dropped: Count = 0
+    duplicates: Count | None = None
     truncated: Count | None = None
     tokens: Count | None = None
     bytes: Count | None = None
@@ -149,7 +153,10 @@ class RunResult(Document):
     final_loss: Decimal
     evaluation_loss: Decimal | None = None
     base_evaluation_loss: Decimal | None = None
+    reward_accuracy: Decimal | None = None
+    reward_margin: Decimal | None = None
     steps: Count
+    best_step: Count | None = None
     tokens: Count | None = None
     resumed_from_step: Count = 0
     adapter: AdapterFacts
@@ -164,6 +171,9 @@ class RunRequest(Request):
     dataset_name: Name | None = None
     dataset_version: VersionNumber | None = None
     """Without a number the newest version is recorded; later calls for the same run give that one again."""
+    parent_adapter_name: Name | None = None
+    parent_adapter_version: VersionNumber | None = None
+    """As for the dataset: without a number the newest version is recorded, for good."""
     spec: dict[str, JsonValue]
 
 
@@ -175,6 +185,21 @@ class AdapterRequest(Request):
     base_model: BaseModelReference
     dataset: DatasetFacts
     result: RunResult
+
+
+class AdapterLineage(Document):
+    """The adapter version that another one was trained from."""
+
+    name: str
+    version: int
+    sha256: str
+
+
+class ParentAdapter(AdapterLineage):
+    """The adapter version that is recorded as a run's parent: where its files are, and what they were trained on."""
+
+    uri: str
+    base_model: BaseModelReference
 
 
 class AdapterVersion(Document):
@@ -193,12 +218,17 @@ class AdapterVersion(Document):
     experiment: str
     method: str
     base_model: BaseModelReference
+    parent: AdapterLineage | None = None
+    """The adapter version that the run went on from; absent when it started from the base model."""
     dataset_name: str | None = None
     dataset: DatasetFacts
     final_loss: str
     evaluation_loss: str | None = None
     base_evaluation_loss: str | None = None
+    reward_accuracy: str | None = None
+    reward_margin: str | None = None
     steps: int
+    best_step: int | None = None
     tokens: int | None = None
     resumed_from_step: int = 0
     created_time: Time
@@ -221,6 +251,8 @@ class Run(Document):
     dataset_name: str | None = None
     dataset_version: int | None = None
     """The version recorded for the run: what its pod is given."""
+    parent_adapter: ParentAdapter | None = None
+    """The adapter version recorded for the run to go on from."""
     spec: dict[str, JsonValue]
     created_time: Time
     trainer_status: TrainerStatus | None = None

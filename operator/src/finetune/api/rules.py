@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .fields import ApiModel, rule
+from .sources import BaseModelSource, Columns, Dataset, Evaluation
 from .trainingrun import (
-    BaseModelSource,
-    Columns,
-    Dataset,
-    Evaluation,
+    Dpo,
     Lora,
     Output,
     Resources,
@@ -28,13 +26,25 @@ MUTABLE_FIELDS = frozenset({"suspend"})
 
 IMMUTABLE_MESSAGE = "spec is immutable except suspend: create a TrainingRun with a new name"
 
-ADD_METHOD = "add spec.method: SFT"
+DATASET_SOURCES = ("registry", "sql", "hub", "objectStore", "volume", "configMap")
+PARENT_GIVES = ("rank", "alpha", "targetModules", "variant")
+"""Fields of lora that a run takes from its parent adapter."""
+
+ADD_METHOD = "add spec.method: SFT or DPO"
 ADD_BASE_MODEL = (
     "add spec.baseModel with exactly one source: hub: {repository: ...} or volume: {claimName: ..., path: ...}"
 )
 ADD_DATASET = (
-    "add spec.dataset with exactly one source: registry: {name: ...}, configMap: {name: ..., key: ...} or "
-    "volume: {claimName: ..., path: ...}"
+    "add spec.dataset with exactly one source: registry: {name: ...}, sql: {urlSecretRef: ..., query: ...}, "
+    "hub: {repository: ...}, objectStore: {uri: ...}, volume: {claimName: ..., path: ...} or "
+    "configMap: {name: ..., key: ...}"
+)
+ONE_SHAPE = (
+    "set the columns of one shape: messages and tools; prompt and completion; or prompt, chosen, rejected and tools"
+)
+FROM_THE_PARENT = (
+    "lora.rank, alpha, targetModules and variant come from the parent adapter: leave them out, or leave out "
+    "parentAdapter"
 )
 
 
@@ -51,8 +61,19 @@ def _immutable(fields: Iterable[str]) -> str:
     )
 
 
+def _any_of(owner: str, fields: Iterable[str]) -> str:
+    return "(" + " || ".join(f"has({owner}.{field})" for field in fields) + ")"
+
+
 def _aliases(model: type[ApiModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _columns_need(method: str, fields: Iterable[str]) -> str:
+    """With that method, none of the columns is mapped."""
+    columns = "self.dataset.columns"
+    mapped = f"has(self.dataset) && has({columns}) && {_any_of(columns, fields)}"
+    return f"!has(self.method) || self.method != '{method}' || !({mapped})"
 
 
 HAS_HELD_OUT_ROWS = (
@@ -87,13 +108,36 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "training.earlyStoppingPatience needs held-out rows: set dataset.evaluation.percent or "
             "dataset.evaluation.maxRows above 0",
         ),
+        rule(
+            "!has(self.dpo) || !has(self.method) || self.method == 'DPO'",
+            "dpo is for the method DPO only: set method: DPO, or leave dpo out",
+        ),
+        rule(
+            f"!has(self.parentAdapter) || !has(self.lora) || !{_any_of('self.lora', PARENT_GIVES)}",
+            FROM_THE_PARENT,
+        ),
+        rule(
+            "!has(self.quantization) || self.quantization == 'None' || !has(self.resources) "
+            "|| !has(self.resources.gpus) || self.resources.gpus >= 1",
+            "quantization needs a GPU: set resources.gpus to 1 or more, or quantization: None",
+        ),
+        rule(
+            _columns_need("SFT", ("chosen", "rejected")),
+            "dataset.columns.chosen and rejected are for the method DPO: leave them out, or set method: DPO",
+        ),
+        rule(
+            _columns_need("DPO", ("messages", "completion")),
+            "dataset.columns.messages and completion are for the method SFT: map prompt, chosen and rejected, or set "
+            "method: SFT",
+        ),
     ),
     BaseModelSource: (rule(_exactly_one("self", _aliases(BaseModelSource)), ADD_BASE_MODEL),),
-    Dataset: (rule(_exactly_one("self", ("registry", "configMap", "volume")), ADD_DATASET),),
+    Dataset: (rule(_exactly_one("self", DATASET_SOURCES), ADD_DATASET),),
     Columns: (
         rule(
-            "!has(self.messages) || (!has(self.prompt) && !has(self.completion))",
-            "set either messages, or prompt and completion: a row has one shape",
+            f"!(has(self.messages) && {_any_of('self', ('prompt', 'completion', 'chosen', 'rejected'))}) "
+            f"&& !(has(self.completion) && {_any_of('self', ('chosen', 'rejected', 'tools'))})",
+            ONE_SHAPE,
         ),
     ),
     Evaluation: (
@@ -107,6 +151,12 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
         rule(
             "!has(self.microBatchSize) || self.microBatchSize <= self.batchSize",
             "microBatchSize must be at most batchSize: it is the part of a batch that is computed at once",
+        ),
+    ),
+    Dpo: (
+        rule(
+            "has(self.labelSmoothing) == (has(self.loss) && self.loss == 'RobustSigmoid')",
+            "labelSmoothing and loss: RobustSigmoid belong together: set both, or neither",
         ),
     ),
     Lora: (

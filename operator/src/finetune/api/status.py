@@ -79,6 +79,8 @@ class DatasetStatus(ApiModel):
     """Rows that are held out."""
     dropped: Count | None = None
     """Rows left out: malformed ones, and too long ones when dataset.tooLong is Drop."""
+    duplicates: Count | None = None
+    """Rows with the same content as an earlier one."""
     truncated: Count | None = None
     """Rows cut to training.maxLength tokens."""
     tokens: Count | None = None
@@ -87,6 +89,17 @@ class DatasetStatus(ApiModel):
     """Size of the exported rows in bytes."""
     sha256: Sha256 | None = None
     """SHA-256 of the exported rows."""
+
+
+class ParentAdapterStatus(ApiModel):
+    """The adapter version that the run goes on from."""
+
+    name: ShortText
+    """Name of the adapter."""
+    version: Count
+    """Version of the adapter."""
+    sha256: Sha256
+    """SHA-256 of the adapter, as in the status of the run that made it."""
 
 
 class LossPoint(ApiModel):
@@ -124,9 +137,15 @@ class Result(ApiModel):
     evaluation_loss: DecimalString | None = None
     """Loss of the adapter on the held-out rows."""
     base_evaluation_loss: DecimalString | None = None
-    """Loss of the base model alone on the held-out rows."""
+    """Loss of the base model alone on the held-out rows; for DPO, of the reference."""
+    reward_accuracy: DecimalString | None = None
+    """DPO: share of the held-out pairs whose chosen answer gets the higher reward."""
+    reward_margin: DecimalString | None = None
+    """DPO: mean of the chosen answers' rewards less the rejected ones', over the held-out pairs."""
     steps: Count
     """Optimizer steps done."""
+    best_step: Count | None = None
+    """Step whose adapter is the result, with early stopping."""
     tokens: Count
     """Tokens trained on."""
     adapter: AdapterStatus
@@ -200,6 +219,8 @@ class TrainingRunStatus(ApiModel):
     """How far the training is."""
     dataset: DatasetStatus | None = None
     """What the training data turned out to be."""
+    parent_adapter: ParentAdapterStatus | None = None
+    """The adapter version that the run goes on from."""
     loss_history: Annotated[tuple[LossPoint, ...], Field(max_length=MAX_LOSS_HISTORY)] = ()
     """Course of the training loss, thinned out to at most 32 points."""
     result: Result | None = None

@@ -1,7 +1,9 @@
-"""TrainingRun v1alpha1: what a person asks for. The status is in `finetune.api.status`.
+"""TrainingRun v1alpha1: what a person asks for.
+
+Where models and rows come from is in `finetune.api.sources`, the status in `finetune.api.status`.
 
 The docstring under each field is what `kubectl explain` prints. Defaults here are the static defaults of the
-CRD; a default that depends on another field is a property (`learning_rate`), its field stays empty.
+CRD; a default that depends on the method or on the parent adapter is the trainer's, and its field stays empty.
 """
 
 from __future__ import annotations
@@ -14,158 +16,19 @@ from .fields import (
     ApiModel,
     ByteQuantity,
     CpuQuantity,
-    DataKey,
+    DecimalNumber,
     Name,
     ObjectName,
-    RelativePath,
     Time,
+    decimal,
     matching,
     rule,
     ruled,
 )
+from .sources import BaseModelSource, Dataset, ParentAdapter
 from .status import TrainingRunStatus
 
-Method = Literal["SFT"]
-
-DEFAULT_LEARNING_RATES: dict[Method, str] = {"SFT": "2e-4"}
-DEFAULT_EPOCHS = 1
-
-
-class SecretKeyRef(ApiModel):
-    """One key of a Secret in the run's namespace."""
-
-    name: ObjectName
-    """Name of the Secret."""
-    key: DataKey
-    """Key in the Secret's data."""
-
-
-class HubModel(ApiModel):
-    """A model on the Hugging Face Hub."""
-
-    repository: Annotated[
-        str,
-        StringConstraints(min_length=1, max_length=200),
-        matching(
-            "[A-Za-z0-9][-A-Za-z0-9._]*(/[A-Za-z0-9][-A-Za-z0-9._]*)?",
-            "must be a repository of the hub, such as HuggingFaceTB/SmolLM2-135M-Instruct",
-        ),
-    ]
-    """Repository, such as HuggingFaceTB/SmolLM2-135M-Instruct."""
-    revision: (
-        Annotated[
-            str,
-            StringConstraints(min_length=1, max_length=128),
-            matching("[A-Za-z0-9][-A-Za-z0-9._/]*", "must be a branch, a tag or a commit"),
-        ]
-        | None
-    ) = None
-    """Branch, tag or commit. Default: the repository's main branch; the commit that was used is recorded."""
-    token_secret_ref: SecretKeyRef | None = None
-    """Secret key with an access token, for private and gated repositories."""
-
-
-class VolumeModel(ApiModel):
-    """A model in a folder of a PersistentVolumeClaim, mounted read-only."""
-
-    claim_name: ObjectName
-    """Name of the PersistentVolumeClaim."""
-    path: RelativePath | None = None
-    """Folder that holds config.json and the weights, from the root of the claim. Default: the root itself."""
-
-
-class BaseModelSource(ApiModel):
-    """The model to start from; exactly one source."""
-
-    hub: HubModel | None = None
-    """A model on the Hugging Face Hub, downloaded once into the output claim."""
-    volume: VolumeModel | None = None
-    """A model in a folder of a PersistentVolumeClaim of the run's namespace."""
-
-    @property
-    def display_name(self) -> str:
-        """How people know the model: its repository, or its folder on the claim."""
-        if self.hub is not None:
-            return self.hub.repository
-        if self.volume is not None:
-            return self.volume.path or self.volume.claim_name
-        return ""
-
-
-class RegistryDataset(ApiModel):
-    """A dataset of the registry, of the run's namespace."""
-
-    name: Name
-    """Name of the dataset."""
-    version: Annotated[int, Field(ge=1, le=2147483647)] | None = None
-    """Version of the dataset. Default: the newest when the run is accepted; it is recorded in
-    status.dataset.version."""
-
-
-class ConfigMapDataset(ApiModel):
-    """A small dataset in a ConfigMap (1 MiB at most)."""
-
-    name: ObjectName
-    """Name of the ConfigMap."""
-    key: DataKey
-    """Key whose text holds one JSON object a line."""
-
-
-class VolumeDataset(ApiModel):
-    """A dataset in a file of a PersistentVolumeClaim, mounted read-only."""
-
-    claim_name: ObjectName
-    """Name of the PersistentVolumeClaim."""
-    path: RelativePath
-    """File with one JSON object a line, from the root of the claim."""
-
-
-ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-
-
-class Columns(ApiModel):
-    """Which columns of the source hold what the method needs."""
-
-    prompt: ColumnName | None = None
-    """Column that holds the prompt. Default: prompt."""
-    completion: ColumnName | None = None
-    """Column that holds the completion. Default: completion."""
-    messages: ColumnName | None = None
-    """Column that holds the list of chat messages. Default: messages."""
-
-    def renamed(self) -> dict[str, str]:
-        """The mapping from what the method needs to the source's column; only what was set."""
-        return {str(name): str(column) for name, column in self.to_dict().items()}
-
-
-class Evaluation(ApiModel):
-    """How many rows are held out of training to measure the loss on; exactly one field."""
-
-    percent: Annotated[int, Field(ge=0, le=50)] | None = None
-    """Rough percentage of the rows: a row's content decides, so that equal rows stay together. 0 holds out nothing."""
-    max_rows: Annotated[int, Field(ge=0, le=1000000)] | None = None
-    """Number of rows; never more than half of the dataset. 0 holds out nothing."""
-
-
-class Dataset(ApiModel):
-    """The rows to train on; exactly one source."""
-
-    registry: RegistryDataset | None = None
-    """A dataset of the registry."""
-    config_map: ConfigMapDataset | None = None
-    """A key of a ConfigMap of the run's namespace."""
-    volume: VolumeDataset | None = None
-    """A file on a PersistentVolumeClaim of the run's namespace."""
-    columns: Columns | None = None
-    """Names of the source's columns, where they are not prompt and completion, or messages."""
-    evaluation: Evaluation = Evaluation(percent=5)
-    """Rows that are held out of training to measure the loss on. Default: 5 percent."""
-    too_long: Literal["Truncate", "Drop", "Fail"] = "Truncate"
-    """What happens to a row of more than training.maxLength tokens: Truncate cuts it, Drop leaves it out,
-    Fail ends the run."""
-    invalid_rows: Literal["Fail", "Drop"] = "Fail"
-    """What happens to a malformed row: Fail ends the run and names the row, Drop leaves the row out and
-    counts it."""
+Method = Literal["SFT", "DPO"]
 
 
 class Training(ApiModel):
@@ -182,19 +45,12 @@ class Training(ApiModel):
     probe."""
     learning_rate: (
         Annotated[
-            str,
-            StringConstraints(min_length=1, max_length=16),
-            ruled(
-                rule(
-                    r"self.matches('^[0-9]+(\\.[0-9]+)?([eE][-+]?[0-9]+)?$')"
-                    " && double(self) > 0.0 && double(self) <= 1.0",
-                    'must be a decimal number in quotes, above 0 and at most 1, such as "2e-4"',
-                )
-            ),
+            DecimalNumber,
+            decimal("> 0.0", "<= 1.0", 'must be a decimal number in quotes, above 0 and at most 1, such as "2e-4"'),
         ]
         | None
     ) = None
-    """Peak learning rate, a decimal number in quotes. Default: "2e-4" for SFT."""
+    """Peak learning rate, a decimal number in quotes. Default: "2e-4" for SFT, "5e-6" for DPO."""
     schedule: Literal["Cosine", "Linear", "Constant"] = "Cosine"
     """Course of the learning rate after the warm-up."""
     warmup_percent: Annotated[int, Field(ge=0, le=100)] = 3
@@ -219,30 +75,59 @@ class Training(ApiModel):
     """Stop after this many evaluations without a better evaluation loss. Default: never stop early."""
 
 
-class Lora(ApiModel):
-    """The adapter's shape, in the words of PEFT's LoraConfig."""
+class Dpo(ApiModel):
+    """How answers are preferred; for the method DPO only."""
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Rank of the update matrices. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
-    alpha: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Scaling: the update is multiplied by alpha / rank."""
-    dropout_percent: Annotated[int, Field(ge=0, le=90)] = 5
-    """Dropout before the update matrices, in percent."""
-    target_modules: Annotated[
-        tuple[
-            Annotated[
-                str,
-                StringConstraints(min_length=1, max_length=128),
-                matching("[A-Za-z0-9_][-A-Za-z0-9._]*", "must be the name of a module, or all-linear"),
+    beta: Annotated[
+        DecimalNumber,
+        decimal("> 0.0", "<= 10.0", 'must be a decimal number in quotes, above 0 and at most 10, such as "0.1"'),
+    ] = "0.1"
+    """Pull towards the reference, a decimal number in quotes: the larger, the closer the result stays to it."""
+    loss: Literal["Sigmoid", "IPO", "Hinge", "RobustSigmoid"] = "Sigmoid"
+    """Loss of a pair of answers. RobustSigmoid allows for pairs that are labelled the wrong way round."""
+    label_smoothing: (
+        Annotated[
+            DecimalNumber,
+            decimal("> 0.0", "< 0.5", 'must be a decimal number in quotes, above 0 and below 0.5, such as "0.1"'),
+        ]
+        | None
+    ) = None
+    """Share of the pairs that are thought to be labelled the wrong way round; for the loss RobustSigmoid, which
+    needs it."""
+    sft_weight: Annotated[
+        DecimalNumber,
+        decimal(">= 0.0", "<= 10.0", 'must be a decimal number in quotes, from 0 to 10, such as "0.2"'),
+    ] = "0"
+    """Weight of the chosen answer's own loss, as in SFT, which is added to the pair's."""
+
+
+class Lora(ApiModel):
+    """The adapter's shape, in the words of PEFT's LoraConfig. A run with a parentAdapter has its parent's shape."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Rank of the update matrices. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512. Default: 16."""
+    alpha: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Scaling: the update is multiplied by alpha / rank. Default: 32."""
+    dropout_percent: Annotated[int, Field(ge=0, le=90)] | None = None
+    """Dropout before the update matrices, in percent. Default: 5 for SFT, 0 for DPO."""
+    target_modules: (
+        Annotated[
+            tuple[
+                Annotated[
+                    str,
+                    StringConstraints(min_length=1, max_length=128),
+                    matching("[A-Za-z0-9_][-A-Za-z0-9._]*", "must be the name of a module, or all-linear"),
+                ],
+                ...,
             ],
-            ...,
-        ],
-        Field(min_length=1, max_length=64),
-    ] = ("all-linear",)
-    """Names of the modules that are adapted, or all-linear."""
-    variant: Literal["LoRA", "RSLoRA", "DoRA"] = "LoRA"
+            Field(min_length=1, max_length=64),
+        ]
+        | None
+    ) = None
+    """Names of the modules that are adapted, or all-linear. Default: [all-linear]."""
+    variant: Literal["LoRA", "RSLoRA", "DoRA"] | None = None
     """LoRA, RSLoRA (scaled by the root of the rank), or DoRA (magnitude and direction apart; vLLM cannot
-    serve it)."""
+    serve it). Default: LoRA."""
 
 
 class OutputClaim(ApiModel):
@@ -345,18 +230,27 @@ class TrainingRunSpec(ApiModel):
     experiment: Name | None = None
     """Groups runs for comparison, and is a folder on the output claim. Default: the run's name."""
     method: Method
-    """SFT: supervised fine-tuning on prompts and completions, or on chat messages."""
+    """SFT: supervised fine-tuning on prompts and completions, or on chat messages. DPO: direct preference
+    optimisation on prompts with a chosen and a rejected answer."""
     suspend: bool = False
     """True stops the pod after it has saved a checkpoint; false lets the run go on from there. May change
     at any time."""
     base_model: BaseModelSource
     """The model to start from; exactly one source."""
+    parent_adapter: ParentAdapter | None = None
+    """An adapter of the registry to go on from: it is trained further, and the result alone on the base model
+    is the whole. DPO's reference is a copy of it; without it, the base model alone."""
     dataset: Dataset
     """The rows to train on; exactly one source."""
     training: Training = Training()
     """How to train."""
+    dpo: Dpo | None = None
+    """How answers are preferred; for the method DPO only."""
     lora: Lora = Lora()
-    """The adapter's shape."""
+    """The adapter's shape. With a parentAdapter only dropoutPercent may be set."""
+    quantization: Literal["None", "NF4", "Int8"] = "None"
+    """Type of the frozen base weights in the GPU's memory: NF4 needs about a quarter of it, Int8 half. The
+    adapter is trained in full precision. None: as training.precision says."""
     output: Output = Output()
     """Where dataset, checkpoints and adapter are kept. Default: a claim named after the run's Job, kept
     when the run is deleted."""
@@ -425,17 +319,6 @@ class TrainingRun(ApiModel):
     def adapter_name(self) -> str:
         """The adapter's name in the registry: the spec's, else the experiment."""
         return self.spec.adapter.name if self.spec.adapter else self.experiment
-
-    @property
-    def learning_rate(self) -> str:
-        """The peak learning rate as a decimal string: the spec's, else the method's default."""
-        return self.spec.training.learning_rate or DEFAULT_LEARNING_RATES[self.spec.method]
-
-    @property
-    def epochs(self) -> int | None:
-        """Passes over the data; none when the length is given in steps."""
-        training = self.spec.training
-        return None if training.max_steps is not None else training.epochs or DEFAULT_EPOCHS
 
     @property
     def new_output_claim(self) -> OutputClaim | None:

@@ -154,11 +154,14 @@ class RegistryClient:
         spec: Mapping[str, JsonValue],
         dataset_name: str | None = None,
         dataset_version: int | None = None,
+        parent_adapter_name: str | None = None,
+        parent_adapter_version: int | None = None,
     ) -> Run:
-        """Record a run. Idempotent: the first call pins the dataset version, later ones answer the same run.
+        """Record a run. Idempotent: the first call pins dataset and parent adapter, later ones answer the same run.
 
-        With `dataset_name` alone the newest version is pinned; read it from the answer's `dataset_version`.
-        Raises `RegistryNotFound` when the dataset or the version does not exist.
+        Without a version the newest is pinned; read it from the answer's `dataset_version` and `parent_adapter`.
+        Raises `RegistryNotFound` when the dataset or the parent does not exist; for the parent its `reason` is
+        `PARENT_ADAPTER_NOT_FOUND`.
         """
         request = RunRequest(
             name=name,
@@ -166,6 +169,8 @@ class RegistryClient:
             method=method,
             dataset_name=dataset_name,
             dataset_version=dataset_version,
+            parent_adapter_name=parent_adapter_name,
+            parent_adapter_version=parent_adapter_version,
             spec=dict(spec),
         )
         return await self._call(Run, "PUT", _path(namespace, "runs", uid), body=request)

@@ -20,11 +20,11 @@ from finetune.clients.kubernetes import KubernetesClient
 from finetune.clients.registry import RegistryClient, RegistryError, RegistryNotFound
 
 from .core import names
-from .core.manifests import output_claim_name
 from .core.messages import Message, message_of
 from .core.observe import EventView, JobView, Observation, PodView, ProgressView, event_views, job_view, pod_view
 from .core.settings import Settings
 from .core.status import is_finished
+from .core.storage import output_claim_name
 
 Document = Mapping[str, Any]
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.api import reasons
+from finetune.api.registry import PARENT_ADAPTER_NOT_FOUND, ParentAdapter
 from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import TrainingRun
 from finetune.clients.kubernetes import (
@@ -36,10 +37,11 @@ from finetune.clients.registry import (
 from .core import decide, names
 from .core.events import build_event, events_between
 from .core.failures import Case, Failure, failure_of
-from .core.manifests import build_claim, build_collect_job, build_job, output_claim_name
-from .core.observe import AdapterView, DatasetView, Observation, job_view
+from .core.manifests import build_claim, build_collect_job, build_job
+from .core.observe import AdapterView, DatasetView, Observation, job_view, parent_view
 from .core.settings import Settings
 from .core.status import is_finished, next_status, restamp
+from .core.storage import output_claim_name
 from .gather import Gatherer
 from .workqueue import Key
 
@@ -177,7 +179,7 @@ class Reconciler:
 
     async def _record_run(self, run: TrainingRun, seen: Observation, action: decide.RecordRun) -> Observation:
         del action
-        dataset = run.spec.dataset.registry
+        dataset, parent, known = run.spec.dataset.registry, run.spec.parent_adapter, run.status.parent_adapter
         try:
             recorded = await self._registry.put_run(
                 run.metadata.namespace,
@@ -188,10 +190,34 @@ class Reconciler:
                 spec=run.spec.to_dict(),
                 dataset_name=dataset.name if dataset else None,
                 dataset_version=dataset.version if dataset else None,
+                parent_adapter_name=parent.name if parent else None,
+                parent_adapter_version=(parent.version or (known.version if known else None)) if parent else None,
             )
         except RegistryNotFound as error:
+            if error.reason == PARENT_ADAPTER_NOT_FOUND:
+                return dataclasses.replace(seen, dataset=DatasetView(), parent_missing=error.message)
             return dataclasses.replace(seen, dataset=DatasetView(missing=error.message))
-        return dataclasses.replace(seen, dataset=DatasetView(version=recorded.dataset_version))
+        seen = dataclasses.replace(seen, dataset=DatasetView(version=recorded.dataset_version))
+        if recorded.parent_adapter is None:
+            return seen
+        return await self._with_parent(run, seen, recorded.parent_adapter)
+
+    async def _with_parent(self, run: TrainingRun, seen: Observation, adapter: ParentAdapter) -> Observation:
+        """The parent adapter, and whether the claim that holds it still exists."""
+        parent = parent_view(
+            name=adapter.name,
+            version=adapter.version,
+            sha256=adapter.sha256,
+            uri=adapter.uri,
+            base_model=adapter.base_model.name,
+        )
+        missing = ""
+        if await self._kubernetes.get_claim(run.metadata.namespace, parent.claim_name) is None:
+            missing = (
+                f'PersistentVolumeClaim "{parent.claim_name}", which holds the parent adapter {parent.name} version '
+                f'{parent.version}, not found in namespace "{run.metadata.namespace}"'
+            )
+        return dataclasses.replace(seen, parent=parent, parent_missing=missing)
 
     async def _create_claim(self, run: TrainingRun, seen: Observation, action: decide.CreateClaim) -> Observation:
         del action
@@ -204,10 +230,11 @@ class Reconciler:
     async def _create_job(self, run: TrainingRun, seen: Observation, action: decide.CreateJob) -> Observation:
         del action
         try:
-            job = await self._kubernetes.create_job(run.metadata.namespace, build_job(run, self._settings))
+            job = await self._kubernetes.create_job(run.metadata.namespace, build_job(run, self._settings, seen.parent))
         except AlreadyExistsError:
             # since we looked: it may be ours and complete by now, so nothing of what was seen before it holds
-            return dataclasses.replace(await self._gatherer.gather(run, self._now()), dataset=seen.dataset)
+            again = await self._gatherer.gather(run, self._now())
+            return dataclasses.replace(again, dataset=seen.dataset, parent=seen.parent)
         return dataclasses.replace(seen, job=job_view(job))
 
     async def _suspend_job(self, run: TrainingRun, seen: Observation, action: decide.SuspendJob) -> Observation:
@@ -274,7 +301,7 @@ class Reconciler:
         except RegistryNotFound:
             # a registry that lost its database: record the run anew; then this is decided once more
             recorded = await self._record_run(run, seen, decide.RecordRun())
-            missing = recorded.dataset.missing if recorded.dataset else ""
+            missing = (recorded.dataset.missing if recorded.dataset else "") or recorded.parent_missing
             return dataclasses.replace(seen, registry_error=missing) if missing else seen
         except (RegistryRefused, ValidationError) as error:
             return dataclasses.replace(seen, registry_refused=str(error))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from finetune.api.registry import PARENT_ADAPTER_NOT_FOUND
+
 
 class RegistryFault(Exception):  # noqa: N818 - "error" is the document that it becomes
     """A refusal that becomes the error document of an HTTP answer.
@@ -24,6 +26,12 @@ class NotFound(RegistryFault):
 
     status = 404
     reason = "NotFound"
+
+
+class ParentAdapterNotFound(NotFound):
+    """A run names a parent adapter that does not exist, or not yet."""
+
+    reason = PARENT_ADAPTER_NOT_FOUND
 
 
 class Conflict(RegistryFault):

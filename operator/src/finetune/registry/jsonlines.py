@@ -1,5 +1,7 @@
 """Check and measure JSON lines while they stream past, in constant memory.
 
+What is accepted here is what a run's export accepts: a byte order mark, blank lines (they count as lines), no NaN.
+
     reader = JsonLinesReader()
     for block in blocks:
         reader.feed(block)
@@ -29,6 +31,13 @@ _SHAPES: tuple[tuple[Shape, frozenset[str]], ...] = (
     ("prompt-completion", frozenset({"prompt", "completion"})),
     ("messages", frozenset({"messages"})),
 )
+_DESCRIPTIONS: dict[Shape, str] = {
+    "prompt-completion": "a row with prompt and completion",
+    "messages": "a row with messages",
+    "preference": "a row with prompt, chosen and rejected",
+    "preference-messages": "a row with prompt, chosen and rejected as lists of messages",
+    "other": "a row of another shape",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +51,9 @@ class RowFacts:
 
 
 def shape_of(row: dict[str, Any]) -> Shape:
-    """The shape of a row, by its keys; further keys are allowed."""
-    return next((shape for shape, keys in _SHAPES if keys <= row.keys()), "other")
+    """The shape of a row, by its keys and whether a prompt is text or a list; further keys are allowed."""
+    shape: Shape = next((shape for shape, keys in _SHAPES if keys <= row.keys()), "other")
+    return "preference-messages" if shape == "preference" and isinstance(row["prompt"], list) else shape
 
 
 class JsonLinesReader:
@@ -54,7 +64,7 @@ class JsonLinesReader:
         self._bytes = 0
         self._line = 0
         self._rows = 0
-        self._first_blank: int | None = None
+        self._first_row = 0
         self._shape: Shape | None = None
         self._rest = bytearray()
 
@@ -91,19 +101,17 @@ class JsonLinesReader:
         number = self._line
         if len(line) > MAX_LINE_BYTES:
             raise self._too_long(number)
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
         if not line.strip():
-            # Blank lines at the end are harmless; between rows they would shift every row number after them.
-            self._first_blank = self._first_blank or number
             return
-        if self._first_blank is not None:
-            raise InvalidRows(f"line {self._first_blank}: empty line between rows", hint="remove the empty line")
         row = self._parse(line, number)
         shape = shape_of(row)
         if self._shape is None:
-            self._shape = shape
+            self._shape, self._first_row = shape, number
         elif shape != self._shape:
             raise InvalidRows(
-                f"line {number}: {_describe(shape)}, but line 1 is {_describe(self._shape)}",
+                f"line {number}: {_DESCRIPTIONS[shape]}, but line {self._first_row} is {_DESCRIPTIONS[self._shape]}",
                 hint="all rows of a dataset have one shape: split the file, or add the missing keys",
             )
         self._rows += 1
@@ -129,14 +137,7 @@ class JsonLinesReader:
         )
 
 
-def _describe(shape: Shape) -> str:
-    keys = next((sorted(keys) for name, keys in _SHAPES if name == shape), None)
-    return f"a row with {', '.join(keys)}" if keys else "a row of another shape"
-
-
 def _json_hint(line: bytes, number: int) -> str:
-    if number == 1 and line.startswith(_BYTE_ORDER_MARK):
-        return "the file starts with a byte order mark: save it as UTF-8 without one"
     if number == 1 and line.lstrip().startswith(b"["):
         return "this looks like a JSON array: write one object a line instead (jq -c '.[]' file.json)"
     if number == 1 and line.startswith(b"\x1f\x8b"):

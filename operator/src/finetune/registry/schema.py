@@ -144,6 +144,14 @@ runs = Table(
     Index(None, "namespace", "id"),
 )
 
+# A table of its own: adapter versions refer to runs, and runs to the adapter version that they go on from.
+run_parents = Table(
+    "run_parents",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("adapter_version_id", ForeignKey("adapter_versions.id"), nullable=False, index=True),
+)
+
 run_progress = Table(
     "run_progress",
     metadata,
@@ -200,7 +208,10 @@ adapter_versions = Table(
     Column("final_loss", String(64), nullable=False),
     Column("evaluation_loss", String(64), nullable=True),
     Column("base_evaluation_loss", String(64), nullable=True),
+    Column("reward_accuracy", String(64), nullable=True),
+    Column("reward_margin", String(64), nullable=True),
     Column("steps", BigInteger, nullable=False),
+    Column("best_step", BigInteger, nullable=True),
     Column("tokens", BigInteger, nullable=True),
     Column("resumed_from_step", BigInteger, nullable=False),
     Column("created_time", UtcTime, nullable=False),

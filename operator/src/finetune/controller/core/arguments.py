@@ -1,11 +1,16 @@
-"""Command-line arguments of export and trainer, rendered from the run (docs/contract.md)."""
+"""Command-line arguments of export and trainer, rendered from the run (docs/contract.md).
+
+Only what the spec says is rendered: a default that depends on the method or on the parent adapter is the trainer's.
+"""
 
 from __future__ import annotations
 
 from finetune.api.trainingrun import TrainingRun
 
 from . import names
+from .observe import ParentView
 from .settings import Settings
+from .storage import parent_directory
 
 
 def export_arguments(run: TrainingRun, settings: Settings) -> list[str]:
@@ -19,30 +24,26 @@ def export_arguments(run: TrainingRun, settings: Settings) -> list[str]:
         "invalid-rows": dataset.invalid_rows,
         "evaluation-percent": dataset.evaluation.percent,
         "evaluation-max-rows": dataset.evaluation.max_rows,
+        **_source_flags(run, settings),
     }
-    if dataset.registry:
-        flags |= {"source": "registry", **_registry_flags(run, settings)}
-    elif dataset.config_map:
-        flags |= {"source": "configMap", "path": f"{names.SOURCE_MOUNT}/{dataset.config_map.key}"}
-    elif dataset.volume:
-        flags |= {"source": "volume", "path": f"{names.SOURCE_MOUNT}/{dataset.volume.path}"}
     renamed = dataset.columns.renamed() if dataset.columns else {}
     return [*_render(flags), *(f"--column={ours}={theirs}" for ours, theirs in renamed.items())]
 
 
-def trainer_arguments(run: TrainingRun, settings: Settings) -> list[str]:
-    """Arguments of `python -m model.training.cli`."""
-    training, lora = run.spec.training, run.spec.lora
+def trainer_arguments(run: TrainingRun, settings: Settings, parent: ParentView | None = None) -> list[str]:
+    """Arguments of `python -m model.training.cli`; `parent` is what the registry recorded for `spec.parentAdapter`."""
+    training = run.spec.training
     flags: dict[str, object] = {
         "method": run.spec.method,
         "run-directory": _run_directory(run),
         "run-uid": run.metadata.uid,
         **_base_model_flags(run),
-        "epochs": run.epochs,
+        **(_parent_flags(run, parent) if parent else {}),
+        "epochs": training.epochs,
         "max-steps": training.max_steps,
         "batch-size": training.batch_size,
         "micro-batch-size": training.micro_batch_size,
-        "learning-rate": run.learning_rate,
+        "learning-rate": training.learning_rate,
         "schedule": training.schedule,
         "warmup-percent": training.warmup_percent,
         "max-length": training.max_length,
@@ -54,17 +55,32 @@ def trainer_arguments(run: TrainingRun, settings: Settings) -> list[str]:
         "evaluation-steps": training.evaluation_steps,
         "early-stopping-patience": training.early_stopping_patience,
         "too-long": run.spec.dataset.too_long,
-        "lora-rank": lora.rank,
-        "lora-alpha": lora.alpha,
-        "lora-dropout-percent": lora.dropout_percent,
-        "lora-target-modules": ",".join(lora.target_modules),
-        "lora-variant": lora.variant,
+        **_method_flags(run),
+        "quantization": run.spec.quantization,
         "gpus": run.spec.resources.gpus,
         "image": settings.trainer_image,
         **_registry_flags(run, settings),
     }
     pretended = ["--pretended-gpus"] if settings.pretended_gpus else []
     return ["train", *_render(flags), *pretended]
+
+
+def _source_flags(run: TrainingRun, settings: Settings) -> dict[str, object]:
+    dataset = run.spec.dataset
+    if dataset.registry:
+        return {"source": "registry", **_registry_flags(run, settings)}
+    if dataset.sql:
+        return {"source": "sql", "query": dataset.sql.query}
+    if dataset.hub:
+        hub = dataset.hub
+        return {"source": "hub", "repository": hub.repository, "revision": hub.revision, "split": hub.split}
+    if dataset.object_store:
+        return {"source": "objectStore", "uri": dataset.object_store.uri, "endpoint": dataset.object_store.endpoint}
+    if dataset.volume:
+        return {"source": "volume", "path": f"{names.SOURCE_MOUNT}/{dataset.volume.path}"}
+    if dataset.config_map:
+        return {"source": "configMap", "path": f"{names.SOURCE_MOUNT}/{dataset.config_map.key}"}
+    return {}
 
 
 def _base_model_flags(run: TrainingRun) -> dict[str, object]:
@@ -79,6 +95,36 @@ def _base_model_flags(run: TrainingRun) -> dict[str, object]:
         path = f"{names.BASE_MODEL_MOUNT}/{base.volume.path or ''}".rstrip("/")
         return {"base-model": path, "base-model-name": base.display_name}
     return {}
+
+
+def _parent_flags(run: TrainingRun, parent: ParentView) -> dict[str, object]:
+    return {
+        "parent-adapter": parent_directory(run, parent),
+        names.PARENT_NAME_FLAG: f"{parent.name}/{parent.version}",
+        names.PARENT_SHA256_FLAG: parent.sha256,
+    }
+
+
+def _method_flags(run: TrainingRun) -> dict[str, object]:
+    dpo, lora = run.spec.dpo, run.spec.lora
+    preference = (
+        {
+            "dpo-beta": dpo.beta,
+            "dpo-loss": dpo.loss,
+            "dpo-label-smoothing": dpo.label_smoothing,
+            "dpo-sft-weight": dpo.sft_weight,
+        }
+        if dpo
+        else {}
+    )
+    return {
+        **preference,
+        "lora-rank": lora.rank,
+        "lora-alpha": lora.alpha,
+        "lora-dropout-percent": lora.dropout_percent,
+        "lora-target-modules": ",".join(lora.target_modules) if lora.target_modules else None,
+        "lora-variant": lora.variant,
+    }
 
 
 def _registry_flags(run: TrainingRun, settings: Settings) -> dict[str, object]:

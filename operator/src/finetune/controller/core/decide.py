@@ -27,7 +27,7 @@ class CreateClaim:
 
 @dataclass(frozen=True)
 class RecordRun:
-    """Tell the registry of the run; it pins the dataset version that the run's pod may read."""
+    """Tell the registry of the run; it pins the versions of its dataset and of its parent adapter."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _start(case: Case) -> Action | None:
         return None
     if seen.dataset is None:
         return RecordRun()
-    if seen.dataset.missing:
+    if seen.dataset.missing or seen.parent_missing:
         return None
     if run.spec.output.claim_name is None and not seen.claim_exists:
         return CreateClaim()

@@ -61,6 +61,19 @@ def waiting_since(case: Case) -> datetime:
     return accepted.last_transition_time if accepted and accepted.status == "False" else case.now
 
 
+def _parent_of_another_base(case: Case) -> Failure | None:
+    """An adapter fits the model that it was trained on, and no other."""
+    parent, base = case.seen.parent, case.run.spec.base_model.display_name
+    if case.seen.job is not None or parent is None or parent.base_model == base:
+        return None
+    return Failure(
+        reasons.INVALID_SPEC,
+        f"spec.parentAdapter: adapter {parent.name} version {parent.version} was trained on the base model "
+        f"{parent.base_model}, and spec.baseModel is {base}: use the parent's base model under the same name, or "
+        "another parent",
+    )
+
+
 def _refused_by_registry(case: Case) -> Failure | None:
     """The registry will never accept this adapter."""
     refusal = case.seen.registry_refused
@@ -141,6 +154,7 @@ def _waited_too_long(case: Case) -> Failure | None:
 
 
 _POLICIES: tuple[Callable[[Case], Failure | None], ...] = (
+    _parent_of_another_base,
     _refused_by_registry,
     _collect_failed,
     _job_lost,

@@ -9,14 +9,25 @@ from finetune.api.trainingrun import OutputClaim, TrainingRun
 
 from . import names
 from .arguments import export_arguments, trainer_arguments
+from .environment import model_secrets, source_secrets
 from .exits import pod_failure_policy
+from .observe import ParentView
 from .settings import Settings
+from .storage import (
+    HOME,
+    claim_volume,
+    export_mounts,
+    mount,
+    output_claim_name,
+    pod_volumes,
+    scratch_mounts,
+    scratch_volumes,
+    trainer_mounts,
+)
 
 Document = dict[str, Any]
 
 USER_ID = 10001
-HOME = "/home/finetune"
-TOKEN_SECONDS = 3600
 
 
 def owner_reference(run: TrainingRun) -> Document:
@@ -29,11 +40,6 @@ def owner_reference(run: TrainingRun) -> Document:
         "controller": True,
         "blockOwnerDeletion": True,
     }
-
-
-def output_claim_name(run: TrainingRun) -> str:
-    """The claim that the run writes to: the named one, else one that bears the Job's name."""
-    return run.spec.output.claim_name or names.job_name(run.metadata.name, run.metadata.uid)
 
 
 def build_claim(run: TrainingRun) -> Document:
@@ -52,14 +58,17 @@ def build_claim(run: TrainingRun) -> Document:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
-def build_job(run: TrainingRun, settings: Settings) -> Document:
-    """The training Job: init container `export`, container `trainer`. Kubernetes does the retries."""
+def build_job(run: TrainingRun, settings: Settings, parent: ParentView | None = None) -> Document:
+    """The training Job: init container `export`, container `trainer`. Kubernetes does the retries.
+
+    `parent` is the adapter version that the registry recorded for `spec.parentAdapter`.
+    """
     spec = run.spec
     job: Document = {
         "backoffLimit": spec.retries,
         "podFailurePolicy": pod_failure_policy(),
         "podReplacementPolicy": "Failed",
-        "template": _template(run, settings),
+        "template": _template(run, settings, parent),
     }
     if spec.active_deadline_seconds is not None:
         job["activeDeadlineSeconds"] = spec.active_deadline_seconds
@@ -74,14 +83,14 @@ def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
         "command": ["python", "-m", "model.training.cli"],
         "args": ["collect", f"--run-directory={directory}"],
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
-        "volumeMounts": [_mount("output", names.OUTPUT_MOUNT, read_only=True), *_scratch_mounts()],
+        "volumeMounts": [mount("output", names.OUTPUT_MOUNT, read_only=True), *scratch_mounts()],
     }
     pod: Document = {
         **_pod_security(settings),
         "restartPolicy": "Never",
         "activeDeadlineSeconds": 600,  # of the pod, not of the Job: a wait for a node must not lose the result
         "containers": [container],
-        "volumes": [_claim_volume("output", output_claim_name(run), read_only=True), *_scratch_volumes()],
+        "volumes": [claim_volume("output", output_claim_name(run), read_only=True), *scratch_volumes()],
     }
     if run.spec.scheduling.tolerations:  # the claim may be bound to a tainted node
         pod["tolerations"] = [toleration.to_dict() for toleration in run.spec.scheduling.tolerations]
@@ -112,14 +121,14 @@ def _job(run: TrainingRun, name: str, role: str, spec: Document) -> Document:
     }
 
 
-def _template(run: TrainingRun, settings: Settings) -> Document:
+def _template(run: TrainingRun, settings: Settings, parent: ParentView | None) -> Document:
     pod: Document = {
         **_pod_security(settings),
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": settings.termination_grace_seconds,
-        "initContainers": [_export_container(run, settings)],
-        "containers": [_trainer_container(run, settings)],
-        "volumes": _volumes(run),
+        "initContainers": [_export_container(run, settings, parent)],
+        "containers": [_trainer_container(run, settings, parent)],
+        "volumes": pod_volumes(run, parent),
     }
     scheduling = run.spec.scheduling
     optional = {
@@ -133,40 +142,37 @@ def _template(run: TrainingRun, settings: Settings) -> Document:
     return {"metadata": {"labels": labels}, "spec": pod}
 
 
-def _export_container(run: TrainingRun, settings: Settings) -> Document:
-    mounts = [_mount("output", names.OUTPUT_MOUNT), _mount("token", names.TOKEN_DIRECTORY, read_only=True)]
-    if _source_volume(run):
-        mounts.append(_mount("source", names.SOURCE_MOUNT, read_only=True))
+def _export_container(run: TrainingRun, settings: Settings, parent: ParentView | None) -> Document:
+    container = _container(names.EXPORT_CONTAINER, settings)
+    container["env"] += source_secrets(run)
     return {
-        **_container(names.EXPORT_CONTAINER, settings),
+        **container,
         "command": ["python", "-m", "model.data.export"],
-        "args": export_arguments(run, settings),
+        "args": _literal(export_arguments(run, settings)),
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
-        "volumeMounts": [*mounts, *_scratch_mounts()],
+        "volumeMounts": export_mounts(run, parent),
     }
 
 
-def _trainer_container(run: TrainingRun, settings: Settings) -> Document:
+def _trainer_container(run: TrainingRun, settings: Settings, parent: ParentView | None) -> Document:
     resources = run.spec.resources
     limits: Document = {"memory": resources.memory}
     if resources.gpus:
         limits[resources.gpu_resource_name] = str(resources.gpus)
-    mounts = [
-        _mount("output", names.OUTPUT_MOUNT),
-        _mount("token", names.TOKEN_DIRECTORY, read_only=True),
-        _mount("shared-memory", "/dev/shm"),  # noqa: S108 - PyTorch's workers share tensors there
-    ]
-    if run.spec.base_model.volume:
-        mounts.append(_mount("base-model", names.BASE_MODEL_MOUNT, read_only=True))
     container = _container(names.TRAINER_CONTAINER, settings)
-    container["env"] += _hub_environment(run)
+    container["env"] += model_secrets(run)
     return {
         **container,
         "command": ["python", "-m", "model.training.cli"],
-        "args": trainer_arguments(run, settings),
+        "args": _literal(trainer_arguments(run, settings, parent)),
         "resources": {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": limits},
-        "volumeMounts": [*mounts, *_scratch_mounts()],
+        "volumeMounts": trainer_mounts(run, parent),
     }
+
+
+def _literal(arguments: list[str]) -> list[str]:
+    """Arguments as they are meant: Kubernetes would put a variable in for $(NAME), and one dollar for two."""
+    return [argument.replace("$", "$$") for argument in arguments]
 
 
 def _container(name: str, settings: Settings) -> Document:
@@ -187,14 +193,6 @@ def _container(name: str, settings: Settings) -> Document:
     }
 
 
-def _hub_environment(run: TrainingRun) -> list[Document]:
-    hub = run.spec.base_model.hub
-    if hub is None or hub.token_secret_ref is None:
-        return []
-    reference = {"name": hub.token_secret_ref.name, "key": hub.token_secret_ref.key}
-    return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}}]
-
-
 def _pod_security(settings: Settings) -> Document:
     return {
         "serviceAccountName": settings.service_account_name,
@@ -209,51 +207,3 @@ def _pod_security(settings: Settings) -> Document:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
-
-
-def _volumes(run: TrainingRun) -> list[Document]:
-    token = {
-        "audience": f"finetune.dev/runs/{run.metadata.uid}",
-        "expirationSeconds": TOKEN_SECONDS,
-        "path": "token",
-    }
-    shared_memory = {"medium": "Memory", "sizeLimit": run.spec.resources.shared_memory}
-    volumes = [
-        _claim_volume("output", output_claim_name(run)),
-        {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
-        {"name": "shared-memory", "emptyDir": shared_memory},
-    ]
-    base = run.spec.base_model.volume
-    if base:
-        volumes.append(_claim_volume("base-model", base.claim_name, read_only=True))
-    source = _source_volume(run)
-    return [*volumes, *([source] if source else []), *_scratch_volumes()]
-
-
-def _source_volume(run: TrainingRun) -> Document | None:
-    dataset = run.spec.dataset
-    if dataset.volume:
-        return _claim_volume("source", dataset.volume.claim_name, read_only=True)
-    if dataset.config_map:
-        item = {"key": dataset.config_map.key, "path": dataset.config_map.key}
-        return {"name": "source", "configMap": {"name": dataset.config_map.name, "items": [item]}}
-    return None
-
-
-def _claim_volume(name: str, claim: str, *, read_only: bool = False) -> Document:
-    source: Document = {"claimName": claim}
-    if read_only:
-        source["readOnly"] = True
-    return {"name": name, "persistentVolumeClaim": source}
-
-
-def _mount(name: str, path: str, *, read_only: bool = False) -> Document:
-    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
-
-
-def _scratch_volumes() -> list[Document]:
-    return [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}]
-
-
-def _scratch_mounts() -> list[Document]:
-    return [_mount("tmp", "/tmp"), _mount("home", HOME)]  # noqa: S108 - an emptyDir of the pod's own

@@ -65,7 +65,10 @@ class ResultMessage(_Document):
     final_loss: DecimalString
     evaluation_loss: DecimalString | None = None
     base_evaluation_loss: DecimalString | None = None
+    reward_accuracy: DecimalString | None = None
+    reward_margin: DecimalString | None = None
     steps: Count
+    best_step: Count | None = None
     tokens: Count
     resumed_from_step: Count = 0
     adapter: AdapterMessage
@@ -78,6 +81,7 @@ class DatasetMessage(_Document):
     rows: Count | None = None
     evaluation_rows: Count | None = None
     dropped: Count | None = None
+    duplicates: Count | None = None
     truncated: Count | None = None
     tokens: Count | None = None
     bytes: Count | None = None

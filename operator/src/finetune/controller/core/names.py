@@ -21,9 +21,14 @@ COLLECT_CONTAINER = "collect"
 
 OUTPUT_MOUNT = "/output"
 BASE_MODEL_MOUNT = "/models/base"
+PARENT_ADAPTER_MOUNT = "/models/parent"
 SOURCE_MOUNT = "/source"
 TOKEN_DIRECTORY = "/var/run/secrets/finetune.dev"  # noqa: S105 - a path, not a secret
 TOKEN_FILE = f"{TOKEN_DIRECTORY}/token"
+
+PARENT_NAME_FLAG = "parent-adapter-name"
+PARENT_SHA256_FLAG = "parent-adapter-sha256"
+"""Flags of the trainer from which the operator reads back what a Job was made with."""
 
 
 def job_name(run_name: str, uid: str) -> str:

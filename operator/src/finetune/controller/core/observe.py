@@ -8,7 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from .messages import Message, parse_message
-from .names import ACTIVE_SECONDS_ANNOTATION, COLLECT_CONTAINER, EXPORT_CONTAINER, TRAINER_CONTAINER
+from .names import (
+    ACTIVE_SECONDS_ANNOTATION,
+    COLLECT_CONTAINER,
+    EXPORT_CONTAINER,
+    PARENT_NAME_FLAG,
+    PARENT_SHA256_FLAG,
+    TRAINER_CONTAINER,
+)
 
 Document = Mapping[str, Any]
 
@@ -71,6 +78,20 @@ class PodView:
 
 
 @dataclass(frozen=True)
+class ParentView:
+    """The adapter version that the run goes on from."""
+
+    name: str
+    version: int
+    sha256: str
+    claim_name: str = ""
+    path: str = ""
+    """The adapter's folder, from the root of the claim."""
+    base_model: str = ""
+    """What it was trained on; empty when it was read from the Job, which exists only if that was right."""
+
+
+@dataclass(frozen=True)
 class JobView:
     """A Job of the run."""
 
@@ -89,6 +110,8 @@ class JobView:
     reason: str = ""
     message: str = ""
     ttl_set: bool = False
+    parent: ParentView | None = None
+    """The parent adapter that its trainer was told of."""
 
     @property
     def ended(self) -> bool:
@@ -147,6 +170,10 @@ class Observation:
     claim_exists: bool = False
     dataset: DatasetView | None = None
     """Set once the registry has been told of the run, which happens before the Job is created."""
+    parent: ParentView | None = None
+    """The adapter version that is pinned for `spec.parentAdapter`; known as the dataset is."""
+    parent_missing: str = ""
+    """Why there is no such adapter, or why its files cannot be reached."""
     name_taken: str = ""
     """The Job's name belongs to another run; says to which."""
     refused: str = ""
@@ -202,7 +229,25 @@ def job_view(job: Document) -> JobView:
         reason=end.get("reason", ""),
         message=end.get("message", ""),
         ttl_set=job["spec"].get("ttlSecondsAfterFinished") is not None,
+        parent=_parent_in(job["spec"]),
     )
+
+
+def parent_view(*, name: str, version: int, sha256: str, uri: str, base_model: str) -> ParentView:
+    """An adapter version of the registry as ParentView; its uri is `pvc://<claim>/<path>`."""
+    claim, _, path = uri.removeprefix("pvc://").partition("/")
+    return ParentView(name=name, version=version, sha256=sha256, claim_name=claim, path=path, base_model=base_model)
+
+
+def _parent_in(job_spec: Document) -> ParentView | None:
+    """The parent adapter in a Job's own arguments: what was really trained on, whoever recorded what."""
+    pod = job_spec.get("template", {}).get("spec", {})
+    trainer: Document = next((c for c in pod.get("containers", ()) if c["name"] == TRAINER_CONTAINER), {})
+    flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in trainer.get("args", ()))
+    name, _, version = flags.get(PARENT_NAME_FLAG, "").rpartition("/")
+    if not name or not version.isdecimal():
+        return None
+    return ParentView(name=name, version=int(version), sha256=flags.get(PARENT_SHA256_FLAG, ""))
 
 
 def pod_view(pod: Document) -> PodView:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from finetune.api import reasons
 from finetune.api.trainingrun import TrainingRun
 
-from .manifests import output_claim_name
 from .observe import Observation, PodView
+from .storage import output_claim_name
 
 REGISTRY_UNAVAILABLE = "RegistryUnavailable"
 JOB_NAME_TAKEN = "JobNameTaken"
@@ -58,6 +58,14 @@ def _dataset_missing(run: TrainingRun, seen: Observation) -> Problem | None:
     if seen.job is None and seen.dataset is not None and seen.dataset.missing:
         del run
         return Problem(reasons.DATASET_UNAVAILABLE, seen.dataset.missing, expires=True)
+    return None
+
+
+def _parent_missing(run: TrainingRun, seen: Observation) -> Problem | None:
+    """There is no such adapter, or the claim that holds it is gone."""
+    del run
+    if seen.job is None and seen.parent_missing:
+        return Problem(reasons.BASE_MODEL_UNAVAILABLE, seen.parent_missing, expires=True)
     return None
 
 
@@ -153,6 +161,7 @@ def _unschedulable(run: TrainingRun, seen: Observation) -> Problem | None:
 
 _POLICIES: tuple[Callable[[TrainingRun, Observation], Problem | None], ...] = (
     _dataset_missing,  # named before the registry's silence: it is what the user can act on
+    _parent_missing,
     _registry_away,
     _name_taken,
     _creation_refused,

@@ -12,6 +12,7 @@ from finetune.api.status import (
     DatasetStatus,
     LossPoint,
     OutputStatus,
+    ParentAdapterStatus,
     Phase,
     Progress,
     Result,
@@ -24,9 +25,9 @@ from finetune.api.trainingrun import TrainingRun
 from . import names
 from .attempts import COMPLETED, INTERRUPTED, added_gpu_seconds, count_attempts
 from .failures import Case, Failure
-from .manifests import output_claim_name
 from .messages import DatasetMessage
 from .observe import Observation
+from .storage import output_claim_name
 
 MAXIMUM_DIGITS = 15
 """Of a step that is believed: more would not fit every reader of JSON."""
@@ -72,6 +73,7 @@ def next_status(case: Case, failure: Failure | None) -> TrainingRunStatus:
         "timings": _timings(run, seen, accepted=now if _accepted(case, failure)[0] == "True" else None),
         "progress": _progress(seen) or old.progress,
         "dataset": _dataset(old.dataset, seen),
+        "parent_adapter": _parent(old.parent_adapter, seen),
         "warnings": _warnings(seen, now),
     }
     if succeeded:
@@ -198,6 +200,11 @@ def _dataset(old: DatasetStatus | None, seen: Observation) -> DatasetStatus | No
     return DatasetStatus(**values) if values else None
 
 
+def _parent(old: ParentAdapterStatus | None, seen: Observation) -> ParentAdapterStatus | None:
+    view = (seen.job.parent if seen.job else None) or seen.parent
+    return ParentAdapterStatus(name=view.name, version=view.version, sha256=view.sha256) if view else old
+
+
 def _progress(seen: Observation) -> Progress | None:
     view = seen.progress
     if view is None:
@@ -278,7 +285,10 @@ def _result(seen: Observation) -> dict[str, object]:
             final_loss=result.final_loss,
             evaluation_loss=result.evaluation_loss,
             base_evaluation_loss=result.base_evaluation_loss,
+            reward_accuracy=result.reward_accuracy,
+            reward_margin=result.reward_margin,
             steps=result.steps,
+            best_step=result.best_step,
             tokens=result.tokens,
             adapter=AdapterStatus(
                 id=adapter.id,

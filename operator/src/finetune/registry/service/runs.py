@@ -50,7 +50,7 @@ async def put_run(
     services: ServicesOf,
     actor: Annotated[str, run_callers(operator=True)],
 ) -> Run:
-    """Record a run. Idempotent; the first call pins the dataset version."""
+    """Record a run. Idempotent; the first call pins the versions of its dataset and of its parent adapter."""
     run, created = await services.runs.put(namespace, uid, body, actor=actor)
     response.status_code = 201 if created else 200
     return run

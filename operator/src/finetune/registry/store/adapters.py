@@ -7,16 +7,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import Select, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.registry import (
     AdapterFile,
+    AdapterLineage,
     AdapterRequest,
     AdapterVersion,
     AdapterVersions,
     BaseModelReference,
     DatasetFacts,
+    ParentAdapter,
     RunResult,
     adapter_digest,
 )
@@ -29,10 +31,12 @@ from finetune.registry.schema import (
     dataset_versions,
     datasets,
     experiments,
+    run_parents,
     runs,
 )
 
-from .common import PAGE_SIZE, fields, named, named_row_locked, now, record
+from .common import fields, now, record
+from .series import Series
 
 
 class AdapterStore:
@@ -72,54 +76,21 @@ class AdapterStore:
 
     async def newest(self, namespace: str, *, after: str | None = None) -> AdapterVersions:
         """The newest version of each adapter, sorted by name."""
-        query = (
-            _versions()
-            .where(adapters.c.namespace == namespace, adapter_versions.c.version == adapters.c.last_version)
-            .order_by(adapters.c.name)
-            .limit(PAGE_SIZE + 1)
-        )
-        if after is not None:
-            query = query.where(adapters.c.name > after)
-        items = await self._read(query)
-        more = len(items) > PAGE_SIZE
-        return AdapterVersions(items=items[:PAGE_SIZE], continue_=items[PAGE_SIZE - 1].name if more else None)
+        async with self._database.reading() as connection:
+            rows, more = await ADAPTERS.newest(connection, namespace, after)
+            return AdapterVersions(items=await _complete(connection, rows), continue_=more)
 
     async def versions(self, namespace: str, name: str, *, before: int | None = None) -> AdapterVersions:
         """The versions of an adapter, newest first. Raises `NotFound`."""
-        query = (
-            _versions()
-            .where(named(adapters, namespace, name))
-            .order_by(adapter_versions.c.version.desc())
-            .limit(PAGE_SIZE + 1)
-        )
-        if before is not None:
-            query = query.where(adapter_versions.c.version < before)
-        items = await self._read(query)
-        if not items and before is None:
-            raise _not_found(namespace, name)
-        more = len(items) > PAGE_SIZE
-        next_page = str(items[PAGE_SIZE - 1].version) if more else None
-        return AdapterVersions(items=items[:PAGE_SIZE], continue_=next_page)
+        async with self._database.reading() as connection:
+            rows, more = await ADAPTERS.all_of(connection, namespace, name, before)
+            return AdapterVersions(items=await _complete(connection, rows), continue_=more)
 
     async def version(self, namespace: str, name: str, version: int | None) -> AdapterVersion:
         """One version; the newest when `version` is None. Raises `NotFound`."""
-        query = _versions().where(named(adapters, namespace, name))
-        wanted = adapters.c.last_version if version is None else version
-        items = await self._read(query.where(adapter_versions.c.version == wanted))
-        if items:
-            return items[0]
-        newest = await self._read(query.where(adapter_versions.c.version == adapters.c.last_version))
-        if not newest:
-            raise _not_found(namespace, name)
-        raise NotFound(
-            f"adapter {name!r} in namespace {namespace!r} has no version {version}",
-            hint=f"its newest version is {newest[0].version}",
-        )
-
-    async def _read(self, query: Select[Any]) -> list[AdapterVersion]:
         async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
-            return await _complete(connection, rows)
+            row = await ADAPTERS.find(connection, namespace, name, version)
+            return (await _complete(connection, [row]))[0]
 
 
 async def adapters_of_runs(connection: AsyncConnection, run_ids: Sequence[int]) -> dict[int, AdapterVersion]:
@@ -132,15 +103,8 @@ async def adapters_of_runs(connection: AsyncConnection, run_ids: Sequence[int]) 
 async def _insert(
     connection: AsyncConnection, namespace: str, run: Any, request: AdapterRequest, *, actor: str
 ) -> None:
-    adapter = await named_row_locked(
-        connection,
-        adapters,
-        namespace=namespace,
-        name=request.adapter_name,
-        values={"last_version": 0, "created_time": now()},
-    )
-    version = adapter.last_version + 1
-    await connection.execute(update(adapters).where(adapters.c.id == adapter.id).values(last_version=version))
+    adapter = await ADAPTERS.locked(connection, namespace, request.adapter_name)
+    version = await ADAPTERS.take_number(connection, adapter)
     result = request.result
     query = insert(adapter_versions).values(
         public_id=str(uuid.uuid4()),
@@ -157,7 +121,10 @@ async def _insert(
         final_loss=result.final_loss,
         evaluation_loss=result.evaluation_loss,
         base_evaluation_loss=result.base_evaluation_loss,
+        reward_accuracy=result.reward_accuracy,
+        reward_margin=result.reward_margin,
         steps=result.steps,
+        best_step=result.best_step,
         tokens=result.tokens,
         resumed_from_step=result.resumed_from_step,
         created_time=now(),
@@ -213,15 +180,52 @@ def _refuse_another(existing: Any, request: AdapterRequest) -> None:
         )
 
 
-def _not_found(namespace: str, name: str) -> NotFound:
-    return NotFound(
-        f"adapter {name!r} does not exist in namespace {namespace!r}",
-        hint=f"it is made by the first run that succeeds; list them with: finetune adapter list -n {namespace}",
+_parents = adapter_versions.alias("parents")
+_parent_names = adapters.alias("parent_names")
+_parent_runs = runs.alias("parent_runs")
+_parent_experiments = experiments.alias("parent_experiments")
+
+
+def with_parent(query: Select[Any]) -> Select[Any]:
+    """Add the recorded parent to a query on `runs`; `parent_of` reads it from the rows."""
+    return (
+        query.add_columns(
+            _parent_names.c.name.label("parent_name"),
+            _parents.c.version.label("parent_version"),
+            _parents.c.sha256.label("parent_sha256"),
+            _parents.c.claim_name.label("parent_claim_name"),
+            _parent_experiments.c.name.label("parent_experiment"),
+            _parent_runs.c.uid.label("parent_run_uid"),
+            _parents.c.base_model_name.label("parent_base_model_name"),
+            _parents.c.base_model_revision.label("parent_base_model_revision"),
+        )
+        .outerjoin(run_parents, run_parents.c.run_id == runs.c.id)
+        .outerjoin(_parents, _parents.c.id == run_parents.c.adapter_version_id)
+        .outerjoin(_parent_names, _parent_names.c.id == _parents.c.adapter_id)
+        .outerjoin(_parent_runs, _parent_runs.c.id == _parents.c.run_id)
+        .outerjoin(_parent_experiments, _parent_experiments.c.id == _parent_runs.c.experiment_id)
     )
 
 
+def parent_of(row: Any) -> ParentAdapter | None:
+    """The parent in a row of a query that went through `with_parent`."""
+    if row.parent_name is None:
+        return None
+    return ParentAdapter(
+        name=row.parent_name,
+        version=row.parent_version,
+        sha256=row.parent_sha256,
+        uri=_uri(row.parent_claim_name, row.parent_experiment, row.parent_run_uid),
+        base_model=BaseModelReference(name=row.parent_base_model_name, revision=row.parent_base_model_revision),
+    )
+
+
+def _uri(claim_name: str, experiment: str, run_uid: str) -> str:
+    return f"pvc://{claim_name}/{experiment}/{run_uid}/adapter"
+
+
 def _versions() -> Select[Any]:
-    return (
+    query = (
         select(
             adapter_versions,
             adapters.c.name,
@@ -231,12 +235,26 @@ def _versions() -> Select[Any]:
             experiments.c.name.label("experiment"),
             datasets.c.name.label("dataset_name"),
         )
+        .select_from(adapter_versions)
         .join(adapters, adapters.c.id == adapter_versions.c.adapter_id)
         .join(runs, runs.c.id == adapter_versions.c.run_id)
         .join(experiments, experiments.c.id == runs.c.experiment_id)
         .outerjoin(dataset_versions, dataset_versions.c.id == runs.c.dataset_version_id)
         .outerjoin(datasets, datasets.c.id == dataset_versions.c.dataset_id)
     )
+    return with_parent(query)
+
+
+ADAPTERS = Series(
+    noun="adapter",
+    names=adapters,
+    versions=adapter_versions,
+    query=_versions,
+    how_to_make=lambda namespace, name: (
+        f"it is made by the first run that succeeds with spec.adapter.name: {name}; list what there is with: "
+        f"finetune adapter list -n {namespace}"
+    ),
+)
 
 
 async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[AdapterVersion]:
@@ -251,7 +269,8 @@ async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[Ad
             {
                 **fields(row),
                 "id": row.public_id,
-                "uri": f"pvc://{row.claim_name}/{row.experiment}/{row.run_uid}/adapter",
+                "uri": _uri(row.claim_name, row.experiment, row.run_uid),
+                "parent": _lineage(parent_of(row)),
                 "files": files[row.id],
                 "base_model": BaseModelReference(name=row.base_model_name, revision=row.base_model_revision),
                 "dataset": DatasetFacts.model_validate(row.dataset),
@@ -259,3 +278,7 @@ async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[Ad
         )
         for row in rows
     ]
+
+
+def _lineage(parent: ParentAdapter | None) -> AdapterLineage | None:
+    return None if parent is None else AdapterLineage(name=parent.name, version=parent.version, sha256=parent.sha256)

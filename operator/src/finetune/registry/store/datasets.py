@@ -13,11 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.registry import DatasetVersion, DatasetVersions
 from finetune.registry.database import Database
-from finetune.registry.errors import Conflict, NotFound
+from finetune.registry.errors import Conflict
 from finetune.registry.jsonlines import JsonLinesReader, RowFacts
 from finetune.registry.schema import content_chunks, contents, dataset_versions, datasets
 
-from .common import PAGE_SIZE, named, named_row_locked, now, record
+from .common import now, record
+from .series import Series
 
 CHUNK_BYTES = 1024 * 1024
 ABANDONED_AFTER = timedelta(hours=1)
@@ -76,21 +77,14 @@ class DatasetStore:
         self, namespace: str, name: str, content: int, facts: RowFacts, *, actor: str
     ) -> tuple[DatasetVersion, bool]:
         async def transaction(connection: AsyncConnection) -> tuple[DatasetVersion, bool]:
-            dataset = await named_row_locked(
-                connection,
-                datasets,
-                namespace=namespace,
-                name=name,
-                values={"last_version": 0, "created_time": now()},
-            )
+            dataset = await DATASETS.locked(connection, namespace, name)
             same = _versions().where(
                 dataset_versions.c.dataset_id == dataset.id, dataset_versions.c.sha256 == facts.sha256
             )
             existing = (await connection.execute(same)).first()
             if existing is not None:
                 return _version(existing), False
-            version = dataset.last_version + 1
-            await connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(last_version=version))
+            version = await DATASETS.take_number(connection, dataset)
             await _touch(connection, content, attached=True)
             await connection.execute(
                 insert(dataset_versions).values(
@@ -137,48 +131,25 @@ class DatasetStore:
 
     async def newest(self, namespace: str, *, after: str | None = None) -> DatasetVersions:
         """The newest version of each dataset, sorted by name."""
-        query = (
-            _versions()
-            .where(datasets.c.namespace == namespace, dataset_versions.c.version == datasets.c.last_version)
-            .order_by(datasets.c.name)
-            .limit(PAGE_SIZE + 1)
-        )
-        if after is not None:
-            query = query.where(datasets.c.name > after)
-        items = await self._read(query)
-        more = len(items) > PAGE_SIZE
-        return DatasetVersions(items=items[:PAGE_SIZE], continue_=items[PAGE_SIZE - 1].name if more else None)
+        async with self._database.reading() as connection:
+            rows, more = await DATASETS.newest(connection, namespace, after)
+        return DatasetVersions(items=[_version(row) for row in rows], continue_=more)
 
     async def versions(self, namespace: str, name: str, *, before: int | None = None) -> DatasetVersions:
         """The versions of a dataset, newest first. Raises `NotFound`."""
-        query = (
-            _versions()
-            .where(named(datasets, namespace, name))
-            .order_by(dataset_versions.c.version.desc())
-            .limit(PAGE_SIZE + 1)
-        )
-        if before is not None:
-            query = query.where(dataset_versions.c.version < before)
-        items = await self._read(query)
-        if not items and before is None:
-            raise dataset_not_found(namespace, name)
-        more = len(items) > PAGE_SIZE
-        next_page = str(items[PAGE_SIZE - 1].version) if more else None
-        return DatasetVersions(items=items[:PAGE_SIZE], continue_=next_page)
+        async with self._database.reading() as connection:
+            rows, more = await DATASETS.all_of(connection, namespace, name, before)
+        return DatasetVersions(items=[_version(row) for row in rows], continue_=more)
 
     async def version(self, namespace: str, name: str, version: int | None) -> DatasetVersion:
         """One version; the newest when `version` is None. Raises `NotFound`."""
         async with self._database.reading() as connection:
-            return _version(await find_version(connection, namespace, name, version))
-
-    async def _read(self, query: Select[Any]) -> list[DatasetVersion]:
-        async with self._database.reading() as connection:
-            return [_version(row) for row in await connection.execute(query)]
+            return _version(await DATASETS.find(connection, namespace, name, version))
 
     async def rows(self, namespace: str, name: str, version: int | None) -> tuple[DatasetVersion, AsyncIterator[bytes]]:
         """One version and its rows, byte for byte, in blocks. Raises `NotFound` before the first block."""
         async with self._database.reading() as connection:
-            row = await find_version(connection, namespace, name, version)
+            row = await DATASETS.find(connection, namespace, name, version)
         return _version(row), self._chunks(row.content_id)
 
     async def _chunks(self, content: int) -> AsyncIterator[bytes]:
@@ -194,34 +165,6 @@ class DatasetStore:
                 return
             yield await asyncio.to_thread(zlib.decompress, data)
             number += 1
-
-
-async def find_version(connection: AsyncConnection, namespace: str, name: str, version: int | None) -> Any:
-    """The row of one dataset version, with the dataset's name. Raises `NotFound`, naming what exists."""
-    query = _versions().where(named(datasets, namespace, name))
-    if version is None:
-        query = query.where(dataset_versions.c.version == datasets.c.last_version)
-    else:
-        query = query.where(dataset_versions.c.version == version)
-    row = (await connection.execute(query)).first()
-    if row is not None:
-        return row
-    newest = select(datasets.c.last_version).where(named(datasets, namespace, name))
-    last = (await connection.execute(newest)).scalar_one_or_none()
-    if last is None:
-        raise dataset_not_found(namespace, name)
-    raise NotFound(
-        f"dataset {name!r} in namespace {namespace!r} has no version {version}",
-        hint=f"its newest version is {last}",
-    )
-
-
-def dataset_not_found(namespace: str, name: str) -> NotFound:
-    """The refusal for a dataset that does not exist."""
-    return NotFound(
-        f"dataset {name!r} does not exist in namespace {namespace!r}",
-        hint=f"create it with: finetune dataset push {name} FILE -n {namespace}",
-    )
 
 
 async def _new_content(connection: AsyncConnection) -> int:
@@ -242,6 +185,15 @@ async def _touch(connection: AsyncConnection, content: int, *, attached: bool) -
 
 def _versions() -> Select[Any]:
     return select(dataset_versions, datasets.c.name).join(datasets)
+
+
+DATASETS = Series(
+    noun="dataset",
+    names=datasets,
+    versions=dataset_versions,
+    query=_versions,
+    how_to_make=lambda namespace, name: f"create it with: finetune dataset push {name} FILE -n {namespace}",
+)
 
 
 def _version(row: Any) -> DatasetVersion:

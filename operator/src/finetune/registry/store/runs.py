@@ -12,21 +12,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.registry import DatasetVersion, ProgressByRun, Run, RunRequest, Runs, TrainerStatus
 from finetune.registry.database import Database
-from finetune.registry.errors import Conflict, Invalid, NotFound
+from finetune.registry.errors import Conflict, Invalid, NotFound, ParentAdapterNotFound
 from finetune.registry.schema import (
     adapter_versions,
     dataset_versions,
     datasets,
     experiments,
     metric_points,
+    run_parents,
     run_progress,
     run_results,
     runs,
 )
 
-from .adapters import adapters_of_runs
+from .adapters import ADAPTERS, adapters_of_runs, parent_of, with_parent
 from .common import PAGE_SIZE, fields, insert_missing, named_row_locked, now, record
-from .datasets import find_version
+from .datasets import DATASETS
 
 
 class RunStore:
@@ -38,8 +39,9 @@ class RunStore:
     async def put(self, namespace: str, uid: str, request: RunRequest, *, actor: str) -> tuple[Run, bool]:
         """Record a run; returns it and whether it is new.
 
-        Idempotent: the first call pins the dataset version and the spec, later ones change nothing.
-        Raises `NotFound` for a dataset that does not exist, `Conflict` when the uid is another run's.
+        Idempotent: the first call pins the versions of dataset and parent adapter and the spec, later ones change
+        nothing. Raises `NotFound` for a dataset that does not exist, `ParentAdapterNotFound`, and `Conflict` when the
+        uid is another run's.
         """
 
         async def transaction(connection: AsyncConnection) -> bool:
@@ -49,7 +51,8 @@ class RunStore:
                 return False
             pinned = None
             if request.dataset_name is not None:
-                pinned = await find_version(connection, namespace, request.dataset_name, request.dataset_version)
+                pinned = await DATASETS.find(connection, namespace, request.dataset_name, request.dataset_version)
+            parent = await _find_parent(connection, namespace, request)
             experiment = await named_row_locked(
                 connection,
                 experiments,
@@ -57,19 +60,20 @@ class RunStore:
                 name=request.experiment,
                 values={"created_time": now()},
             )
-            await connection.execute(
-                insert(runs).values(
-                    uid=uid,
-                    namespace=namespace,
-                    name=request.name,
-                    experiment_id=experiment.id,
-                    method=request.method,
-                    dataset_version_id=None if pinned is None else pinned.id,
-                    spec=request.spec,
-                    created_time=now(),
-                )
+            query = insert(runs).values(
+                uid=uid,
+                namespace=namespace,
+                name=request.name,
+                experiment_id=experiment.id,
+                method=request.method,
+                dataset_version_id=None if pinned is None else pinned.id,
+                spec=request.spec,
+                created_time=now(),
             )
-            details = {"uid": uid, "dataset": None if pinned is None else f"{pinned.name}/{pinned.version}"}
+            identifier = (await connection.execute(query.returning(runs.c.id))).scalar_one()
+            if parent is not None:
+                await connection.execute(insert(run_parents).values(run_id=identifier, adapter_version_id=parent.id))
+            details = {"uid": uid, "dataset": _label(pinned), "parentAdapter": _label(parent)}
             await record(
                 connection,
                 actor=actor,
@@ -108,7 +112,7 @@ class RunStore:
                     f"run {run.name!r} reads no dataset of the registry",
                     hint="set spec.dataset.registry.name in the TrainingRun",
                 )
-            row = await find_version(connection, namespace, run.dataset_name, run.dataset_version)
+            row = await DATASETS.find(connection, namespace, run.dataset_name, run.dataset_version)
         return DatasetVersion.model_validate(fields(row))
 
     async def add_progress(self, namespace: str, uid: str, status: TrainerStatus) -> None:
@@ -207,18 +211,34 @@ async def find_run(connection: AsyncConnection, namespace: str, uid: str, *, loc
     return row
 
 
+async def _find_parent(connection: AsyncConnection, namespace: str, request: RunRequest) -> Any:
+    """The row of the adapter version that the run goes on from; None without one. Raises `ParentAdapterNotFound`."""
+    if request.parent_adapter_name is None:
+        return None
+    try:
+        return await ADAPTERS.find(connection, namespace, request.parent_adapter_name, request.parent_adapter_version)
+    except NotFound as error:
+        raise ParentAdapterNotFound(error.message, hint=error.hint) from None
+
+
+def _label(row: Any) -> str | None:
+    return None if row is None else f"{row.name}/{row.version}"
+
+
 def _runs() -> Select[Any]:
-    return (
+    query = (
         select(
             runs,
             experiments.c.name.label("experiment"),
             datasets.c.name.label("dataset_name"),
             dataset_versions.c.version.label("dataset_version"),
         )
-        .join(experiments)
+        .select_from(runs)
+        .join(experiments, experiments.c.id == runs.c.experiment_id)
         .outerjoin(dataset_versions, dataset_versions.c.id == runs.c.dataset_version_id)
         .outerjoin(datasets, datasets.c.id == dataset_versions.c.dataset_id)
     )
+    return with_parent(query)
 
 
 async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[Run]:
@@ -228,7 +248,14 @@ async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[Ru
     progress = {row.run_id: row.trainer_status for row in await connection.execute(query)}
     adapters = await adapters_of_runs(connection, ids)
     return [
-        Run.model_validate({**fields(row), "trainer_status": progress.get(row.id), "adapter": adapters.get(row.id)})
+        Run.model_validate(
+            {
+                **fields(row),
+                "parent_adapter": parent_of(row),
+                "trainer_status": progress.get(row.id),
+                "adapter": adapters.get(row.id),
+            }
+        )
         for row in rows
     ]
 
@@ -251,12 +278,17 @@ def _refuse_another(row: Any, namespace: str, uid: str, request: RunRequest) -> 
         known["dataset"], asked["dataset"] = row.dataset_name, request.dataset_name
     if request.dataset_version is not None:
         known["dataset version"], asked["dataset version"] = row.dataset_version, request.dataset_version
+    if request.parent_adapter_name is not None or row.parent_name is not None:
+        known["parent adapter"], asked["parent adapter"] = row.parent_name, request.parent_adapter_name
+    if request.parent_adapter_version is not None:
+        known["parent adapter version"] = row.parent_version
+        asked["parent adapter version"] = request.parent_adapter_version
     different = [key for key, value in asked.items() if known[key] != value]
     if different:
         key = different[0]
         raise Conflict(
             f"run {uid} is recorded with {key} {known[key]!r}, not {asked[key]!r}",
-            hint="a run never changes: use the uid of the TrainingRun, and its recorded dataset version",
+            hint="a run never changes: use the uid of the TrainingRun, and the versions recorded for it",
         )
 
 

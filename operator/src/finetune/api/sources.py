@@ -1,0 +1,246 @@
+"""Where a run's model, adapter and rows come from: parts of the spec that refer to something outside it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from .fields import ApiModel, DataKey, Name, ObjectName, RelativePath, matching
+
+VersionNumber = Annotated[int, Field(ge=1, le=2147483647)]
+
+Repository = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200),
+    matching(
+        "[A-Za-z0-9][-A-Za-z0-9._]*(/[A-Za-z0-9][-A-Za-z0-9._]*)?",
+        "must be a repository of the hub, such as HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+]
+Revision = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128),
+    matching("[A-Za-z0-9][-A-Za-z0-9._/]*", "must be a branch, a tag or a commit"),
+]
+FilePattern = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=512),
+    matching(
+        r"[A-Za-z0-9_*?\\[][-A-Za-z0-9._*?!\\[\\]]*(/[A-Za-z0-9_*?\\[][-A-Za-z0-9._*?!\\[\\]]*)*",
+        "must be a file, a folder or a pattern from the root of the claim: no leading or trailing '/', no '..', no "
+        "hidden names, only letters, digits, '-', '_', '.' and the wildcards *, ? and [...] between the slashes",
+    ),
+]
+"""A path below the root of a claim that may hold wildcards."""
+
+
+class SecretKeyRef(ApiModel):
+    """One key of a Secret in the run's namespace."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: DataKey
+    """Key in the Secret's data."""
+
+
+class SecretRef(ApiModel):
+    """A Secret in the run's namespace."""
+
+    name: ObjectName
+    """Name of the Secret."""
+
+
+class HubModel(ApiModel):
+    """A model on the Hugging Face Hub."""
+
+    repository: Repository
+    """Repository, such as HuggingFaceTB/SmolLM2-135M-Instruct."""
+    revision: Revision | None = None
+    """Branch, tag or commit. Default: the repository's main branch; the commit that was used is recorded."""
+    token_secret_ref: SecretKeyRef | None = None
+    """Secret key with an access token, for private and gated repositories."""
+
+
+class VolumeModel(ApiModel):
+    """A model in a folder of a PersistentVolumeClaim, mounted read-only."""
+
+    claim_name: ObjectName
+    """Name of the PersistentVolumeClaim."""
+    path: RelativePath | None = None
+    """Folder that holds config.json and the weights, from the root of the claim. Default: the root itself."""
+
+
+class BaseModelSource(ApiModel):
+    """The model to start from; exactly one source."""
+
+    hub: HubModel | None = None
+    """A model on the Hugging Face Hub, downloaded once into the output claim."""
+    volume: VolumeModel | None = None
+    """A model in a folder of a PersistentVolumeClaim of the run's namespace."""
+
+    @property
+    def display_name(self) -> str:
+        """How people know the model: its repository, or its folder on the claim."""
+        if self.hub is not None:
+            return self.hub.repository
+        if self.volume is not None:
+            return self.volume.path or self.volume.claim_name
+        return ""
+
+
+class ParentAdapter(ApiModel):
+    """An adapter of the registry, of the run's namespace, trained on the same base model."""
+
+    name: Name
+    """Name of the adapter."""
+    version: VersionNumber | None = None
+    """Version of the adapter. Default: the newest when the run is accepted; it is recorded in
+    status.parentAdapter."""
+
+
+class RegistryDataset(ApiModel):
+    """A dataset of the registry, of the run's namespace."""
+
+    name: Name
+    """Name of the dataset."""
+    version: VersionNumber | None = None
+    """Version of the dataset. Default: the newest when the run is accepted; it is recorded in
+    status.dataset.version."""
+
+
+class SqlDataset(ApiModel):
+    """The rows that a database answers to a query, read as a stream."""
+
+    url_secret_ref: SecretKeyRef
+    """Secret key with the database's URL, such as postgresql://user:password@host/name."""
+    query: Annotated[str, StringConstraints(min_length=1, max_length=8192)]
+    """The query; the names of its columns are the rows' fields. Let it sort the rows, so that a second reading gives
+    the same ones."""
+
+
+class HubDataset(ApiModel):
+    """A dataset on the Hugging Face Hub."""
+
+    repository: Repository
+    """Repository, such as HuggingFaceH4/ultrafeedback_binarized."""
+    revision: Revision | None = None
+    """Branch, tag or commit. Default: the repository's main branch."""
+    split: (
+        Annotated[
+            str,
+            StringConstraints(min_length=1, max_length=128),
+            matching("[A-Za-z0-9_][-A-Za-z0-9._]*", "must be the name of a split, such as train"),
+        ]
+        | None
+    ) = None
+    """Split of the dataset. Default: train."""
+    token_secret_ref: SecretKeyRef | None = None
+    """Secret key with an access token, for private and gated repositories."""
+
+
+class ObjectStoreDataset(ApiModel):
+    """Objects of a store that speaks the S3 protocol: JSON lines, JSON, CSV or Parquet."""
+
+    uri: Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=1024),
+        matching(
+            r"s3://[a-z0-9][-a-z0-9._]{1,61}[a-z0-9]/[^\\s]+",
+            "must be the address of an object, or of several by wildcards, such as s3://bucket/prefix/*.jsonl",
+        ),
+    ]
+    """Address of the objects: s3://bucket/key, where the key may hold the wildcards *, ? and [...]."""
+    credentials_secret_ref: SecretRef | None = None
+    """Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where one is needed.
+    Default: the store is asked without credentials."""
+    endpoint: (
+        Annotated[
+            str,
+            StringConstraints(min_length=1, max_length=512),
+            matching(
+                r"https?://[A-Za-z0-9][-A-Za-z0-9.]*(:[0-9]{1,5})?(/[-A-Za-z0-9._~/]*)?",
+                "must be the address of the store, such as https://minio.storage:9000",
+            ),
+        ]
+        | None
+    ) = None
+    """Address of the store. Default: Amazon's."""
+
+
+class VolumeDataset(ApiModel):
+    """A dataset in files of a PersistentVolumeClaim, mounted read-only: JSON lines, JSON, CSV or Parquet."""
+
+    claim_name: ObjectName
+    """Name of the PersistentVolumeClaim."""
+    path: FilePattern
+    """File, folder or pattern such as data/*.parquet, from the root of the claim."""
+
+
+class ConfigMapDataset(ApiModel):
+    """A small dataset in a ConfigMap (1 MiB at most)."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: DataKey
+    """Key whose text holds one JSON object a line."""
+
+
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+
+class Columns(ApiModel):
+    """Which columns of the source hold what the method needs."""
+
+    prompt: ColumnName | None = None
+    """Column that holds the prompt. Default: prompt."""
+    completion: ColumnName | None = None
+    """Column that holds the completion. Default: completion."""
+    messages: ColumnName | None = None
+    """Column that holds the list of chat messages. Default: messages."""
+    tools: ColumnName | None = None
+    """Column that holds the descriptions of the tools that the messages may call. Default: tools."""
+    chosen: ColumnName | None = None
+    """Column that holds the better answer, for DPO. Default: chosen."""
+    rejected: ColumnName | None = None
+    """Column that holds the worse answer, for DPO. Default: rejected."""
+
+    def renamed(self) -> dict[str, str]:
+        """The mapping from what the method needs to the source's column; only what was set."""
+        return {str(name): str(column) for name, column in self.to_dict().items()}
+
+
+class Evaluation(ApiModel):
+    """How many rows are held out of training to measure the loss on; exactly one field."""
+
+    percent: Annotated[int, Field(ge=0, le=50)] | None = None
+    """Rough percentage of the rows: a row's content decides, so that equal rows stay together. 0 holds out nothing."""
+    max_rows: Annotated[int, Field(ge=0, le=1000000)] | None = None
+    """Number of rows; never more than half of the dataset. 0 holds out nothing."""
+
+
+class Dataset(ApiModel):
+    """The rows to train on; exactly one source."""
+
+    registry: RegistryDataset | None = None
+    """A dataset of the registry."""
+    sql: SqlDataset | None = None
+    """The answer of a database to a query."""
+    hub: HubDataset | None = None
+    """A dataset on the Hugging Face Hub."""
+    object_store: ObjectStoreDataset | None = None
+    """Objects of a store that speaks the S3 protocol."""
+    volume: VolumeDataset | None = None
+    """Files on a PersistentVolumeClaim of the run's namespace."""
+    config_map: ConfigMapDataset | None = None
+    """A key of a ConfigMap of the run's namespace."""
+    columns: Columns | None = None
+    """Names of the source's columns, where they are not those that the method looks for."""
+    evaluation: Evaluation = Evaluation(percent=5)
+    """Rows that are held out of training to measure the loss on. Default: 5 percent."""
+    too_long: Literal["Truncate", "Drop", "Fail"] = "Truncate"
+    """What happens to a row of more than training.maxLength tokens: Truncate cuts it (DPO keeps the end of the
+    prompt), Drop leaves it out, Fail ends the run."""
+    invalid_rows: Literal["Fail", "Drop"] = "Fail"
+    """What happens to a malformed row: Fail ends the run and names the row, Drop leaves the row out and
+    counts it."""

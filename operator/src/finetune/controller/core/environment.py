@@ -1,0 +1,44 @@
+"""Secrets in the containers' environment.
+
+They come by reference only, never as volumes: then the pod's status names what is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.api.sources import SecretKeyRef
+from finetune.api.trainingrun import TrainingRun
+
+Variable = dict[str, Any]
+
+STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+STORE_SESSION_KEY = "AWS_SESSION_TOKEN"
+"""Only temporary credentials have one."""
+
+
+def source_secrets(run: TrainingRun) -> list[Variable]:
+    """Variables of the container `export`: what the dataset's source asks for."""
+    dataset = run.spec.dataset
+    if dataset.sql:
+        return [_variable("DATASET_URL", dataset.sql.url_secret_ref)]
+    if dataset.hub and dataset.hub.token_secret_ref:
+        return [_variable("HF_TOKEN", dataset.hub.token_secret_ref)]
+    if dataset.object_store and dataset.object_store.credentials_secret_ref:
+        secret = dataset.object_store.credentials_secret_ref.name
+        references = [SecretKeyRef(name=secret, key=key) for key in (*STORE_KEYS, STORE_SESSION_KEY)]
+        return [_variable(each.key, each, optional=each.key == STORE_SESSION_KEY) for each in references]
+    return []
+
+
+def model_secrets(run: TrainingRun) -> list[Variable]:
+    """Variables of the container `trainer`: the hub's token for the base model."""
+    hub = run.spec.base_model.hub
+    return [_variable("HF_TOKEN", hub.token_secret_ref)] if hub and hub.token_secret_ref else []
+
+
+def _variable(name: str, reference: SecretKeyRef, *, optional: bool = False) -> Variable:
+    selector: Variable = {"name": reference.name, "key": reference.key}
+    if optional:
+        selector["optional"] = True
+    return {"name": name, "valueFrom": {"secretKeyRef": selector}}

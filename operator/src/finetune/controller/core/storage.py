@@ -1,0 +1,122 @@
+"""What the run's pod mounts, and where: claims, the dataset's ConfigMap, scratch space, the registry's token.
+
+A claim that serves twice (a base model beside the dataset, a parent adapter on the output claim) is one volume with
+several mounts: a pod with two volumes of one claim never starts on some nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.api.trainingrun import TrainingRun
+
+from . import names
+from .observe import ParentView
+
+Document = dict[str, Any]
+
+HOME = "/home/finetune"
+TOKEN_SECONDS = 3600
+
+OUTPUT = "output"
+BASE_MODEL = "base-model"
+SOURCE = "source"
+PARENT_ADAPTER = "parent-adapter"
+
+
+def output_claim_name(run: TrainingRun) -> str:
+    """The claim that the run writes to: the named one, else one that bears the Job's name."""
+    return run.spec.output.claim_name or names.job_name(run.metadata.name, run.metadata.uid)
+
+
+def parent_directory(run: TrainingRun, parent: ParentView) -> str:
+    """Where the trainer finds the parent adapter: below the output claim if it is there, else on its own mount."""
+    on_output = parent.claim_name == output_claim_name(run)
+    return f"{names.OUTPUT_MOUNT if on_output else names.PARENT_ADAPTER_MOUNT}/{parent.path}"
+
+
+def pod_volumes(run: TrainingRun, parent: ParentView | None) -> list[Document]:
+    """The volumes of the training pod."""
+    token = {
+        "audience": f"finetune.dev/runs/{run.metadata.uid}",
+        "expirationSeconds": TOKEN_SECONDS,
+        "path": "token",
+    }
+    volumes = [
+        claim_volume(OUTPUT, output_claim_name(run)),
+        {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.resources.shared_memory}},
+    ]
+    claims = _claims(run, parent)
+    for role, claim in claims.items():
+        if _volume_of(role, claims) == role and role != OUTPUT:
+            volumes.append(claim_volume(role, claim, read_only=True))
+    config_map = run.spec.dataset.config_map
+    if config_map:
+        item = {"key": config_map.key, "path": config_map.key}
+        volumes.append({"name": SOURCE, "configMap": {"name": config_map.name, "items": [item]}})
+    return [*volumes, *scratch_volumes()]
+
+
+def export_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document]:
+    """The mounts of the container `export`."""
+    claims = _claims(run, parent)
+    mounts = [mount(OUTPUT, names.OUTPUT_MOUNT), mount("token", names.TOKEN_DIRECTORY, read_only=True)]
+    if SOURCE in claims or run.spec.dataset.config_map:
+        mounts.append(mount(_volume_of(SOURCE, claims), names.SOURCE_MOUNT, read_only=True))
+    return [*mounts, *scratch_mounts()]
+
+
+def trainer_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document]:
+    """The mounts of the container `trainer`."""
+    claims = _claims(run, parent)
+    mounts = [
+        mount(OUTPUT, names.OUTPUT_MOUNT),
+        mount("token", names.TOKEN_DIRECTORY, read_only=True),
+        mount("shared-memory", "/dev/shm"),  # noqa: S108 - PyTorch's workers share tensors there
+    ]
+    if BASE_MODEL in claims:
+        mounts.append(mount(_volume_of(BASE_MODEL, claims), names.BASE_MODEL_MOUNT, read_only=True))
+    if _volume_of(PARENT_ADAPTER, claims) != OUTPUT and PARENT_ADAPTER in claims:
+        mounts.append(mount(_volume_of(PARENT_ADAPTER, claims), names.PARENT_ADAPTER_MOUNT, read_only=True))
+    return [*mounts, *scratch_mounts()]
+
+
+def claim_volume(name: str, claim: str, *, read_only: bool = False) -> Document:
+    """A volume that is a claim."""
+    source: Document = {"claimName": claim}
+    if read_only:
+        source["readOnly"] = True
+    return {"name": name, "persistentVolumeClaim": source}
+
+
+def mount(name: str, path: str, *, read_only: bool = False) -> Document:
+    """A mount of a volume."""
+    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
+
+
+def scratch_volumes() -> list[Document]:
+    """Space for temporary files and the home directory: everything else is read-only."""
+    return [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}]
+
+
+def scratch_mounts() -> list[Document]:
+    """The mounts of `scratch_volumes`."""
+    return [mount("tmp", "/tmp"), mount("home", HOME)]  # noqa: S108 - an emptyDir of the pod's own
+
+
+def _claims(run: TrainingRun, parent: ParentView | None) -> dict[str, str]:
+    """The claims that the pod needs, by what for; the output comes first."""
+    base, source = run.spec.base_model.volume, run.spec.dataset.volume
+    wanted = {
+        OUTPUT: output_claim_name(run),
+        BASE_MODEL: base.claim_name if base else None,
+        SOURCE: source.claim_name if source else None,
+        PARENT_ADAPTER: parent.claim_name if parent else None,
+    }
+    return {role: claim for role, claim in wanted.items() if claim}
+
+
+def _volume_of(role: str, claims: dict[str, str]) -> str:
+    """The volume that serves a role: the first one of the same claim, else its own."""
+    return next((first for first, claim in claims.items() if claim == claims.get(role)), role)
