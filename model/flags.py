@@ -83,7 +83,7 @@ def parse(settings: type[S], arguments: Sequence[str]) -> S:
         reader.explain(error)
         result = None
     if reader.problems or result is None:
-        raise InvalidSettingsError(reader.problems)
+        raise InvalidSettingsError(list(dict.fromkeys(reader.problems)))
     return result
 
 
@@ -132,7 +132,7 @@ class _Reader:
                 given[positional] = [argument]
                 continue
             if key not in known:
-                self.problems.append(f"{key}: no such flag{_suggest(key, known)}")
+                self.problems.append(f"{key}: no such flag{suggest(key, known)}")
                 continue
             name = known[key]
             field = self._fields.get(name)
@@ -215,7 +215,7 @@ class _Reader:
             self.labels[parent] = f"{where}={value}"
             return
         if name is None:
-            self.problems.append(f"{where}: no such setting{_suggest(shown, self._keys)}")
+            self.problems.append(f"{where}: no such setting{suggest(shown, self._keys)}")
             return
         self.labels[name] = f"{where}={value}"
         self.values[name] = self._convert(name, [value]) if isinstance(value, str) else value
@@ -315,7 +315,8 @@ def _without_prefix(message: str) -> str:
     return message.removeprefix("Value error, ")
 
 
-def _suggest(key: str, known: Mapping[str, Any]) -> str:
+def suggest(key: str, known: Mapping[str, Any]) -> str:
+    """Return `, did you mean ...?` with the nearest known name, empty when none is near."""
     nearest = difflib.get_close_matches(key, known, n=1)
     return f", did you mean {nearest[0]}?" if nearest else ""
 

@@ -1,0 +1,332 @@
+"""A run without Kubernetes: the dataset is exported on the way, and the run's directory is found or made.
+
+A directory belongs to one set of settings. The same command again finds its directory and goes on there; other settings
+get the next free name, so that no run is ever continued with other settings than it began with.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from model import exits, flags
+from model.exits import FailureError
+from model.files import RunDirectory, write_json
+from model.training.config import TrainSettings
+
+RUN_FILE = "run.json"
+DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+DATASET_FIELDS = (
+    "dataset",
+    "dataset_revision",
+    "dataset_split",
+    "dataset_endpoint",
+    "evaluation_percent",
+    "evaluation_max_rows",
+    "invalid_rows",
+    "column",
+)
+_FREE = {
+    "run_directory", "run_uid", "name", "plot", "print_config", "image", "registry_url", "registry_token_file",
+    "checkpoint_steps", "micro_batch_size", "gpus",
+}  # fmt: skip
+"""Settings that do not decide what comes out: they may differ between the attempts of a run."""
+
+GROUPS: flags.Groups = (
+    ("What to train", ("method", "base_model", "base_model_revision", "parent_adapter", "quantization")),
+    ("What to train it on", (*DATASET_FIELDS, "max_length", "too_long")),
+    (
+        "How",
+        (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "learning_rate",
+            "schedule",
+            "warmup_percent",
+            "seed",
+            "early_stopping_patience",
+        ),
+    ),
+    ("The adapter", ("lora_rank", "lora_alpha", "lora_dropout_percent", "lora_target_modules", "lora_variant")),
+    ("With --method=DPO", ("dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight")),
+    ("Where to, and what to show", ("name", "run_directory", "plot", "print_config")),
+    (
+        "Memory and speed",
+        (
+            "gpus",
+            "precision",
+            "micro_batch_size",
+            "packing",
+            "gradient_checkpointing",
+            "checkpoint_steps",
+            "evaluation_steps",
+        ),
+    ),
+    (
+        "For the record, and inside a cluster",
+        (
+            "run_uid",
+            "base_model_name",
+            "parent_adapter_name",
+            "parent_adapter_sha256",
+            "pretended_gpus",
+            "image",
+            "registry_url",
+            "registry_token_file",
+            "namespace",
+        ),
+    ),
+)
+
+
+class TrainCommand(TrainSettings):
+    """A run's settings, and what a person may say instead of exporting a dataset first."""
+
+    run_directory: Path = Field(Path(), description="The run's directory; runs/<name> when left out")
+    run_uid: str = Field("", description="The run's uid; one is made and kept in the directory when left out")
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run; made of dataset, model and method when left out",
+    )
+
+    dataset: str | None = Field(
+        None,
+        min_length=1,
+        description="Rows to train on: a file, a glob in quotes, s3://bucket/key, sql:SELECT ... (the database's URL "
+        "in DATASET_URL), or owner/name on the hub",
+    )
+    dataset_revision: str | None = Field(None, description="Tag or commit of a dataset on the hub")
+    dataset_split: str | None = Field(None, description="Split of a dataset on the hub; train when left out")
+    dataset_endpoint: str | None = Field(None, description="URL of the object store, when it is not Amazon's")
+    evaluation_percent: int | None = Field(
+        None, ge=0, le=50, description="Share of the rows to hold out; 5 when nothing else is said"
+    )
+    evaluation_max_rows: int | None = Field(None, ge=0, description="How many rows to hold out, half at most")
+    invalid_rows: Literal["Fail", "Drop"] = Field("Fail", description="What to do when a row is invalid")
+    column: dict[str, str] = Field(
+        default_factory=dict, description="Where a field is found: prompt=question, once per field"
+    )
+
+    plot: Path | None = Field(
+        None,
+        description="Draw the loss into this file at the end; alone: loss.png in the run's directory",
+        json_schema_extra=flags.bare("loss.png"),
+    )
+    print_config: bool = Field(False, description="Print the settings with all defaults as YAML, and do nothing")
+
+    dataset_required: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check_dataset(self) -> TrainCommand:
+        problems = []
+        if self.dataset is None:
+            if self.run_directory == Path() and self.dataset_required:
+                problems.append("--dataset: is required, or --run-directory with an exported dataset in it")
+            problems += [
+                f"{flags.flag(name)} needs --dataset"
+                for name in DATASET_FIELDS[1:]
+                if name in self.model_fields_set and getattr(self, name)
+            ]
+        if self.evaluation_percent is not None and self.evaluation_max_rows is not None:
+            problems.append("give --evaluation-percent or --evaluation-max-rows, not both")
+        if self.name and self.run_directory != Path():
+            problems.append("give --name or --run-directory, not both")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def settings(self, directory: Path, uid: str) -> TrainSettings:
+        """Return the trainer's settings for a directory and a uid."""
+        values = self.model_dump(include=set(TrainSettings.model_fields), exclude_unset=True)
+        return TrainSettings.model_validate(values | {"run_directory": directory, "run_uid": uid})
+
+    def export_arguments(self, directory: Path) -> list[str]:
+        """Return the arguments of `model.data.export` that bring the dataset into a run's directory."""
+        assert self.dataset is not None
+        given = {
+            "run_directory": directory,
+            "method": self.method,
+            "seed": self.seed,
+            "evaluation_percent": self.evaluation_percent,
+            "evaluation_max_rows": self.evaluation_max_rows,
+            "invalid_rows": self.invalid_rows,
+            "revision": self.dataset_revision,
+            "split": self.dataset_split,
+            "endpoint": self.dataset_endpoint,
+            **source_flags(self.dataset),
+        }
+        rendered = [f"{flags.flag(name)}={value}" for name, value in given.items() if value is not None]
+        return [*rendered, *(f"--column={ours}={theirs}" for ours, theirs in self.column.items())]
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that decides what comes out, with the size and time of local files."""
+        document = self.resolved().document()
+        kept = {key: value for key, value in document.items() if key not in {_camel(name) for name in _FREE}}
+        return kept | {"datasetFiles": _files_stamp(self.dataset)}
+
+    def shown(self) -> dict[str, Any]:
+        """Return the settings that have a value, with all defaults filled in."""
+        hidden = {"printConfig", "tokens", "noProbe"}
+        document = self.resolved().document()
+        return {key: value for key, value in document.items() if value not in (None, {}, "", ".") and key not in hidden}
+
+    def default_name(self) -> str:
+        """Return a name made of dataset, model and method."""
+        dataset = re.sub(r"^[a-z0-9]+:/*", "", self.dataset or "run")
+        parts = (Path(dataset).name.partition(".")[0], Path(self.base_model.rstrip("/")).name, self.method)
+        clean = (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:40] for part in parts)
+        return "-".join(part for part in clean if part)
+
+
+def source_flags(dataset: str) -> dict[str, str]:
+    """Return the export's flags for what a person calls a dataset."""
+    if dataset.startswith("sql:"):
+        return {"source": "sql", "query": dataset.removeprefix("sql:").strip()}
+    if dataset.startswith("s3://"):
+        return {"source": "objectStore", "uri": dataset}
+    hub = re.fullmatch(r"(?:hub:|hf://(?:datasets/)?)?([\w.-]+/[\w.-]+)", dataset)
+    marked = dataset.startswith(("hub:", "hf://"))
+    if hub and (marked or not (Path(dataset).exists() or dataset.endswith(DATA_SUFFIXES) or dataset[0] in "./~")):
+        return {"source": "hub", "repository": hub[1]}
+    return {"source": "volume", "path": str(Path(dataset).expanduser())}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run goes, and why not to where a person would look first."""
+
+    directory: Path
+    uid: str
+    note: str = ""
+
+
+def find_place(command: TrainCommand, root: Path = Path("runs")) -> Place:
+    """Return the directory and uid of a run, those of an earlier attempt when there was one.
+
+    Raises
+    ------
+    FailureError
+        When the named directory belongs to a run with other settings.
+    """
+    if command.run_directory != Path() and command.run_uid:
+        return Place(command.run_directory, command.run_uid)
+    identity = command.identity()
+    named = command.run_directory if command.run_directory != Path() else root / command.name if command.name else None
+    if named is not None:
+        recorded = _recorded(named)
+        if recorded and (changed := differences(recorded["settings"], identity)):
+            raise FailureError(
+                exits.INVALID_CONFIGURATION,
+                "InvalidSpec",
+                f"{named} belongs to a run with other settings ({changed}): give the new run another name, or remove "
+                "the directory",
+            )
+        return _keep(named, command, recorded, identity)
+    note = ""
+    for directory in _names(root / command.default_name()):
+        recorded = _recorded(directory)
+        if recorded is None and directory.exists():
+            continue
+        changed = differences(recorded["settings"], identity) if recorded else ""
+        if not changed:
+            place = _keep(directory, command, recorded, identity)
+            return Place(place.directory, place.uid, note)
+        note = f"{directory} is a run with other settings ({changed})"
+    raise AssertionError("there is always another name")
+
+
+def export_dataset(command: TrainCommand, directory: Path) -> dict[str, Any]:
+    """Bring the dataset into the run's directory unless it is there, and return its manifest."""
+    from model.data.export import export
+    from model.data.settings import ExportSettings
+
+    return export(flags.parse(ExportSettings, command.export_arguments(directory)))
+
+
+def lock(directory: Path) -> int:
+    """Keep other processes of this machine out of a run's directory for as long as this one lives."""
+    descriptor = os.open(directory / RUN_FILE, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FailureError(
+            exits.INVALID_CONFIGURATION, "InvalidSpec", f"another process is training in {directory}: wait or stop it"
+        ) from error
+    return descriptor
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return what differs between two sets of settings, in words; empty when nothing does."""
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key):
+            continue
+        changed.append(
+            "the dataset's files" if key == "datasetFiles" else f"{key} {before.get(key)}, now {now.get(key)}"
+        )
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return ", ".join(changed[:3]) + more
+
+
+def _keep(directory: Path, command: TrainCommand, recorded: dict[str, Any] | None, identity: dict[str, Any]) -> Place:
+    if recorded is not None:
+        return Place(directory, command.run_uid or recorded["uid"])
+    uid = command.run_uid or _finished_uid(directory) or str(uuid.uuid4())
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / RUN_FILE, {"uid": uid, "settings": identity})
+    return Place(directory, uid)
+
+
+def _recorded(directory: Path) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise FailureError(
+            exits.INVALID_CONFIGURATION, "InvalidSpec", f"{directory / RUN_FILE} is damaged ({error}): remove it"
+        ) from error
+    return document
+
+
+def _finished_uid(directory: Path) -> str | None:
+    try:
+        document = json.loads(RunDirectory(directory).training_config.read_text(encoding="utf-8"))
+        uid: str = document["result"]["runUid"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return uid
+
+
+def _names(first: Path) -> Iterator[Path]:
+    yield first
+    number = 2
+    while True:
+        yield first.with_name(f"{first.name}-{number}")
+        number += 1
+
+
+def _files_stamp(dataset: str | None) -> str | None:
+    if dataset is None or (given := source_flags(dataset))["source"] != "volume":
+        return None
+    path = Path(given["path"])
+    paths = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    entries = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)

@@ -1,0 +1,138 @@
+"""Makes the heaviest steps of a run in a process of its own, and writes down what they cost.
+
+    python -m model.training.probe --run-directory=SCRATCH --method=SFT ...    the flags of `train`
+
+The dataset in the directory is tokenised whole, as in a run. Then the longest rows, as many as go through the model at
+once, are trained on for two steps by the trainer itself: memory and speed are measured, not guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from model import exits, flags
+from model.files import RunDirectory, sha256_of_files, write_json
+from model.result import as_failure
+from model.training import build, process
+from model.training.config import TrainSettings
+
+RESULT = "probe.json"
+STEPS = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Probe, and write `probe.json` into the run directory; what went wrong is in there, too."""
+    settings = flags.parse(TrainSettings, arguments).resolved()
+    path = settings.run_directory / RESULT
+    try:
+        write_json(path, probe(settings))
+    except BaseException as error:  # noqa: BLE001 - the process ends here, and the plan tells why
+        failure = as_failure(error)
+        write_json(path, {"failure": {"code": failure.code, "reason": failure.reason, "message": failure.message}})
+        return failure.code
+    return exits.OK
+
+
+def probe(settings: TrainSettings) -> dict[str, Any]:
+    """Return what the two steps cost, and what the whole dataset amounts to."""
+    output = process.prepare()
+    import torch
+
+    from model.training import adapters, basemodel
+    from model.training.batches import choose_micro_batch_size
+    from model.training.run import train
+
+    build.trainer_class(settings)
+    settings = adapters.with_parent(settings)
+    libraries = resident_bytes()
+    directory = RunDirectory(settings.run_directory)
+    tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
+    data = build.read_data(settings, directory, build.read_manifest(directory), tokenizer)
+    lengths = data.rows.lengths
+    micro_batch_size = settings.micro_batch_size or choose_micro_batch_size(
+        settings.batch_size,
+        data.longest_sequence * len(data.sequences),
+        cuda=settings.gpus > 0 and torch.cuda.is_available(),
+    )
+    small = settings.model_copy(
+        update={
+            "run_directory": settings.run_directory / "longest",
+            "batch_size": micro_batch_size,
+            "micro_batch_size": micro_batch_size,
+            "epochs": None,
+            "max_steps": STEPS,
+        }
+    )
+    write_longest(directory, RunDirectory(small.run_directory), micro_batch_size)
+    train(small, output)
+    return {
+        "librariesBytes": libraries,
+        "peakBytes": peak_bytes(),
+        "gpu": _gpu(),
+        "rows": len(lengths),
+        "tokens": sum(lengths),
+        "longestRow": data.longest_sequence,
+        "heldOutTokens": sum(data.held_out.lengths),
+        "microBatchSize": micro_batch_size,
+        "steps": _steps(RunDirectory(small.run_directory).metrics),
+    }
+
+
+def write_longest(source: RunDirectory, target: RunDirectory, count: int) -> None:
+    """Copy the longest rows, by their bytes, into another run's directory as its dataset."""
+    with source.train_rows.open("rb") as file:
+        lengths = [len(line) for line in file]
+    chosen = set(sorted(range(len(lengths)), key=lambda index: -lengths[index])[:count])
+    target.dataset.mkdir(parents=True)
+    with source.train_rows.open("rb") as file, target.train_rows.open("wb") as copy:
+        copy.writelines(line for index, line in enumerate(file) if index in chosen)
+    target.evaluation_rows.touch()
+    manifest = json.loads(source.manifest.read_text(encoding="utf-8"))
+    files = [target.train_rows, target.evaluation_rows]
+    size = target.train_rows.stat().st_size
+    changed = {"rows": len(chosen), "evaluationRows": 0, "bytes": size, "sha256": sha256_of_files(files)}
+    write_json(target.manifest, manifest | changed)
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _gpu() -> dict[str, Any] | None:
+    import torch
+
+    if not torch.cuda.is_available() or not torch.cuda.max_memory_reserved():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()
+    return {
+        "name": torch.cuda.get_device_name(),
+        "totalBytes": total,
+        "contextBytes": max(0, context),
+        "peakBytes": torch.cuda.max_memory_reserved(),
+    }
+
+
+def _steps(metrics: Path) -> list[dict[str, float]]:
+    events = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return [
+        {"tokens": event["tokens"], "seconds": event["tokens"] / event["tokensPerSecond"]}
+        for event in events
+        if event["event"] == "train"
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

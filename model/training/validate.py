@@ -1,0 +1,180 @@
+"""Looks at everything that a run needs before it starts: dataset, base model, parent adapter. Nothing is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model import exits, flags
+from model.exits import FailureError
+from model.files import RunDirectory, combined_digest, digest_directory
+from model.training import local, terminal, verify
+from model.training.config import TrainSettings
+from model.training.local import TrainCommand
+from model.training.weights import FilesError, ModelFiles, read_json, read_model
+
+_NEEDED_TO_COUNT = ("transformers", "tokenizers", "torch")
+
+
+@dataclass
+class Findings:
+    """What was found out about each part, and what is wrong."""
+
+    settings: dict[str, Any]
+    parts: dict[str, Any] = field(default_factory=dict)
+    failures: list[FailureError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def failure(self) -> FailureError:
+        """Return all that is wrong as one failure, with the code and reason of the first."""
+        first = self.failures[0]
+        joined = flags.InvalidSettingsError([str(one.message) for one in self.failures])
+        joined.code, joined.reason, joined.row = first.code, first.reason, first.row
+        return joined
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        problems = [{"reason": one.reason, "message": one.message} for one in self.failures]
+        return {
+            "valid": not self.failures,
+            "settings": self.settings,
+            **self.parts,
+            "warnings": self.warnings,
+            "problems": problems,
+        }
+
+    def text(self) -> str:
+        """Return the form for a person; what is wrong is told apart from it."""
+        lines = []
+        if base := self.parts.get("baseModel"):
+            facts = base.get("hub") or f"{base['directory']}: {base['type']}, {base['parameters']:,} parameters"
+            reads = f", reads {base['positions']:,} tokens" if base.get("positions") else ""
+            lines.append(f"base model  {facts}{reads}")
+        if parent := self.parts.get("parentAdapter"):
+            lines.append(f"parent      {parent['directory']}: rank {parent.get('rank')}")
+        if (dataset := self.parts.get("dataset")) and dataset.get("shape"):
+            lines.append(f"dataset     {dataset.get('detected')}; {terminal.dataset_line(dataset)}")
+        lines += [f"warning     {text}" for text in self.warnings]
+        return "\n".join([*lines, *([] if self.failures else ["valid"])])
+
+
+def check(command: TrainCommand, *, tokens: bool) -> Findings:
+    """Look at the parts of a run, the quick ones first; what is wrong with one hides nothing about the others."""
+    settings = command.resolved()
+    found = Findings(command.shown())
+    base = _check_base(settings, found)
+    if settings.parent_adapter is not None:
+        _check_parent(settings, base, found)
+    if command.dataset is not None:
+        with tempfile.TemporaryDirectory(prefix="validate-") as scratch:
+            manifest = _check_dataset(command, Path(scratch), found)
+            if manifest and base and tokens and _can_count():
+                _count_tokens(command.settings(Path(scratch), "validate").resolved(), found)
+    else:
+        _check_exported(RunDirectory(command.run_directory), found)
+    return found
+
+
+def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
+    from model.training import basemodel
+
+    try:
+        directory = basemodel.check(settings.base_model)
+    except FailureError as failure:
+        found.failures.append(failure)
+        return None
+    if directory is None:
+        found.parts["baseModel"] = {"hub": settings.base_model}
+        found.warnings.append(f"{settings.base_model} was not looked at: it is on the hub")
+        return None
+    try:
+        base = read_model(directory)
+    except FilesError as error:
+        found.failures.append(FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", str(error)))
+        return None
+    found.parts["baseModel"] = {
+        "directory": str(directory),
+        "type": base.config["model_type"],
+        "parameters": base.parameters,
+        "positions": base.positions,
+    }
+    if not base.has_tokenizer:
+        text = f"{directory} has no tokenizer: put tokenizer.json and tokenizer_config.json beside the weights"
+        found.failures.append(FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", text))
+        return None
+    _check_targets(settings, base, found)
+    if base.positions is not None and settings.max_length > base.positions:
+        found.warnings.append(
+            f"--max-length={settings.max_length}: the base model reads {base.positions} tokens, longer rows fail"
+        )
+    return base
+
+
+def _check_targets(settings: TrainSettings, base: ModelFiles, found: Findings) -> None:
+    absent = [name for name in settings.lora_target_modules or [] if not base.layers([name])]
+    if absent:
+        names = sorted({name.rpartition(".")[2] for name in base.layers(["all-linear"])})
+        text = f"--lora-target-modules: the base model has no layer {', '.join(absent)}; it has {', '.join(names)}"
+        found.failures.append(FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text))
+
+
+def _check_parent(settings: TrainSettings, base: ModelFiles | None, found: Findings) -> None:
+    assert settings.parent_adapter is not None
+    try:
+        directory = verify.find_adapter(settings.parent_adapter)
+    except FailureError as failure:
+        found.failures.append(failure)
+        return
+    parent = verify.Findings({"directory": str(directory)})
+    verify.check_files(directory, base, parent)
+    if settings.parent_adapter_sha256 is not None:
+        digest = combined_digest(digest_directory(directory))
+        if digest != settings.parent_adapter_sha256:
+            parent.problems.append(f"its digest is {digest}, not the {settings.parent_adapter_sha256} that was given")
+    found.parts["parentAdapter"] = parent.facts
+    found.failures += [
+        FailureError(exits.DOES_NOT_EXIST, "AdapterInvalid", f"--parent-adapter={directory}: {text}")
+        for text in parent.problems
+    ]
+
+
+def _check_dataset(command: TrainCommand, scratch: Path, found: Findings) -> dict[str, Any] | None:
+    """Export the rows into a directory that is thrown away: what the export refuses, a run would fail on."""
+    told = io.StringIO()
+    manifest = None
+    try:
+        with contextlib.redirect_stderr(told):
+            manifest = local.export_dataset(command, scratch)
+    except FailureError as failure:
+        found.failures.append(failure)
+    with contextlib.suppress(FilesError):  # without a readable source there is no report
+        report = read_json(RunDirectory(scratch).report)
+        found.warnings += report.pop("warnings", [])
+        found.parts["dataset"] = {"from": command.dataset, **report}
+    return manifest
+
+
+def _check_exported(directory: RunDirectory, found: Findings) -> None:
+    try:
+        manifest = read_json(directory.manifest)
+    except FilesError:
+        found.warnings.append(f"no dataset was looked at: {directory.dataset} holds none yet")
+        return
+    found.parts["dataset"] = manifest
+    size = sum(path.stat().st_size for path in (directory.train_rows, directory.evaluation_rows) if path.exists())
+    if size != manifest.get("bytes"):
+        text = f"the files in {directory.dataset} were changed after the export"
+        found.failures.append(FailureError(exits.DATASET_INVALID, "DatasetInvalid", text))
+
+
+def _can_count() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in _NEEDED_TO_COUNT)
+
+
+def _count_tokens(settings: TrainSettings, found: Findings) -> None:
+    raise NotImplementedError

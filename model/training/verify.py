@@ -1,0 +1,245 @@
+"""Looks an adapter over before it is used: whole, right for its base, made of numbers, and loadable by vLLM."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model import exits
+from model.exits import FailureError
+from model.files import RunDirectory, combined_digest, digest_directory
+from model.training.weights import FilesError, ModelFiles, Tensor, read_header, read_json, read_model
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be; an adapter's rank may be lower than that."""
+
+
+@dataclass
+class Findings:
+    """What was found: `problems` make the adapter useless, `warnings` do not."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**self.facts, "problems": self.problems, "warnings": self.warnings}
+
+    def text(self) -> str:
+        """Return the form for a person."""
+        lines = [f"  {name:14}{_plain(value)}" for name, value in self.facts.items()]
+        lines += [f"  warning       {text}" for text in self.warnings]
+        lines += [f"  PROBLEM       {text}" for text in self.problems]
+        return "\n".join([*lines, "not usable" if self.problems else "all is well"])
+
+
+def find_adapter(path: Path) -> Path:
+    """Return the adapter's directory: `path` itself, or `adapter` in a run's directory.
+
+    Raises
+    ------
+    FailureError
+        When there is none.
+    """
+    for directory in (path, path / "adapter"):
+        if (directory / "adapter_config.json").is_file():
+            return directory
+    if (path / "metrics.jsonl").exists() or (path / "dataset").exists():
+        text = f"{path} is a run that has not finished: it has no adapter yet"
+    else:
+        text = f"{path} holds no adapter: it has no adapter_config.json"
+    raise FailureError(exits.DOES_NOT_EXIST, "AdapterInvalid", text)
+
+
+def verify(path: Path, base_model: str | None) -> Findings:
+    """Check an adapter or a run's directory.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    base_model
+        Directory of the base model; when None, the one that the adapter or the run's record names, if it is there.
+
+    Raises
+    ------
+    FailureError
+        When there is no adapter to check.
+    """
+    adapter = find_adapter(path)
+    findings = Findings({"adapter": str(adapter)})
+    check_files(adapter, base_model_files(path, adapter, base_model, findings), findings)
+    if not findings.problems:
+        _check_numbers(adapter / "adapter_model.safetensors", findings)
+    _check_record(path, adapter, findings)
+    return findings
+
+
+def base_model_files(path: Path, adapter: Path, base_model: str | None, findings: Findings) -> ModelFiles | None:
+    """Return the files of the adapter's base, None (and a warning) when they are not here."""
+    directory = base_model or recorded_base_model(path, adapter)
+    if directory is None or not Path(directory).is_dir():
+        if base_model is not None:
+            findings.problems.append(f"{base_model} is no directory: --base-model takes the base model's")
+        else:
+            findings.warnings.append("not compared with its base model: name that with --base-model=DIRECTORY")
+        return None
+    try:
+        files = read_model(Path(directory))
+    except FilesError as error:
+        findings.problems.append(str(error))
+        return None
+    findings.facts["baseModel"] = directory
+    return files
+
+
+def recorded_base_model(path: Path, adapter: Path) -> str | None:
+    """Return the base model that the run's record names, or else the adapter's configuration."""
+    for directory in (path, adapter.parent):
+        try:
+            config = read_json(RunDirectory(directory).training_config)["config"]
+            return str(config["baseModel"])
+        except (FilesError, KeyError, TypeError):
+            continue
+    try:
+        name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    except FilesError:
+        return None
+    return str(name) if name else None
+
+
+def check_files(adapter: Path, base: ModelFiles | None, findings: Findings) -> None:
+    """Check configuration and headers, without reading a weight."""
+    try:
+        config = read_json(adapter / "adapter_config.json")
+        tensors = read_header(adapter / "adapter_model.safetensors")
+    except FilesError as error:
+        findings.problems.append(str(error))
+        return
+    if config.get("peft_type") != "LORA":
+        findings.problems.append(f"it is of type {config.get('peft_type')}, not LORA")
+        return
+    findings.facts |= {
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "targetModules": config.get("target_modules"),
+        "parameters": sum(tensor.elements for tensor in tensors.values()),
+    }
+    _check_pairs(tensors, findings)
+    _check_vllm(config, findings)
+    if base is not None:
+        _check_shapes(tensors, base, findings)
+
+
+def _plain(value: Any) -> str:
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+def _check_pairs(tensors: dict[str, Tensor], findings: Findings) -> None:
+    if not tensors:
+        findings.problems.append("it holds no weights")
+    for name in tensors:
+        other = name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_B", "lora_A")
+        if other not in tensors:
+            findings.problems.append(f"{name} is there without {other}")
+
+
+def _check_shapes(tensors: dict[str, Tensor], base: ModelFiles, findings: Findings) -> None:
+    known = _suffixes(base)
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B|embedding_A|embedding_B)(?:\.weight)?", name)
+        if match is None or match[2].startswith("embedding"):
+            continue
+        weight = known.get(match[1].removeprefix("model."))
+        if weight is None:
+            findings.problems.append(f"{name}: the base model has no layer {match[1]}")
+            continue
+        outputs, inputs = weight.shape[:2]
+        wanted, found = (inputs, tensor.shape[1]) if match[2] == "A" else (outputs, tensor.shape[0])
+        if wanted != found:
+            side = "inputs" if match[2] == "A" else "outputs"
+            findings.problems.append(f"{name}: has {found} {side}, the base model's layer has {wanted}")
+    if len(findings.problems) > 10:
+        findings.problems[10:] = [f"and {len(findings.problems) - 10} more: it belongs to another base model"]
+
+
+def _suffixes(base: ModelFiles) -> dict[str, Tensor]:
+    """Return the base's layers by name without what wrappers put in front of it."""
+    transposed = base.config.get("model_type") == "gpt2"  # its Conv1D keeps inputs first
+    return {
+        name.removesuffix(".weight").removeprefix("model."): Tensor(
+            tensor.dtype, tensor.shape[::-1] if transposed else tensor.shape
+        )
+        for name, tensor in base.tensors.items()
+        if name.endswith(".weight") and len(tensor.shape) == 2
+    }
+
+
+def _check_vllm(config: dict[str, Any], findings: Findings) -> None:
+    rank = int(config.get("r") or 0)
+    needed = next((limit for limit in VLLM_RANKS if limit >= rank), None)
+    if needed is None:
+        findings.warnings.append(f"vLLM cannot load it: rank {rank} is above {VLLM_RANKS[-1]}")
+    elif needed > 16:
+        findings.warnings.append(f"vLLM needs --max-lora-rank {needed} for its rank of {rank}")
+    if config.get("use_dora"):
+        findings.warnings.append("vLLM cannot load it: it is a DoRA adapter; merge it into its base instead")
+    if config.get("bias", "none") != "none":
+        findings.warnings.append(f"vLLM cannot load it: it trains biases (bias: {config['bias']})")
+    if config.get("modules_to_save"):
+        findings.warnings.append(f"vLLM cannot load it: it holds whole layers ({', '.join(config['modules_to_save'])})")
+
+
+def _check_numbers(path: Path, findings: Findings) -> None:
+    """Read every weight: all must be finite, and some of lora_B not zero."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    changes = False
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                tensor = file.get_tensor(name)
+                if not bool(torch.isfinite(tensor).all()):
+                    findings.problems.append(f"{name} holds numbers that are not finite (NaN or infinite)")
+                changes = changes or ("lora_B" in name and bool(tensor.any()))
+    except SafetensorError as error:
+        findings.problems.append(f"{path} cannot be opened: {error}")
+        return
+    if not changes and not findings.problems:
+        findings.warnings.append("it changes nothing: all of lora_B is zero, as before the first step")
+
+
+def _check_record(path: Path, adapter: Path, findings: Findings) -> None:
+    files = digest_directory(adapter)
+    findings.facts["sha256"] = combined_digest(files)
+    run = RunDirectory(path if adapter != path else path.parent)
+    if not run.training_config.is_file():
+        if adapter != path:
+            findings.problems.append(f"{run.training_config} does not exist: the run has not finished")
+        return
+    try:
+        recorded = read_json(run.training_config)["result"]["adapter"]
+        listed = {entry["path"]: entry["sha256"] for entry in recorded["files"]}
+    except (FilesError, KeyError, TypeError) as error:
+        findings.problems.append(f"{run.training_config} is not what a trainer writes: {error}")
+        return
+    present = {file.path: file.sha256 for file in files}
+    for name in sorted(listed.keys() | present.keys()):
+        if name not in present:
+            findings.problems.append(f"{adapter / name} is missing, {run.training_config.name} lists it")
+        elif name not in listed:
+            findings.problems.append(f"{adapter / name} was added after the training")
+        elif listed[name] != present[name]:
+            findings.problems.append(f"{adapter / name} was changed after the training")
+    if not findings.problems and recorded["sha256"] != findings.facts["sha256"]:
+        findings.problems.append(f"{run.training_config} records another digest than its list of files gives")

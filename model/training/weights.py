@@ -1,0 +1,169 @@
+"""What a model's files say about it without being loaded: safetensors headers, config.json, adapter_config.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_HEADER_BYTES = 100 << 20
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1,
+}  # fmt: skip
+_NO_LAYERS = ("embed", "wte", "wpe", "lm_head", "norm", "shared.weight", "output.weight")
+"""Parts of the names of two-dimensional weights that are no linear layers to adapt."""
+
+
+class FilesError(Exception):
+    """Files that are not there, or not what they should be; the text names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as a header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A base model's directory, as far as it can be read without loading it."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor] = field(repr=False)
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The configuration of the language model, that of the whole when there is no other."""
+        return {**self.config, **self.config.get("text_config", {})}
+
+    @property
+    def positions(self) -> int | None:
+        """The longest row that the model reads, in tokens; None when it does not say."""
+        return self.text_config.get("max_position_embeddings")
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that the model knows."""
+        return int(self.text_config.get("vocab_size", 0))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer beside the weights."""
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+        return any((self.directory / name).is_file() for name in names)
+
+    def layers(self, wanted: Iterable[str]) -> dict[str, Tensor]:
+        """Return the linear layers of the given names; `all-linear`: all but the embeddings and the head."""
+        names = set(wanted)
+        linear = {
+            name.removesuffix(".weight"): tensor
+            for name, tensor in self.tensors.items()
+            if name.endswith(".weight") and len(tensor.shape) == 2 and not any(part in name for part in _NO_LAYERS)
+        }
+        if "all-linear" in names:
+            return linear
+        return {name: t for name, t in linear.items() if any(name == n or name.endswith("." + n) for n in names)}
+
+
+def read_model(directory: Path) -> ModelFiles:
+    """Read a base model's configuration and the headers of its weights.
+
+    Raises
+    ------
+    FilesError
+        When something is missing or damaged.
+    """
+    config = read_json(directory / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise FilesError(f"{directory / 'config.json'} names no model_type: it is no model of transformers")
+    tensors: dict[str, Tensor] = {}
+    paths = _weight_files(directory)
+    for path in paths:
+        tensors |= read_header(path)
+    return ModelFiles(directory, config, tensors)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name, after checking that the file is as long as they need.
+
+    Raises
+    ------
+    FilesError
+        When the file is missing, damaged or cut off.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
+            if length > min(size, MAX_HEADER_BYTES):
+                raise FilesError(f"{path} is no safetensors file, or is cut off: get it again")
+            document = json.loads(file.read(length))
+    except OSError as error:
+        raise FilesError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise FilesError(f"{path} is no safetensors file ({error}): get it again") from error
+    entries = {name: entry for name, entry in document.items() if name != "__metadata__"}
+    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if size != 8 + length + end:
+        raise FilesError(f"{path} has {size:,} bytes, its header says {8 + length + end:,}: get it again")
+    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises
+    ------
+    FilesError
+        When it is missing or no object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FilesError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise FilesError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise FilesError(f"{path} must hold a JSON object")
+    return document
+
+
+def lora_parameters(files: ModelFiles, targets: Iterable[str], rank: int, *, dora: bool = False) -> int:
+    """Return how many parameters an adapter of this rank has on these layers."""
+    layers = files.layers(targets).values()
+    return sum(rank * sum(tensor.shape) + (tensor.shape[0] if dora else 0) for tensor in layers)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        if absent := [name for name in names if not (directory / name).is_file()]:
+            raise FilesError(f"{directory} lacks {', '.join(absent[:3])}, which {index.name} names: get it again")
+        return [directory / name for name in names]
+    if (directory / "model.safetensors").is_file():
+        return [directory / "model.safetensors"]
+    if found := sorted(directory.glob("*.safetensors")):
+        return found
+    other = sorted(path.name for path in (*directory.glob("*.bin"), *directory.glob("*.gguf")))
+    hint = f"; it has {other[0]}, save the model as safetensors first" if other else ""
+    raise FilesError(f"{directory} has no weights: no *.safetensors{hint}")
