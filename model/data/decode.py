@@ -20,13 +20,15 @@ MAX_LINE_BYTES = 16 << 20
 MAX_DEPTH = 100
 """Lists and objects within each other; Python's and other parsers give up at different depths beyond."""
 
+_TOO_DEEP = Problem("", f"nests lists and objects more than {MAX_DEPTH} deep", "tooDeep")
 
-class _RefusedError(ValueError):
-    """A value that JSON does not know, or that stands in doubt; `problem` says so."""
 
-    def __init__(self, field: str, text: str, kind: str) -> None:
-        super().__init__(text)
-        self.problem = Problem(field, text, kind)
+class RefusedError(ValueError):
+    """JSON that the standard library accepts and that is refused all the same; `problem` says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
 def decode_line(line: bytes) -> Any:
@@ -55,38 +57,49 @@ def decode_text(text: str) -> Any:
         When it is not one JSON value.
     """
     try:
-        if text.count("[") + text.count("{") > MAX_DEPTH:
-            _check_depth(text)
-        return _DECODER.decode(text)
-    except _RefusedError as error:
+        check_depth(text)
+        return DECODER.decode(text)
+    except ValueError as error:
+        raise explain(error, text) from error
+
+
+def explain(error: ValueError | RecursionError, text: str, start: int = 0) -> InvalidRowError:
+    """Say what an error of `DECODER` means for the row that begins at `start` of a text and ends with the text."""
+    if isinstance(error, RefusedError):
         problem = error.problem
-    except json.JSONDecodeError as error:
-        where = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}{_ends(text, error)}"
+    elif isinstance(error, json.JSONDecodeError):
+        where = f"{error.msg.removesuffix(' at')} at character {error.pos - start + 1}"
         problem = Problem("", f"not valid JSON: {where}", "notJson")
-    except ValueError:
-        digits = max(map(len, re.findall(r"\d+", text)))
+    elif isinstance(error, RecursionError):
+        problem = _TOO_DEEP
+    else:
+        digits = max(map(len, re.findall(r"\d+", text[start:])), default=0)
         problem = Problem("", f"holds a number of {digits} digits", "number")
-    raise InvalidRowError([problem])
+    return InvalidRowError([problem])
 
 
-def _check_depth(text: str) -> None:
+def check_depth(text: str) -> None:
+    """Refuse JSON that is nested too deep, before a decoder exhausts the stack over it.
+
+    Raises
+    ------
+    RefusedError
+        When it is nested deeper than `MAX_DEPTH`.
+    """
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
     depth = 0
     for match in _BRACKET_OR_STRING.finditer(text):
         bracket = match[0]
         if bracket in "[{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise _RefusedError("", f"nests lists and objects more than {MAX_DEPTH} deep", "tooDeep")
+                raise RefusedError(_TOO_DEEP)
         elif bracket in "]}":
             depth -= 1
 
 
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
-
-
-def _ends(text: str, error: json.JSONDecodeError) -> str:
-    unfinished = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
-    return ", the line ends too early: is the file cut off?" if unfinished and text.strip() else ""
 
 
 def _not_utf8(line: bytes, start: int) -> Problem:
@@ -97,19 +110,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise _RefusedError(twice[:60], "stands twice in one object, which of the two is meant?", "duplicateKey")
+        raise RefusedError(
+            Problem(twice[:60], "stands twice in one object, which of the two is meant?", "duplicateKey")
+        )
     return result
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise _RefusedError("", f"holds {text[:40]}, which is too large for a number", "number")
+        raise RefusedError(Problem("", f"holds {text[:40]}, which is too large for a number", "number"))
     return value
 
 
 def _constant(name: str) -> None:
-    raise _RefusedError("", f"not valid JSON: {name} is no JSON value, use null", "notJson")
+    raise RefusedError(Problem("", f"not valid JSON: {name} is no JSON value, use null", "notJson"))
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
+"""Raises `RefusedError` for what this module refuses, apart from depth, and `JSONDecodeError` as usual."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model.data.decode import decode_text
+from model.data.decode import RefusedError, check_depth, decode_text
 from model.data.records import InvalidRowError, Problem
 
 _KINDS = {
@@ -70,6 +70,9 @@ def check_json(value: Any, field: str, problems: list[Problem]) -> None:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode("utf-8")
+        check_depth(text)
+    except RefusedError as error:
+        problems.append(Problem(field, error.problem.text, error.problem.kind))
     except UnicodeEncodeError:
         problems.append(Problem(field, "holds half of a surrogate pair, which is no character", "character"))
     except (TypeError, ValueError, RecursionError) as error:

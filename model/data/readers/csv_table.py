@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from model import exits
+from model.data.decode import MAX_LINE_BYTES
 from model.data.readers.files import DataFile
-from model.data.readers.lines import MAX_LINE_BYTES, TOO_LONG, invalid, skip_line
+from model.data.readers.lines import TOO_LONG, invalid, skip_line
 from model.data.readers.sniff import delimiter
 from model.data.records import Record
 from model.exits import FailureError

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from model import exits
+from model.data.decode import DECODER, MAX_LINE_BYTES, explain
 from model.data.readers.files import DataFile, damaged
-from model.data.readers.lines import MAX_LINE_BYTES, TOO_LONG, invalid
+from model.data.readers.lines import TOO_LONG, invalid
 from model.data.records import Record
 from model.exits import FailureError
 
 CHUNK_BYTES = 256 << 10
 
-_DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OUTSIDE = re.compile(r'["\[\]{},]')
 _INSIDE = re.compile(r'"|\\.?', re.DOTALL)
@@ -98,7 +98,7 @@ class _Text:
         """Decode the next element, and pass it; an `InvalidRowError` stands for one that cannot be decoded."""
         self.next()
         try:
-            value, end = _DECODER.raw_decode(self._buffer, self._position)
+            value, end = DECODER.raw_decode(self._buffer, self._position)
         except (ValueError, RecursionError):
             return self._whole_value()
         if self._buffer[end - 1] not in '}]"':
@@ -122,11 +122,9 @@ class _Text:
             return invalid(TOO_LONG)
         start = self._position
         try:
-            value, value_end = _DECODER.raw_decode(self._buffer, start)
-        except json.JSONDecodeError as error:
-            value, value_end = invalid(f"not valid JSON: {error.msg} at character {error.pos - start + 1}"), end
+            value, value_end = DECODER.raw_decode(self._buffer, start)
         except (ValueError, RecursionError) as error:
-            value, value_end = invalid(f"not usable JSON: {error}"), end
+            value, value_end = explain(error, self._buffer[:end], start), end
         return self._passed(value, value_end)
 
     def _passed(self, value: Any, end: int) -> Any:
@@ -139,7 +137,7 @@ class _Text:
     def _cause(self) -> str | None:
         """Say where the decoder stops in an element without end, unless it gets to the file's end."""
         try:
-            _DECODER.raw_decode(self._buffer, self._position)
+            DECODER.raw_decode(self._buffer, self._position)
         except json.JSONDecodeError as error:
             if error.pos < len(self._buffer.rstrip()) and not error.msg.startswith("Unterminated"):
                 return f"{error.msg} at character {error.pos - self._position + 1}"

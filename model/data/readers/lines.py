@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from model.data.decode import MAX_LINE_BYTES, decode_line
 from model.data.records import InvalidRowError, Problem, Record
-
-MAX_LINE_BYTES = 16 << 20
-"""A longer row is invalid: it would be held in memory whole, and no model could read it."""
 
 TOO_LONG = f"is longer than {MAX_LINE_BYTES >> 20} MiB"
 
@@ -49,13 +46,7 @@ def invalid(text: str, field: str = "") -> InvalidRowError:
 
 
 def _decode(line: bytes) -> Any:
-    if len(line) > MAX_LINE_BYTES:
-        return invalid(TOO_LONG)
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return invalid(f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}")
-    except json.JSONDecodeError as error:
-        return invalid(f"not valid JSON: {error.msg} at character {error.pos + 1}")
-    except (ValueError, RecursionError) as error:
-        return invalid(f"not usable JSON: {error}")
+        return decode_line(line)
+    except InvalidRowError as error:
+        return error

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from model.data.decode import MAX_LINE_BYTES
 from model.data.readers.files import DataFile, damaged
-from model.data.readers.lines import MAX_LINE_BYTES, TOO_LONG, invalid
+from model.data.readers.lines import TOO_LONG, invalid
 from model.data.records import Record
 
 BUFFER_BYTES = 1 << 20
