@@ -12,16 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
 from model import exits
 from model.exits import FailureError
 
 Span = tuple[int, int]
 Content = dict[str, Any]
 Messages = list[dict[str, Any]]
-
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,11 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.file or self.name} row {self.row}"
+
+    @property
+    def short(self) -> str:
+        """The place, without the dataset's name."""
+        return f"{self.file} row {self.row}" if self.file else f"row {self.row}"
 
     def failure(self, text: str) -> FailureError:
         """Return the failure that this row causes."""
@@ -169,14 +170,14 @@ class Renderer:
         if not any(conversation.tools for conversation in conversations):
             try:
                 return self._render_together(conversations, None)
-            except _TEMPLATE_ERRORS:
+            except _template_errors():
                 pass  # it comes again below, where it can be told of which row it is
         return [self._render_one(conversation) for conversation in conversations]
 
     def _render_one(self, conversation: Conversation) -> Rendered:
         try:
             return self._render_together([conversation], conversation.tools)[0]
-        except _TEMPLATE_ERRORS as error:
+        except _template_errors() as error:
             raise conversation.place.failure(f"the base model's chat template refuses it: {error}") from error
 
     def _render_together(self, conversations: list[Conversation], tools: Any) -> list[Rendered]:
@@ -241,7 +242,7 @@ class Renderer:
         messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
         try:
             last, followed = self._apply([messages, [*messages, messages[0]]], None, generation=False)
-        except _TEMPLATE_ERRORS:
+        except _template_errors():
             return None
         _, found, after = last[: common_prefix_length(last, followed)].rpartition(_PROBE)
         while found and after:
@@ -261,6 +262,13 @@ class Renderer:
 
 _PROBE = "answer 1"
 _ONE_ROW_PER_TURN = "split the conversation into one row per assistant turn, each with everything that precedes it"
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    """Return what a template can raise on messages that it was not written for."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def _begins_by_itself(tokenizer: Any) -> bool:

@@ -41,7 +41,7 @@ class Tally:
         """Count a row."""
         self.count += 1
         if len(self.first) < _PLACES_KEPT:
-            self.first.append(str(place))
+            self.first.append(place.short)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""

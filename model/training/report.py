@@ -1,0 +1,277 @@
+"""What the tokenised rows are like: how many, how long, how much of them is learned, what was cut or left out.
+
+    token_report(settings, tokenizer, rows, held_out) -> TokenReport
+    token_report(settings, tokenizer, rows, held_out, batches=sampler)     with the padding of one epoch's micro-batches
+
+`rows` and `held_out` are both `TokenRows`, or both `PreferenceRows`. `TokenReport.document()` is the JSON form, kept
+in `dataset/tokens.json` by `TokenReport.write(directory)`; `TokenReport.render(color=...)` is the form for a person.
+Nothing here imports torch: `PreTrainedTokenizerFast.from_pretrained(directory)` is enough of a tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from model.files import RunDirectory, write_json
+from model.training.config import TrainSettings
+from model.training.rows import IGNORED, MAX_LENGTH, Outcomes, PreferenceRows, Tally, TokenRows
+
+Rows = TokenRows | PreferenceRows
+
+SCHEMA_VERSION = 1
+PERCENTILES = (50, 90, 95, 99)
+LEARNED_MARKS = ("⟦", "⟧")
+LEARNED_COLOR = ("\x1b[32m", "\x1b[0m")
+
+_FILE_NAME = "tokens.json"
+_SHOWN_CHARACTERS = 600
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class Side:
+    """The figures of the rows to train on, or of those held out; a pair is a row, and has two sequences."""
+
+    rows: int
+    tokens: int
+    learned_tokens: int
+    lengths: dict[str, int]
+    duplicates: int
+    outcomes: Outcomes
+
+    @property
+    def learned_share(self) -> float:
+        """Learned tokens among all."""
+        return self.learned_tokens / self.tokens if self.tokens else 0.0
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "learnedTokens": self.learned_tokens,
+            "learnedShare": round(self.learned_share, 4),
+            "lengths": self.lengths,
+            "duplicates": self.duplicates,
+            **self.outcomes.document(),
+        }
+
+
+@dataclass(frozen=True)
+class TokenReport:
+    """The figures of both sides, and one row as the model sees it.
+
+    Parameters
+    ----------
+    training, held_out
+        Figures of the two sides.
+    also_trained_on
+        Held-out rows that have the same tokens as a row to train on.
+    padding_share
+        Padding among all that goes through the model in an epoch; None when the batches are not known.
+    example
+        Ids and labels of the first row's sequences.
+    """
+
+    settings: TrainSettings
+    tokenizer: Any
+    training: Side
+    held_out: Side
+    also_trained_on: int
+    padding_share: float | None
+    example: list[tuple[Sequence[int], Sequence[int]]]
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form; shares are fractions of 1, lengths are tokens of a sequence."""
+        padding = {} if self.padding_share is None else {"paddingShare": round(self.padding_share, 4)}
+        return {
+            "schemaVersion": SCHEMA_VERSION,
+            "method": self.settings.method,
+            "maxLength": self.settings.max_length,
+            "tooLong": self.settings.too_long,
+            "training": self.training.document(),
+            "evaluation": self.held_out.document(),
+            "alsoTrainedOn": self.also_trained_on,
+            **padding,
+            "warnings": self.warnings,
+            "example": [render_mask(self.tokenizer, *row) for row in self.example],
+        }
+
+    def write(self, directory: RunDirectory) -> None:
+        """Write the JSON form beside the rows."""
+        write_json(directory.dataset / _FILE_NAME, self.document())
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should look at before time is spent on training."""
+        outcomes, limit = self.training.outcomes, self.settings.max_length
+        found = []
+        if outcomes.truncated.count:
+            found.append(
+                f"{_counted(outcomes.truncated)} cut at {limit} tokens: {MAX_LENGTH} {outcomes.longest} would keep all"
+            )
+        for tally, what in (
+            (outcomes.too_long, f"longer than {limit} tokens and left out"),
+            (outcomes.no_learnable_token, f"left out: nothing to learn is left within {limit} tokens"),
+            (outcomes.equal_answers, "left out: chosen and rejected are the same tokens"),
+        ):
+            if tally.count:
+                found.append(f"{_counted(tally)} {what}")
+        if self.training.duplicates:
+            found.append(f"{self.training.duplicates} rows have the same tokens as an earlier one")
+        if self.also_trained_on:
+            found.append(f"{self.also_trained_on} held-out rows are trained on too, which makes their loss look better")
+        return found
+
+    def render(self, *, color: bool = False) -> str:
+        """Return the form for a person; what is learned is green, or between marks without `color`."""
+        training = self.training
+        learned = f"{training.learned_tokens:,} ({training.learned_share:.0%})"
+        lengths = ", ".join(f"{name} {length:,}" for name, length in training.lengths.items())
+        lines = [
+            f"rows        {training.rows:,} to train on, {self.held_out.rows:,} held out",
+            f"tokens      {training.tokens:,}, of which {learned} are learned",
+            f"lengths     {lengths}; at most {self.settings.max_length:,}",
+        ]
+        if self.padding_share is not None:
+            lines.append(f"padding     {self.padding_share:.1%} of what goes through the model")
+        lines += [f"warning     {warning}" for warning in self.warnings]
+        names = ("chosen", "rejected") if len(self.example) > 1 else ("first row",)
+        marks = "green is learned" if color else f"{LEARNED_MARKS[0]}this{LEARNED_MARKS[1]} is learned"
+        for name, row in zip(names, self.example, strict=False):
+            lines += [
+                f"{name} as the model sees it, {marks}:",
+                _indented(render_mask(self.tokenizer, *row, color=color)),
+            ]
+        return "\n".join(lines)
+
+
+def token_report(
+    settings: TrainSettings,
+    tokenizer: Any,
+    rows: Rows,
+    held_out: Rows,
+    *,
+    batches: Iterable[Sequence[int]] | None = None,
+) -> TokenReport:
+    """Measure tokenised rows.
+
+    Parameters
+    ----------
+    settings
+        The run's settings.
+    tokenizer
+        What the rows were tokenised with; to show a row.
+    rows, held_out
+        The rows to train on and those held out, of the same kind.
+    batches
+        The row numbers, from 0, of each micro-batch of an epoch; a pair's sequences are padded to the same length.
+    """
+    digests = list(_digests(rows))
+    trained_on = set(digests)
+    return TokenReport(
+        settings=settings,
+        tokenizer=tokenizer,
+        training=_side(rows, len(digests) - len(trained_on)),
+        held_out=_side(held_out, len(held_out) - len(set(_digests(held_out)))),
+        also_trained_on=sum(digest in trained_on for digest in _digests(held_out)),
+        padding_share=None if batches is None else _padding_share(rows, batches),
+        example=[part.row(0) for part in _sequences(rows)] if len(rows) else [],
+    )
+
+
+def render_mask(
+    tokenizer: Any, ids: Sequence[int], labels: Sequence[int], *, color: bool = False, limit: int = _SHOWN_CHARACTERS
+) -> str:
+    """Return a row as text with what is learned between ⟦ and ⟧, or in green.
+
+    Parameters
+    ----------
+    tokenizer
+        What the row was tokenised with.
+    ids, labels
+        The row's tokens, and their labels.
+    color
+        Green, by an escape sequence of terminals, instead of marks.
+    limit
+        Characters shown of each stretch; of a longer one the middle is left out.
+    """
+    before, after = LEARNED_COLOR if color else LEARNED_MARKS
+    parts: list[str] = []
+    shown = end = 0
+    for learned, stretch in groupby(labels, lambda label: label != IGNORED):
+        end += len(list(stretch))
+        # Decoded from the start each time: what a token reads like can depend on those before it.
+        text = tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        part = _shortened(_UNPRINTABLE.sub(lambda match: repr(match.group())[1:-1], text[shown:]), limit)
+        parts.append(f"{before}{part}{after}" if learned else part)
+        shown = len(text)
+    return "".join(parts)
+
+
+def percentile(ordered: Sequence[int], share: int) -> int:
+    """Return the smallest of the ascending numbers that `share` percent of them do not exceed."""
+    return ordered[max(math.ceil(len(ordered) * share / 100), 1) - 1]
+
+
+def _side(rows: Rows, duplicates: int) -> Side:
+    sequences = _sequences(rows)
+    lengths = sorted(length for part in sequences for length in part.lengths)
+    summary = (
+        {f"p{share}": percentile(lengths, share) for share in PERCENTILES} | {"max": lengths[-1]} if lengths else {}
+    )
+    return Side(
+        rows=len(rows),
+        tokens=sum(lengths),
+        learned_tokens=sum(len(part.labels) - part.labels.count(IGNORED) for part in sequences),
+        lengths=summary,
+        duplicates=duplicates,
+        outcomes=rows.outcomes,
+    )
+
+
+def _sequences(rows: Rows) -> list[TokenRows]:
+    return [rows] if isinstance(rows, TokenRows) else [rows.chosen, rows.rejected]
+
+
+def _digests(rows: Rows) -> Iterator[bytes]:
+    """Yield eight bytes for each row that tell its tokens from any other's."""
+    sequences = _sequences(rows)
+    for index in range(len(rows)):
+        digest = hashlib.blake2b(digest_size=8)
+        for part in sequences:
+            ids, labels = part.row(index)
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes() + labels.tobytes())
+        yield digest.digest()
+
+
+def _padding_share(rows: Rows, batches: Iterable[Sequence[int]]) -> float:
+    lengths = [part.lengths for part in _sequences(rows)]
+    total = used = 0
+    for batch in batches:
+        its = [length[row] for length in lengths for row in batch]
+        total += max(its) * len(its)
+        used += sum(its)
+    return 1 - used / total if total else 0.0
+
+
+def _counted(tally: Tally) -> str:
+    more = "" if tally.count <= len(tally.first) else ", ..."
+    return f"{tally.count} row{'s' if tally.count > 1 else ''} ({', '.join(tally.first)}{more})"
+
+
+def _shortened(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.split("\n"))
