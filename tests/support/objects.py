@@ -8,12 +8,28 @@ from typing import Any
 
 from finetune.api.trainingrun import TrainingRun
 from finetune.controller.core import names
+from finetune.controller.core.observe import ParentView
 from finetune.controller.core.settings import Settings
 
 CREATED = datetime(2026, 11, 24, 6, 0, 0, tzinfo=UTC)
 UID = "6f1b8e1c-2d9f-4b6f-9a55-0f6c1f0e7a11"
 JOB = names.job_name("support", UID)
 SETTINGS = Settings(registry_url="http://registry", trainer_image="trainer:1")
+
+PARENT = ParentView(
+    name="support",
+    version=3,
+    sha256="e" * 64,
+    claim_name="parents",
+    path="support/parent-uid/adapter",
+    base_model="smollm2",
+)
+PREFERENCE: dict[str, Any] = {
+    "method": "DPO",
+    "parentAdapter": {"name": "support"},
+    "dpo": {"beta": "0.2", "loss": "IPO"},
+}
+"""Parts of the spec of a run of preference training on that parent."""
 
 RESULT = {
     "result": {

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from finetune.api.fields import clip
 from finetune.api.status import Progress, TrainingRunStatus
 from finetune.api.sources import Columns
-from finetune.api.trainingrun import OutputClaim, TrainingRun
+from finetune.api.trainingrun import Dpo, OutputClaim, TrainingRun
 
 SPEC = {
     "method": "SFT",
@@ -27,7 +27,6 @@ def read(**spec: Any) -> TrainingRun:
 def test_what_is_left_out_follows_from_what_is_there() -> None:
     run = read()
     assert (run.experiment, run.adapter_name) == ("support-1", "support-1")
-    assert (run.learning_rate, run.epochs) == ("2e-4", 1)
     assert run.new_output_claim == OutputClaim()
     assert run.status.observed_generation == -1
 
@@ -37,9 +36,12 @@ def test_the_adapter_is_named_after_the_experiment_unless_it_has_a_name() -> Non
     assert read(experiment="support", adapter={"name": "bot"}).adapter_name == "bot"
 
 
-def test_steps_replace_epochs() -> None:
-    assert read(training={"maxSteps": 10}).epochs is None
-    assert read(training={"epochs": 3}).epochs == 3
+def test_what_the_trainer_decides_is_left_open() -> None:
+    """A default of the CRD could not be told from a choice, and the parent adapter must not be contradicted."""
+    spec = read(method="DPO").spec
+    assert spec.lora.to_dict() == {}
+    assert (spec.training.learning_rate, spec.training.epochs, spec.dpo) == (None, None, None)
+    assert read(method="DPO", dpo={"beta": "0.3"}).spec.dpo == Dpo(beta="0.3", loss="Sigmoid", sft_weight="0")
 
 
 def test_an_existing_claim_replaces_the_new_one() -> None:
@@ -59,7 +61,9 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        {"method": "DPO"},
+        {"method": "PPO"},
+        {"quantization": "FP4"},
+        {"dpo": {"loss": "Other"}},
         {"retries": -1},
         {"training": {"packing": True}},
         {"resources": {"gpus": 65}},

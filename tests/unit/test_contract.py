@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from typing import Any
 
 import pytest
 
-from finetune.api.trainingrun import Dataset, Lora, Training
+from finetune.api.sources import Columns, Dataset
+from finetune.api.trainingrun import Dpo, Lora, Training, TrainingRunSpec
 from finetune.controller.core import exits as operator_exits
 from finetune.controller.core.arguments import export_arguments, trainer_arguments
+from finetune.controller.core.manifests import build_job
 from finetune.controller.core.messages import parse_message
+from finetune.controller.core.observe import ParentView
 from model import exits as model_exits
 from model import flags
 from model.data.export import ExportSettings
+from model.data.formats import CANONICAL_FIELDS
 from model.training.config import TrainSettings
 from tests.support import objects as o
 
@@ -37,30 +42,64 @@ FULL: dict[str, Any] = {
     "lora": {"rank": 8, "alpha": 16, "dropoutPercent": 0, "targetModules": ["q_proj", "v_proj"], "variant": "DoRA"},
     "dataset": {"registry": {"name": "t"}, "tooLong": "Drop", "columns": {"prompt": "q", "completion": "a"}},
     "baseModel": {"hub": {"repository": "org/m", "revision": "main"}},
+    "quantization": "NF4",
+}
+PREFERENCE: dict[str, Any] = {
+    **{key: value for key, value in FULL.items() if key != "dataset"},
+    "method": "DPO",
+    "dpo": {"beta": "0.2", "loss": "RobustSigmoid", "labelSmoothing": "0.1", "sftWeight": "0.5"},
 }
 
 
-def trainer(**spec: Any) -> TrainSettings:
-    command, *arguments = trainer_arguments(o.run(**spec), o.SETTINGS)
+def trainer(parent: ParentView | None = None, **spec: Any) -> TrainSettings:
+    command, *arguments = trainer_arguments(o.run(**spec), o.SETTINGS, parent)
     assert command == "train"
     return flags.parse(TrainSettings, arguments)
 
 
-@pytest.mark.parametrize("spec", [{}, FULL, {"resources": {"gpus": 0}}])
+def equal(said: Any, understood: Any) -> bool:
+    """The API's value and the trainer's, which makes numbers of decimal strings and lists of tuples."""
+    if isinstance(said, str) and isinstance(understood, float):
+        return float(said) == understood
+    return understood == (list(said) if isinstance(said, tuple) else said)
+
+
+@pytest.mark.parametrize("spec", [{}, FULL, {"resources": {"gpus": 0}}, {"method": "DPO"}, PREFERENCE])
 def test_the_trainer_understands_every_flag(spec: dict[str, Any]) -> None:
     settings = trainer(**spec)
     run = o.run(**spec)
-    for name in Training.model_fields.keys() - {"learning_rate", "epochs"}:
-        assert getattr(settings, name) == getattr(run.spec.training, name), name
-    assert settings.learning_rate == float(run.learning_rate)
-    assert (settings.epochs, settings.too_long, settings.gpus) == (
-        run.epochs,
-        run.spec.dataset.too_long,
-        run.spec.resources.gpus,
-    )
-    for name in Lora.model_fields.keys() - {"target_modules"}:
-        assert getattr(settings, f"lora_{name}") == getattr(run.spec.lora, name), name
-    assert tuple(settings.lora_target_modules) == run.spec.lora.target_modules
+    parts = [("", run.spec.training), ("lora_", run.spec.lora), *([("dpo_", run.spec.dpo)] if run.spec.dpo else [])]
+    for prefix, part in parts:
+        for name in type(part).model_fields:
+            assert equal(getattr(part, name), getattr(settings, prefix + name)), prefix + name
+    assert (settings.method, settings.too_long) == (run.spec.method, run.spec.dataset.too_long)
+    assert (settings.quantization, settings.gpus) == (run.spec.quantization, run.spec.resources.gpus)
+
+
+def test_the_defaults_that_the_descriptions_name_are_the_trainers() -> None:
+    for method, rate, dropout in (("SFT", "2e-4", 5), ("DPO", "5e-6", 0)):
+        resolved = trainer(method=method).resolved()
+        assert (resolved.learning_rate, resolved.epochs, resolved.lora_dropout_percent) == (float(rate), 1, dropout)
+        assert f'"{rate}" for {method}' in str(Training.model_fields["learning_rate"].description)
+        assert f"{dropout} for {method}" in str(Lora.model_fields["dropout_percent"].description)
+    named = {"rank": "16", "alpha": "32", "variant": "LoRA", "target_modules": "[all-linear]"}
+    for name, default in named.items():
+        assert f"Default: {default}." in str(Lora.model_fields[name].description)
+        assert str(getattr(resolved, f"lora_{name}")).replace("'", "") == default
+
+
+@pytest.mark.parametrize("claim", ["parents", "adapters"])
+def test_the_trainer_finds_the_parent_where_it_is_mounted(claim: str) -> None:
+    """And takes the adapter's shape from it: nothing is said about it."""
+    parent = dataclasses.replace(o.PARENT, claim_name=claim)
+    settings = trainer(parent, **o.PREFERENCE)
+    assert settings.parent_adapter is not None
+    pod = build_job(o.run(**o.PREFERENCE), o.SETTINGS, parent)["spec"]["template"]["spec"]
+    folders = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+    (volume,) = (v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim", {}).get("claimName") == claim)
+    assert str(settings.parent_adapter) == f"{folders[volume]}/{o.PARENT.path}"
+    assert (settings.parent_adapter_name, settings.parent_adapter_sha256) == ("support/3", "e" * 64)
+    assert settings.resolved().lora_rank is None
 
 
 @pytest.mark.parametrize(
@@ -69,12 +108,21 @@ def test_the_trainer_understands_every_flag(spec: dict[str, Any]) -> None:
         {"registry": {"name": "t"}, "columns": {"prompt": "q"}, "evaluation": {"maxRows": 9}},
         {"configMap": {"name": "rows", "key": "train.jsonl"}, "invalidRows": "Drop"},
         {"volume": {"claimName": "data", "path": "a.jsonl"}, "evaluation": {"percent": 0}},
+        {"volume": {"claimName": "data", "path": "parts/*.parquet"}, "columns": {"messages": "chat", "tools": "t"}},
+        {"sql": {"urlSecretRef": {"name": "db", "key": "url"}, "query": "select p as prompt, c as completion from t"}},
+        {"hub": {"repository": "org/d"}, "columns": {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "t"}},
+        {"hub": {"repository": "org/d", "revision": "v1", "split": "test"}},
+        {"objectStore": {"uri": "s3://bucket/a/*.jsonl", "endpoint": "http://minio:9000"}},
     ],
 )
-def test_export_understands_every_flag(dataset: dict[str, Any]) -> None:
-    settings = flags.parse(ExportSettings, export_arguments(o.run(dataset=dataset), o.SETTINGS))
-    assert settings.run_uid == o.UID
+def test_export_understands_every_flag(dataset: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATASET_URL", "sqlite:////rows.db")  # which the pod has from its Secret
+    run = o.run(method="DPO" if "chosen" in dataset.get("columns", {}) else "SFT", dataset=dataset)
+    settings = flags.parse(ExportSettings, export_arguments(run, o.SETTINGS))
+    assert (settings.run_uid, settings.method) == (o.UID, run.spec.method)
     assert settings.invalid_rows == dataset.get("invalidRows", "Fail")
+    assert settings.source == next(iter(dataset))
+    assert settings.column == dataset.get("columns", {})
 
 
 def choices(model: Any, name: str) -> set[str]:
@@ -90,12 +138,26 @@ def test_the_words_for_rows_are_the_same() -> None:
     assert choices(TrainSettings, "too_long") == choices(Dataset, "too_long")
     assert choices(ExportSettings, "invalid_rows") == choices(Dataset, "invalid_rows")
     assert choices(TrainSettings, "lora_variant") == choices(Lora, "variant")
+    assert choices(TrainSettings, "dpo_loss") == choices(Dpo, "loss")
+    assert choices(TrainSettings, "quantization") == choices(TrainingRunSpec, "quantization")
+    sources = {str(field.alias or name) for name, field in Dataset.model_fields.items() if name not in NO_SOURCES}
+    assert choices(ExportSettings, "source") == sources
+    assert set(Columns.model_fields) <= set(CANONICAL_FIELDS)
 
 
-def test_defaults_are_the_same_on_both_sides() -> None:
-    for name, field in Training.model_fields.items():
-        if name not in ("learning_rate", "epochs"):
-            assert TrainSettings.model_fields[name].default == field.default, name
+NO_SOURCES = {"columns", "evaluation", "too_long", "invalid_rows"}
+
+
+@pytest.mark.parametrize(("prefix", "model"), [("", Training), ("lora_", Lora)])
+def test_defaults_are_the_same_on_both_sides(prefix: str, model: Any) -> None:
+    for name, field in model.model_fields.items():
+        assert equal(field.default, TrainSettings.model_fields[prefix + name].default), name
+
+
+def test_defaults_of_preference_training_are_the_same_on_both_sides() -> None:
+    for name, default in Dpo().model_dump(exclude_none=True).items():
+        trainers = TrainSettings.model_fields[f"dpo_{name}"].default
+        assert trainers == (float(default) if name != "loss" else default), name
 
 
 def test_exit_codes_mean_the_same() -> None:

@@ -43,6 +43,31 @@ def test_a_named_claim_is_not_created() -> None:
 NO_DATASET = Observation(dataset=DatasetView(missing='dataset "tickets" not found'))
 
 
+NO_PARENT = Observation(dataset=DatasetView(version=3), parent_missing="adapter 'support' does not exist")
+
+
+def test_no_job_without_its_parent_adapter() -> None:
+    assert action(o.run(**o.PREFERENCE), NO_PARENT) is None
+    run = o.run(accepted("False", since=5), **o.PREFERENCE)
+    assert failure(run, NO_PARENT, 304) is None
+    late = failure(run, NO_PARENT, 306)
+    assert (late.reason, "adapter 'support'" in late.message) == ("BaseModelUnavailable", True)
+
+
+def test_a_parent_of_the_same_base_model_is_trained_on() -> None:
+    seen = Observation(dataset=DatasetView(version=3), parent=o.PARENT)
+    assert action(o.run(**o.PREFERENCE), seen) == decide.CreateJob()
+
+
+def test_a_parent_of_another_base_model_is_refused_before_there_is_a_job() -> None:
+    seen = Observation(dataset=DatasetView(version=3), parent=dataclasses.replace(o.PARENT, base_model="org/other"))
+    assert action(o.run(**o.PREFERENCE), seen) is None
+    found = failure(o.run(**o.PREFERENCE), seen)
+    assert found.reason == "InvalidSpec"
+    assert "adapter support version 3 was trained on the base model org/other" in found.message
+    assert "spec.baseModel is smollm2" in found.message
+
+
 def accepted(status: str, since: float = 0) -> dict[str, Any]:
     """A status with this condition."""
     condition = {"type": "Accepted", "status": status, "reason": "X", "lastTransitionTime": o.stamp(since)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,25 @@ import pytest
 
 from finetune.controller.core import names
 from finetune.controller.core.manifests import build_claim, build_collect_job, build_job
+from finetune.controller.core.observe import ParentView
 from finetune.controller.core.settings import Settings
 from tests.support import objects as o
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def job(**spec: Any) -> dict[str, Any]:
-    return build_job(o.run(**spec), o.SETTINGS)
+def job(parent: ParentView | None = None, **spec: Any) -> dict[str, Any]:
+    return build_job(o.run(**spec), o.SETTINGS, parent)
 
 
-def pod(**spec: Any) -> dict[str, Any]:
-    template: dict[str, Any] = job(**spec)["spec"]["template"]["spec"]
+def pod(parent: ParentView | None = None, **spec: Any) -> dict[str, Any]:
+    template: dict[str, Any] = job(parent, **spec)["spec"]["template"]["spec"]
     return template
+
+
+def mounts(container: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Volume and whether it is read-only, by path."""
+    return {m["mountPath"]: (m["name"], m.get("readOnly", False)) for m in container["volumeMounts"]}
 
 
 def volumes(spec: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +39,11 @@ def volumes(spec: dict[str, Any]) -> dict[str, Any]:
 def test_the_job_is_what_was_reviewed() -> None:
     """A change of the manifest is a change of the file beside this test, for a reviewer to see."""
     assert job() == json.loads((GOLDEN / "job.json").read_text())
+
+
+def test_a_preference_job_on_a_parent_is_what_was_reviewed() -> None:
+    made = job(o.PARENT, **o.PREFERENCE)
+    assert made == json.loads((GOLDEN / "dpo_job.json").read_text())
 
 
 def test_the_collect_job_is_what_was_reviewed() -> None:
@@ -81,6 +93,96 @@ def test_a_hub_token_comes_by_secret_reference_only() -> None:
     assert token in spec["containers"][0]["env"]
     assert "base-model" not in volumes(spec)
     assert {"--base-model=org/m", "--base-model-revision=v1"} <= set(spec["containers"][0]["args"])
+
+
+SECRET = {"name": "secret", "key": "k"}
+STORE = {"uri": "s3://bucket/rows/*.jsonl", "endpoint": "http://minio:9000", "credentialsSecretRef": {"name": "store"}}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "flags", "variables"),
+    [
+        (
+            {"sql": {"urlSecretRef": SECRET, "query": "select * from t"}},
+            {"--source=sql", "--query=select * from t"},
+            {"DATASET_URL": ("secret", "k", False)},
+        ),
+        (
+            {"hub": {"repository": "o/d", "revision": "v1", "split": "test", "tokenSecretRef": SECRET}},
+            {"--source=hub", "--repository=o/d", "--revision=v1", "--split=test"},
+            {"HF_TOKEN": ("secret", "k", False)},
+        ),
+        ({"hub": {"repository": "o/d"}}, {"--source=hub", "--repository=o/d"}, {}),
+        (
+            {"objectStore": STORE},
+            {"--source=objectStore", "--uri=s3://bucket/rows/*.jsonl", "--endpoint=http://minio:9000"},
+            {
+                "AWS_ACCESS_KEY_ID": ("store", "AWS_ACCESS_KEY_ID", False),
+                "AWS_SECRET_ACCESS_KEY": ("store", "AWS_SECRET_ACCESS_KEY", False),
+                "AWS_SESSION_TOKEN": ("store", "AWS_SESSION_TOKEN", True),
+            },
+        ),
+        ({"objectStore": {"uri": "s3://open/a.jsonl"}}, {"--source=objectStore", "--uri=s3://open/a.jsonl"}, {}),
+    ],
+)
+def test_sources_get_their_flags_and_their_secrets_by_reference(
+    dataset: dict[str, Any], flags: set[str], variables: dict[str, tuple[str, str, bool]]
+) -> None:
+    spec = pod(dataset=dataset)
+    export, trainer = spec["initContainers"][0], spec["containers"][0]
+    assert flags <= set(export["args"])
+    assert "source" not in volumes(spec)
+    given = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in export["env"] if "valueFrom" in each}
+    assert {n: (r["name"], r["key"], r.get("optional", False)) for n, r in given.items()} == variables
+    assert {"name": "HF_HOME", "value": "/output/cache/huggingface"} in export["env"]
+    assert [each for each in trainer["env"] if "valueFrom" in each] == []
+
+
+def test_kubernetes_puts_nothing_in_for_a_dollar() -> None:
+    query = "select $$a$$, '$(DATASET_URL)'"
+    spec = pod(dataset={"sql": {"urlSecretRef": SECRET, "query": query}})
+    (argument,) = (a for a in spec["initContainers"][0]["args"] if a.startswith("--query="))
+    assert argument == "--query=select $$$$a$$$$, '$$(DATASET_URL)'"
+
+
+def test_the_parents_claim_is_mounted_read_only_and_its_folder_is_named() -> None:
+    spec = pod(o.PARENT, **o.PREFERENCE)
+    export, trainer = spec["initContainers"][0], spec["containers"][0]
+    assert volumes(spec)["parent-adapter"]["persistentVolumeClaim"] == {"claimName": "parents", "readOnly": True}
+    assert mounts(trainer)["/models/parent"] == ("parent-adapter", True)
+    assert "/models/parent" not in mounts(export)
+    assert {
+        "--parent-adapter=/models/parent/support/parent-uid/adapter",
+        "--parent-adapter-name=support/3",
+        f"--parent-adapter-sha256={'e' * 64}",
+    } <= set(trainer["args"])
+
+
+def test_a_parent_on_the_output_claim_is_read_from_there() -> None:
+    spec = pod(dataclasses.replace(o.PARENT, claim_name="adapters"), **o.PREFERENCE)
+    assert "parent-adapter" not in volumes(spec)
+    assert "/models/parent" not in mounts(spec["containers"][0])
+    assert "--parent-adapter=/output/support/parent-uid/adapter" in spec["containers"][0]["args"]
+
+
+def test_a_claim_that_serves_twice_is_one_volume() -> None:
+    parent = dataclasses.replace(o.PARENT, claim_name="base-models")
+    dataset = {"volume": {"claimName": "adapters", "path": "rows/*.jsonl"}}
+    spec = pod(parent, **{**o.PREFERENCE, "dataset": dataset})
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+    assert sorted(claims) == ["adapters", "base-models"]
+    assert mounts(spec["initContainers"][0])["/source"] == ("output", True)
+    assert mounts(spec["initContainers"][0])["/output"] == ("output", False)
+    assert mounts(spec["containers"][0])["/models/parent"] == ("base-model", True)
+    assert mounts(spec["containers"][0])["/models/base"] == ("base-model", True)
+
+
+def test_only_what_the_spec_says_is_rendered() -> None:
+    """With a parent the adapter's shape is the parent's, and a default would contradict it."""
+    for arguments in (pod()["containers"][0]["args"], pod(o.PARENT, **o.PREFERENCE)["containers"][0]["args"]):
+        assert [a for a in arguments if a.startswith(("--lora", "--learning-rate", "--epochs", "--dpo-label"))] == []
+    chosen = pod(lora={"rank": 4, "dropoutPercent": 0}, quantization="NF4")["containers"][0]["args"]
+    assert {"--lora-rank=4", "--lora-dropout-percent=0", "--quantization=NF4"} <= set(chosen)
 
 
 def test_the_collect_job_may_go_where_the_claim_is() -> None:

@@ -10,6 +10,7 @@ from finetune.api.status import TrainingRunStatus
 from finetune.controller.core import decide
 from finetune.controller.core.events import build_event, events_between
 from finetune.controller.core.failures import failure_of
+from finetune.controller.core.manifests import build_job
 from finetune.controller.core.observe import AdapterView, DatasetView, Observation, ProgressView, job_view, pod_view
 from finetune.controller.core.status import is_finished, next_status, restamp
 from tests.support import objects as o
@@ -80,6 +81,32 @@ def test_a_success_has_the_result_the_adapter_and_the_conditions() -> None:
     assert status.progress is not None
     assert (status.progress.step, status.progress.percent) == (55, 100)
     assert (status.attempts, status.gpu_seconds, status.duration_seconds) == (1, 2 * (95 - 3), 97)
+
+
+def test_what_preference_training_measures_is_in_the_result() -> None:
+    measured = {"rewardAccuracy": "0.91", "rewardMargin": "-1.3", "bestStep": 40}
+    words = {**o.RESULT, "result": {**o.RESULT["result"], **measured}, "dataset": {"rows": 400, "duplicates": 2}}
+    done = o.pod("p1", "Succeeded", export=EXPORTED, trainer=o.ended(0, words, seconds=95))
+    status = status_of(o.run(**o.PREFERENCE), observe(o.job("Complete"), done, adapter=ADAPTER))
+    assert status.result is not None
+    assert status.dataset is not None
+    assert (status.result.reward_accuracy, status.result.reward_margin) == ("0.91", "-1.3")
+    assert (status.result.best_step, status.dataset.duplicates) == (40, 2)
+
+
+def test_the_parent_is_shown_from_what_the_registry_said_and_from_the_job() -> None:
+    """The Job alone is enough: the operator may have been killed between making it and writing the status."""
+    expected = {"name": "support", "version": 3, "sha256": "e" * 64}
+    run = o.run(**o.PREFERENCE)
+    recorded = status_of(run, Observation(dataset=DatasetView(version=1), parent=o.PARENT))
+    made = {**o.job(), "spec": build_job(run, o.SETTINGS, o.PARENT)["spec"]}
+    for status in (recorded, status_of(run, observe(made))):
+        assert status.parent_adapter is not None
+        assert status.parent_adapter.to_dict() == expected
+    assert status_of(o.run(recorded.to_dict(), **o.PREFERENCE), Observation()).parent_adapter == recorded.parent_adapter
+    assert (
+        status_of(o.run(), observe({**o.job(), "spec": build_job(o.run(), o.SETTINGS)["spec"]})).parent_adapter is None
+    )
 
 
 def test_no_success_without_a_registered_adapter() -> None:
