@@ -91,7 +91,7 @@ def check_order(
         if "assistant" in last and not any(turn["role"] == "assistant" for turn in turns):
             problems.append(Problem(field, "has no assistant turn to learn from", "order"))
         else:
-            text = f"ends with a turn of {turns[-1]['role']}, must end with one of {' or '.join(last)}"
+            text = f"ends with a turn of {turns[-1]['role']}, must end with a turn of {' or '.join(last)}"
             problems.append(Problem(field, text, "order"))
 
 
@@ -130,9 +130,10 @@ def _read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem
         calls = read_function_call(turn.get(spelling.content), content, problems)
         message["content"] = ""
     else:
-        if turn.get("tool_calls"):
+        calling = bool(turn.get("tool_calls"))
+        if calling:
             calls = _calls(turn, where, role, problems)
-        message["content"] = _content(turn, content, spelling, problems, empty=bool(calls) or role == "tool")
+        message["content"] = _content(turn, content, spelling, problems, empty=calling or role == "tool")
     if calls:
         message["tool_calls"] = calls
     for key in ("name", "tool_call_id"):

@@ -88,7 +88,8 @@ class Form:
         """Whether a row has all that this form requires."""
         if not all(row.has(field) for field in self.required):
             return False
-        return self.conversations is None or self.conversations == row.has_turns(self.required[-1])
+        answers = self.required[-1:] if "completion" in self.required else ("chosen", "rejected")
+        return self.conversations is None or self.conversations == any(map(row.has_turns, answers))
 
 
 def _texts(row: Fields, *fields: str) -> Content:

@@ -15,6 +15,15 @@ from model.data.records import InvalidRowError, Problem, Record, printable
 from model.data.texts import kind, names
 from model.exits import FailureError
 
+_LIKELY = {
+    "prompt": ("question", "query", "input", "source", "problem", "user", "request"),
+    "completion": ("answer", "response", "output", "target", "solution", "assistant", "reply"),
+    "messages": ("conversation", "turns", "dialog", "dialogue", "chat"),
+    "chosen": ("preferred", "accepted", "good", "winner"),
+    "rejected": ("dispreferred", "refused", "bad", "loser"),
+}
+"""Names under which fields often go, for a proposal of what to map."""
+
 
 class Shaper:
     """Turns rows into content of one shape.
@@ -69,7 +78,7 @@ class Shaper:
     def _detect(self, row: Fields, record: Record) -> Form:
         fitting = _most_specific([form for form in self._forms if form.fits(row)])
         if len(fitting) > 1:
-            raise self._failure(record, f"can be read as {_choice(fitting)}: {_remedy(fitting)}")
+            raise self._failure(record, f"has {_choice(fitting, self._columns, 'and also')}: {_remedy(fitting)}")
         if fitting:
             self._form = fitting[0]
             self._decided_by = _where(record)
@@ -100,14 +109,18 @@ class Shaper:
         return printable(words + (f"; not used: {names(unused)}" if unused else ""))
 
     def _for_another_method(self, form: Form) -> str:
-        wanted = _choice(self._forms)
         other = next(name for name, forms in FORMS.items() if form in forms)
-        return f"has {form.words}, which is for {other}; method {self._method} needs {wanted}"
+        needed = _choice(self._forms, self._columns)
+        return f"has {form.words}: that is for method {other}; {self._method} needs {needed}"
 
     def _unknown(self, row: Fields) -> str:
-        wanted = " nor ".join(_named(form, row) for form in self._forms)
-        neither = "neither" if len(self._forms) > 1 else "not"
-        return f"has {neither} {wanted}; it has {names(row.value) or 'nothing'}: map the columns"
+        needed = _choice(self._forms, self._columns)
+        text = f"has {names(row.value) or 'no fields'}, but {self._method} needs {needed}: map the columns"
+        guesses = {
+            field: next((name for name in row.value if name in _LIKELY.get(field, ())), None) for field in _LIKELY
+        }
+        found = [f"{field}={name}" for field, name in guesses.items() if name and field in self._forms[0].fields]
+        return f"{text}, perhaps {' and '.join(found)}" if found else text
 
     def _failure(self, record: Record, text: str) -> FailureError:
         message = printable(f"{self._source} {_where(record)}: {text}")
@@ -140,17 +153,15 @@ def _found(form: Form, row: Fields) -> int:
     return sum(row.name(field) in row.value for field in form.required)
 
 
-def _named(form: Form, row: Fields) -> str:
-    return " and ".join(map(row.name, form.required))
-
-
-def _choice(forms: Sequence[Form]) -> str:
-    return " or ".join(dict.fromkeys(" and ".join(form.required) for form in forms))
+def _choice(forms: Sequence[Form], columns: Mapping[str, str], word: str = "or") -> str:
+    """Return the fields of several forms, as the source calls them."""
+    lists = dict.fromkeys(tuple(columns.get(field, field) for field in form.required) for form in forms)
+    return f", {word} ".join(", ".join(names[:-1]) + " and " + names[-1] if names[1:] else names[0] for names in lists)
 
 
 def _remedy(forms: Sequence[Form]) -> str:
     first = forms[0].required[-1]
-    return f"leave the columns of one out, or name one with the column mapping ({first}={first})"
+    return f"leave one out, or map the one that is meant, as in {first}={first}"
 
 
 def _where(record: Record) -> str:
