@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import threading
 from pathlib import Path
@@ -53,8 +54,56 @@ def load_tokenizer(base_model: str, revision: str | None) -> Any:
     return _translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
 
 
-def load_model(base_model: str, revision: str | None, *, bfloat16: bool) -> Any:
-    """Return the base model on the CPU, complete, in bfloat16 or float32.
+def check_quantization(quantization: str, *, cuda: bool) -> None:
+    """Refuse a quantized base where it cannot be trained on, before anything is loaded.
+
+    Parameters
+    ----------
+    quantization
+        None, NF4 or Int8.
+    cuda
+        Whether the training will be on a GPU.
+
+    Raises
+    ------
+    FailureError
+        Without a GPU, or without the library that quantizes.
+    """
+    if quantization == "None":
+        return
+    problem = None
+    if not cuda:
+        problem = "needs a GPU with CUDA: train on one, or leave it out to train on the full weights"
+    elif not importlib.util.find_spec("bitsandbytes"):
+        problem = "needs the Python package bitsandbytes: install it"
+    if problem:
+        text = f"--quantization={quantization} {problem}"
+        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text)
+
+
+def quantization_config(quantization: str, *, bfloat16: bool) -> Any:
+    """Return the `BitsAndBytesConfig` for NF4 or Int8, None without quantization.
+
+    NF4 follows QLoRA (https://arxiv.org/abs/2305.14314): its scales are quantized once more, and matrices are
+    multiplied in bfloat16 where the device can.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "None":
+        return None
+    if quantization == "Int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bfloat16 else torch.float32,
+    )
+
+
+def load_model(base_model: str, revision: str | None, *, bfloat16: bool, quantization: str = "None") -> Any:
+    """Return the base model, complete, in bfloat16 or float32 on the CPU, or quantized on the GPU.
 
     Raises
     ------
@@ -69,7 +118,11 @@ def load_model(base_model: str, revision: str | None, *, bfloat16: bool) -> Any:
         base_model,
         revision,
         lambda: AutoModelForCausalLM.from_pretrained(
-            base_model, revision=revision, dtype=dtype, output_loading_info=True
+            base_model,
+            revision=revision,
+            dtype=dtype,
+            output_loading_info=True,
+            quantization_config=quantization_config(quantization, bfloat16=bfloat16),
         ),
     )
     if missing := sorted(report["missing_keys"]):
@@ -100,7 +153,8 @@ def check_fit(model: Any, settings: TrainSettings, *, largest_token: int, longes
             "InvalidSpec",
             f"a row has {longest_row} tokens, {settings.base_model} reads {positions}: lower maxLength to that",
         )
-    wanted = set(settings.lora_target_modules or []) - {"all-linear"}
+    # A parent's targets are checked when it is put on the model.
+    wanted = set(settings.lora_target_modules or []) - {"all-linear"} if settings.parent_adapter is None else set()
     matrices = {name for name, weight in model.named_parameters() if weight.ndim == 2 and name.endswith(".weight")}
     names = {name.split(".")[-2] for name in matrices} - {"lm_head"}
     if absent := sorted(name for name in wanted if name.rpartition(".")[2] not in names):

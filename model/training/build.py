@@ -9,22 +9,34 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory
-from model.training import process
+from model.training import adapters, basemodel, process
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.config import TrainSettings
 from model.training.progress import ProgressLog, StatusPoster
-from model.training.rows import DigestedLines, RowEncoder, TokenRows
+from model.training.rows import DigestedLines, PreferenceRows, RowEncoder, TokenRows
 
 MANIFEST_KEYS = ("version", "bytes", "sha256")
+PREFERENCE_SHAPES = ("preference", "preference-messages")
+"""Shapes of rows that DPO trains on; SFT trains on the others."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The run's rows, and what the result says about them."""
+    """The run's examples, and what the result says about them."""
 
-    rows: TokenRows
-    held_out: TokenRows
+    rows: TokenRows | PreferenceRows
+    held_out: TokenRows | PreferenceRows
     document: dict[str, Any]
+
+    @property
+    def sequences(self) -> list[TokenRows]:
+        """What goes through the model in training: a pair's rows go one by one."""
+        return [self.rows] if isinstance(self.rows, TokenRows) else [self.rows.chosen, self.rows.rejected]
+
+    @property
+    def longest_sequence(self) -> int:
+        """The tokens of the longest of them."""
+        return max(max(rows.lengths) for rows in self.sequences)
 
 
 def read_manifest(directory: RunDirectory) -> dict[str, Any]:
@@ -41,26 +53,24 @@ def read_manifest(directory: RunDirectory) -> dict[str, Any]:
 
 
 def check_devices(settings: TrainSettings) -> None:
-    """Refuse GPUs that were asked for and are not there, or are too many."""
+    """Refuse GPUs that were asked for and are not there, or are too many, and a base that cannot be quantized."""
     import torch
 
-    if settings.gpus == 0:
-        return
-    if not torch.cuda.is_available():
-        if settings.pretended_gpus:
-            return
+    usable = torch.cuda.is_available()
+    if settings.gpus > 0 and not usable and not settings.pretended_gpus:
         raise FailureError(
             exits.GPU_UNAVAILABLE,
             "GPUUnavailable",
             f"{settings.gpus} GPUs were requested and none is usable: check the node's driver and the pod's runtime "
             "class, or set resources.gpus to 0 to train on the CPU",
         )
-    if torch.cuda.device_count() > 1:
+    if settings.gpus > 0 and torch.cuda.device_count() > 1:
         raise FailureError(
             exits.INVALID_CONFIGURATION,
             "InvalidSpec",
             f"this version trains on one GPU, the pod has {torch.cuda.device_count()}: set resources.gpus to 1",
         )
+    basemodel.check_quantization(settings.quantization, cuda=settings.gpus > 0 and usable)
 
 
 def choose_precision(settings: TrainSettings) -> str:
@@ -82,10 +92,12 @@ def read_data(settings: TrainSettings, directory: RunDirectory, manifest: dict[s
     FailureError
         When they are not those that were exported, or none can be trained on.
     """
+    _check_shape(settings, manifest)
     encoder = RowEncoder(tokenizer, max_length=settings.max_length, too_long=settings.too_long)
     lines = DigestedLines()
-    rows = encoder.encode(lines.read(directory.train_rows), "the dataset's")
-    held_out = encoder.encode(lines.read(directory.evaluation_rows), "the dataset's")
+    encode = encoder.encode_preferences if settings.method == "DPO" else encoder.encode
+    rows: TokenRows | PreferenceRows = encode(lines.read(directory.train_rows), "the dataset's")
+    held_out: TokenRows | PreferenceRows = encode(lines.read(directory.evaluation_rows), "the dataset's")
     if lines.sha256() != manifest["sha256"]:
         raise FailureError(
             exits.DATASET_INVALID, "DatasetInvalid", f"the files in {directory.dataset} were changed after the export"
@@ -101,9 +113,35 @@ def read_data(settings: TrainSettings, directory: RunDirectory, manifest: dict[s
         "evaluationRows": len(held_out),
         "dropped": manifest["dropped"] + rows.dropped + held_out.dropped,
         "truncated": rows.truncated + held_out.truncated,
-        "tokens": len(rows.ids),
+        "tokens": sum(rows.lengths),
     }
     return Data(rows, held_out, document)
+
+
+def _check_shape(settings: TrainSettings, manifest: dict[str, Any]) -> None:
+    shape = manifest["shape"]
+    if (shape in PREFERENCE_SHAPES) == (settings.method == "DPO"):
+        return
+    other = "SFT" if settings.method == "DPO" else "DPO"
+    raise FailureError(
+        exits.DATASET_INVALID,
+        "DatasetInvalid",
+        f"--method={settings.method} cannot train on rows of the shape {shape}, which were exported for {other}: "
+        f"export rows for {settings.method}, or set the method to {other}",
+    )
+
+
+def load_model(settings: TrainSettings, data: Data) -> Any:
+    """Return the base model, checked against the rows, with the parent adapter on it if there is one."""
+    model = basemodel.load_model(
+        settings.base_model,
+        settings.base_model_revision,
+        bfloat16=settings.precision == "BFloat16",
+        quantization=settings.quantization,
+    )
+    largest_token = max(max(rows.ids) for rows in data.sequences)
+    basemodel.check_fit(model, settings, largest_token=largest_token, longest_row=data.longest_sequence)
+    return model if settings.parent_adapter is None else adapters.attach_parent(model, settings)
 
 
 def build_trainer(
@@ -113,13 +151,12 @@ def build_trainer(
     import torch
 
     from model.training.batches import Collator, LengthGroupedBatches, choose_micro_batch_size
-    from model.training.sft import SupervisedTrainer
     from model.training.trainer import TrainerParts
 
     lengths = data.rows.lengths
     cuda = settings.gpus > 0 and torch.cuda.is_available()
     micro_batch_size = settings.micro_batch_size or choose_micro_batch_size(
-        settings.batch_size, max(lengths), cuda=cuda
+        settings.batch_size, data.longest_sequence * len(data.sequences), cuda=cuda
     )
     settings = settings.model_copy(update={"micro_batch_size": micro_batch_size})
     batches = LengthGroupedBatches(
@@ -132,8 +169,8 @@ def build_trainer(
         totalSteps=total_steps,
         rows=len(data.rows),
         evaluationRows=len(data.held_out),
-        tokens=len(data.rows.ids),
-        longestRow=max(lengths),
+        tokens=sum(lengths),
+        longestRow=data.longest_sequence,
         microBatchSize=micro_batch_size,
         precision=settings.precision,
         threads=torch.get_num_threads(),
@@ -144,16 +181,57 @@ def build_trainer(
         settings=settings,
         total_steps=total_steps,
         batches=batches,
-        collator=Collator(_pad_token_id(tokenizer), packed=settings.packing == "Enabled"),
+        collator=Collator(_pad_token_id(tokenizer), packed=False),
         checkpoints=store,
         log=log,
         poster=StatusPoster(registry.post_status) if registry else None,
         state=checkpoint.state if checkpoint else RunState(),
     )
-    trainer = SupervisedTrainer(model, tokenizer, data.rows, data.held_out, parts)
+    trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
+    choose_packing(trainer, cuda=cuda)
     if checkpoint is not None:
         log.emit("resume", step=checkpoint.step)
     return trainer, checkpoint
+
+
+def trainer_class(settings: TrainSettings) -> Any:
+    """Return the class of the method's trainer."""
+    if settings.method == "DPO":
+        from model.training.dpo import PreferenceTrainer
+
+        return PreferenceTrainer
+    from model.training.sft import SupervisedTrainer
+
+    return SupervisedTrainer
+
+
+def choose_packing(trainer: Any, *, cuda: bool) -> None:
+    """Join rows where that was asked for, or where it pays, provided that no row sees another.
+
+    It pays with flash attention, which skips what lies outside a row. Any other attention computes the whole square of
+    a joined sequence, while rows of similar length have hardly any padding.
+
+    Raises
+    ------
+    FailureError
+        When it was asked for, and the model mixes joined rows up.
+    """
+    from model.training.batches import mixes_joined_rows
+
+    wanted = trainer.parts.settings.packing
+    attention = str(getattr(trainer.model.config.get_text_config(), "_attn_implementation", None))
+    if wanted == "Disabled" or (wanted == "Auto" and not (cuda and "flash" in attention)):
+        return
+    if reason := mixes_joined_rows(trainer.model):
+        if wanted == "Enabled":
+            raise FailureError(
+                exits.INVALID_CONFIGURATION,
+                "InvalidSpec",
+                f"--packing=Enabled: {trainer.parts.settings.base_model} cannot train on joined rows, {reason}: set "
+                "packing to Disabled",
+            )
+        return
+    trainer.parts.collator.packed = True
 
 
 def fingerprint(settings: TrainSettings, data: Data, total_steps: int) -> dict[str, Any]:
@@ -161,7 +239,8 @@ def fingerprint(settings: TrainSettings, data: Data, total_steps: int) -> dict[s
     names = (
         "method", "batch_size", "learning_rate", "schedule", "warmup_percent", "max_length", "too_long",
         "seed", "lora_rank", "lora_alpha", "lora_dropout_percent", "lora_target_modules", "lora_variant",
-        "base_model_revision",
+        "base_model_revision", "quantization", "parent_adapter_sha256",
+        "dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight",
     )  # fmt: skip
     values = settings.model_dump(mode="json", include=set(names))
     return values | {

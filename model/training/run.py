@@ -13,7 +13,7 @@ from model.exits import FailureError
 from model.files import RunDirectory, write_json
 from model.registry import RegistryRefusedError, RegistryUnavailableError, retry
 from model.result import as_failure, decimal, result_document, write_termination_message
-from model.training import basemodel, build, interruption, process
+from model.training import adapters, basemodel, build, interruption, process
 from model.training.checkpoint import Checkpoint, RunState
 from model.training.config import TrainSettings
 from model.training.progress import ProgressLog
@@ -73,18 +73,17 @@ def finished_document(directory: RunDirectory, settings: TrainSettings, log: Pro
 
 
 def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -> dict[str, Any]:
+    settings = adapters.with_parent(settings)
     base_directory = basemodel.check(settings.base_model)
     if base_directory is not None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         basemodel.read_ahead(base_directory)
     manifest = build.read_manifest(directory)
     build.check_devices(settings)
-    base, revision = settings.base_model, settings.base_model_revision
-    tokenizer = basemodel.load_tokenizer(base, revision)
+    tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
     data = build.read_data(settings, directory, manifest, tokenizer)
     settings = settings.model_copy(update={"precision": build.choose_precision(settings)})
-    model = basemodel.load_model(base, revision, bfloat16=settings.precision == "BFloat16")
-    basemodel.check_fit(model, settings, largest_token=max(data.rows.ids), longest_row=max(data.rows.lengths))
+    model = build.load_model(settings, data)
     model_loaded = process.timestamp()
     trainer, checkpoint = build.build_trainer(
         settings=settings, directory=directory, log=log, data=data, tokenizer=tokenizer, model=model

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,20 +28,6 @@ from model.training.config import TrainSettings
 from model.training.progress import ProgressLog, RemainingTime, StatusPoster, trainer_status
 
 SCHEDULES = {"Cosine": "cosine", "Linear": "linear", "Constant": "constant_with_warmup"}
-
-
-class Examples(Protocol):
-    """What is trained or evaluated on: rows for SFT, pairs of rows for DPO."""
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-
-    @property
-    def lengths(self) -> list[int]:
-        """The number of tokens of each example."""
-
-    def as_dataset(self) -> Any:
-        """Return the examples as a `datasets.Dataset` whose items the collator takes."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +52,7 @@ class TrainingLoop(Trainer):
 
     rows_per_example = 1
 
-    def start(self, parts: TrainerParts, held_out: Examples) -> None:
+    def start(self, parts: TrainerParts, held_out: Any, lengths: Sequence[int]) -> None:
         """Take over: from now on the loop follows `parts`.
 
         Parameters
@@ -74,15 +60,18 @@ class TrainingLoop(Trainer):
         parts
             What the loop works with.
         held_out
-            Examples to evaluate on.
+            Examples to evaluate on, a `datasets.Dataset` whose items the collator takes.
+        lengths
+            The number of tokens of each of them.
         """
-        self.model_accepts_loss_kwargs = True  # our loss does, whatever the model's own can
+        # Our loss is divided by the step's items, whatever the model's own and TRL's do.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.parts = parts
         self.batches = parts.batches
         self.run_state = parts.state
-        self._held_out = held_out
+        self._held_out, self._held_out_lengths = held_out, lengths
         self._remaining = RemainingTime()
-        self._step_tokens = 0
+        self._step_items = self._step_tokens = 0
         self._learned_tokens = 0
         self._step_started = self._step_seconds = 0.0
         self._parts_per_batch = 1
@@ -107,12 +96,15 @@ class TrainingLoop(Trainer):
         )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """Return the micro-batches of a step and the number of tokens that it learns."""
-        samples, learned_tokens = super().get_batch_samples(*args, **kwargs)
-        self._learned_tokens = int(learned_tokens)
+        """Return the micro-batches of a step and the number of items that its loss is divided by.
+
+        Items are the tokens that it learns; a method whose items are others counts those tokens besides.
+        """
+        samples, items = super().get_batch_samples(*args, **kwargs)
+        self._step_items = self._learned_tokens = int(items)
         self._measured.clear()
         self._step_tokens = sum(_count_tokens(batch) for batch in samples)
-        return samples, learned_tokens
+        return samples, items
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Go forward and backward; when the GPU's memory does not suffice, again in halves, and so from then on.
@@ -184,7 +176,7 @@ class TrainingLoop(Trainer):
 
             self.run_state.timings["firstStepTime"] = timestamp()
         self.run_state.tokens += self._step_tokens
-        self.run_state.record_step(step, loss, self._learned_tokens, self.parts.total_steps)
+        self.run_state.record_step(step, loss, self._step_items, self.parts.total_steps)
         self._report(step, loss, norm, logs["learning_rate"])
 
     def _report(self, step: int, loss: float, norm: float, learning_rate: float) -> None:
@@ -269,7 +261,7 @@ class TrainingLoop(Trainer):
         return sums
 
     def _held_out_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        dataset, lengths = self._held_out.as_dataset(), self._held_out.lengths
+        dataset, lengths = self._held_out, self._held_out_lengths
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         size = self.args.per_device_train_batch_size
         for start in range(0, len(order), size):

@@ -1,0 +1,243 @@
+"""Direct preference optimisation with LoRA: TRL's trainer with its losses computed from the answers' tokens alone.
+
+The losses are TRL's, which follow Rafailov et al. 2023 (Sigmoid, https://arxiv.org/abs/2305.18290), Zhao et al. 2023
+(Hinge, https://arxiv.org/abs/2305.10425), Azar et al. 2023 (IPO, https://arxiv.org/abs/2310.12036) and Chowdhury et
+al. 2024 (RobustSigmoid, https://arxiv.org/abs/2403.00409). The policy that is trained is compared with a reference:
+the parent adapter as it was, or the plain base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import logsigmoid
+from trl import DPOConfig, DPOTrainer
+
+from model.training.adapters import in_float32, new_adapter, reference
+from model.training.batches import PairCollator
+from model.training.config import TrainSettings
+from model.training.rows import PreferenceRows
+from model.training.scoring import learned_counts, sequence_logps
+from model.training.trainer import TrainerParts, TrainingLoop, common_arguments
+
+REFERENCE_FILE = "reference.safetensors"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Log-probabilities of a batch's answers, each (pairs, 2): the chosen ones and the rejected ones."""
+
+    policy: torch.Tensor
+    reference: torch.Tensor
+    tokens: torch.Tensor
+    """Learned tokens of each answer."""
+
+
+def pair_losses(pairs: Pairs, settings: TrainSettings) -> torch.Tensor:
+    """Return the loss of each pair, (pairs,), without the share of `dpo_sft_weight`."""
+    beta = settings.dpo_beta
+    ratios = pairs.policy - pairs.reference
+    if settings.dpo_loss == "IPO":
+        # Per token, as its authors computed it: a sum's square would grow with the answers' lengths.
+        ratios = ratios / pairs.tokens.clamp(min=1)
+    difference = ratios[:, 0] - ratios[:, 1]
+    if settings.dpo_loss == "IPO":
+        return (difference - 1 / (2 * beta)) ** 2
+    if settings.dpo_loss == "Hinge":
+        return torch.relu(1 - beta * difference)
+    if settings.dpo_loss == "RobustSigmoid":
+        smoothing = settings.dpo_label_smoothing
+        right, flipped = -logsigmoid(beta * difference), -logsigmoid(-beta * difference)
+        return ((1 - smoothing) * right - smoothing * flipped) / (1 - 2 * smoothing)
+    return -logsigmoid(beta * difference)
+
+
+class PreferenceTrainer(TrainingLoop, DPOTrainer):
+    """TRL's trainer with losses that do not depend on how a step is split, and a reference that draws no noise.
+
+    Parameters
+    ----------
+    model, tokenizer
+        The base model, to which a new adapter is added, or the base model with its parent adapter, of which a frozen
+        copy is made; its tokenizer.
+    pairs, held_out
+        Pairs to train on, and those to evaluate on.
+    parts
+        Everything else.
+    """
+
+    rows_per_example = 2
+
+    def __init__(
+        self, model: Any, tokenizer: Any, pairs: PreferenceRows, held_out: PreferenceRows, parts: TrainerParts
+    ) -> None:
+        settings = parts.settings
+        with in_float32(model):
+            super().__init__(
+                model=model,
+                args=DPOConfig(
+                    **common_arguments(parts), max_length=None, disable_dropout=settings.lora_dropout_percent == 0
+                ),
+                train_dataset=pair_dataset(pairs),
+                processing_class=tokenizer,
+                data_collator=PairCollator(parts.collator),
+                peft_config=new_adapter(settings) if settings.parent_adapter is None else None,
+            )
+        # The reference's numbers never change: those of a pair that comes again are remembered.
+        comes_again = parts.total_steps > parts.batches.steps_per_epoch and self.args.world_size == 1
+        self._reference = ReferenceLogps(len(pairs) if comes_again else 0)
+        self._held_out_reference = ReferenceLogps(len(held_out))
+        self._chosen_tokens = self._answer_tokens = 0
+        self.start(parts, pair_dataset(held_out), held_out.lengths)
+
+    def _prepare_dataset(self, dataset: Any, *_arguments: Any) -> Any:
+        return dataset  # it is tokenised
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Return the micro-batches of a step and the number of its pairs."""
+        samples, pairs = super().get_batch_samples(*args, **kwargs)
+        self._learned_tokens = self._answer_tokens
+        return samples, pairs
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Return the number of the step's pairs, and keep those of its answers' tokens, over all processes."""
+        tokens = torch.cat([learned_counts(batch) for batch in batch_samples]).view(-1, 2)
+        counts = torch.tensor([[len(tokens), tokens[:, 0].sum(), tokens.sum()]], device=device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts)
+        pairs, self._chosen_tokens, self._answer_tokens = counts.sum(dim=0).tolist()
+        return pairs
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the pairs' losses over the step's pairs, and the chosen answers' over the step's chosen tokens."""
+        settings = self.parts.settings
+        pairs = self._compare(model, inputs, self._reference)
+        count = len(pairs.policy) if num_items_in_batch is None else num_items_in_batch
+        loss = pair_losses(pairs, settings).sum() / count
+        if settings.dpo_sft_weight:
+            chosen = pairs.tokens[:, 0].sum() if num_items_in_batch is None else self._chosen_tokens
+            loss = loss - settings.dpo_sft_weight * pairs.policy[:, 0].sum() / chosen
+        self._measured.append(_rewards(pairs, settings))
+        return (loss, None) if return_outputs else loss
+
+    def _compare(self, model: Any, batch: dict[str, torch.Tensor], known: ReferenceLogps) -> Pairs:
+        numbers = batch["pair"].tolist()
+        expected = known.get(numbers)
+        if expected is None:
+            with reference(self.model):
+                expected = sequence_logps(self.model, batch)[0].view(-1, 2)
+            known.put(numbers, expected)
+        policy, tokens = sequence_logps(model, batch)
+        return Pairs(policy.view(-1, 2), expected.to(policy.device), tokens.view(-1, 2))
+
+    def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Return the sums of the pairs' losses and rewards and of the chosen answers' losses, and the reference's."""
+        settings = self.parts.settings
+        pairs = self._compare(self.model, batch, self._held_out_reference)
+        unchanged = Pairs(pairs.reference, pairs.reference, pairs.tokens)
+        sums = _rewards(pairs, settings) | {
+            "chosenTokens": pairs.tokens[:, 0].sum(),
+            "loss": pair_losses(pairs, settings).sum(),
+            "chosenLoss": -pairs.policy[:, 0].sum(),
+            "referenceLoss": pair_losses(unchanged, settings).sum(),
+            "referenceChosenLoss": -pairs.reference[:, 0].sum(),
+        }
+        return {name: float(value) for name, value in sums.items()}
+
+    def mean_loss(self, sums: Mapping[str, float]) -> float:
+        """Return the mean loss of a pair, with the share of the chosen answers' tokens."""
+        return self._mean(sums, "loss", "chosenLoss")
+
+    def _mean(self, sums: Mapping[str, float], loss: str, chosen: str) -> float:
+        weight = self.parts.settings.dpo_sft_weight
+        return sums[loss] / sums["pairs"] + weight * sums[chosen] / sums["chosenTokens"]
+
+    def step_metrics(self) -> dict[str, float]:
+        """Return the share of the step's pairs that are told apart the right way, and by how much on average."""
+        sums = {name: sum(float(part[name]) for part in self._measured) for name in self._measured[0]}
+        return _mean_rewards(sums)
+
+    def final_evaluation(self) -> dict[str, float]:
+        """Return the policy's loss over the held-out pairs, the reference's, and the rewards."""
+        sums = self.held_out_sums()
+        return {
+            "evaluationLoss": self.mean_loss(sums),
+            "baseEvaluationLoss": self._mean(sums, "referenceLoss", "referenceChosenLoss"),
+            **_mean_rewards(sums),
+        }
+
+    def _write_checkpoint(self, directory: Path) -> None:
+        super()._write_checkpoint(directory)
+        self._reference.save(directory / REFERENCE_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._reference.load(Path(resume_from_checkpoint) / REFERENCE_FILE)
+
+
+def pair_dataset(pairs: PreferenceRows) -> Dataset:
+    """Return the pairs as `PairCollator` takes them."""
+    sides = [
+        rows.as_dataset().rename_columns({"input_ids": f"{side}_input_ids", "labels": f"{side}_labels"})
+        for side, rows in (("chosen", pairs.chosen), ("rejected", pairs.rejected))
+    ]
+    return concatenate_datasets([Dataset.from_dict({"pair": range(len(pairs))}), *sides], axis=1)
+
+
+class ReferenceLogps:
+    """The reference's log-probabilities of pairs that have been seen.
+
+    Parameters
+    ----------
+    pairs
+        How many pairs there are; 0 to remember none.
+    """
+
+    def __init__(self, pairs: int) -> None:
+        self._pairs = pairs
+        self._values: torch.Tensor | None = None
+
+    def get(self, numbers: list[int]) -> torch.Tensor | None:
+        """Return the log-probabilities of these pairs, (pairs, 2), None when one of them has not been seen."""
+        if self._values is None:
+            return None
+        found = self._values[numbers]
+        return None if found.isnan().any() else found
+
+    def put(self, numbers: list[int], logps: torch.Tensor) -> None:
+        """Remember the log-probabilities of these pairs."""
+        if not self._pairs:
+            return
+        if self._values is None:
+            self._values = torch.full((self._pairs, 2), torch.nan, dtype=logps.dtype)
+        self._values[numbers] = logps.cpu()
+
+    def save(self, path: Path) -> None:
+        """Write what has been seen, so that a resumed run goes on with the same numbers."""
+        if self._values is not None:
+            save_file({"logps": self._values}, path)
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote, if it did."""
+        if self._pairs and path.is_file():
+            self._values = load_file(path)["logps"]
+
+
+def _rewards(pairs: Pairs, settings: TrainSettings) -> dict[str, Any]:
+    """Return sums over pairs; a reward is beta times how much likelier an answer has become."""
+    with torch.no_grad():
+        rewards = settings.dpo_beta * (pairs.policy - pairs.reference)
+        margins = rewards[:, 0] - rewards[:, 1]
+        return {"pairs": len(margins), "correct": (margins > 0).sum(), "margin": margins.sum()}
+
+
+def _mean_rewards(sums: Mapping[str, float]) -> dict[str, float]:
+    return {"rewardAccuracy": sums["correct"] / sums["pairs"], "rewardMargin": sums["margin"] / sums["pairs"]}
