@@ -70,7 +70,26 @@ PATH_MESSAGE = (
     "must be a path from the root of the claim: no leading or trailing '/', no '..', no hidden names, "
     "only letters, digits, '-', '_' and '.' between the slashes"
 )
-CONFIG_MAP = {"dataset.registry": ABSENT, "dataset.configMap": {"name": "docs", "key": "rows.jsonl"}}
+PATTERN_MESSAGE = (
+    "must be a file, a folder or a pattern from the root of the claim: no leading or trailing '/', no '..', no hidden "
+    "names, only letters, digits, '-', '_', '.' and the wildcards *, ? and [...] between the slashes"
+)
+
+
+def source(kind: str, **fields: Any) -> Overrides:
+    """Another source of the dataset than the registry."""
+    return {"dataset.registry": ABSENT, f"dataset.{kind}": fields}
+
+
+CONFIG_MAP = source("configMap", name="docs", key="rows.jsonl")
+SQL = source("sql", urlSecretRef={"name": "db", "key": "url"}, query="select * from rows order by id")
+DPO = {"method": "DPO"}
+PARENT = {"parentAdapter": {"name": "support"}}
+
+
+def store(**fields: Any) -> Overrides:
+    return source("objectStore", **{"uri": "s3://bucket/rows.jsonl", **fields})
+
 
 CASES = [
     Case(rules.ADD_METHOD, [{"method": "SFT"}], [{"method": ABSENT}]),
@@ -81,13 +100,22 @@ CASES = [
     ),
     Case(
         rules.ADD_DATASET,
-        [{}, CONFIG_MAP, {"dataset": {"volume": {"claimName": "data", "path": "a/rows.jsonl"}}}],
+        [
+            {},
+            CONFIG_MAP,
+            SQL,
+            {"dataset": {"volume": {"claimName": "data", "path": "a/rows.jsonl"}}},
+            source("hub", repository="org/dataset", revision="v1", split="test"),
+            store(credentialsSecretRef={"name": "store"}),
+        ],
         [
             {"dataset": ABSENT},
             {"dataset": {}},
             {"dataset": {"columns": {"prompt": "q"}}},
             {"dataset.configMap": {"name": "docs", "key": "rows.jsonl"}},
             {**CONFIG_MAP, "dataset.volume": {"claimName": "data", "path": "rows.jsonl"}},
+            {**SQL, "dataset.hub": {"repository": "org/dataset"}},
+            {"dataset.objectStore": {"uri": "s3://bucket/rows.jsonl"}},
         ],
     ),
     Case(
@@ -104,12 +132,106 @@ CASES = [
         ],
     ),
     Case(
-        "set either messages, or prompt and completion: a row has one shape",
-        [{"dataset.columns": {"prompt": "q", "completion": "a"}}, {"dataset.columns": {"messages": "chat"}}],
+        rules.ONE_SHAPE,
+        [
+            {"dataset.columns": {"prompt": "q", "completion": "a"}},
+            {"dataset.columns": {"messages": "chat", "tools": "functions"}},
+            {**DPO, "dataset.columns": {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "functions"}},
+        ],
         [
             {"dataset.columns": {"messages": "chat", "prompt": "q"}},
             {"dataset.columns": {"messages": "chat", "completion": "a"}},
+            {**DPO, "dataset.columns": {"messages": "chat", "chosen": "a"}},
+            {**DPO, "dataset.columns": {"completion": "a", "rejected": "b"}},
+            {"dataset.columns": {"completion": "a", "tools": "functions"}},
         ],
+    ),
+    Case(
+        "dataset.columns.chosen and rejected are for the method DPO: leave them out, or set method: DPO",
+        [{**DPO, "dataset.columns": {"chosen": "a"}}, {"dataset.columns": {"prompt": "q"}}],
+        [{"dataset.columns": {"chosen": "a"}}, {"dataset.columns": {"rejected": "a"}}],
+    ),
+    Case(
+        "dataset.columns.messages and completion are for the method SFT: map prompt, chosen and rejected, or set "
+        "method: SFT",
+        [{**DPO, "dataset.columns": {"prompt": "q"}}],
+        [{**DPO, "dataset.columns": {"messages": "a"}}, {**DPO, "dataset.columns": {"completion": "a"}}],
+    ),
+    Case(
+        "dpo is for the method DPO only: set method: DPO, or leave dpo out",
+        [{**DPO, "dpo": {}}, {**DPO, "dpo": {"beta": "0.5"}}, DPO],
+        [{"dpo": {}}, {"dpo": {"beta": "0.5"}}],
+    ),
+    Case(
+        "labelSmoothing and loss: RobustSigmoid belong together: set both, or neither",
+        [{**DPO, "dpo": {"loss": "RobustSigmoid", "labelSmoothing": "0.1"}}, {**DPO, "dpo": {"loss": "IPO"}}],
+        [
+            {**DPO, "dpo": {"labelSmoothing": "0.1"}},
+            {**DPO, "dpo": {"loss": "Hinge", "labelSmoothing": "0.1"}},
+            {**DPO, "dpo": {"loss": "RobustSigmoid"}},
+        ],
+    ),
+    Case(
+        'must be a decimal number in quotes, above 0 and at most 10, such as "0.1"',
+        [{**DPO, "dpo": {"beta": value}} for value in ("0.1", "10", "1e-2")],
+        [{**DPO, "dpo": {"beta": value}} for value in ("0", "10.1", "-1", "high")],
+    ),
+    Case(
+        'must be a decimal number in quotes, above 0 and below 0.5, such as "0.1"',
+        [{**DPO, "dpo": {"loss": "RobustSigmoid", "labelSmoothing": "0.49"}}],
+        [{**DPO, "dpo": {"loss": "RobustSigmoid", "labelSmoothing": value}} for value in ("0", "0.5", "x")],
+    ),
+    Case(
+        'must be a decimal number in quotes, from 0 to 10, such as "0.2"',
+        [{**DPO, "dpo": {"sftWeight": value}} for value in ("0", "0.2", "10")],
+        [{**DPO, "dpo": {"sftWeight": value}} for value in ("-0.1", "11")],
+    ),
+    Case(
+        rules.FROM_THE_PARENT,
+        [
+            {**DPO, **PARENT},
+            {**PARENT, "parentAdapter.version": 3, "lora": {"dropoutPercent": 5}},
+            {"lora": {"rank": 8, "alpha": 16, "targetModules": ["q_proj"], "variant": "DoRA"}},
+        ],
+        [
+            {**PARENT, "lora": field}
+            for field in ({"rank": 8}, {"alpha": 16}, {"targetModules": ["q_proj"]}, {"variant": "LoRA"})
+        ],
+    ),
+    Case(
+        "quantization needs a GPU: set resources.gpus to 1 or more, or quantization: None",
+        [
+            {"quantization": "NF4"},
+            {"quantization": "Int8", "resources": {"gpus": 2}},
+            {"quantization": "None", "resources": {"gpus": 0}},
+        ],
+        [{"quantization": "NF4", "resources": {"gpus": 0}}, {"quantization": "Int8", "resources.gpus": 0}],
+    ),
+    Case(
+        PATTERN_MESSAGE,
+        [
+            source("volume", claimName="data", path=path)
+            for path in ("rows.jsonl", "folder", "a/*.jsonl", "a/**/part-[0-9]?.parquet", "[!x]*.csv")
+        ],
+        [
+            source("volume", claimName="data", path=path)
+            for path in ("/rows", "a/", "../rows", "a/../b", ".hidden", "a b", "{a,b}", "-x")
+        ],
+    ),
+    Case(
+        "must be the address of an object, or of several by wildcards, such as s3://bucket/prefix/*.jsonl",
+        [store(uri=uri) for uri in ("s3://bucket/a.jsonl", "s3://my.bucket-1/a/*/b?.parquet")],
+        [store(uri=uri) for uri in ("s3://bucket", "https://bucket/a", "s3://Bucket/a", "s3://bucket/", "s3://b/a b")],
+    ),
+    Case(
+        "must be the address of the store, such as https://minio.storage:9000",
+        [store(endpoint=address) for address in ("https://minio.storage:9000", "http://10.0.0.1/s3")],
+        [store(endpoint=address) for address in ("minio:9000", "ftp://minio", "https://", "https://user:pw@minio")],
+    ),
+    Case(
+        "must be the name of a split, such as train",
+        [source("hub", repository="org/dataset", split="test_sft")],
+        [source("hub", repository="org/dataset", split=split) for split in ("-x", "a b", "train[:5]")],
     ),
     Case(
         "set exactly one of percent and maxRows; percent: 0 holds out nothing",
@@ -211,6 +333,7 @@ CASES = [
             {"experiment": "a/b"},
             {"adapter": {"name": "-support"}},
             {"dataset.registry.name": "Docs"},
+            {"parentAdapter": {"name": "Support"}},
         ],
     ),
     Case(
@@ -223,6 +346,8 @@ CASES = [
             {"output.claim": {"storageClassName": "_"}},
             {"baseModel": {"hub": {**HUB, "tokenSecretRef": {"name": "Hub", "key": "token"}}}},
             {**CONFIG_MAP, "dataset.configMap.name": "x_y"},
+            {**SQL, "dataset.sql.urlSecretRef.name": "DB"},
+            store(credentialsSecretRef={"name": "a/b"}),
         ],
     ),
     Case(
@@ -231,6 +356,7 @@ CASES = [
         [
             {**CONFIG_MAP, "dataset.configMap.key": "a/b"},
             {**CONFIG_MAP, "dataset.configMap.key": "../rows"},
+            {**SQL, "dataset.sql.urlSecretRef.key": "a/b"},
             {"baseModel": {"hub": {**HUB, "tokenSecretRef": {"name": "hub", "key": "."}}}},
         ],
     ),
@@ -248,7 +374,8 @@ CASES = [
         [
             {"baseModel": {"hub": {"repository": value}}}
             for value in ("https://hub/a", "a/b/c", "--x", "../secrets", "a b", "/models/base")
-        ],
+        ]
+        + [source("hub", repository="../secrets")],
     ),
     Case(
         "must be a branch, a tag or a commit",
@@ -331,7 +458,10 @@ CHANGES: dict[str, Any] = {
     "baseModel": {"volume": {**VOLUME, "path": "other"}},
     "dataset": {"registry": {"name": "docs", "version": 2}},
     "training": {"epochs": 2},
+    "parentAdapter": {"name": "other"},
+    "dpo": {"beta": "0.5"},
     "lora": {"rank": 8},
+    "quantization": "NF4",
     "output": {"claimName": "adapters"},
     "adapter": {"name": "other"},
     "resources": {"gpus": 2},

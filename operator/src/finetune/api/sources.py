@@ -153,7 +153,7 @@ class ObjectStoreDataset(ApiModel):
     """Address of the objects: s3://bucket/key, where the key may hold the wildcards *, ? and [...]."""
     credentials_secret_ref: SecretRef | None = None
     """Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where one is needed.
-    Default: the store is asked without credentials."""
+    Default: what the cluster gives the run's service account, else no credentials."""
     endpoint: (
         Annotated[
             str,
