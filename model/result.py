@@ -16,7 +16,7 @@ from model.exits import FailureError
 MAX_BYTES = 4096
 """Kubernetes cuts a termination message at this size, which would leave broken JSON."""
 
-_RESULT_KEYS = ("result", "dataset", "timings", "lossHistory")
+_RESULT_KEYS = ("result", "dataset", "baseModel", "parentAdapter", "timings", "lossHistory")
 
 
 def termination_log() -> Path:

@@ -132,8 +132,15 @@ def build_document(
         "config": settings.document(),
         "versions": versions(),
         "baseModel": {"name": settings.recorded_base_model, "revision": settings.base_model_revision},
+        **_parent(settings),
         "image": settings.image,
     }
+
+
+def _parent(settings: TrainSettings) -> dict[str, Any]:
+    if settings.parent_adapter is None:
+        return {}
+    return {"parentAdapter": {"name": settings.parent_adapter_name, "sha256": settings.parent_adapter_sha256}}
 
 
 def versions() -> dict[str, str]:
