@@ -200,7 +200,7 @@ class Renderer:
                         f"{conversation.field(index)}: the base model's chat template writes no end token after it, "
                         f"from which the model could learn where to stop: {_ONE_ROW_PER_TURN}"
                     )
-                end, closed = len(through), False
+                end, closed = max(start, len(through.rstrip())), False
             if whole[:end] != through[:end]:
                 raise _rewritten(conversation, index)
             _check_shown(conversation, index, whole[:start], whole[start:end])

@@ -124,9 +124,12 @@ class TokenReport:
             if tally.count:
                 found.append(f"{_counted(tally)} {what}")
         if self.training.duplicates:
-            found.append(f"{self.training.duplicates} rows have the same tokens as an earlier one")
-        if self.also_trained_on:
-            found.append(f"{self.also_trained_on} held-out rows are trained on too, which makes their loss look better")
+            number = self.training.duplicates
+            found.append(f"{number} row{'s have' if number > 1 else ' has'} the same tokens as an earlier one")
+        if number := self.also_trained_on:
+            found.append(
+                f"{number} held-out row{'s are' if number > 1 else ' is'} trained on too, which makes their loss look better"
+            )
         return found
 
     def render(self, *, color: bool = False) -> str:

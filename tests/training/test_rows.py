@@ -82,34 +82,6 @@ def test_messages_need_a_template(plain: Any) -> None:
     assert (caught.value.code, caught.value.row) == (3, 10)
 
 
-def test_a_template_that_refuses_a_row_is_quoted(tokenizer: Any) -> None:
-    import copy
-
-    strict = copy.deepcopy(tokenizer)
-    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(FailureError, match=r"row 11: .*roles must alternate"):
-        encode_second(strict)
-
-
-def encode_second(tokenizer: Any) -> TokenRows:
-    encoder = RowEncoder(tokenizer, max_length=64, too_long="Fail")
-    return encoder.encode(iter([b'{"prompt": "a", "completion": "b", "row": 11}']), "the dataset's")
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
-    import copy
-
-    forgetful = copy.deepcopy(tokenizer)
-    forgetful.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-        "{{ message.content if loop.last or message.role == 'user' else '...' }}<|im_end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
-    with pytest.raises(FailureError, match="one row per assistant turn"):
-        encode(forgetful, {"messages": turns})
-
-
 def test_long_rows_are_truncated_and_counted(tokenizer: Any) -> None:
     short, long = {"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "so " * 100}
     rows = encode(tokenizer, short, long, max_length=60)
@@ -117,20 +89,88 @@ def test_long_rows_are_truncated_and_counted(tokenizer: Any) -> None:
     assert rows.lengths[1] == 60
 
 
-def test_a_prompt_that_leaves_nothing_to_learn_is_dropped(tokenizer: Any) -> None:
+def test_a_prompt_that_leaves_nothing_to_learn_is_left_out_and_counted_by_itself(tokenizer: Any) -> None:
     rows = encode(tokenizer, {"prompt": "so " * 100, "completion": "b"}, max_length=60)
     assert (len(rows), rows.truncated, rows.dropped) == (0, 0, 1)
+    assert rows.outcomes.no_learnable_token.document() == {"rows": 1, "first": ["row 10"]}
+    assert rows.outcomes.too_long.count == 0
+
+
+def test_a_row_that_just_fits_stays_whole(tokenizer: Any) -> None:
+    row = {"prompt": "a", "completion": "so so"}
+    length = encode(tokenizer, row).lengths[0]
+    for too_long in ("Truncate", "Drop", "Fail"):
+        rows = encode(tokenizer, row, max_length=length, too_long=too_long)
+        assert (rows.lengths, rows.truncated, rows.dropped) == ([length], 0, 0)
+    cut = encode(tokenizer, row, max_length=length - 1)
+    assert (cut.lengths, cut.truncated) == ([length - 1], 1)
 
 
 def test_long_rows_are_dropped_on_request(tokenizer: Any) -> None:
     rows = encode(tokenizer, {"prompt": "a", "completion": "so " * 100}, max_length=60, too_long="Drop")
-    assert (len(rows), rows.dropped) == (0, 1)
+    assert (len(rows), rows.dropped, rows.outcomes.too_long.count) == (0, 1, 1)
 
 
 def test_a_long_row_fails_the_run_on_request(tokenizer: Any) -> None:
-    with pytest.raises(FailureError, match=r"row 10: has \d+ tokens, more than the 60 of maxLength") as caught:
-        encode(tokenizer, {"prompt": "a", "completion": "so " * 100}, max_length=60, too_long="Fail")
-    assert caught.value.row == 10
+    length = encode(tokenizer, {"prompt": "a", "completion": "so " * 100}).lengths[0]
+    with pytest.raises(
+        FailureError,
+        match=rf"row 11: has {length} tokens, more than the 60 of maxLength: raise training\.maxLength "
+        rf"\(--max-length\) to {length}, or set dataset\.tooLong \(--too-long\) to Truncate or Drop",
+    ) as caught:
+        encode(
+            tokenizer,
+            {"prompt": "a", "completion": "b"},
+            {"prompt": "a", "completion": "so " * 100},
+            max_length=60,
+            too_long="Fail",
+        )
+    assert caught.value.row == 11
+
+
+def test_without_a_usable_row_it_is_said_why_and_what_would_help(tokenizer: Any) -> None:
+    long, longer = {"prompt": "so " * 100, "completion": "b"}, {"prompt": "so " * 120, "completion": "b"}
+    longest = encode(tokenizer, longer, max_length=4096).lengths[0]
+    rows = encode(tokenizer, long, longer, max_length=60)
+    failure = rows.outcomes.nothing_left(60)
+    assert (failure.code, failure.reason) == (3, "DatasetInvalid")
+    assert failure.message == (
+        "none of the dataset's 2 rows can be trained on; 2 with nothing left to learn within 60 tokens "
+        f"(first row 10, row 11): raise training.maxLength (--max-length) from 60 to {longest}, the tokens of the "
+        "longest row"
+    )
+
+
+def test_only_the_first_places_are_kept(tokenizer: Any) -> None:
+    rows = encode(tokenizer, *[{"prompt": "a", "completion": "so " * 100}] * 8, max_length=60)
+    assert rows.outcomes.truncated.document() == {"rows": 8, "first": [f"row {n}" for n in range(10, 15)]}
+
+
+def test_rows_of_several_files_are_named_by_file(tokenizer: Any) -> None:
+    rows = encode(tokenizer, {"prompt": "a", "completion": "so " * 100, "file": "b.jsonl"}, max_length=60)
+    assert rows.outcomes.truncated.first == ["b.jsonl row 10"]
+
+
+def test_more_rows_than_are_tokenised_at_once_keep_their_order(tokenizer: Any) -> None:
+    contents = [{"prompt": str(number), "completion": "b"} for number in range(1100)]
+    rows = encode(tokenizer, *contents)
+    assert len(rows) == 1100
+    assert "user\n1099<" in seen(tokenizer, rows, 1099)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[1]", b'{"prompt": "a", "completion": "b"}', b'{"row": 1, "text": "a"}', b"\xff"]
+)
+def test_a_line_that_the_export_did_not_write_is_told_from_an_invalid_row(tokenizer: Any, line: bytes) -> None:
+    encoder = RowEncoder(tokenizer, max_length=64, too_long="Fail")
+    good = b'{"prompt": "a", "completion": "b", "row": 1}'
+    with pytest.raises(FailureError, match=r"exported line 2 is not what .* writes: export the dataset again"):
+        encoder.encode(iter([good, line]), "the dataset's")
+
+
+def test_pairs_are_refused_where_conversations_are_expected(tokenizer: Any) -> None:
+    with pytest.raises(FailureError, match=r"row 10: method SFT needs .*set method \(--method\) to DPO"):
+        encode(tokenizer, {"prompt": "a", "chosen": "b", "rejected": "c"})
 
 
 def test_the_rows_are_the_same_in_a_dataset(tokenizer: Any, rows: list[dict[str, Any]]) -> None:

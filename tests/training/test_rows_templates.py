@@ -1,0 +1,310 @@
+"""Whatever the chat template: the assistant's turns are learned with their end token, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.exits import FailureError
+from model.training.report import render_mask
+from model.training.rows import IGNORED, RowEncoder, TokenRows
+from tests.training.chat_templates import STYLES, make_tokenizer
+
+SINGLE = {"prompt": "Hi.", "completion": "Yes?"}
+CONVERSATION = {
+    "messages": [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "No."},
+        {"role": "assistant", "content": "Why?"},
+        {"role": "user", "content": "Because."},
+    ]
+}
+IM_USER, IM_ASSISTANT = "<|im_start|>user\n", "<|im_start|>assistant\n"
+SEEN = {
+    "chatml": f"<|im_start|>system\nBe brief.<|im_end|>\n{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦Yes?<|im_end|>⟧",
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi.<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n⟦Yes?<|eot_id|>⟧",
+    "mistral": "<s>[INST] Hi. [/INST]⟦ Yes?</s>⟧",
+    "mistral-metaspace": "<s> [INST] Hi. [/INST]⟦ Yes?</s>⟧",
+    "gemma": "<bos><start_of_turn>user\nHi.<end_of_turn>\n<start_of_turn>model\n⟦Yes?<end_of_turn>⟧",
+    "zephyr": "<|user|>\nHi.</s>\n<|assistant|>\n⟦Yes?</s>⟧",
+    "phi": "<|user|>Hi.<|end|><|assistant|>⟦Yes?<|end|>⟧",
+    "thinking": f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦<think>\n\n</think>\n\nYes?<|im_end|>⟧",
+    "marked": f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦Yes?<|im_end|>⟧",
+    "tools": f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦Yes?<|im_end|>⟧",
+    "begins-thinking": f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦Yes?<|im_end|>⟧",
+    "no-end": "### user:\nHi.\n\n### assistant:\n⟦Yes?</s>⟧",
+    "plain": "<s>Hi.⟦Yes?</s>⟧",
+}
+SEEN_AFTER = {
+    "chatml": f"\n{IM_USER}No.<|im_end|>\n{IM_ASSISTANT}⟦Why?<|im_end|>⟧",
+    "llama3": "<|start_header_id|>user<|end_header_id|>\n\nNo.<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n⟦Why?<|eot_id|>⟧",
+    "mistral": "[INST] No. [/INST]⟦ Why?</s>⟧",
+    "mistral-metaspace": " [INST] No. [/INST]⟦ Why?</s>⟧",
+    "gemma": "\n<start_of_turn>user\nNo.<end_of_turn>\n<start_of_turn>model\n⟦Why?<end_of_turn>⟧",
+    "zephyr": "\n<|user|>\nNo.</s>\n<|assistant|>\n⟦Why?</s>⟧",
+    "phi": "<|user|>No.<|end|><|assistant|>⟦Why?<|end|>⟧",
+    "marked": f"{IM_USER}No.<|im_end|>\n{IM_ASSISTANT}⟦Why?<|im_end|>⟧",
+    "tools": f"\n{IM_USER}No.<|im_end|>\n{IM_ASSISTANT}⟦Why?<|im_end|>⟧",
+    "begins-thinking": f"\n{IM_USER}No.<|im_end|>\n{IM_ASSISTANT}⟦Why?<|im_end|>⟧",
+}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def encode(tokenizer: Any, *contents: dict[str, Any]) -> TokenRows:
+    lines = (json.dumps({"row": number, **content}).encode() for number, content in enumerate(contents, 7))
+    return RowEncoder(tokenizer, max_length=4096, too_long="Fail").encode(lines, "the dataset's")
+
+
+def masked(tokenizer: Any, content: dict[str, Any]) -> str:
+    return render_mask(tokenizer, *encode(tokenizer, content).row(0))
+
+
+def with_template(name: str, template: str) -> Any:
+    tokenizer = copy.deepcopy(make_tokenizer(name))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_an_answer_is_learned_with_its_end_token(name: str) -> None:
+    assert masked(make_tokenizer(name), SINGLE) == SEEN[name]
+
+
+@pytest.mark.parametrize("name", SEEN_AFTER)
+def test_each_answer_of_a_conversation_is_learned_and_nothing_between_or_after_them(name: str) -> None:
+    assert masked(make_tokenizer(name), CONVERSATION) == SEEN[name] + SEEN_AFTER[name]
+
+
+@pytest.mark.parametrize("name", [name for name in STYLES if name not in ("plain", "begins-thinking")])
+def test_before_the_answer_stands_what_inference_shows(name: str) -> None:
+    tokenizer = make_tokenizer(name)
+    ids, labels = encode(tokenizer, SINGLE).row(0)
+    question = [{"role": "user", "content": "Hi."}]
+    shown = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+    first = next(index for index, label in enumerate(labels) if label != IGNORED)
+    assert list(ids[:first]) == shown
+
+
+@pytest.mark.parametrize("name", [name for name, style in STYLES.items() if style.begins_by_itself])
+def test_the_begin_token_stands_once(name: str) -> None:
+    tokenizer = make_tokenizer(name)
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id  # it would add a second one
+    ids, _ = encode(tokenizer, SINGLE).row(0)
+    assert list(ids).count(tokenizer.bos_token_id) == (0 if name == "zephyr" else 1)
+
+
+def test_a_begin_token_in_a_plain_prompt_is_not_doubled() -> None:
+    tokenizer = make_tokenizer("plain")
+    assert masked(tokenizer, {"prompt": "<s>Hi.", "completion": "Yes?"}) == SEEN["plain"]
+
+
+def test_an_end_token_in_a_plain_completion_is_not_doubled() -> None:
+    tokenizer = make_tokenizer("plain")
+    assert masked(tokenizer, {"prompt": "Hi.", "completion": "Yes?</s>"}) == SEEN["plain"]
+
+
+def test_an_end_token_in_an_answer_is_not_doubled() -> None:
+    tokenizer = make_tokenizer("chatml")
+    assert masked(tokenizer, {"prompt": "Hi.", "completion": "Yes?<|im_end|>"}) == SEEN["chatml"]
+
+
+def test_a_tokenizer_that_closes_the_text_itself_closes_it_once() -> None:
+    from tokenizers import processors
+
+    tokenizer = copy.deepcopy(make_tokenizer("plain"))
+    ends = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ends
+    )
+    assert masked(tokenizer, SINGLE) == SEEN["plain"]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_row_and_what_to_do() -> None:
+    with pytest.raises(
+        FailureError, match=r"row 8: messages\[1\]: .* differently once later turns follow.*one row per assistant turn"
+    ) as caught:
+        encode(make_tokenizer("thinking"), SINGLE, CONVERSATION)
+    assert (caught.value.code, caught.value.reason, caught.value.row) == (3, "DatasetInvalid", 8)
+
+
+def test_the_last_turn_of_such_a_template_can_be_learned_with_its_thoughts() -> None:
+    row = {"prompt": "Hi.", "completion": "<think>the</think>Yes?"}
+    expected = SEEN["thinking"].replace("<think>\n\n</think>", "<think>\nthe\n</think>")
+    assert masked(make_tokenizer("thinking"), row) == expected
+
+
+def test_a_template_that_moves_the_system_message_to_the_last_question_is_refused() -> None:
+    tokenizer = with_template(
+        "chatml",
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.index == messages | length - 1 %}Be brief. "
+        "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    )
+    with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*differently"):
+        encode(tokenizer, CONVERSATION)
+
+
+def test_a_template_that_writes_no_end_token_can_learn_one_turn_only() -> None:
+    with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*no end token.*one row per assistant turn"):
+        encode(make_tokenizer("no-end"), CONVERSATION)
+
+
+def test_without_any_end_token_nothing_can_be_trained() -> None:
+    tokenizer = copy.deepcopy(make_tokenizer("no-end"))
+    tokenizer.eos_token = None
+    with pytest.raises(FailureError, match=r"has no end token \(eos_token\)") as caught:
+        encode(tokenizer, SINGLE)
+    assert caught.value.reason == "BaseModelUnavailable"
+
+
+def test_a_template_without_a_system_role_names_the_row_and_its_file() -> None:
+    system = {"messages": [{"role": "system", "content": "Be brief."}, *CONVERSATION["messages"]], "file": "b.jsonl"}
+    with pytest.raises(
+        FailureError, match=r"^b\.jsonl row 9: .*template refuses it: System role not supported"
+    ) as caught:
+        encode(make_tokenizer("gemma"), SINGLE, SINGLE, system)
+    assert caught.value.row == 9
+
+
+def test_roles_that_must_alternate_name_the_row() -> None:
+    twice = {"messages": [CONVERSATION["messages"][0], *CONVERSATION["messages"]]}
+    with pytest.raises(FailureError, match=r"row 8: .*template refuses it: .*roles must alternate"):
+        encode(make_tokenizer("mistral"), SINGLE, twice)
+
+
+def test_a_message_that_the_template_cannot_read_names_the_row() -> None:
+    named = with_template("chatml", "{% for m in messages %}{{ m.content + m.name }}<|im_end|>{% endfor %}")
+    with pytest.raises(FailureError, match=r"row 7: the base model's chat template refuses it: .*no attribute 'name'"):
+        encode(named, SINGLE)
+
+
+def test_tools_and_calls_are_rendered_and_the_calls_are_learned() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    messages = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "Snow."},
+        {"role": "assistant", "content": "No."},
+    ]
+    text = masked(make_tokenizer("tools"), {"messages": messages, "tools": [TOOL]})
+    assert re.findall("⟦.*?⟧", text, re.DOTALL) == [
+        '⟦<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>⟧',
+        "⟦No.<|im_end|>⟧",
+    ]
+    assert text.startswith('<|im_start|>system\n<tools>{"type": "function", "function": {"name": "weather"')
+
+
+def test_rows_with_and_without_tools_can_stand_together() -> None:
+    tokenizer = make_tokenizer("tools")
+    rows = encode(tokenizer, SINGLE, {**CONVERSATION, "tools": [TOOL]}, SINGLE)
+    shown = [render_mask(tokenizer, *rows.row(index)) for index in range(3)]
+    assert shown[0] == shown[2] == SEEN["tools"]
+    assert "weather" in shown[1]
+
+
+def test_a_template_that_leaves_out_tool_calls_is_refused() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(FailureError, match=r"row 7: messages\[1\]\.tool_calls: .*does not show the call of weather"):
+        encode(make_tokenizer("chatml"), {"messages": messages})
+
+
+def test_a_template_that_leaves_out_tools_is_refused() -> None:
+    with pytest.raises(FailureError, match=r"row 7: tools: .*does not show the tool weather"):
+        encode(make_tokenizer("chatml"), {**CONVERSATION, "tools": [TOOL]})
+
+
+def test_arguments_that_are_not_json_name_the_row() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": "{city"}}
+    messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(FailureError, match=r"row 7: tool_calls: the arguments of weather are not JSON"):
+        encode(make_tokenizer("tools"), {"messages": messages})
+
+
+def test_a_greeting_that_nothing_precedes_is_seen_and_not_learned() -> None:
+    greeted = {"messages": [{"role": "assistant", "content": "Hi!"}, *CONVERSATION["messages"][:2]]}
+    text = masked(make_tokenizer("marked"), greeted)
+    assert text == f"{IM_ASSISTANT}Hi!<|im_end|>{SEEN['marked']}"
+
+
+def test_a_conversation_without_an_answer_is_refused() -> None:
+    with pytest.raises(FailureError, match="row 7: messages: no assistant turn follows"):
+        encode(make_tokenizer("chatml"), {"messages": CONVERSATION["messages"][:1]})
+
+
+def test_an_end_token_that_the_tokenizer_takes_apart_is_refused() -> None:
+    class Splitting:
+        """Tokenises special tokens like any text, as `split_special_tokens` does."""
+
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            return self.inner([text.replace("|im", "| im") for text in texts], **options)
+
+    with pytest.raises(FailureError, match=r"row 7: .*does not keep the end token"):
+        encode(Splitting(make_tokenizer("chatml")), SINGLE)
+
+
+def test_an_answer_whose_beginning_merges_with_the_prompt_is_learned_whole() -> None:
+    tokenizer = make_tokenizer("plain")
+    row = {"prompt": "the answer is y", "completion": "es and no"}
+    ids, labels = encode(tokenizer, row).row(0)
+    learned = tokenizer.decode([label for label in labels if label != IGNORED])
+    alone = tokenizer(row["prompt"])["input_ids"]
+    assert list(ids[: len(alone)]) != alone  # the tokenizer does merge them
+    assert learned.endswith("es and no</s>")
+    assert len(learned) < len("the answer is yes and no</s>")
+
+
+TEXTS = st.text(st.sampled_from("ab .\n!?YeswhyH"), min_size=1, max_size=12).filter(str.strip)
+WITH_MARKERS = st.one_of(
+    TEXTS, st.sampled_from(["<s>", "a<|im_start|>b", "<|end|> x", "é漢", "<think>a</think>b", "</s>"])
+)
+
+
+@pytest.mark.parametrize("name", [name for name in STYLES if name not in ("thinking", "no-end", "plain")])
+@given(answers=st.lists(st.tuples(WITH_MARKERS, TEXTS), min_size=1, max_size=3))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_spans_are_those_found_by_tokenising_every_prefix_alone(name: str, answers: list[tuple[str, str]]) -> None:
+    tokenizer = make_tokenizer(name)
+    messages = [
+        {"role": role, "content": text}
+        for turn in answers
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    ids, labels = encode(tokenizer, {"messages": messages}).row(0)
+    assert list(labels) == expected_labels(tokenizer, messages, list(ids))
+
+
+def expected_labels(tokenizer: Any, messages: list[dict[str, str]], ids: list[int]) -> list[int]:
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    labels = [IGNORED] * len(ids)
+    for index in range(1, len(messages), 2):
+        prompt = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
+        through = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+        if not through.startswith(prompt):
+            prompt = prompt.removesuffix("<think>\n")
+        through = through.rstrip().removesuffix("<|endoftext|>").rstrip()
+        start, end = common(tokens(prompt), ids), common(tokens(through), ids)
+        labels[start:end] = ids[start:end]
+    return labels
+
+
+def common(prefix: Iterable[int], ids: list[int]) -> int:
+    return next((at for at, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), len(list(prefix)))
