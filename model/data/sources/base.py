@@ -25,8 +25,14 @@ class Source(Protocol):
     def version(self) -> int | None:
         """The dataset's version in the registry, None for other sources."""
 
+    def request(self) -> dict[str, Any]:
+        """Return what was asked for, without secrets; nothing is looked up.
+
+        An export that was finished for the same request is what the run is made of, whatever the source holds now.
+        """
+
     def description(self) -> dict[str, Any]:
-        """Return what identifies the source in the manifest, without secrets.
+        """Return the request and what was found for it (a commit, a digest), for the manifest.
 
         Raises
         ------

@@ -40,9 +40,13 @@ class FileSource:
         """The file's name."""
         return self.path.name
 
-    def description(self) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
         """Return the kind of volume and the path on it."""
         return {"type": self.kind, "path": str(self.path)}
+
+    def description(self) -> dict[str, Any]:
+        """Return the kind of volume and the path on it."""
+        return self.request()
 
     def records(self) -> Iterator[Record]:
         """Yield the rows of all files, in the order of their names."""
@@ -98,7 +102,7 @@ class FileSource:
 
     def _file_records(self, path: Path, label: str) -> Iterator[Record]:
         before = path.stat()
-        yield from read(DataFile(label or path.name, partial(_open, path), label))
+        yield from read(DataFile(label or path.name, partial(open_file, path), label))
         after = path.stat()
         if stat.S_ISREG(before.st_mode) and _identity(before) != _identity(after):
             raise SourceInterruptedError(f"{path} changed while it was read")
@@ -118,7 +122,8 @@ class FileSource:
         return f"{patterns.neighbours(self.path.name, names)} (in {folder})"
 
 
-def _open(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading, unbuffered."""
     return path.open("rb", buffering=0)
 
 

@@ -1,22 +1,60 @@
-"""A dataset repository of the Hugging Face Hub."""
+"""A dataset repository of the Hugging Face Hub: the data files of one split at one commit, through the local cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from model import exits
+from model.data.readers import DataFile, has_data_extension, read
 from model.data.records import Record
-from model.data.sources.base import invalid_spec
+from model.data.sources import patterns
+from model.data.sources.base import SourceInterruptedError, access_denied, does_not_exist, invalid_spec
+from model.data.sources.files import open_file
+from model.exits import FailureError
+
+TIMEOUT_SECONDS = 10.0
+CARD = "README.md"
+
+_NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""Files that the hub's own tools write beside the data."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the revision holds: the commit, and the files of the wanted split."""
+
+    commit: str
+    files: list[str]
 
 
 @dataclass
 class HubSource:
-    """The data files of one split of a dataset repository."""
+    """The data files of one split of a dataset repository.
+
+    Parameters
+    ----------
+    repository
+        `<owner>/<name>`.
+    revision
+        A branch, tag or commit; None for the main branch. It is resolved to a commit once.
+    split
+        The split's name; `<configuration>.<split>` where the dataset has several configurations.
+    environment
+        Where `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_CACHE` are looked up.
+    """
 
     repository: str
     revision: str | None = None
     split: str = "train"
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     version: int | None = None
 
     @property
@@ -24,10 +62,200 @@ class HubSource:
         """The repository's name."""
         return self.repository
 
+    def request(self) -> dict[str, Any]:
+        """Return the repository, the revision as it was given, and the split."""
+        return {"type": "hub", "repository": self.repository, "revision": self.revision, "split": self.split}
+
     def description(self) -> dict[str, Any]:
-        """Return the repository, the commit and the split."""
-        return {"type": "hub", "repository": self.repository, "split": self.split}
+        """Return the request, the commit that the revision was, and the files."""
+        return {**self.request(), "commit": self._found.commit, "files": self._found.files}
 
     def records(self) -> Iterator[Record]:
-        """Yield the rows of the split's files."""
-        raise invalid_spec("--source=hub is not built in yet")
+        """Yield the rows of the split's files, in the order of their names."""
+        files = self._found.files
+        for path, label in zip(files, patterns.labels(files), strict=True):
+            local = self._download(path)
+            yield from read(DataFile(label or path, partial(open_file, local), label))
+
+    @cached_property
+    def _found(self) -> _Found:
+        with self._translated():
+            info = self._client.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT_SECONDS)
+        paths = [sibling.rfilename for sibling in info.siblings or ()]
+        configuration, split, files = self._choose(paths, info.sha)
+        if not files:
+            raise self._nothing_found(paths)
+        return _Found(info.sha, self._one_format(files, f"{configuration}.{split}" if configuration else split))
+
+    def _choose(self, paths: Sequence[str], commit: str) -> tuple[str, str, list[str]]:
+        """Return the configuration, the split's name in it, and its files."""
+        data = [path for path in paths if _may_hold_data(path)]
+        configurations = self._configurations(paths, commit)
+        configuration, split = self._configuration(configurations)
+        splits = _configured_splits(configurations.get(configuration, {}), data)
+        if not data:
+            return configuration, split, []
+        wanted = split if split in splits else patterns.SPLIT_WORDS.get(split, split)
+        if wanted not in splits:
+            raise does_not_exist(
+                f"{self.repository} has no split {self.split}: {patterns.neighbours(split, sorted(splits))}"
+            )
+        return configuration, wanted, splits[wanted]
+
+    def _configurations(self, paths: Sequence[str], commit: str) -> dict[str, Mapping[str, Any]]:
+        """Return the configurations that the dataset's card names, by name."""
+        if CARD not in paths:
+            return {}
+        from huggingface_hub import DatasetCard
+
+        text = self._download(CARD, commit).read_text(encoding="utf-8", errors="replace")
+        try:
+            configurations = DatasetCard(text, ignore_metadata_errors=True).data.to_dict().get("configs") or []
+        except ValueError as error:
+            print(f"the card of {self.repository} is passed over: {error}", file=sys.stderr, flush=True)
+            return {}
+        return {str(entry.get("config_name", "default")): entry for entry in configurations if isinstance(entry, dict)}
+
+    def _configuration(self, configurations: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+        """Return the configuration to use, empty for none, and the split in it."""
+        for name in configurations:
+            if self.split.startswith(f"{name}."):
+                return name, self.split.removeprefix(f"{name}.")
+        default = [name for name, entry in configurations.items() if entry.get("default")]
+        if not configurations or len(configurations) == 1 or default or "default" in configurations:
+            chosen = default or [name for name in configurations if name == "default" or len(configurations) == 1]
+            return (chosen[0] if chosen else ""), self.split
+        names = sorted(configurations)
+        raise invalid_spec(
+            f"{self.repository} has several configurations and none is the default: choose one in front of the split, "
+            f"for example {names[0]}.{self.split}; there is {', '.join(names[: patterns.SHOWN])}"
+        )
+
+    def _one_format(self, files: list[str], split: str) -> list[str]:
+        """Return the files of the format that most have, as the hub's own tools do: others hold the same rows again."""
+        readable = [path for path in files if has_data_extension(path)]
+        if not readable:
+            text = f"{self.repository} keeps {split} in files such as {files[0]}"
+            raise FailureError(
+                exits.DATASET_INVALID,
+                "DatasetInvalid",
+                f"{text}: only JSON lines, JSON, CSV and Parquet can be read; try the revision refs/convert/parquet",
+            )
+        formats = Counter(PurePosixPath(path.removesuffix(".gz")).suffix for path in readable)
+        chosen = max(formats, key=lambda suffix: (formats[suffix], suffix))
+        kept = [path for path in readable if PurePosixPath(path.removesuffix(".gz")).suffix == chosen]
+        if len(kept) < len(files):
+            passed_over = sorted(set(files) - set(kept))
+            text = f"{self.repository}: {split} is read from {len(kept)} {chosen} files"
+            print(f"{text}; passed over: {', '.join(passed_over[: patterns.SHOWN])}", file=sys.stderr, flush=True)
+        return kept
+
+    def _nothing_found(self, paths: Sequence[str]) -> FailureError:
+        there = patterns.neighbours("", [path for path in paths if not path.startswith(".")])
+        return does_not_exist(
+            f"{self.repository} holds no data files (JSON lines, JSON, CSV, Parquet): {there}; "
+            "try the revision refs/convert/parquet"
+        )
+
+    def _download(self, path: str, commit: str | None = None) -> Path:
+        """Return a file of the commit in the cache; the client's lock lets one process download it, the others wait."""
+        with self._translated():
+            return Path(
+                self._client.hf_hub_download(
+                    self.repository,
+                    path,
+                    repo_type="dataset",
+                    revision=commit or self._found.commit,
+                    cache_dir=self._cache,
+                    etag_timeout=TIMEOUT_SECONDS,
+                )
+            )
+
+    @property
+    def _cache(self) -> str | None:
+        if cache := self.environment.get("HF_HUB_CACHE"):
+            return cache
+        home = self.environment.get("HF_HOME")
+        return str(Path(home) / "hub") if home else None
+
+    @cached_property
+    def _client(self) -> Any:
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+        return HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self.environment.get("HF_TOKEN"))
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn the client's errors into failures that say what to do."""
+        from huggingface_hub import errors
+
+        where = f"dataset {self.repository} on {self._client.endpoint}"
+        try:
+            yield
+        except errors.HFValidationError as error:
+            raise invalid_spec(f"--repository={self.repository}: {error}") from error
+        except errors.GatedRepoError as error:
+            hint = "accept its terms with the account whose token HF_TOKEN holds"
+            raise access_denied(f"{where} is gated: {hint}") from error
+        except errors.RepositoryNotFoundError as error:
+            hint = "check the name; a private one needs HF_TOKEN with the right to read it"
+            raise does_not_exist(f"{where} does not exist or is private: {hint}") from error
+        except errors.RevisionNotFoundError as error:
+            raise does_not_exist(f"{where} has no revision {self.revision}: {self._revisions()}") from error
+        except errors.HfHubHTTPError as error:
+            raise self._refusal(where, error) from error
+        except (errors.HTTPError, OSError) as error:
+            cause = error.__cause__ or error
+            known = exits.storage_failure(error)
+            raise known or SourceInterruptedError(f"cannot read {where}: {self._shown(cause)}") from error
+
+    def _refusal(self, where: str, error: Any) -> Exception:
+        status = error.response.status_code
+        text = f"{where}: HTTP {status}: {self._shown(error.server_message or error)}"
+        if status in (401, 403):
+            return access_denied(f"{text}; check HF_TOKEN")
+        if status == 404:
+            return does_not_exist(text)
+        if status in (408, 429) or status >= 500:
+            return SourceInterruptedError(text)
+        return invalid_spec(text)
+
+    def _revisions(self) -> str:
+        with self._translated():
+            found = self._client.list_repo_refs(self.repository, repo_type="dataset")
+        names = [reference.name for reference in (*found.branches, *found.tags)]
+        return patterns.neighbours(self.revision or "", names)
+
+    def _shown(self, error: object) -> str:
+        """Return an error's text in one line, without the token."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        token = self.environment.get("HF_TOKEN")
+        return text.replace(token, "***") if token else text
+
+
+def _may_hold_data(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    hidden = any(part.startswith((".", "__")) for part in parts)
+    return not hidden and parts[-1] not in _NO_DATA and not path.endswith((".md", ".py", ".txt"))
+
+
+def _configured_splits(configuration: Mapping[str, Any], paths: Sequence[str]) -> dict[str, list[str]]:
+    """Return the files of each split by what the card says, or by their names when it says nothing."""
+    folder = str(configuration.get("data_dir") or "").strip("/")
+    within = [path for path in paths if not folder or path.startswith(f"{folder}/")]
+    data_files = configuration.get("data_files")
+    if not data_files:
+        return patterns.splits(within) if within else {}
+    entries = data_files if isinstance(data_files, list) else [data_files]
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        named = isinstance(entry, dict)
+        split = str(entry.get("split", "train")) if named else "train"
+        globs = entry.get("path", []) if named else entry
+        for glob in [globs] if isinstance(globs, str) else globs:
+            regex = patterns.glob_regex(f"{folder}/{glob}" if folder else str(glob))
+            matching = [path for path in within if regex.fullmatch(path)]
+            found.setdefault(split, []).extend(path for path in matching if path not in found.get(split, []))
+    return {split: sorted(files) for split, files in found.items() if files}

@@ -23,8 +23,8 @@ SPLIT_WORDS = {
 }
 """The words by which the hub tells a file's split from its path."""
 
-_SHARD = re.compile(r"(?:.*/)?data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]+")
-_WORD = re.compile(r"[A-Za-z]+")
+_SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]+")
+_WORD = re.compile(r"[a-z]+")
 
 
 def has_wildcard(path: str) -> bool:
@@ -61,25 +61,38 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
         return re.compile(r"(?!)")
 
 
-def split_of(path: str) -> str | None:
-    """Return the split that a file's path speaks of, None when it speaks of none."""
-    if shard := _SHARD.fullmatch(path):
-        return SPLIT_WORDS.get(shard[1], shard[1])
-    for part in reversed(path.split("/")):
-        for word in _WORD.findall(part):
-            if (split := SPLIT_WORDS.get(word.lower())) is not None:
-                return split
-    return None
-
-
 def splits(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Sort files by the split that their paths speak of; when none does, all of them are `train`."""
-    found: dict[str | None, list[str]] = {}
-    for path in sorted(paths):
-        found.setdefault(split_of(path), []).append(path)
-    if set(found) == {None}:
-        return {"train": found[None]}
-    return {split: files for split, files in found.items() if split is not None}
+    """Sort files by the split that their paths speak of, by the hub's rules.
+
+    Shards such as `data/train-00000-of-00002.parquet` count before words in folders' names, and these before words
+    in files' names; where nothing speaks of a split, all files are `train`.
+    """
+    there = sorted(paths)
+    for rule in (_shard_split, _folder_split, _name_split):
+        found: dict[str, list[str]] = {}
+        for path in there:
+            if (split := rule(path)) is not None:
+                found.setdefault(split, []).append(path)
+        if found:
+            return found
+    return {"train": there}
+
+
+def _shard_split(path: str) -> str | None:
+    shard = _SHARD.fullmatch(path)
+    return SPLIT_WORDS.get(shard[1], shard[1]) if shard else None
+
+
+def _folder_split(path: str) -> str | None:
+    return next(filter(None, map(_word_split, path.split("/")[:-1])), None)
+
+
+def _name_split(path: str) -> str | None:
+    return _word_split(path.rsplit("/", 1)[-1])
+
+
+def _word_split(name: str) -> str | None:
+    return next((SPLIT_WORDS[word] for word in _WORD.findall(name.lower()) if word in SPLIT_WORDS), None)
 
 
 def neighbours(name: str, there: Sequence[str]) -> str:

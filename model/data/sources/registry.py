@@ -47,16 +47,19 @@ class RegistrySource:
         version: int = self.metadata["version"]
         return version
 
+    def request(self) -> dict[str, Any]:
+        """Return the kind of source: which version it is, the registry has recorded for good."""
+        return {"type": "registry"}
+
     def description(self) -> dict[str, Any]:
         """Return the name, version and digest that the registry gave."""
-        return {"type": "registry", **{key: self.metadata.get(key) for key in ("name", "version", "sha256")}}
+        return {**self.request(), **{key: self.metadata.get(key) for key in ("name", "version", "sha256")}}
 
     def records(self) -> Iterator[Record]:
         """Yield the version's rows, and check at the end that nothing was cut off or changed."""
-        yield from json_lines(self.lines())
+        yield from json_lines(self._lines())
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield the version's lines, and check at the end that nothing was cut off or changed."""
+    def _lines(self) -> Iterator[bytes]:
         import hashlib
 
         digest = hashlib.sha256()
