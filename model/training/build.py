@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,16 +155,23 @@ def build_trainer(
     from model.training.trainer import TrainerParts
 
     lengths = data.rows.lengths
+    total_steps = settings.max_steps or (settings.epochs or 1) * math.ceil(len(lengths) / settings.batch_size)
+    store = CheckpointStore(directory.checkpoints, fingerprint(settings, data, total_steps))
+    skipped: list[tuple[str, str]] = []
+    checkpoint = store.newest(lambda name, reason: skipped.append((name, reason)))
+    state = checkpoint.state if checkpoint else RunState()
     cuda = settings.gpus > 0 and torch.cuda.is_available()
-    micro_batch_size = settings.micro_batch_size or choose_micro_batch_size(
-        settings.batch_size, data.longest_sequence * len(data.sequences), cuda=cuda
+    # How a step is cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise.
+    micro_batch_size = (
+        settings.micro_batch_size
+        or state.micro_batch_size
+        or choose_micro_batch_size(settings.batch_size, data.longest_sequence * len(data.sequences), cuda=cuda)
     )
+    state.micro_batch_size = micro_batch_size
     settings = settings.model_copy(update={"micro_batch_size": micro_batch_size})
     batches = LengthGroupedBatches(
         lengths, batch_size=settings.batch_size, micro_batch_size=micro_batch_size, seed=settings.seed
     )
-    total_steps = settings.max_steps or (settings.epochs or 1) * batches.steps_per_epoch
-    store = CheckpointStore(directory.checkpoints, fingerprint(settings, data, total_steps))
     log.emit(
         "start",
         totalSteps=total_steps,
@@ -175,7 +183,8 @@ def build_trainer(
         precision=settings.precision,
         threads=torch.get_num_threads(),
     )
-    checkpoint = store.newest(lambda name, reason: log.emit("resume", skipped=name, reason=reason))
+    for name, reason in skipped:
+        log.emit("resume", skipped=name, reason=reason)
     registry = settings.registry()
     parts = TrainerParts(
         settings=settings,
@@ -185,7 +194,7 @@ def build_trainer(
         checkpoints=store,
         log=log,
         poster=StatusPoster(registry.post_status) if registry else None,
-        state=checkpoint.state if checkpoint else RunState(),
+        state=state,
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
     choose_packing(trainer, cuda=cuda)

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model import exits
+from model.exits import FailureError
 from model.files import digest_directory, publish_directory, write_json
 
 KEPT = 2
@@ -22,14 +24,13 @@ RUN_STATE = "run_state.json"
 HISTORY_POINTS = 32
 FINAL_STEPS = 10
 
+_UNFINISHED = ".tmp"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _REQUIRED = (
     "adapter_model.safetensors",
     "optimizer.pt",
     "scheduler.pt",
-    "rng_state.pth",
     "trainer_state.json",
-    RUN_STATE,
 )
 
 
@@ -39,37 +40,48 @@ class RunState:
 
     tokens: int = 0
     """Tokens that went through the model, padding not counted."""
+    learned_tokens: int = 0
+    """Those of them that had a loss."""
+    padded_tokens: int = 0
+    """All positions that went through the model, padding among them."""
     last_steps: list[tuple[int, float, int]] = field(default_factory=list)
-    """Step, loss and learned tokens of the last `FINAL_STEPS` steps."""
+    """Step, loss and weight of the last `FINAL_STEPS` steps: the learned tokens, or the pairs."""
     loss_history: list[tuple[int, float]] = field(default_factory=list)
     """Step and loss at `HISTORY_POINTS` evenly spaced steps, the first and the last among them."""
     timings: dict[str, str] = field(default_factory=dict)
     """Moments of the run's start, those of the first attempt that made a step."""
     best_evaluation_loss: float | None = None
+    best_step: int | None = None
+    """With early stopping, the step of that evaluation; its checkpoint is kept."""
     evaluations_without_best: int = 0
     evaluation_due: bool = False
     """An interruption cut this step's evaluation short."""
     stopped_early: bool = False
+    micro_batch_size: int | None = None
+    """Examples per forward pass. How a step is cut decides the last bits of its sums."""
+    parts_per_batch: int = 1
+    """Parts that each forward pass is cut into since the memory ran out."""
 
-    def record_step(self, step: int, loss: float, learned_tokens: int, total_steps: int) -> None:
+    def record_step(self, step: int, loss: float, weight: int, total_steps: int) -> None:
         """Take a finished step into account."""
-        self.last_steps = [*self.last_steps, (step, loss, learned_tokens)][-FINAL_STEPS:]
+        self.last_steps = [*self.last_steps, (step, loss, weight)][-FINAL_STEPS:]
         if step in history_steps(total_steps):
             self.loss_history.append((step, loss))
 
-    def record_evaluation(self, loss: float) -> None:
-        """Take an evaluation into account."""
+    def record_evaluation(self, loss: float) -> bool:
+        """Take an evaluation into account, and return whether it is the best so far."""
         self.evaluation_due = False
         if self.best_evaluation_loss is None or loss < self.best_evaluation_loss:
             self.best_evaluation_loss = loss
             self.evaluations_without_best = 0
-        else:
-            self.evaluations_without_best += 1
+            return True
+        self.evaluations_without_best += 1
+        return False
 
     def final_loss(self) -> float:
-        """Return the mean loss of the last steps, each learned token counting the same."""
-        total = sum(tokens for _, _, tokens in self.last_steps)
-        return sum(loss * tokens for _, loss, tokens in self.last_steps) / total
+        """Return the mean loss of the last steps, each learned token or pair counting the same."""
+        total = sum(weight for _, _, weight in self.last_steps)
+        return sum(loss * weight for _, loss, weight in self.last_steps) / total
 
     def history(self) -> list[tuple[int, float]]:
         """Return the loss history; after an early stop, the last step closes it."""
@@ -104,32 +116,70 @@ class CheckpointStore:
         Where they lie.
     fingerprint
         What must be the same for a checkpoint to be continued: settings, data, base model.
+    processes
+        How many processes train; each has random numbers of its own in a checkpoint.
     """
 
-    def __init__(self, directory: Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, fingerprint: Mapping[str, Any], *, processes: int = 1) -> None:
         self._directory = directory
         self._fingerprint = dict(fingerprint)
+        self._processes = processes
+        self._broken: set[Path] = set()
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies."""
+        return self._directory / f"checkpoint-{step}"
+
+    def remove_leftovers(self) -> None:
+        """Remove what a process left behind that was killed while it saved."""
+        for path in self._directory.glob(f"*{_UNFINISHED}"):
+            shutil.rmtree(path)
+
+    def newest_step(self) -> int:
+        """Return the step of the newest checkpoint by its name, 0 without one; nothing is read."""
+        return max((step for step, _ in self._candidates()), default=0)
 
     def newest(self, skipped: Callable[[str, str], None]) -> Checkpoint | None:
-        """Return the newest whole checkpoint; `skipped` is told the name of each broken one and why."""
+        """Return the newest whole checkpoint; `skipped` is told the name of each broken one and why.
+
+        Raises
+        ------
+        FailureError
+            When it was made by another number of processes.
+        """
         for step, path in self._candidates():
             try:
-                return Checkpoint(path, step, self._validate(path))
+                state = self._validate(path)
+                if state.best_step not in (None, step):
+                    self._validate_best(state.best_step)
+                return Checkpoint(path, step, state)
             except (OSError, ValueError, KeyError, TypeError) as error:
+                self._broken.add(path)
                 skipped(path.name, str(error))
         return None
 
     def save(self, step: int, state: RunState, write: Callable[[Path], None]) -> Path:
-        """Save a checkpoint: `write` puts the trainer's files into the directory it is given."""
-        final = self._directory / f"checkpoint-{step}"
-        temporary = final.with_name(final.name + ".tmp")
+        """Save a checkpoint: `write` puts the trainer's files into the directory it is given.
+
+        When that fails, the earlier checkpoints are as they were.
+        """
+        final = self.path(step)
+        temporary = final.with_name(final.name + _UNFINISHED)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        write(temporary)
-        write_json(temporary / RUN_STATE, asdict(state))
-        files = {file.path: {"bytes": file.bytes, "sha256": file.sha256} for file in digest_directory(temporary)}
-        write_json(temporary / MANIFEST, {"step": step, "fingerprint": self._fingerprint, "files": files})
-        publish_directory(temporary, final)
+        try:
+            write(temporary)
+            write_json(temporary / RUN_STATE, asdict(state))
+            files = {file.path: {"bytes": file.bytes, "sha256": file.sha256} for file in digest_directory(temporary)}
+            write_json(
+                temporary / MANIFEST,
+                {"step": step, "processes": self._processes, "fingerprint": self._fingerprint, "files": files},
+            )
+            publish_directory(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, somebody may need the space
+            raise
+        self._broken.discard(final)
         self._remove_old(step)
         return final
 
@@ -144,7 +194,14 @@ class CheckpointStore:
         for key, value in self._fingerprint.items():
             if manifest["fingerprint"].get(key) != value:
                 raise ValueError(f"made with {key} {manifest['fingerprint'].get(key)}, the run has {value}")
-        if absent := [name for name in _REQUIRED if name not in manifest["files"]]:
+        if manifest["processes"] != self._processes:
+            raise FailureError(
+                exits.INVALID_CONFIGURATION,
+                "InvalidSpec",
+                f"{path} was made by {_count(manifest['processes'])} and this run has {_count(self._processes)}: what "
+                "comes next depends on that; train with as many GPUs as before, or start a new run",
+            )
+        if absent := [name for name in _required(self._processes) if name not in manifest["files"]]:
             raise ValueError(f"lacks {', '.join(absent)}")
         found = {file.path: file for file in digest_directory(path)}
         for name, expected in manifest["files"].items():
@@ -154,15 +211,43 @@ class CheckpointStore:
                 raise ValueError(f"{name} has {found[name].bytes} bytes and not the content that was saved")
         return _read_state(path / RUN_STATE)
 
+    def _validate_best(self, step: int | None) -> None:
+        path = self.path(step or 0)
+        try:
+            self._validate(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"the best one so far, {path.name}, is broken: {error}") from error
+
     def _remove_old(self, newest: int) -> None:
-        whole = [(step, path) for step, path in self._candidates() if step <= newest]
-        for _, path in whole[KEPT:]:
-            shutil.rmtree(path)
+        """Keep the newest whole ones and the best ones they refer to; a broken one takes no whole one's place."""
+        older = [(step, path) for step, path in self._candidates() if step <= newest]
+        kept = [(step, path) for step, path in older if path not in self._broken][:KEPT]
+        wanted = {step for step, _ in kept} | {_best_step(path) for _, path in kept}
+        for step, path in older:
+            if step not in wanted:
+                shutil.rmtree(path)
+                self._broken.discard(path)
+
+
+def _best_step(path: Path) -> int | None:
+    try:
+        return _read_state(path / RUN_STATE).best_step
+    except (OSError, ValueError, TypeError):
+        return None  # it is broken, and whoever wants to go on from it will be told
+
+
+def _required(processes: int) -> list[str]:
+    ranks = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    return [*_REQUIRED, *ranks, RUN_STATE]
+
+
+def _count(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"
 
 
 def _read_state(path: Path) -> RunState:
     values = json.loads(path.read_text(encoding="utf-8"))
     state = RunState(**values)
-    state.last_steps = [(step, loss, tokens) for step, loss, tokens in state.last_steps]
+    state.last_steps = [(step, loss, weight) for step, loss, weight in state.last_steps]
     state.loss_history = [(step, loss) for step, loss in state.loss_history]
     return state

@@ -1,4 +1,7 @@
-"""What a running trainer tells: JSON lines on standard output and in metrics.jsonl, and posts to the registry."""
+"""What a running trainer tells: JSON lines in metrics.jsonl and on standard output, and posts to the registry.
+
+On a terminal a bar and sentences take the place of the JSON lines on standard output.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any, TextIO
 
 from model.registry import RegistryRefusedError, RegistryUnavailableError
 from model.result import decimal
+from model.training.metrics import drop_half_line, forget_after
 from model.training.process import timestamp
 
 POST_INTERVAL_SECONDS = 5.0
@@ -21,18 +25,41 @@ POST_DEADLINE_SECONDS = 10.0
 
 
 class ProgressLog:
-    """Writes each event as one JSON line to standard output and to the run's metrics file."""
+    """Writes each event as one JSON line to the run's metrics file, and tells it on standard output.
+
+    Parameters
+    ----------
+    output
+        Standard output: JSON lines as well, or a `Display` when it is a terminal.
+    metrics
+        The run's metrics.jsonl, to which the lines are appended.
+    """
 
     def __init__(self, output: TextIO, metrics: Path) -> None:
+        from model.training import terminal
+
         metrics.parent.mkdir(parents=True, exist_ok=True)
-        self._streams = (output, metrics.open("a", encoding="utf-8", buffering=1))
+        drop_half_line(metrics)
+        self._path = metrics
+        self._metrics = metrics.open("a", encoding="utf-8", buffering=1)
+        self._output = output
+        self._display = terminal.Display(output, metrics.parent) if terminal.is_terminal(output) else None
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Write an event; numbers that JSON cannot hold become null."""
+        """Tell an event; numbers that JSON cannot hold become null."""
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()}
-        line = json.dumps({"event": event, "time": timestamp(), **clean}, ensure_ascii=False)
-        for stream in self._streams:
-            stream.write(line + "\n")
+        line = json.dumps({"event": event, "time": timestamp(), **clean}, ensure_ascii=False) + "\n"
+        self._metrics.write(line)
+        if self._display is None:
+            self._output.write(line)
+        else:
+            self._display.show(event, clean)
+
+    def rewind(self, step: int) -> None:
+        """Forget what earlier attempts told of steps after `step`: they will be made, and told, again."""
+        self._metrics.close()
+        forget_after(self._path, step)
+        self._metrics = self._path.open("a", encoding="utf-8", buffering=1)
 
 
 class StatusPoster:

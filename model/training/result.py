@@ -17,6 +17,8 @@ from model.result import decimal
 from model.training.config import TrainSettings
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM knows for --max-lora-rank."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "safetensors", "finetune-operator")
 
 
@@ -77,7 +79,8 @@ def save_adapter(model: Any, settings: TrainSettings, directory: RunDirectory, c
     config.revision = settings.base_model_revision
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # a set's order would change the digest
-    model.save_pretrained(temporary, save_embedding_layers=False)
+    # A reference that the training needs beside the adapter is no part of the result.
+    model.save_pretrained(temporary, selected_adapters=["default"], save_embedding_layers=False)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     for path in temporary.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which a server under another user could not read
@@ -106,6 +109,27 @@ def verify_adapter(model: Any, directory: Path) -> None:
         raise FailureError(
             exits.CRASH, "AdapterInvalid", f"the saved adapter differs from the trained one in {different[:3]}"
         )
+
+
+def serving_warnings(config: Any) -> list[str]:
+    """Return what stands in the way of serving the adapter with vLLM, for each hindrance a sentence.
+
+    Parameters
+    ----------
+    config
+        The adapter's `LoraConfig`.
+    """
+    warnings = []
+    if config.use_dora:
+        warnings.append("vLLM does not load DoRA adapters: merge it into the base model to serve it")
+    if config.modules_to_save or config.bias != "none":
+        warnings.append("vLLM does not load adapters with whole layers or biases: merge it into the base model")
+    if config.r > VLLM_RANKS[-1]:
+        warnings.append(f"vLLM loads adapters up to rank {VLLM_RANKS[-1]}, this one has {config.r}")
+    elif config.r not in VLLM_RANKS:
+        larger = min(rank for rank in VLLM_RANKS if rank > config.r)
+        warnings.append(f"vLLM has no --max-lora-rank={config.r}: serve the adapter with --max-lora-rank={larger}")
+    return warnings
 
 
 def build_document(
@@ -154,8 +178,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def model_card(settings: TrainSettings, result: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
-    """Return a model card that says where the adapter comes from and how good it is."""
+def model_card(
+    settings: TrainSettings, result: Mapping[str, Any], dataset: Mapping[str, Any], warnings: list[str]
+) -> str:
+    """Return a model card that says where the adapter comes from, how good it is, and what hinders serving it."""
     losses = [
         f"| {title} | {result[key]} |"
         for key, title in (
@@ -166,8 +192,8 @@ def model_card(settings: TrainSettings, result: Mapping[str, Any], dataset: Mapp
         if key in result
     ]
     summary = (
-        f"Trained with {settings.method} for {result['steps']} steps of {settings.batch_size} examples, rank "
-        f"{settings.lora_rank}, alpha {settings.lora_alpha}, learning rate {settings.learning_rate}, on "
+        f"Trained with {settings.method} for {result.get('bestStep', result['steps'])} steps of {settings.batch_size} "
+        f"examples, rank {settings.lora_rank}, alpha {settings.lora_alpha}, learning rate {settings.learning_rate}, on "
         f"{dataset['rows']} rows (SHA-256 `{dataset['sha256']}`)."
     )
     return "\n".join(
@@ -187,5 +213,6 @@ def model_card(settings: TrainSettings, result: Mapping[str, Any], dataset: Mapp
             "|---|---|",
             *losses,
             "",
+            *(f"Note: {warning}." for warning in warnings),
         ]
     )

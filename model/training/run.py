@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
+import shutil
 import sys
 from typing import Any, TextIO
 
@@ -14,7 +14,7 @@ from model.files import RunDirectory, write_json
 from model.registry import RegistryRefusedError, RegistryUnavailableError, retry
 from model.result import as_failure, decimal, result_document, write_termination_message
 from model.training import adapters, basemodel, build, interruption, process
-from model.training.checkpoint import Checkpoint, RunState
+from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.config import TrainSettings
 from model.training.progress import ProgressLog
 
@@ -46,11 +46,12 @@ def train(settings: TrainSettings, output: TextIO) -> None:
     try:
         document = finished_document(directory, settings, log) or _train(settings, directory, log)
     except BaseException as error:
-        failure = as_failure(error)
+        failure = _as_interrupted(as_failure(error))
         with contextlib.suppress(OSError):  # the failure may be that nothing can be written any more
             log.emit("error", reason=failure.reason, message=failure.message, exitCode=failure.code)
         raise failure from error
     write_termination_message(result_document(document))
+    interruption.finish()
     log.emit("end", **result_document(document)["result"])
     _publish(settings, document)
 
@@ -73,6 +74,7 @@ def finished_document(directory: RunDirectory, settings: TrainSettings, log: Pro
 
 
 def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -> dict[str, Any]:
+    _clean_up(directory)
     settings = adapters.with_parent(settings)
     base_directory = basemodel.check(settings.base_model)
     if base_directory is not None:
@@ -82,6 +84,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -
     build.check_devices(settings)
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
     data = build.read_data(settings, directory, manifest, tokenizer)
+    _check_early_stopping(settings, len(data.held_out))
     settings = settings.model_copy(update={"precision": build.choose_precision(settings)})
     model = build.load_model(settings, data)
     model_loaded = process.timestamp()
@@ -96,18 +99,30 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -
     return _finish(trainer, directory, data, checkpoint.step if checkpoint else 0)
 
 
+def _clean_up(directory: RunDirectory) -> None:
+    """Remove what a killed attempt left half done, and note how far it had come."""
+    store = CheckpointStore(directory.checkpoints, {})
+    store.remove_leftovers()
+    interruption.note_saved(store.newest_step())
+    shutil.rmtree(directory.adapter.with_name("adapter.tmp"), ignore_errors=True)
+    for path in directory.path.glob("*.tmp"):
+        path.unlink()
+
+
 def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
     """Train until the last step, an early stop, or SIGTERM, after which the process does not return."""
+    state: RunState = trainer.run_state
     step = checkpoint.step if checkpoint else 0
+    trainer.parts.log.rewind(step)
     interruption.defer(saved_step=step)
-    path = str(checkpoint.path) if checkpoint else None
-    if checkpoint is not None and trainer.run_state.evaluation_due:
+    if checkpoint is not None and state.evaluation_due:
         trainer.restore(checkpoint)
         trainer.evaluate()
-    if step < trainer.parts.total_steps and not trainer.run_state.stopped_early:
-        trainer.train(resume_from_checkpoint=path)
-    elif checkpoint is not None:
-        trainer.restore(checkpoint)
+    if not interruption.requested():
+        if step < trainer.parts.total_steps and not state.stopped_early:
+            trainer.train_from(checkpoint)
+        elif checkpoint is not None:
+            trainer.restore(checkpoint)
     if interruption.requested():
         trainer.parts.log.emit("interrupted", step=trainer.state.global_step)
     interruption.stop_at_once()
@@ -115,19 +130,33 @@ def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
 
 def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_from: int) -> dict[str, Any]:
     """Evaluate, save the adapter, verify it, and write `training_config.json` last."""
-    from model.training.result import build_document, model_card, save_adapter
+    from model.training.result import build_document, model_card, save_adapter, serving_warnings
+    from model.training.trainer import check_finite
 
     settings: TrainSettings = trainer.parts.settings
     state: RunState = trainer.run_state
+    steps = trainer.state.global_step
+    best = trainer.take_best()
     result: dict[str, Any] = {"runUid": settings.run_uid, "finalLoss": decimal(state.final_loss())}
     if len(data.held_out):
         measured = trainer.final_evaluation()
         told = {EVALUATION_WORDS.get(name, name): value for name, value in measured.items()}
-        trainer.parts.log.emit("evaluation", step=trainer.state.global_step, **told)
-        _check_finite(measured["evaluationLoss"])
+        trainer.parts.log.emit("evaluation", step=best or steps, final=True, **told)
+        for name in EVALUATION_WORDS:
+            check_finite(measured[name], best or steps)
         result |= {name: decimal(value) for name, value in measured.items()}
-    result |= {"steps": trainer.state.global_step, "tokens": state.tokens, "resumedFromStep": resumed_from}
-    card = model_card(settings, result, data.document)
+    result["steps"] = steps
+    if best is not None:
+        result["bestStep"] = best
+    result |= {
+        "tokens": state.tokens,
+        "learnedTokens": state.learned_tokens,
+        "paddedTokens": state.padded_tokens,
+        "resumedFromStep": resumed_from,
+    }
+    for warning in (warnings := serving_warnings(trainer.model.peft_config["default"])):
+        trainer.parts.log.emit("warning", message=warning)
+    card = model_card(settings, result, data.document, warnings)
     files = save_adapter(trainer.model, settings, directory, card)
     document = build_document(
         settings, result=result, files=files, dataset=data.document, timings=state.timings, history=state.history()
@@ -138,11 +167,24 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_fro
     return document
 
 
-def _check_finite(loss: float) -> None:
-    if not math.isfinite(loss):
+def _check_early_stopping(settings: TrainSettings, held_out: int) -> None:
+    if settings.early_stopping_patience is not None and not held_out:
         raise FailureError(
-            exits.DIVERGED, "Diverged", f"the loss on the held-out rows is {loss}: lower the learning rate"
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            "early stopping (training.earlyStoppingPatience, --early-stopping-patience) compares losses on held-out "
+            "rows, and there are none: hold out some with dataset.evaluation.percent (--evaluation-percent), or leave "
+            "early stopping out",
         )
+
+
+def _as_interrupted(failure: FailureError) -> FailureError:
+    """Tell a failure to save after SIGTERM from a crash: the next attempt goes on from the checkpoint before."""
+    if failure.code == exits.CRASH and interruption.requested():
+        return FailureError(
+            exits.TERMINATED, "InternalError", f"SIGTERM was received, and saving failed: {failure.message}"
+        )
+    return failure
 
 
 def _publish(settings: TrainSettings, document: dict[str, Any]) -> None:

@@ -6,21 +6,20 @@ the GPU's memory does not suffice. Checkpoints are whole or absent, progress is 
 
 from __future__ import annotations
 
-import random
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 
 from model import exits
 from model.exits import FailureError
-from model.training import interruption
+from model.training import adapter_layers, generators, interruption
 from model.training.batches import Collator, LengthGroupedBatches, count_rows, split
 from model.training.callbacks import StepEnd
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
@@ -28,6 +27,10 @@ from model.training.config import TrainSettings
 from model.training.progress import ProgressLog, RemainingTime, StatusPoster, trainer_status
 
 SCHEDULES = {"Cosine": "cosine", "Linear": "linear", "Constant": "constant_with_warmup"}
+
+
+class StepGivenUpError(Exception):
+    """SIGTERM came and the step in progress does not end in time: what it has done so far is thrown away."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,49 @@ class TrainingLoop(Trainer):
         """
         # Our loss is divided by the step's items, whatever the model's own and TRL's do.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        adapter_layers.fuse(self.model)
         self.parts = parts
         self.batches = parts.batches
         self.run_state = parts.state
         self._held_out, self._held_out_lengths = held_out, lengths
         self._remaining = RemainingTime()
-        self._step_items = self._step_tokens = 0
-        self._learned_tokens = 0
+        self._saved_step = 0
+        self._step_items = self._loss_weight = self._step_tokens = self._learned_tokens = self._padded_tokens = 0
         self._step_started = self._step_seconds = 0.0
-        self._parts_per_batch = 1
+        self._step_generators: tuple[Any, ...] = ()
         self._measured: list[dict[str, Any]] = []
         settings = parts.settings
-        evaluation_steps = settings.evaluation_steps if len(held_out) else None
-        self.add_callback(StepEnd(self, checkpoint_steps=settings.checkpoint_steps, evaluation_steps=evaluation_steps))
+        self.add_callback(
+            StepEnd(
+                self,
+                checkpoint_steps=settings.checkpoint_steps,
+                evaluation_steps=settings.evaluation_steps if len(held_out) else None,
+                evaluate_last=settings.early_stopping_patience is not None,
+            )
+        )
+
+    def train_from(self, checkpoint: Checkpoint | None) -> None:
+        """Train until the last step, an early stop or SIGTERM; afterwards all that was made is on the disk."""
+        self._saved_step = checkpoint.step if checkpoint else 0
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        except StepGivenUpError:
+            self.model.zero_grad()
+            if self.state.global_step > self._saved_step:
+                generators.restore(self._step_generators)
+                self.save_checkpoint()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take the adapter and the step of a checkpoint that is only to be evaluated or finished."""
         self._load_from_checkpoint(str(checkpoint.path))
         self.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
+
+    def take_best(self) -> int | None:
+        """With early stopping, take the adapter of the best evaluation and return its step; else None."""
+        best = self.run_state.best_step
+        if best is not None and best != self.state.global_step:
+            self._load_from_checkpoint(str(self.parts.checkpoints.path(best)))
+        return best
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of micro-batches; its own generator keeps it from drawing from the training's."""
@@ -104,6 +132,7 @@ class TrainingLoop(Trainer):
         self._step_items = self._learned_tokens = int(items)
         self._measured.clear()
         self._step_tokens = sum(_count_tokens(batch) for batch in samples)
+        self._padded_tokens = sum(batch["input_ids"].numel() for batch in samples)
         return samples, items
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -115,23 +144,27 @@ class TrainingLoop(Trainer):
         before = [None if p.grad is None else p.grad.clone() for p in parameters]
         measured = len(self._measured)
         while True:
-            with_generators = _generator_states()
+            with_generators = generators.states()
             loss = self._try_in_parts(model, inputs, num_items_in_batch)
             if loss is not None:
                 return loss
             # Only now is the exception gone, and with it the traceback that kept the activations alive.
             for parameter, gradient in zip(parameters, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
-            _restore_generators(with_generators)
+            generators.restore(with_generators)
             del self._measured[measured:]
-            self._parts_per_batch *= 2
-            self.parts.log.emit("outOfMemory", step=self.state.global_step + 1, partsPerBatch=self._parts_per_batch)
+            self.run_state.parts_per_batch *= 2
+            self.parts.log.emit(
+                "outOfMemory", step=self.state.global_step + 1, partsPerBatch=self.run_state.parts_per_batch
+            )
 
     def _try_in_parts(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor | None:
-        parts = split(inputs, self._parts_per_batch, rows_per_example=self.rows_per_example)
+        parts = split(inputs, self.run_state.parts_per_batch, rows_per_example=self.rows_per_example)
         total: Any = 0.0
         try:
             for part in parts:
+                if interruption.overdue():
+                    raise StepGivenUpError
                 total = total + super().training_step(model, part, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             if len(parts) * self.rows_per_example >= count_rows(inputs):
@@ -146,7 +179,10 @@ class TrainingLoop(Trainer):
         return loss
 
     def start_step(self) -> None:
-        """Start the step's clock."""
+        """Note where the step starts: its moment and its random numbers."""
+        self._step_generators = generators.states()
+        if interruption.requested():
+            raise StepGivenUpError
         self._step_started = time.monotonic()
 
     def stop_clock(self) -> None:
@@ -164,7 +200,7 @@ class TrainingLoop(Trainer):
         if "loss" not in logs:
             return
         step, loss, norm = self.state.global_step, logs["loss"], logs["grad_norm"]
-        if not (np.isfinite(loss) and np.isfinite(norm)):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FailureError(
                 exits.DIVERGED,
                 "Diverged",
@@ -176,6 +212,8 @@ class TrainingLoop(Trainer):
 
             self.run_state.timings["firstStepTime"] = timestamp()
         self.run_state.tokens += self._step_tokens
+        self.run_state.learned_tokens += self._learned_tokens
+        self.run_state.padded_tokens += self._padded_tokens
         self.run_state.record_step(step, loss, self._step_items, self.parts.total_steps)
         self._report(step, loss, norm, logs["learning_rate"])
 
@@ -192,6 +230,8 @@ class TrainingLoop(Trainer):
             learningRate=learning_rate,
             gradientNorm=norm,
             tokens=self._step_tokens,
+            learnedTokens=self._learned_tokens,
+            paddedTokens=self._padded_tokens,
             tokensPerSecond=round(speed, 1),
             **self.step_metrics(),
         )
@@ -210,9 +250,14 @@ class TrainingLoop(Trainer):
         if loss is None:
             self.control.should_save = self.control.should_training_stop = True
             return {}
-        self.run_state.record_evaluation(loss)
-        self.parts.log.emit("evaluation", step=self.state.global_step, loss=loss)
+        step = self.state.global_step
+        self.parts.log.emit("evaluation", step=step, loss=loss)
+        check_finite(loss, step)
+        is_best = self.run_state.record_evaluation(loss)
         patience = self.parts.settings.early_stopping_patience
+        if patience is not None and is_best:
+            self.run_state.best_step = step
+            self.control.should_save = True
         if patience is not None and self.run_state.evaluations_without_best >= patience:
             self.run_state.stopped_early = True
             self.control.should_save = self.control.should_training_stop = True
@@ -244,18 +289,18 @@ class TrainingLoop(Trainer):
     def held_out_sums(self, *, stop_when_interrupted: bool = False) -> dict[str, float]:
         """Measure all held-out examples; nothing when SIGTERM came in between and `stop_when_interrupted`.
 
-        It draws no random numbers, for those belong to the training.
+        The random numbers stay those of the training.
         """
         training = self.model.training
         self.model.eval()
         sums: dict[str, float] = {}
         try:
-            for batch in self._held_out_batches():
-                if stop_when_interrupted and interruption.requested():
-                    return {}
-                with torch.no_grad(), self.compute_loss_context_manager():
+            with generators.untouched(), torch.no_grad(), self.compute_loss_context_manager():
+                for batch in self._held_out_batches():
+                    if stop_when_interrupted and interruption.requested():
+                        return {}
                     measured = self.measure(self._prepare_inputs(batch))
-                sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
+                    sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
         finally:
             self.model.train(training)
         return sums
@@ -272,10 +317,11 @@ class TrainingLoop(Trainer):
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the step just made."""
-        step = self.state.global_step
+        step, began = self.state.global_step, time.monotonic()
         self.parts.checkpoints.save(step, self.run_state, self._write_checkpoint)
+        self._saved_step = step
         interruption.note_saved(step)
-        self.parts.log.emit("checkpoint", step=step)
+        self.parts.log.emit("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
 
     def _write_checkpoint(self, directory: Path) -> None:
         self.model.save_pretrained(directory, selected_adapters=["default"], save_embedding_layers=False)
@@ -317,14 +363,18 @@ def _count_tokens(batch: dict[str, torch.Tensor]) -> int:
     return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
-def _generator_states() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+def check_finite(loss: float, step: int) -> None:
+    """Refuse a loss on the held-out rows that is no number.
 
-
-def _restore_generators(states: tuple[Any, ...]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    if states[3]:
-        torch.cuda.set_rng_state_all(states[3])
+    Raises
+    ------
+    FailureError
+        When it is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        raise FailureError(
+            exits.DIVERGED,
+            "Diverged",
+            f"the loss on the held-out rows is {loss} after step {step}: lower the learning rate, or look for rows "
+            "that are no text",
+        )

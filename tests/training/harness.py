@@ -23,7 +23,7 @@ BASE_MODEL_NAME = "example/tiny-llama"
 # The server of new processes keeps the environment that it was started with; each process has its own directory.
 os.environ |= {"TERMINATION_LOG": TERMINATION_LOG, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["model.training.run", "model.training.sft", "model.training.callbacks"])
+PROCESSES.set_forkserver_preload(["model.training.run", "model.training.sft", "model.training.dpo"])
 
 
 class Run:
@@ -59,6 +59,7 @@ class Run:
         path = self.path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         flags = [f"--run-directory={self.directory}", "--source=volume", f"--path={path}"]
+        flags.append(f"--method={self.flags['method']}")
         with contextlib.chdir(self.path):
             assert export.main([*flags, f"--evaluation-percent={percent}"]) == 0
         return self

@@ -97,15 +97,15 @@ def test_a_broken_one_of_the_same_step_is_replaced(store: CheckpointStore, tmp_p
 def test_the_final_loss_weighs_tokens_of_the_last_ten_steps() -> None:
     state = RunState()
     for step in range(1, 13):
-        state.record_step(step, loss=float(step), learned_tokens=step, total_steps=12)
+        state.record_step(step, loss=float(step), weight=step, total_steps=12)
     steps = range(3, 13)
     assert state.final_loss() == pytest.approx(sum(step * step for step in steps) / sum(steps))
 
 
 def test_the_final_loss_of_a_short_run_is_that_of_its_steps() -> None:
     state = RunState()
-    state.record_step(1, loss=3.0, learned_tokens=1, total_steps=2)
-    state.record_step(2, loss=1.0, learned_tokens=3, total_steps=2)
+    state.record_step(1, loss=3.0, weight=1, total_steps=2)
+    state.record_step(2, loss=1.0, weight=3, total_steps=2)
     assert state.final_loss() == pytest.approx(1.5)
 
 
@@ -119,7 +119,7 @@ def test_the_history_has_at_most_32_points_with_both_ends(total: int) -> None:
 def test_after_an_early_stop_the_last_step_closes_the_history() -> None:
     state = RunState()
     for step in range(1, 51):
-        state.record_step(step, loss=1.0, learned_tokens=1, total_steps=1000)
+        state.record_step(step, loss=1.0, weight=1, total_steps=1000)
     assert [step for step, _ in state.history()] == [1, 33, 50]
 
 
