@@ -29,7 +29,7 @@ from model.exits import FailureError
 from model.files import RunDirectory
 from model.result import as_failure, failure_document, result_document, write_termination_message
 from model.training import local, process, terminal
-from model.training.local import TrainCommand
+from model.training.local import PlanCommand, TrainCommand
 
 PROGRAM = terminal.PROGRAM
 
@@ -38,13 +38,6 @@ class ValidateCommand(TrainCommand):
     """A run's settings, and how far to look."""
 
     tokens: bool = Field(True, description="Count tokens, when the model's tokenizer and transformers are here")
-
-
-class PlanCommand(TrainCommand):
-    """A run's settings, and how to find out what it needs."""
-
-    dataset_required = False
-    no_probe: bool = Field(False, description="Calculate only; without it the two heaviest steps are really made")
 
 
 class CollectSettings(flags.Settings):

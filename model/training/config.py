@@ -114,6 +114,12 @@ class TrainSettings(flags.Settings):
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainSettings:
+        if problems := self.problems_together():
+            raise ValueError("; ".join(problems))
+        return self
+
+    def problems_together(self) -> list[str]:
+        """Return what is wrong with settings that are right one by one."""
         problems = []
         if self.epochs is not None and self.max_steps is not None:
             problems.append("give --epochs or --max-steps, not both")
@@ -122,9 +128,7 @@ class TrainSettings(flags.Settings):
         problems += self._adapter_problems()
         if self.registry_url is not None and self.namespace is None:
             problems.append("--registry-url needs --namespace")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
     def _adapter_problems(self) -> list[str]:
         problems = []

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from model import exits, flags
 from model.exits import FailureError
@@ -128,9 +128,9 @@ class TrainCommand(TrainSettings):
 
     dataset_required: ClassVar[bool] = True
 
-    @model_validator(mode="after")
-    def _check_dataset(self) -> TrainCommand:
-        problems = []
+    def problems_together(self) -> list[str]:
+        """Return what is wrong with settings that are right one by one."""
+        problems = super().problems_together()
         if self.dataset is None:
             if self.run_directory == Path() and self.dataset_required:
                 problems.append("--dataset: is required, or --run-directory with an exported dataset in it")
@@ -143,9 +143,7 @@ class TrainCommand(TrainSettings):
             problems.append("give --evaluation-percent or --evaluation-max-rows, not both")
         if self.name and self.run_directory != Path():
             problems.append("give --name or --run-directory, not both")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
     def settings(self, directory: Path, uid: str) -> TrainSettings:
         """Return the trainer's settings for a directory and a uid."""
@@ -188,6 +186,13 @@ class TrainCommand(TrainSettings):
         parts = (Path(dataset).name.partition(".")[0], Path(self.base_model.rstrip("/")).name, self.method)
         clean = (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")[:40] for part in parts)
         return "-".join(part for part in clean if part)
+
+
+class PlanCommand(TrainCommand):
+    """A run's settings, and how to find out what it needs."""
+
+    dataset_required = False
+    no_probe: bool = Field(False, description="Calculate only; without it the two heaviest steps are really made")
 
 
 def source_flags(dataset: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,10 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     )
     write_longest(directory, RunDirectory(small.run_directory), micro_batch_size)
     train(small, output)
+    steps = _steps(RunDirectory(small.run_directory).metrics)
+    age = (datetime.now(UTC) - process.start_time()).total_seconds()
     return {
+        "startSeconds": age - sum(step["seconds"] for step in steps),
         "librariesBytes": libraries,
         "peakBytes": peak_bytes(),
         "gpu": _gpu(),
@@ -79,7 +83,7 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
         "longestRow": data.longest_sequence,
         "heldOutTokens": sum(data.held_out.lengths),
         "microBatchSize": micro_batch_size,
-        "steps": _steps(RunDirectory(small.run_directory).metrics),
+        "steps": steps,
     }
 
 

@@ -18,7 +18,6 @@ PROGRAM = "python -m model.training.cli"
 
 HINTS = {
     "AccessDenied": "for a private or gated model or dataset, put your token into HF_TOKEN",
-    "AdapterInvalid": f"look at the adapter with {PROGRAM} verify DIRECTORY",
     "BaseModelUnavailable": "--base-model takes a directory with config.json and weights, or owner/name on the hub",
     "DatasetInvalid": f"mend the rows, or leave them out with --invalid-rows=Drop; {PROGRAM} validate looks at them",
     "DatasetUnavailable": "--dataset takes a file, a glob in quotes, s3://..., sql:SELECT ... or owner/name on the hub",

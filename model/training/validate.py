@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 from model import exits, flags
 from model.exits import FailureError
 from model.files import RunDirectory, combined_digest, digest_directory
-from model.training import local, terminal, verify
+from model.training import local, process, terminal, verify
 from model.training.config import TrainSettings
 from model.training.local import TrainCommand
 from model.training.weights import FilesError, ModelFiles, read_json, read_model
@@ -29,6 +31,8 @@ class Findings:
     parts: dict[str, Any] = field(default_factory=dict)
     failures: list[FailureError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    token_text: str = ""
+    """What is known about the tokens, for a person."""
 
     def failure(self) -> FailureError:
         """Return all that is wrong as one failure, with the code and reason of the first."""
@@ -60,6 +64,7 @@ class Findings:
         if (dataset := self.parts.get("dataset")) and dataset.get("shape"):
             lines.append(f"dataset     {dataset.get('detected')}; {terminal.dataset_line(dataset)}")
         lines += [f"warning     {text}" for text in self.warnings]
+        lines += [self.token_text] if self.token_text else []
         return "\n".join([*lines, *([] if self.failures else ["valid"])])
 
 
@@ -74,7 +79,7 @@ def check(command: TrainCommand, *, tokens: bool) -> Findings:
         with tempfile.TemporaryDirectory(prefix="validate-") as scratch:
             manifest = _check_dataset(command, Path(scratch), found)
             if manifest and base and tokens and _can_count():
-                _count_tokens(command.settings(Path(scratch), "validate").resolved(), found)
+                _count_tokens(command.settings(Path(scratch), "validate").resolved(), manifest, found)
     else:
         _check_exported(RunDirectory(command.run_directory), found)
     return found
@@ -108,10 +113,6 @@ def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
         found.failures.append(FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", text))
         return None
     _check_targets(settings, base, found)
-    if base.positions is not None and settings.max_length > base.positions:
-        found.warnings.append(
-            f"--max-length={settings.max_length}: the base model reads {base.positions} tokens, longer rows fail"
-        )
     return base
 
 
@@ -176,5 +177,23 @@ def _can_count() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in _NEEDED_TO_COUNT)
 
 
-def _count_tokens(settings: TrainSettings, found: Findings) -> None:
-    raise NotImplementedError
+def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Findings) -> None:
+    """Tokenise the rows as a run would, and report what they are like."""
+    for name, value in process.ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from model.training import basemodel, build
+    from model.training.report import token_report
+
+    try:
+        tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
+        data = build.read_data(settings, RunDirectory(settings.run_directory), manifest, tokenizer)
+    except FailureError as failure:
+        found.failures.append(failure)
+        return
+    report = token_report(settings, tokenizer, data.rows, data.held_out)
+    found.parts["tokens"] = report.document()
+    positions = (found.parts["baseModel"] or {}).get("positions")
+    if positions is not None and data.longest_sequence > positions:
+        text = f"a row has {data.longest_sequence} tokens, the base model reads {positions}: lower --max-length to that"
+        found.failures.append(FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text))
+    found.token_text = report.render(color=sys.stdout.isatty())

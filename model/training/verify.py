@@ -125,7 +125,7 @@ def check_files(adapter: Path, base: ModelFiles | None, findings: Findings) -> N
     findings.facts |= {
         "rank": config.get("r"),
         "alpha": config.get("lora_alpha"),
-        "targetModules": config.get("target_modules"),
+        "targetModules": _short_names(config.get("target_modules")),
         "parameters": sum(tensor.elements for tensor in tensors.values()),
     }
     _check_pairs(tensors, findings)
@@ -142,6 +142,11 @@ def _plain(value: Any) -> str:
         if isinstance(value, int)
         else str(value)
     )
+
+
+def _short_names(targets: Any) -> Any:
+    """Return the last parts of the layers' names, each once; a pattern as it is."""
+    return sorted({name.rpartition(".")[2] for name in targets}) if isinstance(targets, list) else targets
 
 
 def _check_pairs(tensors: dict[str, Tensor], findings: Findings) -> None:

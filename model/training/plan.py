@@ -1,0 +1,363 @@
+"""What a run will need on this machine: parameters, memory by part, tokens, steps and time.
+
+Weights, adapter and optimizer follow from the headers of the model's files. What a token costs in the forward and
+backward pass is measured by two real steps on the longest rows (`model.training.probe`), or estimated from the shape.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model import exits
+from model.exits import FailureError
+from model.files import RunDirectory, write_json
+from model.training import local, process, terminal
+from model.training.config import TrainSettings
+from model.training.local import PlanCommand
+from model.training.weights import FilesError, ModelFiles, lora_parameters, read_json, read_model
+
+LIBRARY_BYTES = 830 << 20
+"""torch, transformers, TRL and peft, imported."""
+CUDA_CONTEXT_BYTES = 600 << 20
+ADAPTER_BYTES = 4
+"""Adapters are trained in float32, whatever the base's type."""
+OPTIMIZER_BYTES = 12
+"""The gradient and Adam's two moments, each in float32."""
+CHARACTERS_PER_TOKEN = 3.5
+"""Of text, for the estimate without a tokenizer."""
+ACTIVATIONS_HIDDEN, ACTIVATIONS_INNER, ACTIVATIONS_DROPOUT_HIDDEN = 16, 5, 6
+"""Values kept per token and layer, in units of the hidden and the inner size: measured on Llama's layers."""
+LOGITS_BYTES = 12
+"""Per token and word of the vocabulary: the logits, their gradient and one copy, in float32."""
+TEMPLATE_TOKENS = 30
+"""What a chat template adds to a row."""
+CPU_MICRO_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS = 8, 2048, 16384
+"""As in `model.training.batches`, which cannot be read without torch."""
+PROBE_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is to be done."""
+
+    rows: int
+    tokens: int
+    held_out_tokens: int
+    longest_row: int
+    micro_batch_size: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs; sizes in bytes, times in seconds, None for what is not known."""
+
+    command: PlanCommand
+    files: ModelFiles
+    trainable: int
+    amounts: Amounts
+    memory: dict[str, int]
+    available: int | None
+    steps: int
+    seconds: float | None
+    measured: bool
+    device: str
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def peak(self) -> int:
+        """The most memory that is held at once."""
+        return sum(self.memory.values())
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "parameters": {"total": self.files.parameters, "trainable": self.trainable},
+            "rows": self.amounts.rows,
+            "tokens": self.amounts.tokens,
+            "tokensAreExact": self.amounts.exact,
+            "longestRow": self.amounts.longest_row,
+            "microBatchSize": self.amounts.micro_batch_size,
+            "steps": self.steps,
+            "device": self.device,
+            "measured": self.measured,
+            "memoryBytes": self.memory,
+            "peakBytes": self.peak,
+            "availableBytes": self.available,
+            "seconds": None if self.seconds is None else round(self.seconds, 1),
+            "warnings": self.warnings,
+        }
+
+    def text(self) -> str:
+        """Return the form for a person."""
+        about = "" if self.amounts.exact else "about "
+        share = 100 * self.trainable / self.files.parameters
+        lines = [
+            f"parameters  {self.files.parameters:,}, of which {self.trainable:,} are trained ({share:.2f} % more)",
+            f"dataset     {self.amounts.rows:,} rows, {about}{self.amounts.tokens:,} tokens",
+            f"longest row {about}{self.amounts.longest_row:,} tokens",
+            f"steps       {self.steps:,} of {self.command.batch_size} rows, {self.amounts.micro_batch_size} at once",
+            f"device      {self.device}",
+        ]
+        lines += [f"  {name:32}{terminal.size(value):>12}" for name, value in self.memory.items()]
+        available = "" if self.available is None else f" of {terminal.size(self.available)}"
+        lines.append(f"peak memory {terminal.size(self.peak)}{available}{'' if self.measured else ', estimated'}")
+        if self.seconds is not None:
+            lines.append(f"time        about {terminal.duration(self.seconds)}")
+        return "\n".join([*lines, *(f"warning     {text}" for text in self.warnings)])
+
+
+def make_plan(command: PlanCommand, *, probe: bool) -> Plan:
+    """Return the plan of a run.
+
+    Raises
+    ------
+    FailureError
+        When the base model or the dataset is not there or not right, or the probe fails.
+    """
+    from model.training import basemodel
+
+    directory = basemodel.check(command.base_model)
+    if directory is None:
+        raise FailureError(
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            f"--base-model={command.base_model}: a plan needs the model's directory; get it first with "
+            f"hf download {command.base_model} --local-dir DIRECTORY",
+        )
+    try:
+        files = read_model(directory)
+    except FilesError as error:
+        raise FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", str(error)) from error
+    with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
+        run = RunDirectory(Path(scratch))
+        _bring_dataset(command, run)
+        settings = with_parent(command.settings(run.path, "plan"))
+        measured = _probe(settings, run) if probe else None
+        return _put_together(command, settings, files, estimate_amounts(settings, run), measured)
+
+
+def with_parent(settings: TrainSettings) -> TrainSettings:
+    """Return the settings with all defaults; the adapter's shape is the parent's when there is one."""
+    if settings.parent_adapter is None:
+        return settings.resolved()
+    from model.training import adapters
+
+    return adapters.with_parent(settings.resolved())
+
+
+def _bring_dataset(command: PlanCommand, run: RunDirectory) -> None:
+    """Put a dataset into the scratch directory: the given one, the run's own, or rows of the greatest length."""
+    if command.dataset is not None:
+        local.export_dataset(command, run.path)
+    elif (exported := RunDirectory(command.run_directory)).manifest.is_file():
+        run.dataset.symlink_to(exported.dataset.resolve())
+    else:
+        run.dataset.mkdir()
+        text = "a " * (4 * command.max_length)
+        answer = {"chosen": text, "rejected": text + "b"} if command.method == "DPO" else {"completion": text}
+        line = json.dumps({"prompt": "a", **answer, "row": 1})
+        run.train_rows.write_text("".join(line + "\n" for _ in range(command.batch_size)), encoding="utf-8")
+        run.evaluation_rows.touch()
+        from model.files import sha256_of_files
+
+        shape = "preference" if command.method == "DPO" else "prompt-completion"
+        manifest = {
+            "schemaVersion": 1, "rows": command.batch_size, "evaluationRows": 0, "dropped": 0, "duplicates": 0,
+            "bytes": run.train_rows.stat().st_size, "sha256": sha256_of_files([run.train_rows, run.evaluation_rows]),
+            "shape": shape, "seed": command.seed, "version": None,
+        }  # fmt: skip
+        write_json(run.manifest, manifest)
+
+
+def estimate_amounts(settings: TrainSettings, run: RunDirectory) -> Amounts:
+    """Return the amounts as the rows' characters suggest them."""
+    sequences = 2 if settings.method == "DPO" else 1
+
+    def lengths(path: Path) -> list[int]:
+        with path.open(encoding="utf-8") as file:
+            return [min(settings.max_length * sequences, _row_tokens(line)) for line in file]
+
+    rows, held_out = lengths(run.train_rows), lengths(run.evaluation_rows)
+    longest = max(1, math.ceil(max(rows, default=0) / sequences))
+    return Amounts(
+        rows=len(rows),
+        tokens=sum(rows),
+        held_out_tokens=sum(held_out),
+        longest_row=longest,
+        micro_batch_size=settings.micro_batch_size or _micro_batch_size(settings, longest * sequences),
+        exact=False,
+    )
+
+
+def activation_bytes_per_token(files: ModelFiles, *, item_bytes: int, dropout: bool) -> int:
+    """Return what a token leaves behind in the forward pass for the backward pass, without the logits."""
+    config = files.text_config
+    hidden, layers = int(config.get("hidden_size", 0)), int(config.get("num_hidden_layers", 0))
+    inner = int(config.get("intermediate_size", 4 * hidden))
+    values = ACTIVATIONS_HIDDEN * hidden + ACTIVATIONS_INNER * inner
+    if dropout:
+        values += ACTIVATIONS_DROPOUT_HIDDEN * hidden + inner
+    return round(layers * values * item_bytes)
+
+
+def _put_together(
+    command: PlanCommand, settings: TrainSettings, files: ModelFiles, amounts: Amounts, probe: dict[str, Any] | None
+) -> Plan:
+    cuda = probe["gpu"] is not None if probe else settings.gpus > 0
+    if probe is not None:
+        amounts = Amounts(
+            rows=probe["rows"],
+            tokens=probe["tokens"],
+            held_out_tokens=probe["heldOutTokens"],
+            longest_row=probe["longestRow"],
+            micro_batch_size=probe["microBatchSize"],
+            exact=True,
+        )
+    trainable = lora_parameters(
+        files,
+        settings.lora_target_modules or [],
+        settings.lora_rank or 0,
+        dora=settings.lora_variant == "DoRA",
+    )
+    memory = _memory(settings, files, trainable, amounts, cuda=cuda)
+    if probe is not None:
+        memory = calibrate(memory, probe)
+    steps = settings.max_steps or (settings.epochs or 1) * math.ceil(amounts.rows / settings.batch_size)
+    available = probe["gpu"]["totalBytes"] if probe and probe["gpu"] else None if cuda else available_bytes()
+    plan = Plan(
+        command=command,
+        files=files,
+        trainable=trainable,
+        amounts=amounts,
+        memory=memory,
+        available=available,
+        steps=steps,
+        seconds=_seconds(settings, amounts, steps, probe) if probe else None,
+        measured=probe is not None,
+        device=_device(settings, probe, cuda=cuda),
+    )
+    if available is not None and plan.peak > available:
+        plan.warnings.append(
+            "it does not fit: lower --micro-batch-size or --max-length, or use --precision=BFloat16"
+            if not cuda
+            else "it does not fit: lower --micro-batch-size or --max-length, or use --quantization=NF4"
+        )
+    return plan
+
+
+def _memory(
+    settings: TrainSettings, files: ModelFiles, trainable: int, amounts: Amounts, *, cuda: bool
+) -> dict[str, int]:
+    half = settings.precision == "BFloat16" or (settings.precision == "Auto" and (cuda or process.cpu_has_bfloat16()))
+    item = 2 if half else 4
+    sequences = 2 if settings.method == "DPO" else 1
+    tokens = amounts.micro_batch_size * sequences * amounts.longest_row
+    per_token = activation_bytes_per_token(files, item_bytes=item, dropout=bool(settings.lora_dropout_percent))
+    if settings.gradient_checkpointing == "Enabled" or (settings.gradient_checkpointing == "Auto" and cuda):
+        layers = max(1, int(files.text_config.get("num_hidden_layers", 1)))
+        per_token = per_token // layers + layers * int(files.text_config.get("hidden_size", 0)) * item
+    copies = 1 if settings.parent_adapter is None or settings.method != "DPO" else 2
+    return {
+        "libraries": CUDA_CONTEXT_BYTES if cuda else LIBRARY_BYTES,
+        "weights": weight_bytes(files, settings.quantization, item),
+        "adapter": ADAPTER_BYTES * trainable * copies,
+        "gradients and optimizer": OPTIMIZER_BYTES * trainable,
+        "activations": tokens * per_token,
+        "logits": tokens * files.vocabulary * LOGITS_BYTES,
+    }
+
+
+def weight_bytes(files: ModelFiles, quantization: str, item_bytes: int) -> int:
+    """Return what the base's weights take; a quantized layer has a scale for every 64 (NF4) or every row (Int8)."""
+    linear = sum(tensor.elements for tensor in files.layers(["all-linear"]).values())
+    per_element = {"NF4": 0.5 + 4 / 64, "Int8": 1.0}.get(quantization, float(item_bytes))
+    return round(linear * per_element) + (files.parameters - linear) * item_bytes
+
+
+def calibrate(memory: dict[str, int], probe: dict[str, Any]) -> dict[str, int]:
+    """Return the parts with those that only a measurement tells: libraries, and what the passes hold."""
+    gpu = probe["gpu"]
+    libraries: int = gpu["contextBytes"] if gpu else probe["librariesBytes"]
+    peak = gpu["contextBytes"] + gpu["peakBytes"] if gpu else probe["peakBytes"]
+    fixed = {**memory, "libraries": libraries}
+    passes = [name for name in ("activations", "logits") if name in memory]
+    rest = peak - sum(value for name, value in fixed.items() if name not in passes)
+    estimated = sum(memory[name] for name in passes) or 1
+    shares: dict[str, int] = {name: round(max(0, rest) * memory[name] / estimated) for name in passes}
+    return {**fixed, **shares}
+
+
+def available_bytes(root: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Return how much memory a process may take here: what is free, or what the container's limit leaves."""
+    lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.is_file() else []
+    amounts = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for limit in (root / "memory.max", root / "memory/memory.limit_in_bytes"):
+        try:
+            text = limit.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            amounts.append(int(text))
+    return min(amounts, default=None)
+
+
+def _probe(settings: TrainSettings, run: RunDirectory) -> dict[str, Any]:
+    """Make the heaviest steps in a process of their own and return what they cost."""
+    path = run.path / "plan.json"
+    write_json(path, {key: value for key, value in settings.document().items() if value is not None})
+    command = [sys.executable, "-m", "model.training.probe", f"--config={path}"]
+    environment = {**os.environ, "TERMINATION_LOG": str(run.path / "probe.log"), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(  # noqa: S603 - this interpreter, this package
+        command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+    )
+    try:
+        measured = read_json(run.path / "probe.json")
+    except FilesError:
+        killed = done.returncode in (-9, 137)
+        why = "it was killed, most likely for want of memory" if killed else f"it ended with {done.returncode}"
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise FailureError(
+            exits.CRASH, "ProbeFailed", f"the probe told nothing: {why}. {last}; --no-probe only calculates"
+        ) from None
+    if failure := measured.get("failure"):
+        raise FailureError(failure["code"], failure["reason"], failure["message"])
+    return measured
+
+
+def _seconds(settings: TrainSettings, amounts: Amounts, steps: int, probe: dict[str, Any]) -> float:
+    """Return the time of all steps and evaluations, at the speed of the probe's last step."""
+    last = probe["steps"][-1]
+    per_token = last["seconds"] / last["tokens"]
+    share = steps * settings.batch_size / max(1, amounts.rows)
+    evaluations = steps // settings.evaluation_steps + 2
+    forward = amounts.held_out_tokens * evaluations / 3
+    return probe["startSeconds"] + per_token * (amounts.tokens * share + forward)
+
+
+def _device(settings: TrainSettings, probe: dict[str, Any] | None, *, cuda: bool) -> str:
+    if probe is not None and probe["gpu"]:
+        return str(probe["gpu"]["name"])
+    if cuda:
+        return f"{settings.gpus} GPU"
+    return f"CPU, {process.usable_cpus()} threads"
+
+
+def _row_tokens(line: str) -> int:
+    row = json.loads(line)
+    texts = sum(len(json.dumps(value, ensure_ascii=False)) for key, value in row.items() if key not in ("row", "file"))
+    return round(texts / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS
+
+
+def _micro_batch_size(settings: TrainSettings, longest: int) -> int:
+    if settings.gpus > 0:
+        return max(1, min(settings.batch_size, GPU_MICRO_BATCH_TOKENS // longest))
+    return max(1, min(settings.batch_size, CPU_MICRO_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS // longest))
