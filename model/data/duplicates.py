@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from functools import cached_property
 
 from model.data.checks import place
 from model.data.records import Record
@@ -42,13 +43,14 @@ class Duplicates:
         """Whether there were more rows than are compared."""
         return self.rows > MAX_ROWS
 
+    @cached_property
     def count(self) -> int:
-        """Return how many rows repeat an earlier one."""
+        """How many rows repeat an earlier one; asked for when all rows are there."""
         return sum(len(hashes) - len(set(hashes)) for hashes in self._hashes)
 
     def all_equal(self) -> bool:
         """Whether there are several rows and all of them are the same."""
-        return self.rows > 1 and not self.is_lower_bound and self.count() == self.rows - 1
+        return self.rows > 1 and not self.is_lower_bound and self.count == self.rows - 1
 
     def examples(self) -> list[str]:
         """Return the first repetitions, each with the row that it repeats."""

@@ -63,8 +63,8 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     """
     directory = RunDirectory(settings.run_directory)
     source = settings.build_source()
-    description = _again(source.description)
-    if (manifest := finished_manifest(directory, settings, description)) is not None:
+    request = {**source.request(), **settings.request()}
+    if (manifest := finished_manifest(directory, request, settings.seed)) is not None:
         return manifest
     directory.dataset.mkdir(parents=True, exist_ok=True)
     directory.manifest.unlink(missing_ok=True)
@@ -104,9 +104,7 @@ def examine(
     return report
 
 
-def finished_manifest(
-    directory: RunDirectory, settings: ExportSettings, description: dict[str, Any]
-) -> dict[str, Any] | None:
+def finished_manifest(directory: RunDirectory, request: dict[str, Any], seed: int) -> dict[str, Any] | None:
     """Return the manifest of an earlier export of the same request whose files are complete, else None."""
     try:
         manifest: dict[str, Any] = json.loads(directory.manifest.read_text(encoding="utf-8"))
@@ -115,8 +113,8 @@ def finished_manifest(
         return None
     same = (
         manifest.get("schemaVersion") == SCHEMA_VERSION
-        and manifest.get("source") == {**description, **settings.request()}
-        and manifest.get("seed") == settings.seed
+        and manifest.get("source", {}).items() >= request.items()
+        and manifest.get("seed") == seed
         and manifest.get("bytes") == size
     )
     return manifest if same else None
@@ -179,7 +177,7 @@ def _warnings(report: Report, settings: ExportSettings) -> list[str]:
     if dropped := report.problems.invalid_rows:
         shown = "; ".join(report.problems.shown[:3])
         warnings.append(f"{dropped} invalid rows are left out: {shown}{'; ...' if report.problems.count > 3 else ''}")
-    if duplicates := report.duplicates.count():
+    if duplicates := report.duplicates.count:
         at_least = "at least " if report.duplicates.is_lower_bound else ""
         warnings.append(f"{at_least}{duplicates} rows repeat another: {'; '.join(report.duplicates.examples())}")
     if report.evaluation_rows == 0 and (settings.held_out_percent or settings.evaluation_max_rows):

@@ -78,7 +78,7 @@ class Report:
             "dropped": self.problems.invalid_rows,
             "problems": dict(self.problems.kinds.most_common()),
             "shownProblems": self.problems.shown,
-            "duplicates": self.duplicates.count(),
+            "duplicates": self.duplicates.count,
             "duplicatesAtLeast": self.duplicates.is_lower_bound,
             "shownDuplicates": self.duplicates.examples(),
             "characters": {name: lengths.summary() for name, lengths in self.characters.items()},

@@ -75,8 +75,9 @@ def check_json(value: Any, field: str, problems: list[Problem]) -> None:
         problems.append(Problem(field, error.problem.text, error.problem.kind))
     except UnicodeEncodeError:
         problems.append(Problem(field, "holds half of a surrogate pair, which is no character", "character"))
-    except (TypeError, ValueError, RecursionError) as error:
-        problems.append(Problem(field, f"cannot be written as JSON: {error}", "wrongType"))
+    except (TypeError, ValueError, RecursionError):
+        text = "holds what JSON cannot: NaN, an infinite number, a date or bytes"
+        problems.append(Problem(field, text, "wrongType"))
     else:
         if _NUL.search(text):
             problems.append(Problem(field, "holds a NUL character", "character"))

@@ -150,9 +150,9 @@ def test_a_row_for_both_methods_is_read_for_the_one_that_was_asked_for() -> None
 
 
 def test_the_method_is_never_ignored() -> None:
-    with pytest.raises(FailureError, match="has prompt, chosen and rejected, which is for DPO; method SFT needs"):
+    with pytest.raises(FailureError, match="has prompt, chosen and rejected: that is for method DPO; SFT needs"):
         read({"prompt": "a", "chosen": "b", "rejected": "c"})
-    with pytest.raises(FailureError, match="has prompt and completion, which is for SFT; method DPO needs"):
+    with pytest.raises(FailureError, match="has prompt and completion: that is for method SFT; DPO needs"):
         read({"prompt": "a", "completion": "b"}, "DPO")
 
 

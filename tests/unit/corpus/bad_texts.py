@@ -1,0 +1,325 @@
+"""Datasets that are wrong as files, as JSON, or as prompts and completions; and flags that make no sense."""
+
+from __future__ import annotations
+
+import json
+
+from tests.unit.corpus.cases import PAIR, Case, rows
+
+CASES = (
+    Case("empty file", b"", "train.jsonl has no rows"),
+    Case("only blank lines", b"\n \n\r\n", "train.jsonl has no rows"),
+    Case("only a byte order mark", b"\xef\xbb\xbf\n", "train.jsonl has no rows"),
+    Case(
+        "missing comma",
+        rows(PAIR) + b'{"prompt": "a" "completion": "b"}\n',
+        "train.jsonl row 2: not valid JSON: Expecting ',' delimiter at character 16",
+        row=2,
+    ),
+    Case(
+        "single quotes",
+        b"{'prompt': 'a', 'completion': 'b'}\n",
+        "train.jsonl row 1: not valid JSON: Expecting property name enclosed in double quotes at character 2",
+        row=1,
+    ),
+    Case(
+        "cut off in a string",
+        rows(PAIR) + b'{"prompt": "a", "comple',
+        "train.jsonl row 2: not valid JSON: Unterminated string starting at character 17",
+        row=2,
+    ),
+    Case(
+        "two values on a line",
+        b'{"prompt": "a", "completion": "b"} {"prompt": "c", "completion": "d"}\n',
+        "train.jsonl row 1: not valid JSON: Extra data at character 36",
+        row=1,
+    ),
+    Case("no json at all", b"prompt: a\n", "train.jsonl row 1: not valid JSON: Expecting value at character 1", row=1),
+    Case(
+        "NaN",
+        b'{"prompt": "a", "completion": "b", "score": NaN}\n',
+        "train.jsonl row 1: not valid JSON: NaN is no JSON value, use null",
+        row=1,
+    ),
+    Case(
+        "minus infinity",
+        b'{"prompt": "a", "completion": "b", "score": -Infinity}\n',
+        "train.jsonl row 1: not valid JSON: -Infinity is no JSON value, use null",
+        row=1,
+    ),
+    Case(
+        "a number beyond floats",
+        b'{"prompt": "a", "completion": "b", "score": 1e999}\n',
+        "train.jsonl row 1: holds 1e999, which is too large for a number",
+        row=1,
+    ),
+    Case(
+        "a number of 5,000 digits",
+        b'{"prompt": "a", "completion": "b", "id": ' + b"1" * 5000 + b"}\n",
+        "train.jsonl row 1: holds a number of 5000 digits",
+        row=1,
+    ),
+    Case(
+        "a key twice",
+        b'{"prompt": "a", "completion": "b", "completion": "c"}\n',
+        "train.jsonl row 1: completion: stands twice in one object, which of the two is meant?",
+        row=1,
+    ),
+    Case(
+        "nested too deep",
+        b'{"prompt": "a", "completion": "b", "x": ' + b"[" * 200 + b"]" * 200 + b"}\n",
+        "train.jsonl row 1: nests lists and objects more than 100 deep",
+        row=1,
+    ),
+    Case(
+        "a line longer than 16 MiB",
+        b'{"prompt": "a", "completion": "' + b"x" * (16 << 20) + b'"}\n' + rows(PAIR),
+        "train.jsonl row 1: is longer than 16 MiB",
+        row=1,
+    ),
+    Case(
+        "latin-1",
+        '{"prompt": "a", "completion": "caf\xe9"}\n'.encode("latin-1"),
+        "train.jsonl row 1: not UTF-8: byte 0xe9 at byte 35",
+        row=1,
+    ),
+    Case(
+        "half a surrogate pair",
+        b'{"prompt": "a\\ud83d", "completion": "b"}\n',
+        "train.jsonl row 1: prompt: holds half of a surrogate pair, which is no character",
+        row=1,
+    ),
+    Case(
+        "a NUL character",
+        b'{"prompt": "a", "completion": "b\\u0000"}\n',
+        "train.jsonl row 1: completion: holds a NUL character, at character 2",
+        row=1,
+    ),
+    Case(
+        "a raw control character",
+        b'{"prompt": "a\x01", "completion": "b"}\n',
+        "train.jsonl row 1: not valid JSON: Invalid control character at character 14",
+        row=1,
+    ),
+    Case(
+        "an array on a line", rows(PAIR) + b'["a", "b"]\n', "train.jsonl row 2: must be a JSON object, is a list", row=2
+    ),
+    Case("a string on a line", rows(PAIR) + b'"a"\n', "train.jsonl row 2: must be a JSON object, is a string", row=2),
+    Case("null on a line", rows(PAIR) + b"null\n", "train.jsonl row 2: must be a JSON object, is null", row=2),
+    Case("no completion", rows(PAIR, {"prompt": "a"}), "train.jsonl row 2: completion: is missing", row=2),
+    Case(
+        "null completion",
+        rows(PAIR, {"prompt": "a", "completion": None}),
+        "train.jsonl row 2: completion: must not be null",
+        row=2,
+    ),
+    Case(
+        "a number as prompt",
+        rows({"prompt": 1, "completion": "b"}),
+        "train.jsonl row 1: prompt: must be a string, is a number",
+        row=1,
+    ),
+    Case(
+        "a list as completion",
+        rows({"prompt": "a", "completion": ["b"]}),
+        "train.jsonl row 1: completion: must be a string, is a list",
+        row=1,
+    ),
+    Case(
+        "an object as prompt",
+        rows(PAIR, {"prompt": {"text": "a"}, "completion": "b"}),
+        "train.jsonl row 2: prompt: must be a string, is an object",
+        row=2,
+    ),
+    Case(
+        "true as completion",
+        rows(PAIR, {"prompt": "a", "completion": True}),
+        "train.jsonl row 2: completion: must be a string, is true or false",
+        row=2,
+    ),
+    Case(
+        "empty completion",
+        rows(PAIR, {"prompt": "a", "completion": ""}),
+        "train.jsonl row 2: completion: is empty",
+        row=2,
+    ),
+    Case(
+        "white space as prompt",
+        rows({"prompt": " \n\t", "completion": "b"}),
+        "train.jsonl row 1: prompt: is empty",
+        row=1,
+    ),
+    Case(
+        "both fields wrong",
+        rows({"prompt": "", "completion": 7}),
+        "train.jsonl has 2 problems in 1 row: row 1: prompt: is empty; row 1: completion: must be a "
+        "string, is a number",
+        row=1,
+    ),
+    Case(
+        "text only",
+        rows({"text": "a"}),
+        "train.jsonl row 1: has text, but SFT needs prompt and completion, or messages, or conversations,"
+        " or instruction and output: map the columns",
+        row=1,
+    ),
+    Case(
+        "an empty object",
+        rows({}),
+        "train.jsonl row 1: has no fields, but SFT needs prompt and completion, or messages, or "
+        "conversations, or instruction and output: map the columns",
+        row=1,
+    ),
+    Case(
+        "a field of another name",
+        rows({"question": "a", "answer": "b"}),
+        "train.jsonl row 1: has question, answer, but SFT needs prompt and completion, or messages, or "
+        "conversations, or instruction and output: map the columns, perhaps prompt=question and "
+        "completion=answer",
+        row=1,
+    ),
+    Case(
+        "a mapped column that is not there",
+        rows({"question": "a", "completion": "b"}),
+        "train.jsonl row 1: ask: is missing (it is mapped to prompt)",
+        flags=("--column=prompt=ask",),
+        row=1,
+    ),
+    Case(
+        "many problems",
+        rows(*[{"prompt": "", "completion": ""}] * 30),
+        "train.jsonl has 60 problems in 30 rows: row 1: prompt: is empty; row 1: completion: is empty; "
+        "row 2: prompt: is empty; row 2: completion: is empty; row 3: prompt: is empty; row 3: "
+        "completion: is empty; row 4: prompt: is empty; row 4: completion: is empty; row 5: prompt: is "
+        "empty; row 5: completion: is empty; row 6: prompt: is empty; row 6: completion: is empty; row 7:"
+        " prompt: is empty; row 7: completion: is empty; row 8: prompt: is empty; row 8: completion: is "
+        "empty; row 9: prompt: is empty; row 9: completion: is empty; row 10: prompt: is empty; row 10: "
+        "completion: is empty; and 40 more",
+        row=1,
+    ),
+    Case(
+        "all rows the same",
+        rows(PAIR, PAIR, PAIR),
+        "train.jsonl has 3 usable rows, all of them the same: check the source",
+    ),
+    Case(
+        "all rows invalid and dropped",
+        rows({"prompt": ""}, {"prompt": "a"}),
+        "train.jsonl has no usable row, 2 are invalid: row 1: completion: is missing; row 2: completion: is missing",
+        flags=("--invalid-rows=Drop",),
+        row=1,
+    ),
+    Case(
+        "completions for DPO",
+        rows(PAIR),
+        "train.jsonl row 1: has prompt and completion: that is for method SFT; DPO needs prompt, chosen "
+        "and rejected, or chosen and rejected, or instruction, chosen and rejected",
+        flags=("--method=DPO",),
+        row=1,
+    ),
+    Case(
+        "alpaca for DPO",
+        rows({"instruction": "a", "output": "b"}),
+        "train.jsonl row 1: has instruction, input and output (Alpaca): that is for method SFT; DPO needs"
+        " prompt, chosen and rejected, or chosen and rejected, or instruction, chosen and rejected",
+        flags=("--method=DPO",),
+        row=1,
+    ),
+    Case(
+        "gzip that is none",
+        b"\x1f\x8b",
+        "train.jsonl.gz is cut off: the compressed data ends too early; copy it again",
+        file="train.jsonl.gz",
+    ),
+    Case(
+        "UTF-16",
+        '{"prompt": "a", "completion": "b"}\n'.encode("utf-16"),
+        "train.jsonl is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+    ),
+    Case(
+        "a pretty-printed object",
+        json.dumps(PAIR, indent=2).encode(),
+        "train.jsonl holds a JSON object over several lines: write one object a line",
+    ),
+    Case(
+        "a web page",
+        b"<!DOCTYPE html><html>Please log in</html>",
+        "train.jsonl is an HTML page, probably an error or login page in place of the data: check where "
+        "it was fetched from",
+    ),
+    Case(
+        "a JSON object in a .json file",
+        json.dumps({"data": [PAIR]}).encode(),
+        "train.json row 1: has data, but SFT needs prompt and completion, or messages, or conversations, "
+        "or instruction and output: map the columns",
+        file="train.json",
+        row=1,
+    ),
+    Case(
+        "an array that is cut off",
+        b'[{"prompt": "a", "completion": "b"}, {"prompt": "c"',
+        "train.json is cut off after row 1; copy it again",
+        file="train.json",
+    ),
+    Case(
+        "CSV: an empty cell",
+        b"prompt,completion\na,b\nc,\n",
+        "train.csv row 2: completion: is empty",
+        file="train.csv",
+        row=2,
+    ),
+    Case(
+        "CSV: no such column",
+        b"question,answer\na,b\n",
+        "train.csv row 1: has question, answer, but SFT needs prompt and completion, or messages, or "
+        "conversations, or instruction and output: map the columns, perhaps prompt=question and "
+        "completion=answer",
+        file="train.csv",
+        row=1,
+    ),
+    Case(
+        "CSV: a row too long",
+        b"prompt,completion\na,b\nc,d,e\n",
+        "train.csv row 2: has 3 fields, but the header names 2: quote fields that hold commas",
+        file="train.csv",
+        row=2,
+    ),
+    Case(
+        "CSV: messages that are no JSON",
+        b"messages\nhello\n",
+        "train.csv row 1: messages: must be a list, is a string",
+        file="train.csv",
+        row=1,
+    ),
+    Case(
+        "no rows to train on: flags",
+        rows(PAIR),
+        "--column=chosen=...: no row for --method=SFT has that field",
+        flags=("--method=SFT", "--column=chosen=x"),
+        code=2,
+    ),
+    Case(
+        "a column for nothing",
+        rows(PAIR),
+        "--column: no row has all of messages, prompt, map the fields of one shape",
+        flags=("--column=prompt=a", "--column=messages=b"),
+        code=2,
+    ),
+    Case(
+        "unknown field mapped",
+        rows(PAIR),
+        "--column=question=...: no such field, use one of prompt, completion, tools, messages, "
+        "conversations, instruction, output, input, chosen, rejected",
+        flags=("--column=question=prompt",),
+        code=2,
+    ),
+    Case("unknown method", rows(PAIR), "--method=KTO: must be 'SFT' or 'DPO'", flags=("--method=KTO",), code=2),
+    Case(
+        "query for a file",
+        rows(PAIR),
+        "--evaluation-percent=90: must be less than or equal to 50; give --evaluation-percent or "
+        "--evaluation-max-rows, not both; --query: is for --source=sql only",
+        flags=("--query=select 1", "--evaluation-percent=90", "--evaluation-max-rows=3"),
+        code=2,
+    ),
+)

@@ -1,0 +1,107 @@
+"""Bad datasets, each with the exact words in which the export refuses it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from model.data import export
+from model.files import RunDirectory
+from tests.unit.corpus import bad_conversations, bad_texts
+from tests.unit.corpus.cases import ANSWER, PAIR, USER, Case, rows
+
+
+def parquet(**columns: Any) -> bytes:
+    """Return a Parquet file of the columns given."""
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+PARQUET = (
+    Case(
+        "Parquet: a null",
+        parquet(prompt=["a", "c"], completion=["b", None]),
+        "rows.parquet row 2: completion: must not be null",
+        row=2,
+        file="rows.parquet",
+    ),
+    Case(
+        "Parquet: numbers",
+        parquet(prompt=[1, 2], completion=["b", "c"]),
+        "rows.parquet has 2 problems in 2 rows: row 1: prompt: must be a string, is a number; "
+        "row 2: prompt: must be a string, is a number",
+        row=1,
+        file="rows.parquet",
+    ),
+    Case(
+        "Parquet: bytes",
+        parquet(prompt=[b"\xff"], completion=["b"]),
+        "rows.parquet row 1: prompt: must be a string, is bytes",
+        row=1,
+        file="rows.parquet",
+    ),
+    Case(
+        "Parquet: turns with a null content",
+        parquet(messages=[[{"role": "user", "content": None}, ANSWER]]),
+        "rows.parquet row 1: messages[0].content: must be a string, is null",
+        row=1,
+        file="rows.parquet",
+    ),
+    Case(
+        "Parquet: NaN in a call",
+        parquet(messages=[[USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"a": float("nan")}}]}]]),
+        "rows.parquet row 1: messages[1].tool_calls[0].arguments: holds what JSON cannot: NaN, an infinite "
+        "number, a date or bytes",
+        row=1,
+        file="rows.parquet",
+    ),
+    Case(
+        "Parquet: no rows", parquet(prompt=pa.array([], pa.string())), "rows.parquet has no rows", file="rows.parquet"
+    ),
+)
+CASES = [*bad_texts.CASES, *bad_conversations.CASES, *PARQUET]
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "termination.log"
+    monkeypatch.setenv("TERMINATION_LOG", str(path))
+    return path
+
+
+def run(folder: Path, path: Path, *flags: str) -> int:
+    method = () if any(flag.startswith("--method") for flag in flags) else ("--method=SFT",)
+    return export.main([f"--run-directory={folder}/run", "--source=volume", f"--path={path}", *method, *flags])
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_bad_dataset_is_refused_in_these_words(case: Case, tmp_path: Path, log: Path) -> None:
+    (tmp_path / case.file).write_bytes(case.content)
+    assert run(tmp_path, tmp_path / case.file, *case.flags) == case.code
+    failure = json.loads(log.read_text())["failure"]
+    assert failure["message"].replace(str(tmp_path), "DIR") == case.message
+    assert failure.get("row") == case.row
+    assert failure["reason"] == ("InvalidSpec" if case.code == 2 else "DatasetInvalid")
+    directory = RunDirectory(tmp_path / "run")
+    left = {path.name for path in directory.dataset.iterdir()} if directory.dataset.exists() else set()
+    assert left <= {"report.json"}
+
+
+def test_the_corpus_is_large_and_every_case_has_a_name_of_its_own() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) >= 60
+
+
+def test_a_problem_in_one_of_several_files_names_the_file(tmp_path: Path, log: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(rows(PAIR))
+    (tmp_path / "b.jsonl").write_bytes(rows(PAIR, {"prompt": "a"}))
+    assert run(tmp_path, tmp_path / "*.jsonl") == 3
+    failure = json.loads(log.read_text())["failure"]
+    assert "b.jsonl row 2: completion: is missing" in failure["message"]
+    assert failure["row"] == 2
