@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.cluster.api_server import ApiServerOnly
 from tests.cluster.kube_api import KubeApi
 from tests.support.kubectl import Kubectl
+from tests.support.world import World, a_world
 
 CRD = Path(__file__).parents[2] / "crds" / "finetune.dev_trainingruns.yaml"
 
@@ -30,3 +32,19 @@ def api_server() -> Iterator[ApiServerOnly]:
 def api(api_server: ApiServerOnly) -> KubeApi:
     """Calls to the API server in milliseconds, for tables of many objects."""
     return KubeApi.from_kubeconfig(api_server.kubeconfig)
+
+
+@pytest.fixture
+def kubectl(api_server: ApiServerOnly) -> Kubectl:
+    """kubectl in a namespace of the test's own."""
+    everywhere = Kubectl(kubeconfig=api_server.kubeconfig, bin_dir=api_server.bin_dir)
+    namespace = f"t-{uuid.uuid4().hex[:8]}"
+    everywhere("create", "namespace", namespace)
+    return everywhere.at(namespace)
+
+
+@pytest.fixture
+async def world(kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[World]:
+    """Registry and operator as processes, in that namespace."""
+    async with a_world(kubectl, tmp_path) as made:
+        yield made

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
 from aiohttp import ClientSession
 
 from finetune.controller.core import names
-from tests.cluster.api_server import ApiServerOnly
 from tests.support.kubectl import Kubectl, is_true
 from tests.support.processes import Server
 from tests.support.proxy import Write
@@ -32,21 +28,6 @@ from tests.support.world import (
     stamp,
     terminated,
 )
-
-
-@pytest.fixture
-def kubectl(api_server: ApiServerOnly) -> Kubectl:
-    """kubectl in a namespace of the test's own."""
-    everywhere = Kubectl(kubeconfig=api_server.kubeconfig, bin_dir=api_server.bin_dir)
-    namespace = f"t-{uuid.uuid4().hex[:8]}"
-    everywhere("create", "namespace", namespace)
-    return everywhere.at(namespace)
-
-
-@pytest.fixture
-async def world(kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[World]:
-    async with a_world(kubectl, tmp_path) as made:
-        yield made
 
 
 async def test_a_run_from_apply_to_the_registered_adapter(world: World) -> None:

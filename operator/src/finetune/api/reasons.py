@@ -38,12 +38,14 @@ HINTS: dict[str, str] = {
     ),
     BASE_MODEL_UNAVAILABLE: (
         "Check spec.baseModel: the claim and its path must exist and hold config.json and the weights; a "
-        "repository must exist on the hub, and the cluster must reach it."
+        "repository must exist on the hub, and the cluster must reach it. A spec.parentAdapter must be in the "
+        "registry (finetune adapter list), and the claim that holds it in the run's namespace."
     ),
     ACCESS_DENIED: (
-        "Put a token that may read the repository into a Secret, and name its key in "
-        "spec.baseModel.hub.tokenSecretRef. Gated models ask every account to accept their licence "
-        "first."
+        "The message names what refused. Put a token that may read the repository into a Secret, and name its key "
+        "in spec.baseModel.hub.tokenSecretRef or spec.dataset.hub.tokenSecretRef; gated repositories ask every "
+        "account to accept their licence first. A database's URL comes from spec.dataset.sql.urlSecretRef, an "
+        "object store's keys from spec.dataset.objectStore.credentialsSecretRef."
     ),
     GPU_UNAVAILABLE: (
         "The pod got GPUs that the training cannot use. Check the node's driver, and set "
