@@ -1,0 +1,206 @@
+"""Those whom this project's trainer is compared with: TRL, and a loop without anything around it.
+
+    python -m benchmarks.contestants stock --method=SFT --base-model=... --run-directory=... --steps=52
+
+stock     TRL as it comes; on a CPU that cannot multiply bfloat16, in float32, without which it would be useless there
+literal   TRL as it comes, bfloat16 or not
+tuned     TRL with what its own flags offer for this: weights in the fitting type, nothing computed twice
+floor     a plain loop over the same modules as the trainer's: no trainer, no metrics, no logits of unlearned tokens
+
+Each prints a JSON line a step, as the trainer does, and goes through the same batches in the same order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import BATCH_ROWS, LEARNING_RATE, SEED, Task, batches, count_tokens
+
+RANK, ALPHA = 16, 32
+BETA = 0.1
+IGNORED = -100
+WARMUP_SHARE = 0.03
+
+
+def say(**fields: Any) -> None:
+    """Print an event as one JSON line."""
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+def train_with_trl(task: Task, steps: int, *, kind: str) -> None:
+    """Train with TRL: `kind` is literal, stock or tuned."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    rows = list(repeated(batches(task), steps))
+
+    class Report(TrainerCallback):
+        """Tells of each step."""
+
+        def on_step_end(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
+            say(event="train", step=state.global_step, tokens=count_tokens(rows[state.global_step - 1]))
+
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_rest: Any) -> None:
+            if logs and "loss" in logs:
+                say(event="loss", step=state.global_step, loss=float(logs["loss"]))
+
+    own: dict[str, Any] = {}
+    if kind == "tuned" or (kind == "stock" and not has_bfloat16()):
+        own |= {"bf16": False, "model_init_kwargs": {"dtype": "bfloat16" if has_bfloat16() else "float32"}}
+    if kind == "tuned":
+        own |= {"gradient_checkpointing": False}
+    config, trainer = (SFTConfig, SFTTrainer) if task.method == "SFT" else (DPOConfig, DPOTrainer)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = config(
+            output_dir=scratch,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH_ROWS[task.method],
+            learning_rate=LEARNING_RATE[task.method],
+            train_sampling_strategy="sequential",  # the order of the rows is everybody's
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+            seed=SEED,
+            **own,
+        )
+        lora = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+        lora.lora_dropout = task.dropout_percent / 100
+        trainer(
+            model=str(task.base_model),
+            args=arguments,
+            train_dataset=Dataset.from_list([row for batch in rows for row in batch]),
+            peft_config=lora,
+            callbacks=[Report()],
+        ).train()
+
+
+def train_bare(task: Task, steps: int) -> None:
+    """Train in a plain loop."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+
+    from model.training import adapter_layers
+
+    torch.manual_seed(SEED)
+    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(task.base_model, dtype=dtype)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+    lora.lora_dropout = task.dropout_percent / 100
+    model = get_peft_model(base, lora)
+    adapter_layers.fuse(model)
+    model.train()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE[task.method], weight_decay=0.0, fused=True)
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(steps * WARMUP_SHARE), steps)
+    loss_of = supervised_loss if task.method == "SFT" else preference_loss
+    for step, batch in enumerate(repeated(batches(task), steps), 1):
+        loss = loss_of(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        say(event="train", step=step, tokens=count_tokens(batch))
+        say(event="loss", step=step, loss=loss.item())
+
+
+def supervised_loss(model: Any, batch: list[dict[str, Any]]) -> Any:
+    """Return the mean loss of the learned tokens."""
+    import torch
+
+    ids, labels, mask = padded([(row["input_ids"], row["labels"]) for row in batch])
+    logits, learned = learned_logits(model, ids, labels, mask)
+    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][learned])
+
+
+def preference_loss(model: Any, batch: list[dict[str, Any]]) -> Any:
+    """Return the mean sigmoid loss of the pairs; the reference is the model without its adapter."""
+    import torch
+
+    sides = [
+        (row["prompt_ids"] + row[side], [IGNORED] * len(row["prompt_ids"]) + row[side])
+        for side in ("chosen_ids", "rejected_ids")
+        for row in batch
+    ]
+    ids, labels, mask = padded(sides)
+    with torch.no_grad(), model.disable_adapter():
+        reference = sequence_log_probabilities(model, ids, labels, mask)
+    gain = sequence_log_probabilities(model, ids, labels, mask) - reference
+    return -torch.nn.functional.logsigmoid(BETA * (gain[: len(batch)] - gain[len(batch) :])).mean()
+
+
+def sequence_log_probabilities(model: Any, ids: Any, labels: Any, mask: Any) -> Any:
+    """Return the summed log-probability of each row's learned tokens, (rows,)."""
+    import torch
+
+    logits, learned = learned_logits(model, ids, labels, mask)
+    values = -torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][learned], reduction="none")
+    return torch.zeros(len(ids), dtype=values.dtype).index_add(0, learned.nonzero()[:, 0], values)
+
+
+def learned_logits(model: Any, ids: Any, labels: Any, mask: Any) -> tuple[Any, Any]:
+    """Return the logits of the learned tokens, (tokens, vocabulary), and where they stand, (rows, width - 1)."""
+    learned = labels[:, 1:] != IGNORED
+    base = model.get_base_model()
+    hidden = base.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return base.lm_head(hidden[:, :-1][learned]), learned
+
+
+def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Any, Any, Any]:
+    """Return ids, labels and attention mask, each (rows, longest)."""
+    import torch
+
+    width = max(len(ids) for ids, _ in rows)
+    ids, labels = (torch.full((len(rows), width), fill) for fill in (0, IGNORED))
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, (row, wanted) in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        labels[index, : len(row)] = torch.tensor(wanted)
+        mask[index, : len(row)] = 1
+    return ids, labels, mask
+
+
+def repeated(given: list[list[Any]], steps: int) -> Iterator[list[Any]]:
+    """Yield `steps` batches, from the first again after the last."""
+    return (given[step % len(given)] for step in range(steps))
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself, by the trainer's own rule."""
+    from model.training.process import cpu_has_bfloat16
+
+    return cpu_has_bfloat16()
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Train as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("literal", "stock", "tuned", "floor"))
+    parser.add_argument("--method", choices=("SFT", "DPO"), required=True)
+    parser.add_argument("--base-model", type=Path, required=True)
+    parser.add_argument("--run-directory", type=Path, required=True, help="where the exported rows are")
+    parser.add_argument("--dropout-percent", type=int, default=0)
+    parser.add_argument("--steps", type=int, required=True)
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    task = Task(options.method, options.base_model, options.run_directory, options.dropout_percent)
+    if options.kind == "floor":
+        train_bare(task, options.steps)
+    else:
+        train_with_trl(task, options.steps, kind=options.kind)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Runs the benchmark of the training in the trainer's image, with the demo's base model: `make bench-training`.
+
+The base model is made once, by the image that makes it in the demo. Arguments go to `benchmarks.training`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from images import build, host_access, shell
+from images.run import run_in_image
+
+MODEL = "smollm2-135m-instruct"
+SCRATCH = "/scratch"
+
+
+def main() -> int:
+    """Make the model, measure, and put the document where it belongs."""
+    host_access.current()
+    out = shell.REPOSITORY / "out"
+    work = out / "bench-training"
+    try:
+        trainer = build.build_known("trainer").tag
+        code = 0 if (work / "models" / MODEL).is_dir() else make_model(trainer, work)
+        if code == 0:
+            code = run_in_image(trainer, command(sys.argv[1:]), environment=os.environ, scratch=work)
+    except shell.CommandError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    if code == 0:
+        shutil.copyfile(work / "bench-training.json", out / "bench-training.json")
+        sys.stdout.write((out / "bench-training.json").read_text(encoding="utf-8"))
+    return code
+
+
+def make_model(trainer: str, work: Path) -> int:
+    """Make the base model's directory with the demo's image, and return the exit code."""
+    folder = shell.REPOSITORY / "examples" / "base-model"
+    tag = build.build("finetune-base-model", folder / "Dockerfile", folder, trainer).tag
+    (work / "models").mkdir(parents=True, exist_ok=True)
+    convert = ["python", "/opt/base-model/convert.py", f"--directory={SCRATCH}/models", MODEL]
+    return run_in_image(tag, convert, environment={}, scratch=work)
+
+
+def command(arguments: list[str]) -> list[str]:
+    """Return the command inside the image."""
+    return [
+        *("python", "-m", "benchmarks.training"),
+        *(
+            f"--base-model={SCRATCH}/models/{MODEL}",
+            f"--output={SCRATCH}/bench-training.json",
+            f"--work={SCRATCH}/work",
+        ),
+        *arguments,
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""How long people wait: for help, for a check of their flags, for the first step, for a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.race import Contestant, ContestantError
+from benchmarks.rows import REPOSITORY, Task
+
+DEFAULT_CHECKPOINT_STEPS = 200
+CLI = (sys.executable, "-m", "model.training.cli")
+
+
+def seconds(arguments: Sequence[str], environment: Mapping[str, str], *, times: int) -> list[float]:
+    """Return how long the trainer's command took each time, after one that warms the files.
+
+    Raises
+    ------
+    CalledProcessError
+        When it fails.
+    """
+    taken = []
+    for _ in range(times + 1):
+        started = time.monotonic()
+        subprocess.run(  # noqa: S603 - our own program
+            [*CLI, *arguments], check=True, cwd=REPOSITORY, env=dict(environment), stdout=subprocess.DEVNULL
+        )
+        taken.append(time.monotonic() - started)
+    return taken[1:]
+
+
+def first_steps(task: Task, environment: Mapping[str, str], work: Path, *, times: int) -> list[float]:
+    """Return the seconds from the start of the trainer's process to the end of its first step, with warm files.
+
+    A step that is interrupted right after it leaves nothing behind: each process is ended without a word.
+    """
+    cpus = available_cpus()
+    taken = []
+    for _ in range(times + 1):
+        trainer = Contestant("first step", trainer_command(task, steps=1000), environment, work / "first-step.log")
+        started = time.monotonic()
+        try:
+            trainer.start(cpus)
+            trainer.wait_for("train")
+            taken.append(time.monotonic() - started)
+        finally:
+            trainer.end()
+    return taken[1:]
+
+
+def checkpoint_percents(
+    task: Task, environment: Mapping[str, str], work: Path, *, checkpoints: int
+) -> tuple[list[float], list[float]]:
+    """Return the share of the time that each checkpoint would take at the default interval, and its seconds.
+
+    Two steps lie between two checkpoints here, and their duration is what the trainer itself says about them.
+    """
+    argv = trainer_command(task, steps=1000, checkpoint_steps=2)
+    trainer = Contestant("checkpoints", argv, environment, work / "checkpoints.log")
+    try:
+        trainer.start(available_cpus())
+        for _ in range(checkpoints + 1):
+            trainer.wait_for("checkpoint")
+    finally:
+        trainer.end()
+    saved = [later for _, later in _steps_and_checkpoints(trainer.events)][1:]
+    steps = [event["tokens"] / event["tokensPerSecond"] for event in trainer.events if event.get("event") == "train"]
+    step = sorted(steps)[len(steps) // 2]
+    return [share_of_time(one, step) for one in saved], saved
+
+
+def share_of_time(checkpoint: float, step: float, *, interval: int = DEFAULT_CHECKPOINT_STEPS) -> float:
+    """Return the percentage of the time that checkpoints take, from the seconds of one and of a step."""
+    return 100 * checkpoint / (checkpoint + interval * step)
+
+
+def trainer_command(task: Task, *, steps: int, checkpoint_steps: int = 1_000_000) -> list[str]:
+    """Return the trainer's command line for a task."""
+    return [*CLI, "train", *task.flags(steps=steps, checkpoint_steps=checkpoint_steps)]
+
+
+def available_cpus() -> set[int]:
+    """Return the CPUs that this process may use."""
+    return os.sched_getaffinity(0)
+
+
+def _steps_and_checkpoints(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Return step and seconds of each checkpoint: from the step's line to its own."""
+    found = []
+    for before, event in pairwise(events):
+        if event.get("event") == "checkpoint":
+            if before.get("event") != "train":
+                raise ContestantError(f"a checkpoint does not follow its step: {json.dumps(before)}")
+            moments = [datetime.fromisoformat(one["time"]) for one in (before, event)]
+            found.append((int(event["step"]), (moments[1] - moments[0]).total_seconds()))
+    return found
