@@ -60,6 +60,7 @@ class SpanTokenizer:
         self._markers = markers
         self._marker_texts = {index: text for text, index in markers.ids.items()}
         self._adds_special_tokens = adds_special_tokens
+        self._backend = _without_offsets(tokenizer)
         self._remembered: dict[str, list[int]] = {}
 
     def encode(self, rows: Sequence[Rendered]) -> list[Encoded]:
@@ -127,6 +128,9 @@ class SpanTokenizer:
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
+        if self._backend is not None:
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=self._adds_special_tokens)
+            return [encoding.ids for encoding in encodings]
         ids: list[list[int]] = self._tokenizer(
             texts, add_special_tokens=self._adds_special_tokens, return_attention_mask=False, verbose=False
         )["input_ids"]
@@ -143,6 +147,20 @@ class SpanTokenizer:
             )
         identifier: int = token
         return identifier
+
+
+def _without_offsets(tokenizer: Any) -> Any:
+    """Return the fast tokenizer's inner one, which can leave out the positions in the text that are not asked for.
+
+    None for a tokenizer written in Python.
+    """
+    if not tokenizer.is_fast:
+        return None
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 @lru_cache(maxsize=256)

@@ -127,9 +127,8 @@ class TokenReport:
             number = self.training.duplicates
             found.append(f"{number} row{'s have' if number > 1 else ' has'} the same tokens as an earlier one")
         if number := self.also_trained_on:
-            found.append(
-                f"{number} held-out row{'s are' if number > 1 else ' is'} trained on too, which makes their loss look better"
-            )
+            are = "s are" if number > 1 else " is"
+            found.append(f"{number} held-out row{are} trained on too: their loss looks better than it is")
         return found
 
     def render(self, *, color: bool = False) -> str:

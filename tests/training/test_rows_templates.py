@@ -242,21 +242,44 @@ def test_a_conversation_without_an_answer_is_refused() -> None:
         encode(make_tokenizer("chatml"), {"messages": CONVERSATION["messages"][:1]})
 
 
+class Slow:
+    """A tokenizer that is written in Python, like those of some models: it has no inner one."""
+
+    is_fast = False
+
+    def __init__(self, inner: Any, *, split_special_tokens: bool = False) -> None:
+        self.inner = inner
+        self.split_special_tokens = split_special_tokens
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "backend_tokenizer":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        return self.inner(texts, split_special_tokens=self.split_special_tokens, **options)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_tokenizer_in_python_gives_the_same(name: str) -> None:
+    tokenizer = make_tokenizer(name)
+    fast, slow = encode(tokenizer, SINGLE, SINGLE), encode(Slow(tokenizer), SINGLE, SINGLE)
+    assert (fast.ids, fast.labels, fast.offsets) == (slow.ids, slow.labels, slow.offsets)
+
+
 def test_an_end_token_that_the_tokenizer_takes_apart_is_refused() -> None:
-    class Splitting:
-        """Tokenises special tokens like any text, as `split_special_tokens` does."""
+    tokenizer = copy.deepcopy(make_tokenizer("chatml"))
+    for splitting in (Slow(tokenizer, split_special_tokens=True), tokenizer):
+        tokenizer.split_special_tokens = True
+        with pytest.raises(FailureError, match=r"row 7: .*does not keep the end token"):
+            encode(splitting, SINGLE)
 
-        def __init__(self, inner: Any) -> None:
-            self.inner = inner
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.inner, name)
-
-        def __call__(self, texts: list[str], **options: Any) -> Any:
-            return self.inner([text.replace("|im", "| im") for text in texts], **options)
-
-    with pytest.raises(FailureError, match=r"row 7: .*does not keep the end token"):
-        encode(Splitting(make_tokenizer("chatml")), SINGLE)
+def test_a_tokenizer_that_was_set_to_cut_and_pad_does_neither() -> None:
+    tokenizer = copy.deepcopy(make_tokenizer("chatml"))
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=99)
+    assert masked(tokenizer, SINGLE) == SEEN["chatml"]
 
 
 def test_an_answer_whose_beginning_merges_with_the_prompt_is_learned_whole() -> None:
