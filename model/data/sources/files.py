@@ -119,7 +119,8 @@ class FileSource:
         while not folder.is_dir():
             folder = folder.parent
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        return f"{patterns.neighbours(self.path.name, names)} (in {folder})"
+        missing = self.path.relative_to(folder).parts[0]
+        return f"{patterns.neighbours(missing, names)} (in {folder})"
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -107,12 +107,15 @@ class HubSource:
         if CARD not in paths:
             return {}
         from huggingface_hub import DatasetCard
+        from yaml import YAMLError
 
         text = self._download(CARD, commit).read_text(encoding="utf-8", errors="replace")
+        if not text.lstrip().startswith("---"):
+            return {}
         try:
             configurations = DatasetCard(text, ignore_metadata_errors=True).data.to_dict().get("configs") or []
-        except ValueError as error:
-            print(f"the card of {self.repository} is passed over: {error}", file=sys.stderr, flush=True)
+        except (YAMLError, ValueError) as error:
+            print(f"the card of {self.repository} is passed over: {self._shown(error)}", file=sys.stderr, flush=True)
             return {}
         return {str(entry.get("config_name", "default")): entry for entry in configurations if isinstance(entry, dict)}
 

@@ -84,11 +84,12 @@ class ObjectStoreSource:
 
     def records(self) -> Iterator[Record]:
         """Yield the rows of all objects, in the order of their keys."""
-        paths = [entry.path for entry in self._objects]
+        self.__dict__.pop("_objects", None)  # listed anew, since an earlier attempt may have seen others
+        known = self._objects
+        paths = [entry.path for entry in known]
         for path, label in zip(paths, patterns.labels(paths), strict=True):
             yield from self._object_records(path, label or path.rsplit("/", 1)[-1], label)
-        known = self._objects
-        del self._objects  # looked up again
+        del self._objects
         if self._objects != known:
             raise SourceInterruptedError(f"the objects of {self.uri} changed while they were read")
 
