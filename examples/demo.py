@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,13 +34,15 @@ FOLLOW_SECONDS = 1800
 """Longer than a run takes on any machine: then something is wrong, and the last line says what."""
 
 OUT = ROOT / "out"
+ROWS = OUT / "dataset"
 SCRATCH = "/tmp"  # noqa: S108 - an emptyDir of the pod's own
 
 
 class Report:
-    """What took how long; printed as it happens and written to out/demo.json."""
+    """What took how long; printed as it happens and written to a file below out/."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self.figures: dict[str, float | str] = {}
 
     @contextlib.contextmanager
@@ -57,12 +59,20 @@ class Report:
     def write(self) -> None:
         """Write what was measured."""
         OUT.mkdir(exist_ok=True)
-        (OUT / "demo.json").write_text(json.dumps(self.figures, indent=2) + "\n")
+        (OUT / self._name).write_text(json.dumps(self.figures, indent=2) + "\n")
 
 
 def main() -> int:
     """Run the demo; returns the exit code."""
-    report = Report()
+    report = Report("demo.json")
+    installation, team = prepare(report)
+    problems = train(installation, team, report)
+    report.write()
+    return tell(report, problems)
+
+
+def prepare(report: Report) -> tuple[Installation, Kubectl]:
+    """A cluster with the chart on it, and a team's namespace with the base model on a claim."""
     target = cluster()
     with report.part(f"a Kubernetes cluster ({target.kind})", "clusterSeconds"):
         target.up()
@@ -75,48 +85,68 @@ def main() -> int:
     team = installation.create_namespace(NAMESPACE)
     with report.part("the base model (SmolLM2-135M-Instruct) on a claim"):
         installation.provide_base_model(team)
+    return installation, team
+
+
+def train(installation: Installation, team: Kubectl, report: Report) -> list[str]:
+    """Train an adapter on the demo's rows and check it; returns what is wrong."""
     with report.part("a dataset: the documentation of Python's standard library"):
-        prompts = push_dataset(installation, team)
-    name = next_name(team)
+        push_dataset(installation, team, DATASET, "train.jsonl")
+    name = next_name(team, "demo")
     with report.part(f"the TrainingRun {name}"):
-        run = follow(team, name, report)
+        run = follow(team, manifest(name), report)
+    show(team, run)
+    if not is_true(run, "Succeeded"):
+        return [f"{name} did not succeed"]
+    return check(installation, team, run, report)
+
+
+def show(team: Kubectl, run: dict[str, Any]) -> None:
+    """Print what became of a run."""
     print(team("get", "trainingruns"))
     for condition in run["status"]["conditions"]:
         print(f"    {condition['type']:14} {condition['status']:8} {condition['reason']}: {condition['message']}")
-    if not is_true(run, "Succeeded"):
-        print(json.dumps(run["status"].get("failure"), indent=2))
-        return 1
-    problems = check(installation, team, run, prompts, report)
-    report.write()
+    if "failure" in run["status"]:
+        print(json.dumps(run["status"]["failure"], indent=2))
+
+
+def tell(report: Report, problems: list[str]) -> int:
+    """Print the figures and the problems; returns the exit code."""
     print(json.dumps(report.figures, indent=2))
     for problem in problems:
         print(f"FAILED: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
-def push_dataset(installation: Installation, team: Kubectl) -> list[str]:
-    """Make the rows, push the training part into the registry, and return a few held-out prompts."""
-    train, held_out = OUT / "dataset" / "train.jsonl", OUT / "dataset" / "held-out.jsonl"
-    train.parent.mkdir(parents=True, exist_ok=True)
-    make_dataset.main([f"--train={train}", f"--held-out={held_out}"])
+def push_dataset(installation: Installation, team: Kubectl, name: str, file: str) -> None:
+    """Make the demo's rows, which are the same each time, and push one of the files into the registry."""
+    ROWS.mkdir(parents=True, exist_ok=True)
+    files = {each: ROWS / f"{each}.jsonl" for each in ("train", "held-out", "preferences")}
+    make_dataset.main([f"--{each}={path}" for each, path in files.items()])
     with installation.registry(team) as registry:
-        print("    " + registry("dataset", "push", DATASET, str(train)).strip())
-    rows = [json.loads(line) for line in held_out.read_text().splitlines()[:HELD_OUT_PROMPTS]]
-    return [row["prompt"] for row in rows]
+        print("    " + registry("dataset", "push", name, str(ROWS / file)).strip())
 
 
-def next_name(team: Kubectl) -> str:
+def held_out_prompts() -> list[str]:
+    """A few questions that no run has seen."""
+    lines = (ROWS / "held-out.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["prompt"] for line in lines[:HELD_OUT_PROMPTS]]
+
+
+def next_name(team: Kubectl, stem: str) -> str:
     """A name for a new run: specs are immutable, so every run has its own."""
     taken = {run["metadata"]["name"] for run in team.items("trainingruns")}
-    return next(name for name in (f"demo-{number}" for number in range(1, len(taken) + 2)) if name not in taken)
+    return next(name for name in (f"{stem}-{number}" for number in range(1, len(taken) + 2)) if name not in taken)
 
 
-def follow(team: Kubectl, name: str, report: Report) -> dict[str, Any]:
-    """Apply the run and watch it to its end; returns the run."""
+def follow(team: Kubectl, document: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Apply a run and watch it to its end; returns the run."""
+    name = document["metadata"]["name"]
     started, clock = datetime.now(UTC), time.monotonic()
-    team.apply(manifest(name))
+    team.apply(document)
     seen: set[str] = set()
-    said, pod = "", {}
+    said = ""
+    pod: dict[str, Any] = {}
     while True:
         run = team.find("trainingrun", name) or {}
         pods = team.items("pods", f"finetune.dev/run={name},finetune.dev/role=train")
@@ -193,20 +223,16 @@ def check(
     installation: Installation,
     team: Kubectl,
     run: dict[str, Any],
-    prompts: list[str],
     report: Report,
 ) -> list[str]:
     """Compare what the run, the registry and the claim say; returns what is wrong."""
-    result, output = run["status"]["result"], run["status"]["output"]
+    result = run["status"]["result"]
     with installation.registry(team) as registry:
         version = str(result["adapter"]["version"])
         print(registry("adapter", "show", ADAPTER, version))
         registered = registry.json("adapter", "show", ADAPTER, version)
     with report.part("the adapter's files on the claim, and its answers beside the base model's"):
-        digest, answers = look_at_adapter(installation, team, run["metadata"]["name"], output, prompts)
-    for answer in answers:
-        print(f"\n    {answer['prompt']}\n      base:    {answer['base']}\n      adapter: {answer['adapter']}")
-    print()
+        digest, answers = look_at_adapter(installation, team, run)
     evaluation, base = float(result["evaluationLoss"]), float(result["baseEvaluationLoss"])
     report.figures |= {
         "finalLoss": float(result["finalLoss"]),
@@ -219,21 +245,24 @@ def check(
         problems.append(f"the files hash to {digest}, the registry says {registered['sha256']}")
     if evaluation > (1 - MINIMUM_IMPROVEMENT) * base:
         problems.append(f"evaluation loss {evaluation} is not {MINIMUM_IMPROVEMENT:.0%} below the base model's {base}")
-    if len(answers) != len(prompts):
-        problems.append(f"{len(answers)} answers to {len(prompts)} prompts")
+    if len(answers) != HELD_OUT_PROMPTS:
+        problems.append(f"{len(answers)} answers to {HELD_OUT_PROMPTS} prompts")
     return problems
 
 
-def look_at_adapter(
-    installation: Installation, team: Kubectl, name: str, output: dict[str, str], prompts: list[str]
-) -> tuple[str, list[dict[str, str]]]:
+def look_at_adapter(installation: Installation, team: Kubectl, run: dict[str, Any]) -> tuple[str, list[dict[str, str]]]:
     """Hash the adapter's files and ask it the prompts, in a pod that mounts the claim; returns digest and answers."""
-    job = look_job(installation.images.trainer, f"{name}-look", output, prompts)
+    name = run["metadata"]["name"]
+    job = look_job(installation.images.trainer, f"{name}-look", run["status"]["output"], held_out_prompts())
     team.apply(job)
     team("wait", "--for=condition=Complete", f"job/{name}-look", "--timeout=300s", timeout=310)
     digest = team("logs", f"job/{name}-look", "--container=hash").split()[0]
     lines = team("logs", f"job/{name}-look", "--container=chat").splitlines()
-    return digest, [json.loads(line) for line in lines if line.startswith("{")]
+    answers = [json.loads(line) for line in lines if line.startswith("{")]
+    for answer in answers:
+        print(f"\n    {answer['prompt']}\n      base:    {answer['base']}\n      adapter: {answer['adapter']}")
+    print()
+    return digest, answers
 
 
 def look_job(image: str, name: str, output: dict[str, str], prompts: list[str]) -> dict[str, Any]:
@@ -284,9 +313,14 @@ def look_job(image: str, name: str, output: dict[str, str], prompts: list[str]) 
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
 
 
-if __name__ == "__main__":
+def guarded(demo: Callable[[], int]) -> int:
+    """Run a demo; what a person can mend becomes one line."""
     try:
-        sys.exit(main())
+        return demo()
     except (ClusterError, CommandError, TimeoutError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,9 +1,11 @@
 """Makes a small, real dataset: what the functions of Python's standard library do, in their own words.
 
-    python make_dataset.py --train train.jsonl --held-out held-out.jsonl
+    python make_dataset.py --train train.jsonl --held-out held-out.jsonl --preferences preferences.jsonl
 
 Each row asks about one function or class and answers with the first paragraph of its documentation:
 `{"prompt": "What does `os.path.join` do in Python?", "completion": "Join two or more pathname components, ..."}`.
+The preferences are other rows of the same kind; their chosen answer is the whole paragraph, their rejected one breaks
+off in the middle of a sentence: `{"prompt": "...", "chosen": "...", "rejected": "..."}`.
 The order comes from a hash of the prompt, so that the same minor version of Python gives the same files.
 """
 
@@ -36,6 +38,8 @@ MODULES = [
 
 SHORTEST, LONGEST = 30, 300
 """Characters of an answer: shorter ones say nothing, longer ones are slow to learn."""
+FEWEST_WORDS, LONGEST_CHOSEN = 8, 140
+"""Words and characters of a chosen answer: a shorter one has no middle, and a pair is read twice."""
 
 
 def documented_members(module_name: str) -> Iterator[tuple[str, str]]:
@@ -66,6 +70,22 @@ def make_rows() -> list[dict[str, str]]:
     return sorted(rows.values(), key=lambda row: hashlib.sha256(row["prompt"].encode()).digest())
 
 
+def break_off(answer: str) -> str:
+    """Return the beginning of an answer: a third to two thirds of its words, by a hash, without an end mark."""
+    words = answer.split()
+    share = 1 / 3 + hashlib.sha256(answer.encode()).digest()[0] / 255 / 3
+    return " ".join(words[: max(3, round(len(words) * share))]).rstrip(".,;:!?")
+
+
+def make_preferences(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return a pair of answers for each row whose answer is long enough to break off and short enough to learn."""
+    return [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": break_off(row["completion"])}
+        for row in rows
+        if len(row["completion"].split()) >= FEWEST_WORDS and len(row["completion"]) <= LONGEST_CHOSEN
+    ]
+
+
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """Write the rows as JSON lines."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -78,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--held-out", type=Path, help="file for rows that the training never sees")
     parser.add_argument("--rows", type=int, default=440, help="rows in the first file (default %(default)s)")
     parser.add_argument("--held-out-rows", type=int, default=40, help="rows in the second (default %(default)s)")
+    parser.add_argument("--preferences", type=Path, help="file for pairs about functions that are in neither file")
+    parser.add_argument("--pairs", type=int, default=240, help="pairs in that file (default %(default)s)")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # deprecated modules say so when they are imported
     rows = make_rows()
@@ -87,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_rows(options.train, rows[: options.rows])
     if options.held_out is not None:
         write_rows(options.held_out, rows[options.rows : wanted])
+    if options.preferences is not None:
+        pairs = make_preferences(rows[wanted:])
+        if len(pairs) < options.pairs:
+            parser.error(f"this Python documents {len(pairs)} pairs, {options.pairs} are wanted")
+        write_rows(options.preferences, pairs[: options.pairs])
     print(f"{options.rows} rows to train on, {options.held_out_rows} held out, {len(rows)} available")
 
 
