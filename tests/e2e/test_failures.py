@@ -49,11 +49,16 @@ def test_bad_datasets_and_models_end_in_their_own_reason(tiny: Kubectl) -> None:
     assert "no/such/model" in str(failed(tiny, "BaseModelUnavailable", "no-model")["message"])
 
 
-def test_an_output_claim_that_does_not_exist_is_named(tiny: Kubectl) -> None:
+def test_a_claim_or_a_storage_class_that_does_not_exist_is_named(tiny: Kubectl) -> None:
     dataset = runs.config_map(tiny, runs.lines(runs.rows(24)))
-    tiny.apply(runs.manifest(dataset=dataset, output={"claimName": "not-there"}))
-    failure = failed(tiny, "Unschedulable")
-    assert "not-there" in str(failure["message"])
+    tiny.apply(
+        runs.manifest("no-claim", dataset=dataset, output={"claimName": "not-there"}),
+        runs.manifest("no-class", dataset=dataset, output={"claim": {"size": "1Gi", "storageClassName": "no-class"}}),
+    )
+    assert "not-there" in str(failed(tiny, "Unschedulable", "no-claim")["message"])
+    message = str(failed(tiny, "Unschedulable", "no-class")["message"])
+    assert 'storageclass.storage.k8s.io "no-class" not found' in message
+    assert "PersistentVolumeClaim" in message
 
 
 def test_too_little_memory_is_out_of_memory(tiny: Kubectl) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,36 @@ def test_chat_messages(tiny: Kubectl) -> None:
     tiny.apply(runs.manifest(dataset=dataset))
     done = runs.succeeded(tiny)
     assert done["status"]["dataset"]["rows"] > 0
+
+
+@pytest.mark.usefixtures("registry_needed")
+def test_preferences_on_top_of_an_adapter(installation: Installation, tiny: Kubectl, tmp_path: Path) -> None:
+    """The parent's claim is mounted read-only, the parent is trained further, and the lineage names it."""
+    tiny.apply(runs.manifest("first", dataset=runs.config_map(tiny, runs.lines(runs.rows(24))), lora={"rank": 4}))
+    parent = runs.succeeded(tiny, "first")["status"]["result"]["adapter"]
+    pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "I do not know."} for r in runs.rows(24)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(runs.lines(pairs))
+    with installation.registry(tiny) as registry:
+        registry("dataset", "push", "pairs", str(path))
+    dataset = {"registry": {"name": "pairs"}, "evaluation": {"maxRows": 8}}
+    training = {"batchSize": 4, "maxLength": 128, "maxSteps": 6, "learningRate": "1e-2"}
+    spec = {"parentAdapter": {"name": "first"}, "dpo": {"beta": "0.5"}, "dataset": dataset, "training": training}
+    tiny.apply(runs.manifest("preferred", method="DPO", **spec))
+    done = runs.succeeded(tiny, "preferred")
+
+    status = done["status"]
+    lineage = {key: parent[key] for key in ("name", "version", "sha256")}
+    assert status["parentAdapter"] == lineage
+    assert abs(float(status["result"]["baseEvaluationLoss"]) - math.log(2)) < 1e-3  # of the reference: the parent
+    assert float(status["result"]["evaluationLoss"]) < float(status["result"]["baseEvaluationLoss"])
+    assert 0 <= float(status["result"]["rewardAccuracy"]) <= 1
+    with installation.registry(tiny) as registry:
+        found = registry.json("adapter", "show", "preferred")
+    assert (found["parent"], found["method"]) == (lineage, "DPO")
+    trainer = runs.pods(tiny, "preferred")[-1]["spec"]["containers"][0]
+    mounts = {mount["mountPath"]: mount for mount in trainer["volumeMounts"]}
+    assert mounts["/models/parent"]["readOnly"] is True
 
 
 def test_suspending_saves_and_resuming_goes_on(tiny: Kubectl) -> None:

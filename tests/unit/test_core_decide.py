@@ -241,6 +241,11 @@ def mount_event(message: str) -> dict[str, Any]:
     return {"reason": "FailedMount", "message": message, "metadata": {}, "lastTimestamp": o.stamp(20)}
 
 
+def claim_event(message: str) -> dict[str, Any]:
+    """As `gather` gives it: with the claim's name in front."""
+    return {**mount_event(f'PersistentVolumeClaim "adapters": {message}'), "reason": "ProvisioningFailed"}
+
+
 def pending(export: dict[str, Any]) -> dict[str, Any]:
     return o.pod("p1", "Pending", export=export)
 
@@ -274,6 +279,20 @@ def pending(export: dict[str, Any]) -> dict[str, Any]:
         (unschedulable('persistentvolumeclaim "adapters" not found'), [], "Unschedulable", '"adapters"', True),
         (unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), [], "Unschedulable", "gpu", False),
         (unschedulable("pod has unbound immediate PersistentVolumeClaims"), [], "Unschedulable", "adapters", False),
+        (
+            unschedulable("pod has unbound immediate PersistentVolumeClaims"),
+            [claim_event('storageclass.storage.k8s.io "nope" not found')],
+            "Unschedulable",
+            '"adapters": storageclass.storage.k8s.io "nope" not found',
+            True,
+        ),
+        (
+            unschedulable("pod has unbound immediate PersistentVolumeClaims"),
+            [claim_event("no space left in the pool")],
+            "Unschedulable",
+            "no space left in the pool",
+            False,
+        ),
         (pending(o.waiting("CreateContainerError", "no space")), [], "InternalError", "no space", False),
         (
             pending({}),
@@ -335,6 +354,31 @@ def test_a_second_attempt_that_is_refused_says_so_and_waits() -> None:
         )
         assert (case.problem.message if case.problem else None) == text
         assert failure_of(case) is None
+
+
+SHARED_MEMORY = 'Usage of EmptyDir volume "shared-memory" exceeds the limit "2Gi". '
+DISK = 'Container trainer exceeded its local ephemeral storage limit "1Gi". '
+
+
+def evicted(name: str, code: int, message: str, **more: Any) -> dict[str, Any]:
+    found = o.failed_pod(name, code, {"interrupted": {"step": 5}} if code == 75 else None, **more)
+    return {**found, "status": {**found["status"], "reason": "Evicted", "message": message}}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"), [(SHARED_MEMORY, "OutOfMemory"), (DISK, "StorageFull")], ids=["memory", "disk"]
+)
+def test_a_pod_evicted_for_its_own_use_is_no_interruption(message: str, reason: str) -> None:
+    for code in (75, 137):
+        pod = evicted("p1", code, message)
+        case = decide.case_of(o.run(), observe(o.job(), pod), o.SETTINGS, o.at(60))
+        assert [attempt.reason for attempt in case.attempts] == [reason]
+        found = failure(o.run(), observe(o.job("Failed", **BACKOFF), pod))
+        assert (found.reason, message.strip() in found.message) == (reason, True)
+    # The Job does not count exit code 75, so that only this ends them.
+    again = [evicted(f"p{n}", 75, message, created=2 + 40 * n) for n in range(21)]
+    found = failure(o.run(), observe(o.job(), *again))
+    assert (found.reason, message.strip() in found.message) == ("RetriesExhausted", True)
 
 
 def test_interruptions_are_free_but_not_endless() -> None:

@@ -62,11 +62,13 @@ HINTS: dict[str, str] = {
         "a smaller spec.training.microBatchSize or maxLength needs less on the CPU."
     ),
     STORAGE_FULL: (
-        "The output claim is full. Raise spec.output.claim.size, delete runs' folders that are no longer "
-        "needed, or raise spec.training.checkpointSteps to keep fewer checkpoints."
+        "The output claim is full, or the pod used more of its node's own disk than it may; the message says which. "
+        "Raise spec.output.claim.size, delete runs' folders that are no longer needed, or raise "
+        "spec.training.checkpointSteps to keep fewer checkpoints."
     ),
     UNSCHEDULABLE: (
-        "A claim that the message names must exist: create it, or correct spec.output. If no node fits, compare "
+        "A claim or StorageClass that the message names must exist: create it, or correct spec.output. If no node "
+        "fits, compare "
         "spec.resources and spec.scheduling with the nodes: kubectl describe nodes shows what is free."
     ),
     IMAGE_PULL_FAILED: (

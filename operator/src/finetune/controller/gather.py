@@ -24,7 +24,7 @@ from .core.messages import Message, message_of
 from .core.observe import EventView, JobView, Observation, PodView, ProgressView, event_views, job_view, pod_view
 from .core.settings import Settings
 from .core.status import is_finished
-from .core.storage import output_claim_name
+from .core.storage import claim_names, output_claim_name
 
 Document = Mapping[str, Any]
 
@@ -139,7 +139,7 @@ class Gatherer:
         return job_view(document) if document else None
 
     async def _pending_events(self, run: TrainingRun, seen: Observation, now: datetime) -> tuple[EventView, ...]:
-        """Events of the Job and its newest pod, when one of them has been pending for a while."""
+        """Events of the Job, its newest pod and unbound claims, when one of them has been pending for a while."""
         pod, job = seen.newest_pod, seen.job
         if job is None or job.ended or (pod is not None and pod.phase == "Running"):
             return ()
@@ -148,7 +148,20 @@ class Gatherer:
             return ()
         uids = [job.uid, *([pod.uid] if pod and not pod.finished else [])]  # an ended pod waits for its successor
         found = [event for uid in uids for event in await self._kubernetes.list_events(run.metadata.namespace, uid)]
+        if pod is not None and "unbound" in pod.unschedulable:
+            found += await self._claim_events(run)
         return event_views(found)
+
+    async def _claim_events(self, run: TrainingRun) -> list[dict[str, Any]]:
+        """Events of the run's claims; each message names its claim."""
+        found = []
+        for name in claim_names(run):
+            claim = await self._kubernetes.get_claim(run.metadata.namespace, name)
+            if claim is not None:
+                events = await self._kubernetes.list_events(run.metadata.namespace, claim["metadata"]["uid"])
+                about = f'PersistentVolumeClaim "{name}": '
+                found += [{**event, "message": about + (event.get("message") or "")} for event in events]
+        return found
 
     def _latest_progress(self, uid: str) -> ProgressView | None:
         posted = self._progress.get(uid)

@@ -10,6 +10,7 @@ from finetune.api.status import MAX_ATTEMPT_HISTORY, Attempt
 
 from .exits import IGNORED, reason_of
 from .observe import ContainerView, PodView
+from .storage import SHARED_MEMORY
 
 COMPLETED = "Completed"
 INTERRUPTED = "Interrupted"
@@ -84,22 +85,29 @@ def interruptions_without_progress(attempts: Iterable[Attempt]) -> int:
     for attempt in reversed(tuple(attempts)):
         if attempt.completion_time is None:
             continue
-        if attempt.reason != INTERRUPTED or (count and attempt.step != step):
+        if not _is_free(attempt) or (count and attempt.step != step):
             break
         count, step = count + 1, attempt.step
     return count
 
 
+def _is_free(attempt: Attempt) -> bool:
+    """The Job does not count it, whatever it is called."""
+    return attempt.reason == INTERRUPTED or attempt.exit_code in IGNORED
+
+
 def _end_reason(pod: PodView, words: ContainerView) -> str:
     if pod.phase == "Succeeded":
         return COMPLETED
-    if pod.disrupted or words.exit_code in IGNORED:
+    if pod.disrupted or (words.exit_code in IGNORED and not pod.over_its_limit):
         return INTERRUPTED
     return failure_reason(pod, words)
 
 
 def failure_reason(pod: PodView, words: ContainerView) -> str:
     """One word for why a pod failed: its own, else by exit code, else that its node is gone."""
+    if pod.over_its_limit:  # killed within a second: what it could still say is not why
+        return reasons.OUT_OF_MEMORY if f'"{SHARED_MEMORY}"' in pod.message else reasons.STORAGE_FULL
     if words.exit_reason != "OOMKilled" and words.message.failure:
         own = words.message.failure.reason
         return own if own in reasons.FAILURE_REASONS else reasons.INTERNAL_ERROR

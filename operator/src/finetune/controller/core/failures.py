@@ -14,7 +14,7 @@ from finetune.api.status import Attempt
 from finetune.api.trainingrun import TrainingRun
 
 from .attempts import COMPLETED, GONE, INTERRUPTED, failure_reason, interruptions_without_progress
-from .observe import Observation, PodView
+from .observe import ContainerView, Observation, PodView
 from .problems import Problem
 from .settings import Settings
 
@@ -135,10 +135,12 @@ def _interrupted_too_often(case: Case) -> Failure | None:
     count = interruptions_without_progress(case.attempts)
     if count <= case.settings.max_interruptions:
         return None
+    last = max(case.seen.pods, key=lambda pod: pod.created, default=None)
+    said = f" (the last time: {last.message.strip()})" if last and last.message else ""
     return Failure(
         reasons.RETRIES_EXHAUSTED,
-        f"interrupted {count} times in a row without a new checkpoint; lower training.checkpointSteps or move the "
-        "run to nodes that are not preempted",
+        f"interrupted {count} times in a row without a new checkpoint{said}; lower training.checkpointSteps or move "
+        "the run to nodes that are not preempted",
     )
 
 
@@ -168,6 +170,9 @@ _POLICIES: tuple[Callable[[Case], Failure | None], ...] = (
 def failure_of_pod(pod: PodView) -> Failure:
     """A pod's own reason and last words."""
     words = pod.last_words
+    if pod.over_its_limit:
+        reason = failure_reason(pod, words or ContainerView())
+        return Failure(reason, f"pod {pod.name} was evicted: {pod.message.strip()}", words.exit_code if words else None)
     if words is None:
         reason = reasons.NODE_LOST if pod.reason else reasons.INTERNAL_ERROR
         return Failure(

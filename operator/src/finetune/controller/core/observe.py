@@ -60,6 +60,8 @@ class PodView:
     deleted: datetime | None = None
     """When its deletion is or was due; grace period included."""
     reason: str = ""
+    message: str = ""
+    """The kubelet's words for `reason`."""
     export: ContainerView = field(default_factory=ContainerView)
     trainer: ContainerView = field(default_factory=ContainerView)
 
@@ -67,6 +69,11 @@ class PodView:
     def finished(self) -> bool:
         """The pod has ended, well or badly."""
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def over_its_limit(self) -> bool:
+        """It was evicted for what it used of the node's disk or of shared memory: its own doing, no disruption."""
+        return self.reason == "Evicted" and not self.disrupted
 
     @property
     def last_words(self) -> ContainerView | None:
@@ -272,6 +279,7 @@ def pod_view(pod: Document) -> PodView:
         disrupted=disruption.get("reason", "") if disruption.get("status") == "True" else "",
         deleted=parse_time(metadata.get("deletionTimestamp")),
         reason=status.get("reason", ""),
+        message=status.get("message", ""),
         export=containers.get(EXPORT_CONTAINER, ContainerView()),
         trainer=containers.get(TRAINER_CONTAINER) or containers.get(COLLECT_CONTAINER) or ContainerView(),
     )

@@ -14,10 +14,12 @@ from finetune.api import reasons
 from finetune.api.trainingrun import TrainingRun
 
 from .observe import Observation, PodView
-from .storage import output_claim_name
+from .storage import claim_names
 
 REGISTRY_UNAVAILABLE = "RegistryUnavailable"
 JOB_NAME_TAKEN = "JobNameTaken"
+PROVISIONING_FAILED = "ProvisioningFailed"
+"""Reason of a claim's Event: its StorageClass does not exist, or cannot make a volume."""
 
 _IMAGE_REASONS = (
     "ErrImagePull",
@@ -152,10 +154,11 @@ def _unschedulable(run: TrainingRun, seen: Observation) -> Problem | None:
     if pod is None or not pod.unschedulable:
         return None
     message = pod.unschedulable
-    if "unbound" in message:  # the scheduler does not say which
-        base, dataset = run.spec.base_model.volume, run.spec.dataset.volume
-        claims = [output_claim_name(run), *(volume.claim_name for volume in (base, dataset) if volume)]
-        message += f" (the run's claims: {', '.join(claims)})"
+    if "unbound" in message:  # the scheduler says neither which nor why; an Event of the claim may
+        refusal = next((event.message for event in reversed(seen.events) if event.reason == PROVISIONING_FAILED), None)
+        if refusal is not None:
+            return Problem(reasons.UNSCHEDULABLE, refusal, expires="not found" in refusal)
+        message += f" (the run's claims: {', '.join(claim_names(run))})"
     return _missing_reference(run, message) or Problem(reasons.UNSCHEDULABLE, message, expires=False)
 
 

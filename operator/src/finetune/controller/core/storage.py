@@ -22,11 +22,17 @@ OUTPUT = "output"
 BASE_MODEL = "base-model"
 SOURCE = "source"
 PARENT_ADAPTER = "parent-adapter"
+SHARED_MEMORY = "shared-memory"
 
 
 def output_claim_name(run: TrainingRun) -> str:
     """The claim that the run writes to: the named one, else one that bears the Job's name."""
     return run.spec.output.claim_name or names.job_name(run.metadata.name, run.metadata.uid)
+
+
+def claim_names(run: TrainingRun) -> tuple[str, ...]:
+    """The claims that the run's spec leads to, each once."""
+    return tuple(dict.fromkeys(_claims(run, None).values()))
 
 
 def parent_directory(run: TrainingRun, parent: ParentView) -> str:
@@ -45,7 +51,7 @@ def pod_volumes(run: TrainingRun, parent: ParentView | None) -> list[Document]:
     volumes = [
         claim_volume(OUTPUT, output_claim_name(run)),
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
-        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.resources.shared_memory}},
+        {"name": SHARED_MEMORY, "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.resources.shared_memory}},
     ]
     claims = _claims(run, parent)
     for role, claim in claims.items():
@@ -73,7 +79,7 @@ def trainer_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document
     mounts = [
         mount(OUTPUT, names.OUTPUT_MOUNT),
         mount("token", names.TOKEN_DIRECTORY, read_only=True),
-        mount("shared-memory", "/dev/shm"),  # noqa: S108 - PyTorch's workers share tensors there
+        mount(SHARED_MEMORY, "/dev/shm"),  # noqa: S108 - PyTorch's workers share tensors there
     ]
     if BASE_MODEL in claims:
         mounts.append(mount(_volume_of(BASE_MODEL, claims), names.BASE_MODEL_MOUNT, read_only=True))
