@@ -10,10 +10,20 @@ OF_A_STEP = frozenset({"train", "evaluation", "checkpoint", "outOfMemory", "warn
 """Events that a resumed run tells again when it makes the step again; the others tell of the attempts."""
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Take out what was told of later steps than `step`, and of the run's end; the file is replaced whole."""
+def forget_after(path: Path, step: int, *, evaluated: bool) -> None:
+    """Take out what will be told again; the file is replaced whole.
+
+    Parameters
+    ----------
+    path
+        The file.
+    step
+        The step that the run goes on from: what was told of later ones goes, and what was told of the run's end.
+    evaluated
+        Whether an evaluation of this very step is done; else that goes, too.
+    """
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _is_kept(line, step)]
+    kept = [line for line in lines if _is_kept(line, step, evaluated)]
     if kept == lines:
         return
     temporary = path.with_name(path.name + ".tmp")
@@ -32,8 +42,10 @@ def drop_half_line(path: Path) -> None:
             os.truncate(path, content.rfind(b"\n") + 1)
 
 
-def _is_kept(line: bytes, step: int) -> bool:
+def _is_kept(line: bytes, step: int, evaluated: bool) -> bool:
     event = json.loads(line)
     if event["event"] not in OF_A_STEP:
         return True
-    return "step" in event and event["step"] <= step and not event.get("final")
+    if "step" not in event or event["step"] > step or event.get("final"):
+        return False
+    return evaluated or event["event"] != "evaluation" or event["step"] < step

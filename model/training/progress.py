@@ -55,10 +55,10 @@ class ProgressLog:
         else:
             self._display.show(event, clean)
 
-    def rewind(self, step: int) -> None:
-        """Forget what earlier attempts told of steps after `step`: they will be made, and told, again."""
+    def rewind(self, step: int, *, evaluated: bool) -> None:
+        """Forget what earlier attempts told of steps after `step`, and of its evaluation unless that is done."""
         self._metrics.close()
-        forget_after(self._path, step)
+        forget_after(self._path, step, evaluated=evaluated)
         self._metrics = self._path.open("a", encoding="utf-8", buffering=1)
 
 

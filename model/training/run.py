@@ -113,7 +113,7 @@ def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
     """Train until the last step, an early stop, or SIGTERM, after which the process does not return."""
     state: RunState = trainer.run_state
     step = checkpoint.step if checkpoint else 0
-    trainer.parts.log.rewind(step)
+    trainer.parts.log.rewind(step, evaluated=not state.evaluation_due)
     interruption.defer(saved_step=step)
     if checkpoint is not None and state.evaluation_due:
         trainer.restore(checkpoint)

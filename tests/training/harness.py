@@ -69,10 +69,10 @@ class Run:
         given = [(name, value) for name, value in self.flags.items() if value is not None]
         return ["train", *(f"--{name.replace('_', '-')}={value}" for name, value in given)]
 
-    def start(self) -> BaseProcess:
-        """Start a trainer."""
+    def start(self, target: Callable[..., None] = cli.run, *given: Any) -> BaseProcess:
+        """Start a trainer, or what stands for one."""
         (self.path / TERMINATION_LOG).unlink(missing_ok=True)
-        process = PROCESSES.Process(target=cli.run, args=(self.arguments(),))
+        process = PROCESSES.Process(target=target, args=(self.arguments(), *given))
         with contextlib.chdir(self.path):
             process.start()
         return process

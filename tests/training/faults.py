@@ -1,0 +1,89 @@
+"""Trainers that get SIGTERM, or a full disk, at points of their work that no clock would hit for sure."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from typing import Any
+
+from model.training import cli, interruption, result, run
+from model.training.sft import SupervisedTrainer
+from model.training.trainer import TrainingLoop
+
+POINTS: dict[str, tuple[Any, str]] = {
+    "micro-batch": (SupervisedTrainer, "compute_loss"),
+    "step's end": (TrainingLoop, "stop_clock"),
+    "evaluation": (SupervisedTrainer, "measure"),
+    "checkpoint": (TrainingLoop, "_write_checkpoint"),
+    "final evaluation": (TrainingLoop, "final_evaluation"),
+    "adapter": (result, "verify_adapter"),
+    "last words": (run, "write_termination_message"),
+    "publication": (run, "_publish"),
+}
+"""Functions by what the trainer does in them."""
+
+
+def sigterm(arguments: list[str], point: str, call: int, step_seconds: float) -> None:
+    """Train, and get SIGTERM twice when a point is reached for the `call`-th time."""
+
+    def act() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    interruption.STEP_SECONDS = step_seconds
+    _before(point, call, act)
+    cli.run(arguments)
+
+
+def full_disk(arguments: list[str], point: str, call: int) -> None:
+    """Train, and find no space left when a point is reached for the `call`-th time."""
+
+    def act() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _before(point, call, act)
+    cli.run(arguments)
+
+
+def broken_disk(arguments: list[str], point: str, call: int) -> None:
+    """Train, and get SIGTERM and an error of the disk when a point is reached for the `call`-th time."""
+
+    def act() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    _before(point, call, act)
+    cli.run(arguments)
+
+
+def memory(arguments: list[str], calls: set[int]) -> None:
+    """Train on a GPU that runs out of memory in some of the forward passes."""
+    import torch
+
+    passes = 0
+    original = SupervisedTrainer.compute_loss
+
+    def compute_loss(self: SupervisedTrainer, *given: Any, **named: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes in calls:
+            raise torch.OutOfMemoryError("injected")
+        return original(self, *given, **named)
+
+    SupervisedTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+    cli.run(arguments)
+
+
+def _before(point: str, call: int, act: Any) -> None:
+    owner, name = POINTS[point]
+    original, calls = getattr(owner, name), 0
+
+    def reached(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            act()
+        return original(*given, **named)
+
+    setattr(owner, name, reached)
