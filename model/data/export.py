@@ -28,14 +28,13 @@ from typing import Any, TypeVar
 
 from model import flags
 from model.data.checks import Problems, empty_failure
-from model.data.formats import Content
 from model.data.records import InvalidRowError, Record
 from model.data.report import Report, render
 from model.data.rowfiles import RowFiles, encode_line
 from model.data.settings import ExportSettings
 from model.data.shapes import Shaper
 from model.data.sources import Source, SourceInterruptedError
-from model.data.split import row_hash
+from model.data.split import RowHash, encode
 from model.exits import FailureError
 from model.files import SCHEMA_VERSION, RunDirectory, sha256_of_files, write_json
 from model.result import as_failure, failure_document, write_termination_message
@@ -75,11 +74,13 @@ def examine(
     source: Source,
     method: str,
     columns: dict[str, str],
-    take: Callable[[int, Record, Content], None],
+    take: Callable[[int, Record, bytes], None],
     *,
     seed: int = 42,
 ) -> Report:
-    """Read a whole dataset, hand each valid row with its hash to `take`, and return what is known about it.
+    """Read a whole dataset and return what is known about it.
+
+    `take` is called for each valid row, with its hash, its record and its normalised content as JSON.
 
     Raises
     ------
@@ -90,16 +91,18 @@ def examine(
     """
     report = Report(Problems(source.name))
     shaper = Shaper(source.name, method, columns)
+    row_hash = RowHash(seed)
     for record in source.records():
         try:
             content = shaper.content(record)
         except InvalidRowError as error:
             report.problems.add(record, error)
             continue
-        value = row_hash(content, seed)
+        encoded = encode(content)
+        value = row_hash(content, encoded)
         report.duplicates.add(value, record)
         report.measure(content)
-        take(value, record, content)
+        take(value, record, encoded)
     report.shape, report.detected = shaper.shape, shaper.detected
     return report
 

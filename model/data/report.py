@@ -118,8 +118,10 @@ def _lengths(content: Content) -> dict[str, int]:
     """Return the characters of each part of a row; of a conversation, what the assistant says is the completion."""
     if (turns := content.get("messages")) is None:
         return {name: _size(value) for name, value in content.items() if name != "tools"}
-    completion = sum(len(turn["content"]) for turn in turns if turn["role"] == "assistant")
-    return {"prompt": _size(turns) - completion, "completion": completion}
+    sizes = {"prompt": 0, "completion": 0}
+    for turn in turns:
+        sizes["completion" if turn["role"] == "assistant" else "prompt"] += len(turn["content"])
+    return sizes
 
 
 def _size(value: Any) -> int:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from model.data.formats import Content
-from model.data.records import Record
+from model.data.records import Record, printable
 from model.data.split import SmallestHashes, percent_threshold
 from model.files import RunDirectory, fsync_path
+
+_BUFFER_BYTES = 1 << 20
 
 
 class RowFiles:
@@ -44,9 +46,10 @@ class RowFiles:
         self.rows = 0
         self.evaluation_rows = 0
 
-    def add(self, value: int, record: Record, content: Content) -> None:
-        """Write the content of one row, whose hash is `value`, with its place in the source."""
-        line = encode_line({**content, "row": record.number, **({"file": record.file} if record.file else {})})
+    def add(self, value: int, record: Record, encoded: bytes) -> None:
+        """Write one row, whose hash is `value` and whose content is a JSON object, with its place in the source."""
+        file = b',"file":' + json.dumps(printable(record.file)).encode() if record.file else b""
+        line = b'%b,"row":%d%b}\n' % (encoded[:-1], record.number, file)
         if self._all is None:
             self._deal(value, line)
         else:
@@ -92,7 +95,7 @@ class RowFiles:
     def _temporary(self, path: Path) -> BinaryIO:
         temporary = path.with_name(path.name + ".tmp")
         self._stack.callback(temporary.unlink, missing_ok=True)
-        return self._stack.enter_context(temporary.open("w+b"))
+        return self._stack.enter_context(temporary.open("w+b", buffering=_BUFFER_BYTES))
 
 
 def encode_line(document: dict[str, Any]) -> bytes:

@@ -67,7 +67,7 @@ class Shaper:
         value = record.value
         if isinstance(value, InvalidRowError):
             raise value
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             raise InvalidRowError([Problem("", f"must be a JSON object, is {kind(value)}", "wrongType")])
         row = Fields(value, self._columns)
         form = self._form or self._detect(row, record)

@@ -12,12 +12,31 @@ from collections.abc import Mapping
 from typing import Any
 
 _HASH_RANGE = 1 << 64
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 
 
-def row_hash(content: Mapping[str, Any], seed: int) -> int:
-    """Return a number below 2**64 that depends on nothing but the row's content and the seed."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big")
+class RowHash:
+    """Hashes rows: to numbers below 2**64 that depend on nothing but the row's content and the seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._start = hashlib.sha256(b"%d\n" % seed)
+
+    def __call__(self, content: Mapping[str, Any], encoded: bytes) -> int:
+        """Return a row's hash; `encoded` is the content as `encode` gives it.
+
+        The fields of a row come in one order, but those of tools and of calls come as the source has them.
+        """
+        if b'"tool' in encoded:
+            encoded = _SORTED.encode(content).encode()
+        digest = self._start.copy()
+        digest.update(encoded)
+        return int.from_bytes(digest.digest()[:8], "big")
+
+
+def encode(content: Mapping[str, Any]) -> bytes:
+    """Return a row's content as compact JSON."""
+    return _ENCODER.encode(content).encode()
 
 
 def percent_threshold(percent: int) -> int:

@@ -85,7 +85,7 @@ def check_json(value: Any, field: str, problems: list[Problem]) -> None:
 
 def check_mapping(value: Any, field: str, problems: list[Problem]) -> bool:
     """Check that a value is an object, and say whether it is."""
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):  # the first is much faster, and nearly always right
         return True
     problems.append(Problem(field, f"must be an object, is {kind(value)}", "wrongType"))
     return False

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from model.data.split import SmallestHashes, percent_threshold, row_hash
+from model.data.split import RowHash, SmallestHashes, encode, percent_threshold
 
+FOREVER = 0xFD4DD88267DB59B9
 ROWS = [{"prompt": f"p{number}", "completion": "c"} for number in range(2000)]
+
+
+def row_hash(row: dict[str, Any], seed: int) -> int:
+    return RowHash(seed)(row, encode(row))
 
 
 def held_out(rows: list[dict[str, str]], seed: int = 1, percent: int = 10) -> list[str]:
@@ -24,8 +31,16 @@ def test_a_row_stays_on_its_side_wherever_it_stands() -> None:
     assert held_out(ROWS[:500]) == [prompt for prompt in held_out(ROWS) if int(prompt[1:]) < 500]
 
 
-def test_the_order_of_the_fields_does_not_matter() -> None:
-    assert row_hash({"a": "1", "b": "2"}, 1) == row_hash({"b": "2", "a": "1"}, 1)
+def test_the_order_of_a_tools_fields_does_not_matter() -> None:
+    turns = [{"role": "user", "content": "a"}]
+    first = {"messages": turns, "tools": [{"name": "f", "parameters": {"a": 1, "b": 2}}]}
+    second = {"messages": turns, "tools": [{"parameters": {"b": 2, "a": 1}, "name": "f"}]}
+    other = {"messages": turns, "tools": [{"parameters": {"b": 2, "a": 2}, "name": "f"}]}
+    assert row_hash(first, 1) == row_hash(second, 1) != row_hash(other, 1)
+
+
+def test_the_hash_is_the_same_forever() -> None:
+    assert row_hash({"prompt": "a", "completion": "ü"}, 42) == FOREVER
 
 
 def test_a_number_of_rows_is_held_out() -> None:
