@@ -178,14 +178,19 @@ def _invalid(text: str) -> FailureError:
 def _warnings(report: Report, settings: ExportSettings) -> list[str]:
     warnings = []
     if dropped := report.problems.invalid_rows:
-        shown = "; ".join(report.problems.shown[:3])
-        warnings.append(f"{dropped} invalid rows are left out: {shown}{'; ...' if report.problems.count > 3 else ''}")
+        shown = "; ".join(report.problems.shown[:3]) + ("; ..." if report.problems.count > 3 else "")
+        warnings.append(f"{_rows(dropped, 'invalid row is', 'invalid rows are')} left out: {shown}")
     if duplicates := report.duplicates.count:
         at_least = "at least " if report.duplicates.is_lower_bound else ""
-        warnings.append(f"{at_least}{duplicates} rows repeat another: {'; '.join(report.duplicates.examples())}")
+        shown = "; ".join(report.duplicates.examples())
+        warnings.append(f"{at_least}{_rows(duplicates, 'row repeats', 'rows repeat')} another: {shown}")
     if report.evaluation_rows == 0 and (settings.held_out_percent or settings.evaluation_max_rows):
         warnings.append(f"no row is held out: {report.rows} are too few for that, there will be no evaluation loss")
     return warnings
+
+
+def _rows(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _tell(directory: RunDirectory, document: dict[str, Any], settings: ExportSettings, *, failed: bool) -> None:

@@ -16,7 +16,7 @@ from model.data.records import printable
 from model.files import SCHEMA_VERSION
 
 EXAMPLE_CHARACTERS = 2000
-_KINDS = {
+KINDS = {
     "character": "a character that cannot be used",
     "chosenEqualsRejected": "chosen equal to rejected",
     "duplicateKey": "a key twice in one object",
@@ -95,7 +95,7 @@ def render(document: Mapping[str, Any]) -> str:
         f"Detected    {document['detected'] or 'nothing that is known'}",
         f"Rows        {document['rows']} to train on, {document['evaluationRows']} held out",
         f"Left out    {document['dropped']} invalid",
-        *(f"            {count} x {_KINDS.get(kind, kind)}" for kind, count in document["problems"].items()),
+        *(f"            {count} x {KINDS.get(kind, kind)}" for kind, count in document["problems"].items()),
         *(f"            {problem}" for problem in document["shownProblems"]),
         f"Duplicates  {at_least}{document['duplicates']}",
         *(f"            {text}" for text in document["shownDuplicates"]),

@@ -137,7 +137,7 @@ def _problems_together(data: Mapping[str, Any]) -> list[str]:
     if source == "sql" and not os.environ.get(DATABASE_VARIABLE):
         problems.append(f"--source=sql needs the environment variable {DATABASE_VARIABLE}, the database's URL")
     problems += [
-        f"{flags.flag(name)}: is for --source={' and '.join(sources)} only"
+        f"{flags.flag(name)}: is for --source={' or '.join(sources)} only"
         for name, sources in _ONLY_FOR.items()
         if name in given and source in _NEEDED and source not in sources
     ]

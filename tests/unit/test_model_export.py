@@ -152,6 +152,35 @@ def test_a_malformed_line_is_named(run: Exporter) -> None:
     assert not run.directory.manifest.exists()
 
 
+def test_what_was_found_out_is_told_and_kept(run: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [*LINES[:3], LINES[0], '{"prompt": "a"}', '{"prompt": "b", "completion": "c", "id": 1}']
+    assert run("--invalid-rows=Drop", "--evaluation-percent=1", lines=lines) == 0
+    said = capsys.readouterr()
+    event = json.loads(said.out)
+    assert (event["event"], event["detected"], event["duplicates"]) == ("export", "prompt and completion", 1)
+    assert said.err == (
+        "train.jsonl: prompt and completion\n"
+        "warning: 1 invalid row is left out: row 5: completion: is missing\n"
+        "warning: 1 row repeats another: row 4 repeats row 1\n"
+        "warning: no row is held out: 5 are too few for that, there will be no evaluation loss\n"
+    )
+    report = json.loads(run.directory.report.read_text())
+    assert (report["rows"], report["dropped"], report["duplicates"]) == (5, 1, 1)
+    assert report["problems"] == {"missing": 1}
+    assert report["example"] == {"prompt": "p1", "completion": "c1", "row": 1}
+    assert report["characters"]["prompt"] == {"p50": 2, "p90": 2, "p99": 2, "max": 2}
+    manifest = json.loads(run.directory.manifest.read_text())
+    assert (manifest["detected"], manifest["duplicates"]) == ("prompt and completion", 1)
+
+
+def test_the_report_is_printed_on_request(run: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--report", lines=LINES) == 0
+    assert run("--report", "--seed=7", lines=["{"]) == 3
+    out = capsys.readouterr().out
+    assert "A row as the trainer sees it (prompt-completion)" in out
+    assert "            row 1: not valid JSON" in out
+
+
 def test_invalid_rows_are_dropped_on_request(run: Exporter) -> None:
     lines = [*LINES, "{", '{"prompt": "a", "completion": ""}']
     assert run("--invalid-rows=Drop", "--evaluation-percent=0", lines=lines) == 0
@@ -166,8 +195,10 @@ def test_invalid_rows_are_dropped_on_request(run: Exporter) -> None:
         (
             ["{", "["],
             ["--invalid-rows=Drop"],
-            "train.jsonl has no usable row, 2 are invalid: row 1: not valid JSON: Expecting property name enclosed in "
-            "double quotes at character 3; row 2: not valid JSON: Expecting value at character 3",
+            (
+                "train.jsonl has no usable row, 2 are invalid: row 1: not valid JSON: Expecting property name enclosed in "
+                "double quotes at character 3; row 2: not valid JSON: Expecting value at character 3"
+            ),
         ),
     ],
 )
