@@ -1,0 +1,127 @@
+"""Trainers built from rows of random tokens, without an export, a process or a command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.training import adapters, basemodel, build
+from model.training.batches import Collator, LengthGroupedBatches
+from model.training.checkpoint import CheckpointStore, RunState
+from model.training.config import TrainSettings
+from model.training.progress import ProgressLog
+from model.training.rows import IGNORED, PreferenceRows, TokenRows
+from model.training.trainer import TrainerParts
+
+VOCABULARY = 300
+
+
+def random_rows(count: int, seed: int = 0) -> TokenRows:
+    """Rows of different lengths, each with one or two learned spans, as conversations have."""
+    draw = random.Random(seed)
+    rows = TokenRows()
+    for _ in range(count):
+        ids = [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(9, 40))]
+        start = draw.randrange(1, len(ids) - 4)
+        labels = [IGNORED] * start + ids[start:]
+        if draw.random() < 0.5:
+            labels[start + 1 : start + 3] = [IGNORED, IGNORED]
+        rows.append(ids, labels)
+    return rows
+
+
+def random_pairs(count: int, seed: int = 0) -> PreferenceRows:
+    """Pairs with the same prompt and answers of different lengths."""
+    draw = random.Random(seed)
+    pairs = PreferenceRows()
+    for _ in range(count):
+        prompt = [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(4, 20))]
+        for rows in (pairs.chosen, pairs.rejected):
+            answer = [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(2, 15))]
+            rows.append(prompt + answer, [IGNORED] * len(prompt) + answer)
+    return pairs
+
+
+def make_settings(base_model: Path, directory: Path, **changes: Any) -> TrainSettings:
+    """Settings with all defaults filled in, those of a parent among them."""
+    values = {
+        "method": "SFT", "run_directory": directory, "run_uid": "u", "base_model": str(base_model), "batch_size": 8,
+        "base_model_name": "example/tiny-llama", "micro_batch_size": 8, "learning_rate": 0.01, "warmup_percent": 0,
+        "lora_dropout_percent": 0, "precision": "Float32", **changes,
+    }  # fmt: skip
+    return adapters.with_parent(TrainSettings.model_validate(values).resolved())
+
+
+def make_trainer(
+    settings: TrainSettings,
+    tokenizer: Any,
+    examples: TokenRows | PreferenceRows,
+    *,
+    kind: Any = None,
+    double: bool = False,
+) -> Any:
+    """A trainer that trains and evaluates on the same examples.
+
+    Parameters
+    ----------
+    settings: what `make_settings` returns.
+    tokenizer: the base model's.
+    examples: rows, or pairs for DPO.
+    kind: class of the trainer; the method's when left out.
+    double: compute in float64.
+    """
+    model = basemodel.load_model(settings.base_model, None, bfloat16=settings.precision == "BFloat16")
+    if double:
+        model = model.double()
+    if settings.parent_adapter is not None:
+        model = adapters.attach_parent(model, settings)
+    batches = LengthGroupedBatches(
+        examples.lengths,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size or settings.batch_size,
+        seed=settings.seed,
+    )
+    parts = TrainerParts(
+        settings=settings,
+        total_steps=settings.max_steps or (settings.epochs or 1) * batches.steps_per_epoch,
+        batches=batches,
+        collator=Collator(tokenizer.pad_token_id, packed=False),
+        checkpoints=CheckpointStore(settings.run_directory / "checkpoints", {}),
+        log=ProgressLog(io.StringIO(), settings.run_directory / "metrics.jsonl"),
+        poster=None,
+        state=RunState(),
+    )
+    trainer = (kind or build.trainer_class(settings))(model, tokenizer, examples, examples, parts)
+    build.choose_packing(trainer, cuda=False)
+    return trainer
+
+
+def shake(trainer: Any) -> None:
+    """Give a fresh adapter something to add: else a wrong gradient could hide behind zeros."""
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B.default" in name:
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of the trained weights by name."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """The largest difference between the two."""
+    assert first.keys() == second.keys()
+    assert first
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def events(trainer: Any, kind: str) -> list[dict[str, Any]]:
+    """The progress lines of one kind."""
+    lines = (trainer.parts.settings.run_directory / "metrics.jsonl").read_text().splitlines()
+    return [event for line in lines if (event := json.loads(line))["event"] == kind]
