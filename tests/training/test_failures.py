@@ -152,8 +152,8 @@ def test_layers_that_the_model_does_not_have(run: Run) -> None:
 
 
 def test_flags_that_are_wrong(run: Run) -> None:
-    run.flags |= {"method": "DPO", "batch_size": 0, "learning_rte": 1}
-    words = ("--method=DPO", "SFT", "--batch-size=0", "did you mean --learning-rate?")
+    run.flags |= {"method": "PPO", "batch_size": 0, "learning_rte": 1}
+    words = ("--method=PPO", "SFT", "DPO", "--batch-size=0", "did you mean --learning-rate?")
     assert_fails(run, exits.INVALID_CONFIGURATION, "InvalidSpec", *words)
 
 
