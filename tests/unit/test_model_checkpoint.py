@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model.exits import FailureError
 from model.training.checkpoint import CheckpointStore, RunState, history_steps
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
@@ -87,6 +88,84 @@ def test_other_settings_are_not_continued(store: CheckpointStore, tmp_path: Path
     assert newest(other) == (None, {"checkpoint-1": "made with dataset abc, the run has xyz"})
 
 
+def names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()}
+
+
+def test_a_broken_one_takes_no_whole_ones_place(store: CheckpointStore, tmp_path: Path) -> None:
+    store.save(4, RunState(), write_files)
+    (tmp_path / "checkpoint-7").mkdir()
+    assert newest(store)[0] == 4
+    store.save(6, RunState(), write_files)
+    assert names(tmp_path) == {"checkpoint-4", "checkpoint-6", "checkpoint-7"}
+    store.save(8, RunState(), write_files)
+    assert names(tmp_path) == {"checkpoint-6", "checkpoint-8"}
+
+
+def test_the_best_one_is_kept_as_long_as_one_that_is_kept_refers_to_it(store: CheckpointStore, tmp_path: Path) -> None:
+    for step, best in ((2, 2), (4, 2), (6, 2), (8, 8)):
+        store.save(step, RunState(best_step=best), write_files)
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-6", "checkpoint-8"}
+    store.save(10, RunState(best_step=8), write_files)
+    assert names(tmp_path) == {"checkpoint-8", "checkpoint-10"}
+
+
+def test_a_checkpoint_whose_best_one_is_broken_is_not_continued(store: CheckpointStore, tmp_path: Path) -> None:
+    store.save(2, RunState(best_step=2), write_files)
+    for step in (3, 4):
+        store.save(step, RunState(best_step=2), write_files)
+    (tmp_path / "checkpoint-2" / "adapter_model.safetensors").write_text("")
+    step, skipped = newest(store)
+    assert step is None
+    assert "the best one so far, checkpoint-2, is broken: adapter_model.safetensors" in skipped["checkpoint-4"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_another_number_of_processes_is_refused(tmp_path: Path, processes: int) -> None:
+    def write(directory: Path) -> None:
+        write_files(directory)
+        for rank in range(2):
+            (directory / f"rng_state_{rank}.pth").write_text("")
+
+    CheckpointStore(tmp_path, FINGERPRINT, processes=2).save(3, RunState(), write)
+    store = CheckpointStore(tmp_path, FINGERPRINT, processes=processes)
+    if processes == 2:
+        assert newest(store) == (3, {})
+        return
+    with pytest.raises(FailureError, match="made by 2 processes and this run has 1 process") as caught:
+        newest(store)
+    assert (caught.value.code, caught.value.reason) == (2, "InvalidSpec")
+
+
+def test_each_process_must_have_left_its_random_numbers(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, FINGERPRINT, processes=2)
+    store.save(3, RunState(), write_files)
+    assert newest(store) == (None, {"checkpoint-3": "lacks rng_state_0.pth, rng_state_1.pth"})
+
+
+def test_a_full_disk_leaves_the_older_one_and_nothing_half_done(store: CheckpointStore, tmp_path: Path) -> None:
+    def fill(directory: Path) -> None:
+        write_files(directory)
+        with Path("/dev/full").open("w") as full:
+            full.write("x")
+
+    store.save(1, RunState(), write_files)
+    with pytest.raises(OSError, match="No space left on device"):
+        store.save(2, RunState(), fill)
+    assert names(tmp_path) == {"checkpoint-1"}
+    assert newest(store) == (1, {})
+
+
+def test_leftovers_are_removed_and_the_newest_is_known_by_its_name(store: CheckpointStore, tmp_path: Path) -> None:
+    assert store.newest_step() == 0
+    store.save(1, RunState(), write_files)
+    (tmp_path / "checkpoint-5.tmp").mkdir()
+    (tmp_path / "checkpoint-5.tmp" / "optimizer.pt").write_text("half")
+    store.remove_leftovers()
+    assert names(tmp_path) == {"checkpoint-1"}
+    assert store.newest_step() == 1
+
+
 def test_a_broken_one_of_the_same_step_is_replaced(store: CheckpointStore, tmp_path: Path) -> None:
     store.save(2, RunState(), write_files)
     (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
@@ -125,8 +204,7 @@ def test_after_an_early_stop_the_last_step_closes_the_history() -> None:
 
 def test_evaluations_without_a_new_best_are_counted() -> None:
     state = RunState(evaluation_due=True)
-    for loss in (3.0, 2.0, 2.5, 2.0):
-        state.record_evaluation(loss)
+    assert [state.record_evaluation(loss) for loss in (3.0, 2.0, 2.5, 2.0)] == [True, True, False, False]
     assert (state.best_evaluation_loss, state.evaluations_without_best, state.evaluation_due) == (2.0, 2, False)
     state.record_evaluation(1.9)
     assert state.evaluations_without_best == 0

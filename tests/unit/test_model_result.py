@@ -104,3 +104,25 @@ def test_exceptions_become_failures(error: BaseException, code: int, reason: str
 def test_an_unexpected_exception_keeps_its_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert result.as_failure(ValueError("odd")).message == "ValueError: odd"
     assert "odd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"r": 24}, "--max-lora-rank=32"),
+        ({"r": 600}, "up to rank 512"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "biases"),
+        ({"modules_to_save": ["lm_head"]}, "whole layers"),
+    ],
+)
+def test_what_a_server_does_not_load_is_said(changes: dict[str, Any], words: str | None) -> None:
+    from types import SimpleNamespace
+
+    from model.training.result import serving_warnings
+
+    config = SimpleNamespace(**{"r": 16, "use_dora": False, "bias": "none", "modules_to_save": None, **changes})
+    warnings = serving_warnings(config)
+    assert len(warnings) == (words is not None)
+    assert words is None or words in warnings[0]
