@@ -20,7 +20,7 @@ import pytest
 from finetune.cli.main import main
 from finetune.registry.server import InvalidSettings, Settings, is_loopback
 from tests.support.postgresql import PostgreSQL
-from tests.support.registry import pairs, serving
+from tests.support.registry import adapter_document, pairs, run_document, serving
 
 START_SECONDS = 60
 
@@ -205,3 +205,21 @@ def test_people_push_and_list_with_the_command_line(finetune: Finetune, tmp_path
         assert "line 7: not valid JSON" in refused.err
         nothing = command("dataset", "push", "tickets", str(tmp_path / "nothing.jsonl"))
         assert (nothing.code, "nothing.jsonl" in nothing.err) == (2, True)
+
+
+def test_an_adapter_is_shown_with_its_parent_and_its_rewards(finetune: Finetune, tmp_path: Path) -> None:
+    with serving(f"sqlite:///{tmp_path}/registry.db") as url:
+        for uid, parent, name, rewards in (
+            ("parent", {}, "support", {}),
+            ("child", {"parentAdapterName": "support"}, "preferred", {"rewardAccuracy": "0.91", "bestStep": 40}),
+        ):
+            document = adapter_document(uid, name=name)
+            document["result"] |= rewards
+            base = f"{url}/api/v1/namespaces/ml/runs/{uid}"
+            assert httpx.put(base, json=run_document(name=uid, **parent)).status_code == 201
+            assert httpx.put(f"{base}/adapter", json=document).status_code == 201
+        shown = finetune("adapter", "show", "preferred", "-n", "ml", FINETUNE_REGISTRY_URL=url, FINETUNE_TOKEN_FILE="")
+    facts = dict(line.split(":", 1) for line in shown.out.splitlines() if ":" in line)
+    assert facts["Parent"].strip().startswith("support version 1, SHA-256 ")
+    assert facts["Reward accuracy"].strip() == "0.91"
+    assert facts["Steps"].strip() == "55, the best is 40"

@@ -141,6 +141,9 @@ async def _show_adapter(client: RegistryClient, arguments: argparse.Namespace) -
         "SHA-256": item.sha256,
         "Bytes": item.bytes,
         "Base model": item.base_model.name + (f"@{item.base_model.revision}" if item.base_model.revision else ""),
+        "Parent": f"{item.parent.name} version {item.parent.version}, SHA-256 {item.parent.sha256}"
+        if item.parent
+        else "-",
         "Run": f"{item.run_name} ({item.run_uid})",
         "Experiment": item.experiment,
         "Method": item.method,
@@ -148,12 +151,19 @@ async def _show_adapter(client: RegistryClient, arguments: argparse.Namespace) -
         "Final loss": item.final_loss,
         "Evaluation loss": item.evaluation_loss or "-",
         "Base model's": item.base_evaluation_loss or "-",
-        "Steps": item.steps,
+        **_preference_facts(item),
+        "Steps": item.steps if item.best_step is None else f"{item.steps}, the best is {item.best_step}",
         "Created": f"{item.created_time:%Y-%m-%d %H:%M:%SZ}",
     }
     lines = [f"{key + ':':17}{value}" for key, value in facts.items()]
     files = _table(("FILE", "BYTES", "SHA256"), ((file.path, file.bytes, file.sha256) for file in item.files))
     return "\n".join([*lines, "", files])
+
+
+def _preference_facts(item: AdapterVersion) -> dict[str, str]:
+    if item.reward_accuracy is None:
+        return {}
+    return {"Reward accuracy": item.reward_accuracy, "Reward margin": item.reward_margin or "-"}
 
 
 def _json(item: DatasetVersion | AdapterVersion) -> str:
