@@ -92,9 +92,12 @@ def fsync_path(path: Path) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document atomically: readers see the old file or the new one, never a part."""
+    """Write a JSON document atomically: readers see the old file or the new one, never a part.
+
+    What is not UTF-8 in a file's name becomes an escape, and the same again when the document is read.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(document, file, ensure_ascii=False, indent=1, allow_nan=False)
         file.write("\n")
         file.flush()

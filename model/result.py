@@ -89,7 +89,8 @@ def as_failure(error: BaseException) -> FailureError:
 
 
 def _dump(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, ensure_ascii=False, allow_nan=False)
+    # A file name or a flag that is not UTF-8 holds lone surrogates, which no reader of the pod's status would take.
+    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
 
 
 def _shorten(document: Mapping[str, Any], excess: int) -> dict[str, Any]:

@@ -64,9 +64,12 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     source = settings.build_source()
     request = {**source.request(), **settings.request()}
     if (manifest := finished_manifest(directory, request, settings.seed)) is not None:
+        if settings.report and directory.report.exists():
+            print(render(json.loads(directory.report.read_text(encoding="utf-8"))), flush=True)
         return manifest
     directory.dataset.mkdir(parents=True, exist_ok=True)
     directory.manifest.unlink(missing_ok=True)
+    directory.report.unlink(missing_ok=True)
     return _again(lambda: _export_once(settings, directory, source))
 
 

@@ -70,7 +70,7 @@ class Report:
         """Return the JSON form."""
         return {
             "schemaVersion": SCHEMA_VERSION,
-            "source": self.problems.source,
+            "source": printable(self.problems.source),
             "shape": self.shape,
             "detected": self.detected,
             "rows": self.rows,
@@ -91,7 +91,7 @@ def render(document: Mapping[str, Any]) -> str:
     """Return the report for a terminal."""
     at_least = "at least " if document["duplicatesAtLeast"] else ""
     lines = [
-        printable(f"Dataset     {document['source']}"),
+        f"Dataset     {document['source']}",
         f"Detected    {document['detected'] or 'nothing that is known'}",
         f"Rows        {document['rows']} to train on, {document['evaluationRows']} held out",
         f"Left out    {document['dropped']} invalid",

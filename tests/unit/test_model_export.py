@@ -174,10 +174,11 @@ def test_what_was_found_out_is_told_and_kept(run: Exporter, capsys: pytest.Captu
 
 
 def test_the_report_is_printed_on_request(run: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--report", lines=LINES) == 0
+    for _ in range(2):  # the second time it is done already, and what was found out is still known
+        assert run("--report", lines=LINES) == 0
+        assert "A row as the trainer sees it (prompt-completion)" in capsys.readouterr().out
     assert run("--report", "--seed=7", lines=["{"]) == 3
     out = capsys.readouterr().out
-    assert "A row as the trainer sees it (prompt-completion)" in out
     assert "            row 1: not valid JSON" in out
 
 
@@ -196,8 +197,8 @@ def test_invalid_rows_are_dropped_on_request(run: Exporter) -> None:
             ["{", "["],
             ["--invalid-rows=Drop"],
             (
-                "train.jsonl has no usable row, 2 are invalid: row 1: not valid JSON: Expecting property name enclosed in "
-                "double quotes at character 3; row 2: not valid JSON: Expecting value at character 3"
+                "train.jsonl has no usable row, 2 are invalid: row 1: not valid JSON: Expecting property name enclosed "
+                "in double quotes at character 3; row 2: not valid JSON: Expecting value at character 3"
             ),
         ),
     ],
@@ -226,6 +227,16 @@ def test_an_output_that_cannot_be_written(run: Exporter) -> None:
     run.directory.path.write_text("a file where a directory should be")
     assert run(lines=LINES) == 1
     assert run.said()["failure"]["reason"] == "InternalError"
+
+
+def test_a_file_name_that_is_not_utf8(run: Exporter) -> None:
+    run.source = run.source.with_name(os.fsdecode(b"\xff.jsonl"))
+    assert run("--evaluation-percent=0", lines=["{", *LINES]) == 3
+    assert run.said()["failure"]["message"].startswith("?.jsonl row 1: not valid JSON")
+    for _ in range(2):
+        assert run("--evaluation-percent=0", lines=LINES) == 0
+    assert run.rows()[0] == list(range(1, 41))
+    assert json.loads(run.directory.report.read_text())["source"] == "\\udcff.jsonl"
 
 
 def test_a_full_volume(run: Exporter) -> None:
