@@ -14,6 +14,7 @@ from model.training import adapters, basemodel, process
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.config import TrainSettings
 from model.training.progress import ProgressLog, StatusPoster
+from model.training.report import token_report
 from model.training.rows import DigestedLines, PreferenceRows, RowEncoder, TokenRows
 
 MANIFEST_KEYS = ("version", "bytes", "sha256")
@@ -104,11 +105,7 @@ def read_data(settings: TrainSettings, directory: RunDirectory, manifest: dict[s
             exits.DATASET_INVALID, "DatasetInvalid", f"the files in {directory.dataset} were changed after the export"
         )
     if not len(rows):
-        raise FailureError(
-            exits.DATASET_INVALID,
-            "DatasetInvalid",
-            f"the dataset has no rows that fit: all {rows.dropped} are longer than maxLength {settings.max_length}",
-        )
+        raise rows.outcomes.nothing_left(settings.max_length)
     document = {key: manifest[key] for key in MANIFEST_KEYS if manifest[key] is not None} | {
         "rows": len(rows),
         "evaluationRows": len(held_out),
@@ -172,6 +169,8 @@ def build_trainer(
     batches = LengthGroupedBatches(
         lengths, batch_size=settings.batch_size, micro_batch_size=micro_batch_size, seed=settings.seed
     )
+    report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches)
+    report.write(directory)
     log.emit(
         "start",
         totalSteps=total_steps,
@@ -182,6 +181,7 @@ def build_trainer(
         microBatchSize=micro_batch_size,
         precision=settings.precision,
         threads=torch.get_num_threads(),
+        tokenReport=report.document(),
     )
     for name, reason in skipped:
         log.emit("resume", skipped=name, reason=reason)

@@ -176,7 +176,7 @@ def test_a_row_that_is_too_long(run: Run) -> None:
 
 def test_rows_that_are_all_too_long(run: Run) -> None:
     run.flags |= {"too_long": "Drop", "max_length": 10}
-    assert_fails(run, exits.DATASET_INVALID, "DatasetInvalid", "no rows that fit")
+    assert_fails(run, exits.DATASET_INVALID, "DatasetInvalid", "raise training.maxLength")
 
 
 def test_a_full_disk(run: Run) -> None:
