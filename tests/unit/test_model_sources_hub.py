@@ -177,7 +177,7 @@ def test_the_same_rows_in_another_format_are_passed_over(
         ({"train.jsonl": b"", "test.jsonl": b""}, "tran", (10, "o/d has no split tran: did you mean train?")),
         ({"d.py": b"", "README.md": b""}, "train", (10, "holds no data files (JSON lines, JSON, CSV, Parquet)")),
         ({}, "train", (10, "there is nothing; try the revision refs/convert/parquet")),
-        ({"train.arrow": b""}, "train", (3, "keeps train in files such as train.arrow: only JSON lines, JSON, CSV and")),
+        ({"train.arrow": b""}, "train", (3, "keeps train in files such as train.arrow: only JSON lines, JSON, CSV")),
         ({"train.parquet": b"<html>"}, "train", (3, "train.parquet is an HTML page")),
     ],
 )  # fmt: skip
