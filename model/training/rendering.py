@@ -187,7 +187,10 @@ class Renderer:
         return [self._spans(c, [(next(prompts), next(throughs)) for _ in c.turns]) for c in conversations]
 
     def _spans(self, conversation: Conversation, turns: list[tuple[str, str]]) -> Rendered:
-        """Find the turns in the whole text and check what is asked of the template."""
+        """Find the turns in the whole text and check what is asked of the template.
+
+        The whole ends with the last learned turn: nothing after it can be learned from.
+        """
         whole = turns[-1][1]
         learned: list[Span] = []
         closed = True
@@ -281,8 +284,6 @@ def _conversation(content: Content, place: Place) -> Conversation:
         messages = [_turn("user", content["prompt"]), _turn("assistant", content["completion"])]
         return Conversation(messages, 0, place, None, lambda index: ("prompt", "completion")[index])
     messages = _with_parsed_arguments(content["messages"], place)
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()  # nothing after the last learned token can be learned from
     conversation = Conversation(messages, 0, place, content.get("tools"), lambda index: f"messages[{index}]")
     if not conversation.turns:
         raise place.failure("messages: no assistant turn follows a user's, so there is nothing to learn: leave it out")
@@ -300,8 +301,6 @@ def _answered(content: Content, side: str, place: Place) -> Conversation:
             f"{side}: must begin with the assistant's turn, and prompt must hold all that precedes it, so that chosen "
             "and rejected answer the same prompt"
         )
-    while answer[-1]["role"] != "assistant":
-        answer.pop()
     first = len(prompt)
     return Conversation(
         [*prompt, *answer],

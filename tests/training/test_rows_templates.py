@@ -143,6 +143,15 @@ def test_the_last_turn_of_such_a_template_can_be_learned_with_its_thoughts() -> 
     assert masked(make_tokenizer("thinking"), row) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "end"),
+    [("<tool>x", "⟦<tool>x<|im_end|>⟧"), ("<think>\nx</think>Yes?", "<think>\n⟦x</think>Yes?<|im_end|>⟧")],
+)
+def test_what_the_generation_prompt_begins_is_learned_where_an_answer_differs(answer: str, end: str) -> None:
+    row = {"prompt": "Hi.", "completion": answer}
+    assert masked(make_tokenizer("begins-thinking"), row) == f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}{end}"
+
+
 def test_a_template_that_moves_the_system_message_to_the_last_question_is_refused() -> None:
     tokenizer = with_template(
         "chatml",
@@ -152,6 +161,16 @@ def test_a_template_that_moves_the_system_message_to_the_last_question_is_refuse
     )
     with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*differently"):
         encode(tokenizer, CONVERSATION)
+
+
+def test_a_template_that_asks_otherwise_once_the_answer_is_there_is_refused() -> None:
+    tokenizer = with_template(
+        "chatml",
+        "{% for m in messages %}{{ m.content }}{% if loop.last and m.role == 'user' %} Answer:{% endif %}<|im_end|>"
+        "{% endfor %}",
+    )
+    with pytest.raises(FailureError, match=r"row 7: completion: .*differently once later turns follow"):
+        encode(tokenizer, SINGLE)
 
 
 def test_a_template_that_writes_no_end_token_can_learn_one_turn_only() -> None:
