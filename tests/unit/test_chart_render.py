@@ -175,7 +175,10 @@ def test_the_operator_understands_its_environment() -> None:
     """Every FINETUNE_ variable of the Deployment is a setting, and the settings are the values."""
     operator = container_of(
         find(
-            render("--set", "operator.pretendedGPUs=true", "--set", "trainer.image.repository=r/trainer"),
+            render(
+                *("--set", "operator.pretendedGPUs=true", "--set", "trainer.image.repository=r/trainer"),
+                *("--set", "trainer.hubEndpoint=http://mirror:8080"),
+            ),
             "Deployment",
             "finetune-finetune-operator",
         )
@@ -184,6 +187,7 @@ def test_the_operator_understands_its_environment() -> None:
     settings = Settings.from_environment(variables)
     assert operator["args"] == ["operator"]
     assert settings.pretended_gpus
+    assert settings.hub_endpoint == "http://mirror:8080"
     assert settings.trainer_image == "r/trainer:0.1.0"
     assert settings.reference_timeout_seconds == 300
     service = find(render(), "Service", "finetune-finetune-operator-registry")

@@ -225,6 +225,13 @@ def test_columns_scheduling_and_settings_reach_the_pod() -> None:
     assert "--pretended-gpus" in pretended["spec"]["template"]["spec"]["containers"][0]["args"]
 
 
+def test_a_mirror_of_the_hub_is_named_to_every_container() -> None:
+    settings = o.SETTINGS.model_copy(update={"hub_endpoint": "http://mirror"})
+    spec = build_job(o.run(), settings)["spec"]["template"]["spec"]
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert {"name": "HF_ENDPOINT", "value": "http://mirror"} in container["env"]
+
+
 def test_settings_come_from_the_environment_and_name_what_is_wrong() -> None:
     environment = {
         "FINETUNE_REGISTRY_URL": "http://r",

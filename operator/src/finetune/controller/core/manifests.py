@@ -176,15 +176,17 @@ def _literal(arguments: list[str]) -> list[str]:
 
 
 def _container(name: str, settings: Settings) -> Document:
+    variables = {
+        "HOME": HOME,
+        "HF_HOME": f"{names.OUTPUT_MOUNT}/cache/huggingface",
+        "HF_ENDPOINT": settings.hub_endpoint,
+    }
     return {
         "name": name,
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "env": [
-            {"name": "HOME", "value": HOME},
-            {"name": "HF_HOME", "value": f"{names.OUTPUT_MOUNT}/cache/huggingface"},
-        ],
+        "env": [{"name": name, "value": value} for name, value in variables.items() if value],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

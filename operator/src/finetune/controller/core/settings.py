@@ -35,6 +35,8 @@ class Settings(BaseModel):
     """The cluster's GPUs are pretended: let the trainer use the CPU. For test clusters."""
     service_account_name: str = "default"
     """Service account of the runs' pods; it needs no rights."""
+    hub_endpoint: str | None = None
+    """Address of a mirror of the Hugging Face Hub; none for the hub itself."""
     resync_seconds: float = Field(default=60.0, gt=0)
     progress_seconds: float = Field(default=15.0, gt=0)
     pending_seconds: float = Field(default=10.0, ge=0)
