@@ -37,8 +37,7 @@ class Encoded:
         """Return the ids where they are learned, IGNORED elsewhere and at the first, before which nothing stands."""
         labels = [IGNORED] * len(self.ids)
         for start, end in self.learned:
-            labels[start:end] = self.ids[start:end]
-        labels[:1] = [IGNORED]
+            labels[max(start, 1) : end] = self.ids[max(start, 1) : end]
         return labels
 
 

@@ -73,6 +73,16 @@ def test_without_a_template_the_end_token_closes_the_completion(plain: Any) -> N
     assert learned(plain, rows) == " 4<|im_end|>"
 
 
+def test_the_first_token_is_never_learned(plain: Any) -> None:
+    rows = encode(plain, {"prompt": "", "completion": "4 and 5"})
+    assert [label == IGNORED for label in rows.labels] == [True] + [False] * (len(rows.ids) - 1)
+
+
+def test_a_row_without_a_token_has_nothing_to_learn(plain: Any) -> None:
+    rows = encode(plain, {"prompt": "", "completion": ""})
+    assert (len(rows), rows.outcomes.no_learnable_token.count) == (0, 1)
+
+
 def test_messages_need_a_template(plain: Any) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(
