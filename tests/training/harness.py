@@ -23,7 +23,7 @@ BASE_MODEL_NAME = "example/tiny-llama"
 # The server of new processes keeps the environment that it was started with; each process has its own directory.
 os.environ |= {"TERMINATION_LOG": TERMINATION_LOG, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["model.training.run", "model.training.sft", "model.training.dpo"])
+PROCESSES.set_forkserver_preload(["tests.training.preloaded"])
 
 
 class Run:
