@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,17 @@ def test_a_file_name_that_is_not_utf8(run: Exporter) -> None:
         assert run("--evaluation-percent=0", lines=LINES) == 0
     assert run.rows()[0] == list(range(1, 41))
     assert json.loads(run.directory.report.read_text())["source"] == "\\udcff.jsonl"
+
+
+def test_memory_does_not_grow_with_the_dataset(run: Exporter) -> None:
+    line = json.dumps({"prompt": "{}", "completion": "x" * 8000})
+    run.source.write_text("".join(line.replace("{}", str(number)) + "\n" for number in range(2000)))
+    tracemalloc.start()
+    try:
+        assert run("--evaluation-max-rows=100") == 0
+        assert tracemalloc.get_traced_memory()[1] < run.source.stat().st_size / 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_full_volume(run: Exporter) -> None:
