@@ -108,6 +108,11 @@ def test_a_begin_token_in_a_plain_prompt_is_not_doubled() -> None:
     assert masked(tokenizer, {"prompt": "<s>Hi.", "completion": "Yes?"}) == SEEN["plain"]
 
 
+def test_a_token_that_only_the_tokenizer_adds_does_not_shift_the_border() -> None:
+    row = {"prompt": "a</s>b", "completion": "Yes?"}
+    assert masked(make_tokenizer("plain"), row) == "<s>a</s>b⟦Yes?</s>⟧"
+
+
 def test_an_end_token_in_a_plain_completion_is_not_doubled() -> None:
     tokenizer = make_tokenizer("plain")
     assert masked(tokenizer, {"prompt": "Hi.", "completion": "Yes?</s>"}) == SEEN["plain"]
