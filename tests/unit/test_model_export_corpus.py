@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -105,3 +106,42 @@ def test_a_problem_in_one_of_several_files_names_the_file(tmp_path: Path, log: P
     failure = json.loads(log.read_text())["failure"]
     assert "b.jsonl row 2: completion: is missing" in failure["message"]
     assert failure["row"] == 2
+
+
+def csv_text(*values: dict[str, Any]) -> bytes:
+    """Return rows as a CSV file, lists as JSON."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(values[0]))
+    writer.writeheader()
+    for value in values:
+        writer.writerow({key: item if isinstance(item, str) else json.dumps(item) for key, item in value.items()})
+    return text.getvalue().encode()
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+GOOD = [
+    {"messages": [USER, ANSWER], "tools": [{"type": "function", "function": {"name": "f"}}]},
+    {
+        "messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "2"}, ANSWER],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    },
+]
+
+
+def test_the_same_rows_come_out_of_every_format(tmp_path: Path, log: Path) -> None:
+    columns = {name: [row[name] for row in GOOD] for name in GOOD[0]}
+    contents = {
+        "rows.jsonl": rows(*GOOD),
+        "rows.json": json.dumps(GOOD, indent=1).encode(),
+        "rows.csv": csv_text(*GOOD),
+        "rows.parquet": parquet(**columns),
+    }
+    written = set()
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert run(tmp_path, tmp_path / name, "--evaluation-percent=0") == 0, log.read_text()
+        written.add(RunDirectory(tmp_path / "run").train_rows.read_bytes())
+    assert len(written) == 1
+    message = json.loads(written.pop().splitlines()[1])["messages"][1]
+    assert message["content"] == ""
+    assert message["tool_calls"][0]["function"]["arguments"] == {"a": 1}
