@@ -44,7 +44,7 @@ def train_with_trl(task: Task, steps: int, *, kind: str) -> None:
 
     rows = list(repeated(batches(task), steps))
 
-    class Report(TrainerCallback):
+    class Report(TrainerCallback):  # type: ignore[misc]
         """Tells of each step."""
 
         def on_step_end(self, _args: Any, state: Any, _control: Any, **_rest: Any) -> None:
@@ -54,12 +54,18 @@ def train_with_trl(task: Task, steps: int, *, kind: str) -> None:
             if logs and "loss" in logs:
                 say(event="loss", step=state.global_step, loss=float(logs["loss"]))
 
+    class Preferences(DPOTrainer):  # type: ignore[misc]
+        """TRL's trainer for rows that are tokens already, which it takes for SFT only."""
+
+        def _prepare_dataset(self, dataset: Any, *_rest: Any) -> Any:
+            return dataset
+
     own: dict[str, Any] = {}
     if kind == "tuned" or (kind == "stock" and not has_bfloat16()):
         own |= {"bf16": False, "model_init_kwargs": {"dtype": "bfloat16" if has_bfloat16() else "float32"}}
     if kind == "tuned":
         own |= {"gradient_checkpointing": False}
-    config, trainer = (SFTConfig, SFTTrainer) if task.method == "SFT" else (DPOConfig, DPOTrainer)
+    config, trainer = (SFTConfig, SFTTrainer) if task.method == "SFT" else (DPOConfig, Preferences)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = config(
             output_dir=scratch,

@@ -141,7 +141,7 @@ class Contestant:
 
     def mean_loss(self) -> float:
         """Return the mean of the losses that it told."""
-        losses = [event["loss"] for event in self.events if "loss" in event]
+        losses = [float(event["loss"]) for event in self.events if "loss" in event]
         return sum(losses) / len(losses)
 
     def _read(self) -> None:

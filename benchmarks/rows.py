@@ -105,7 +105,8 @@ def batches(task: Task) -> list[list[dict[str, Any]]]:
     data = build.read_data(settings, directory, build.read_manifest(directory), tokenizer)
     size = settings.batch_size
     order = LengthGroupedBatches(data.rows.lengths, batch_size=size, micro_batch_size=size, seed=settings.seed)
-    examples = pairs_of(data.rows) if task.method == "DPO" else list(data.rows.as_dataset())
+    rows: Any = data.rows
+    examples = pairs_of(rows) if task.method == "DPO" else list(rows.as_dataset())
     return [[examples[number] for number in batch] for batch in order if len(batch) == size]
 
 
