@@ -82,6 +82,11 @@ class Contestant:
             )
         threading.Thread(target=self._read, daemon=True).start()
 
+    @property
+    def process_id(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def run(self, steps: int) -> Block:
         """Let the process make some steps, stop it, and return what they took.
 
@@ -90,13 +95,13 @@ class Contestant:
         ContestantError
             When it ends before that.
         """
-        before, started, tokens = self._cpu_seconds(), time.monotonic(), 0
+        before, started, tokens = self.cpu_seconds(), time.monotonic(), 0
         os.kill(self._process.pid, signal.SIGCONT)
         for _ in range(steps):
             tokens += int(self.wait_for("train")["tokens"])
         ended = time.monotonic()
         self.pause()
-        return Block(tokens, self._cpu_seconds() - before, ended - started)
+        return Block(tokens, self.cpu_seconds() - before, ended - started)
 
     def wait_for(self, event: str) -> dict[str, Any]:
         """Return the next event of a kind.
@@ -153,7 +158,8 @@ class Contestant:
     def _stat(self) -> list[str]:
         return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
 
-    def _cpu_seconds(self) -> float:
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the whole process so far."""
         fields = self._stat()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +22,21 @@ DEFAULT_CHECKPOINT_STEPS = 200
 CLI = (sys.executable, "-m", "model.training.cli")
 
 
-def seconds(arguments: Sequence[str], environment: Mapping[str, str], *, times: int) -> list[float]:
+@dataclass(frozen=True)
+class Taken:
+    """What something took each time, in seconds.
+
+    Attributes
+    ----------
+    wall, cpu
+        By the clock, and of CPU time: on a machine that others use, the clock says how busy they were.
+    """
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def seconds(arguments: Sequence[str], environment: Mapping[str, str], *, times: int) -> Taken:
     """Return how long the trainer's command took each time, after one that warms the files.
 
     Raises
@@ -28,33 +44,35 @@ def seconds(arguments: Sequence[str], environment: Mapping[str, str], *, times: 
     CalledProcessError
         When it fails.
     """
-    taken = []
+    wall, cpu = [], []
     for _ in range(times + 1):
-        started = time.monotonic()
+        started, before = time.monotonic(), _children_seconds()
         subprocess.run(  # noqa: S603 - our own program
             [*CLI, *arguments], check=True, cwd=REPOSITORY, env=dict(environment), stdout=subprocess.DEVNULL
         )
-        taken.append(time.monotonic() - started)
-    return taken[1:]
+        wall.append(time.monotonic() - started)
+        cpu.append(_children_seconds() - before)
+    return Taken(wall[1:], cpu[1:])
 
 
-def first_steps(task: Task, environment: Mapping[str, str], work: Path, *, times: int) -> list[float]:
-    """Return the seconds from the start of the trainer's process to the end of its first step, with warm files.
+def first_steps(task: Task, environment: Mapping[str, str], work: Path, *, times: int) -> Taken:
+    """Return the time from the start of the trainer's process to the end of its first step, with warm files.
 
     A step that is interrupted right after it leaves nothing behind: each process is ended without a word.
     """
     cpus = available_cpus()
-    taken = []
+    wall, cpu = [], []
     for _ in range(times + 1):
         trainer = Contestant("first step", trainer_command(task, steps=1000), environment, work / "first-step.log")
         started = time.monotonic()
         try:
             trainer.start(cpus)
             trainer.wait_for("train")
-            taken.append(time.monotonic() - started)
+            wall.append(time.monotonic() - started)
+            cpu.append(trainer.cpu_seconds())
         finally:
             trainer.end()
-    return taken[1:]
+    return Taken(wall[1:], cpu[1:])
 
 
 def checkpoint_percents(
@@ -91,6 +109,11 @@ def trainer_command(task: Task, *, steps: int, checkpoint_steps: int = 1_000_000
 def available_cpus() -> set[int]:
     """Return the CPUs that this process may use."""
     return os.sched_getaffinity(0)
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _steps_and_checkpoints(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:

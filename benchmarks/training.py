@@ -135,13 +135,14 @@ def measure_waiting(bench: Bench, plan: Plan) -> dict[str, Any]:
     tell("starts and checkpoints")
     percents, seconds = startup.checkpoint_percents(task, own, bench.work, checkpoints=plan.repetitions)
     task = bench.task("SFT", "first-step")
-    return {
-        "firstStepSeconds": figure(startup.first_steps(task, own, bench.work, times=plan.repetitions), 2),
-        "helpSeconds": figure(startup.seconds(["train", "--help"], own, times=plan.repetitions)),
-        "validateSeconds": figure(startup.seconds(check, own, times=plan.repetitions)),
-        "checkpointPercent": figure(percents),
-        "checkpointSeconds": figure(seconds),
-    }
+    figures = {"checkpointPercent": figure(percents), "checkpointSeconds": figure(seconds)}
+    for name, taken in (
+        ("firstStep", startup.first_steps(task, own, bench.work, times=plan.repetitions)),
+        ("help", startup.seconds(["train", "--help"], own, times=plan.repetitions)),
+        ("validate", startup.seconds(check, own, times=plan.repetitions)),
+    ):
+        figures |= {f"{name}Seconds": figure(taken.wall), f"{name}CpuSeconds": figure(taken.cpu)}
+    return figures
 
 
 def environment(threads: int) -> dict[str, str]:
