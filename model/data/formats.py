@@ -136,37 +136,28 @@ def normalise_conversations(row: Fields) -> Content:
 
 def _conversation(row: Fields, field: str) -> Content:
     problems: list[Problem] = []
-    turns = read_turns(row.get(field), row.name(field), problems)
-    if system := row.get("system"):
-        check_text(system, "system", problems)
-        turns = [{"role": "system", "content": system}, *turns]
+    system, turns = _system(row, problems), read_turns(row.get(field), row.name(field), problems)
     tools = _tools(row, problems)
     _raise(problems)
-    if system and len(turns) > 1 and turns[1]["role"] == "system":
-        problems.append(Problem("system", f"is given beside a system turn in {row.name(field)}: keep one", "order"))
-    else:
-        before, rest = (turns[:1], turns[1:]) if system else ([], turns)
-        check_order(rest, row.name(field), problems, before=before)
+    _check_turns(turns, field, row, problems, system=system)
     _raise(problems)
-    return {"messages": turns, **tools}
+    return {"messages": system + turns, **tools}
 
 
 def normalise_completion_turns(row: Fields) -> Content:
     """Return a prompt and a completion that are lists of turns as one conversation."""
     problems: list[Problem] = []
-    prompt, completion = (
-        _prompt_turns(row, problems),
-        read_turns(row.get("completion"), row.name("completion"), problems),
-    )
+    system, prompt = _system(row, problems), _prompt_turns(row, problems)
+    completion = read_turns(row.get("completion"), row.name("completion"), problems)
     tools = _tools(row, problems)
     _raise(problems)
-    check_order(prompt, row.name("prompt"), problems, last=PROMPT_ENDS)
+    _check_turns(prompt, "prompt", row, problems, system=system, last=PROMPT_ENDS)
     check_order(completion, row.name("completion"), problems, before=prompt)
     if any(turn["role"] == "assistant" and "tool_calls" not in turn for turn in prompt):
         text = "has an assistant turn, which would be learned as well: write these rows as messages if it should be"
         problems.append(Problem(row.name("prompt"), text, "order"))
     _raise(problems)
-    return {"messages": prompt + completion, **tools}
+    return {"messages": system + prompt + completion, **tools}
 
 
 def normalise_preference(row: Fields) -> Content:
@@ -195,7 +186,7 @@ def normalise_preference_turns(row: Fields) -> Content:
     Without a prompt, or with one that both answers repeat, the prompt is what the answers have in common.
     """
     problems: list[Problem] = []
-    prompt = _prompt_turns(row, problems) if row.has("prompt") else []
+    system, prompt = _system(row, problems), _prompt_turns(row, problems) if row.has("prompt") else []
     chosen, rejected = (read_turns(row.get(field), row.name(field), problems) for field in ("chosen", "rejected"))
     tools = _tools(row, problems)
     _raise(problems)
@@ -204,12 +195,39 @@ def normalise_preference_turns(row: Fields) -> Content:
         given, prompt = prompt, _common(chosen, rejected)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         _check_common(prompt, given, row)
-    check_order(prompt, row.name("prompt" if row.has("prompt") else "chosen"), problems, last=PROMPT_ENDS)
+    field = "prompt" if row.has("prompt") else "chosen"
+    _check_turns(prompt, field, row, problems, system=system, last=PROMPT_ENDS)
     if not problems:
         check_order(chosen, row.name("chosen"), problems, before=prompt)
         check_order(rejected, row.name("rejected"), problems, before=prompt)
     _raise(problems)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **tools}
+    return {"prompt": system + prompt, "chosen": chosen, "rejected": rejected, **tools}
+
+
+def _system(row: Fields, problems: list[Problem]) -> list[Message]:
+    """Return the system turn that a column of its own holds; none when it is empty."""
+    text = row.get("system")
+    if text is None or text == "":
+        return []
+    check_text(text, row.name("system"), problems)
+    return [{"role": "system", "content": text}]
+
+
+def _check_turns(
+    turns: list[Message],
+    field: str,
+    row: Fields,
+    problems: list[Problem],
+    *,
+    system: list[Message],
+    last: tuple[str, ...] = ("assistant",),
+) -> None:
+    """Check the order of a conversation's first turns, and that it has one system turn at most."""
+    if system and turns[0]["role"] == "system":
+        text = f"is given beside a system turn in {row.name(field)}: keep one"
+        problems.append(Problem(row.name("system"), text, "order"))
+    else:
+        check_order(turns, row.name(field), problems, before=system, last=last)
 
 
 def _prompt_turns(row: Fields, problems: list[Problem]) -> list[Message]:
@@ -274,16 +292,18 @@ FORMS = {
             "prompt and completion as turns",
             "messages",
             ("prompt", "completion"),
-            ("tools",),
+            ("tools", "system"),
             conversations=True,
             normalise=normalise_completion_turns,
         ),
-        Form("messages", "messages", ("messages",), ("tools",), conversations=None, normalise=normalise_messages),
+        Form(
+            "messages", "messages", ("messages",), ("tools", "system"), conversations=None, normalise=normalise_messages
+        ),
         Form(
             "conversations (ShareGPT)",
             "messages",
             ("conversations",),
-            ("tools",),
+            ("tools", "system"),
             conversations=None,
             normalise=normalise_conversations,
         ),
@@ -309,7 +329,7 @@ FORMS = {
             "prompt, chosen and rejected as turns",
             "preference-messages",
             PREFERENCE,
-            ("tools",),
+            ("tools", "system"),
             conversations=True,
             normalise=normalise_preference_turns,
         ),
@@ -317,7 +337,7 @@ FORMS = {
             "chosen and rejected conversations, whose common beginning is the prompt",
             "preference-messages",
             ("chosen", "rejected"),
-            ("tools",),
+            ("tools", "system"),
             conversations=True,
             normalise=normalise_preference_turns,
         ),

@@ -105,7 +105,7 @@ class Shaper:
             words += f", read as {form.shape}"
         used = {row.name(field): field for field in form.fields if row.name(field) in row.value}
         words += "".join(f"; {field} is the column {name}" for name, field in used.items() if name != field)
-        unused = [key for key in row.value if key not in used and not (key == "system" and "messages" in form.shape)]
+        unused = [key for key in row.value if key not in used]
         return printable(words + (f"; not used: {names(unused)}" if unused else ""))
 
     def _for_another_method(self, form: Form) -> str:

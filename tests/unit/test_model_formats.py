@@ -95,6 +95,8 @@ def test_messages(value: Any, content: Any) -> None:
         ({"chosen": [USER, ANSWER, USER, ANSWER], "rejected": [USER, ANSWER, USER, OTHER], "tools": [TOOL]},
          "preference-messages",
          {"prompt": [USER, ANSWER, USER], "chosen": [ANSWER], "rejected": [OTHER], "tools": [TOOL]}),
+        ({"system": "Be brief.", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, "preference-messages",
+         {"prompt": [{"role": "system", "content": "Be brief."}, USER], "chosen": [ANSWER], "rejected": [OTHER]}),
         ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER, USER, OTHER]}, "preference-messages",
          {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER, USER, OTHER]}),
     ],

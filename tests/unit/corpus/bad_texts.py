@@ -308,7 +308,7 @@ CASES = (
     Case(
         "unknown field mapped",
         rows(PAIR),
-        "--column=question=...: no such field, use one of prompt, completion, tools, messages, "
+        "--column=question=...: no such field, use one of prompt, completion, tools, system, messages, "
         "conversations, instruction, output, input, chosen, rejected",
         flags=("--column=question=prompt",),
         code=2,
