@@ -9,6 +9,7 @@ or the line of the file that it comes from.
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 import textwrap
 import types
@@ -118,6 +119,7 @@ class _Reader:
         self.values: dict[str, Any] = {}
         self.labels: dict[str, str] = {}
         self.problems: list[str] = []
+        self._wrong: set[str] = set()
 
     def collect(self, arguments: Sequence[str]) -> dict[str, list[str]]:
         """Return the texts given for each field, and for `--config` and `--set`."""
@@ -145,6 +147,7 @@ class _Reader:
                     value = str(without)
                 else:
                     self.problems.append(f"{key}: needs a value, as in {key}=...")
+                    self._wrong.add(name)
                     continue
             given.setdefault(name, []).append(value)
         return given
@@ -237,22 +240,19 @@ class _Reader:
 
     def explain(self, error: ValidationError) -> None:
         """Put what pydantic found into words, and add what it would have found had the single fields been right."""
-        wrong: set[str] = set()
+        together: list[str] = []
         for entry in error.errors():
             if not entry["loc"]:
-                self.problems += _without_prefix(entry["msg"]).split("; ")
+                together += _without_prefix(entry["msg"]).split("; ")
                 continue
             key = str(entry["loc"][0])
             name = self._keys.get(key, key)
-            wrong.add(name)
+            self._wrong.add(name)
             self.problems.append(self._explain_field(name, entry))
-        if wrong:
-            mentioned = {flag(name) for name in wrong}
-            self.problems += [
-                problem
-                for problem in self._problems_between(wrong)
-                if mentioned.isdisjoint(problem.replace("=", " ").replace(",", " ").replace(":", " ").split())
-            ]
+        together += self._problems_between() if self._wrong else []
+        # Of a flag whose own problem is told already, nothing that follows from it is told.
+        mentioned = {flag(name) for name in self._wrong}
+        self.problems += [text for text in together if mentioned.isdisjoint(re.findall(r"--[a-z0-9-]+", text))]
 
     def _explain_field(self, name: str, entry: Any) -> str:
         label = self.labels.get(name, flag(name))
@@ -268,10 +268,10 @@ class _Reader:
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in entry["loc"][1:])
         return f"{label}: {where + ' ' if where else ''}{message}"
 
-    def _problems_between(self, wrong: set[str]) -> list[str]:
+    def _problems_between(self) -> list[str]:
         """Return what is wrong between the fields, with the wrong ones left out or filled with something right."""
-        values = {name: value for name, value in self.values.items() if name not in wrong}
-        for name in wrong:
+        values = {name: value for name, value in self.values.items() if name not in self._wrong}
+        for name in self._wrong:
             if self._fields[name].is_required():
                 values[name] = _stand_in(self._fields[name])
         try:

@@ -76,7 +76,7 @@ def test_settings_that_contradict_each_other(arguments: list[str], said: str) ->
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(FailureError, match="--method=dpo: must be 'SFT' or 'DPO', did you mean DPO?"):
+    with pytest.raises(FailureError, match=r"--method=dpo: must be 'SFT' or 'DPO', did you mean DPO\?"):
         flags.parse(TrainSettings, ["--method=dpo", *USUAL[1:]])
 
 
@@ -124,18 +124,47 @@ def test_commands_print_help_and_schema(capsys: pytest.CaptureFixture[str]) -> N
     assert schema["additionalProperties"] is False
 
 
-def test_validate_prints_the_resolved_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["validate", *USUAL, "--seed=5"]) == 0
-    assert json.loads(capsys.readouterr().out)["seed"] == 5
-
-
-def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    del tmp_path
-    assert cli.main(["trian"]) == exits.INVALID_CONFIGURATION
-    assert "no such command" in capsys.readouterr().err
-
-
 def test_what_needs_no_training_imports_no_torch() -> None:
     heavy = "{'torch', 'transformers', 'numpy', 'datasets'}"
     code = f"import sys; import model.training.cli, model.data.export; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_setting_under_its_name_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("lora:\n  rank: 4\n  targetModules: [q_proj, v_proj]\nseed: 1\n")
+    settings = train_settings(f"--config={path}", "--set", "lora.rank=8", "--set=seed=2", "--seed=3")
+    assert (settings.lora_rank, settings.lora_target_modules, settings.seed) == (8, ["q_proj", "v_proj"], 3)
+    assert train_settings("--set", "loraTargetModules=[k_proj]").lora_target_modules == ["k_proj"]
+    assert train_settings("--set", "loraTargetModules=k_proj,o_proj").lora_target_modules == ["k_proj", "o_proj"]
+    assert train_settings(f"--config={path}", "--set", "lora.rank=null").lora_rank is None
+
+
+def test_a_wrong_setting_is_told_with_the_line_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: many\nlora:\n  rnk: 4\n  rank: 0\nseed: 3\n")
+    said = problems(f"--config={path}", "--set", "batchsize=3", "--set", "x")
+    assert f"{path} line 3: lora.rnk: no such setting" in said
+    assert f"{path} line 4: lora.rank=0: must be greater than or equal to 1" in said
+    assert f"{path} line 5: seed: given twice" in said
+    assert "--set batchsize: no such setting, did you mean batchSize?" in said
+    assert "--set x: must be key=value" in said
+
+
+def test_what_is_wrong_together_is_told_with_what_is_wrong_alone() -> None:
+    said = problems("--seed=x", "--epochs=1", "--max-steps=2")
+    assert "--seed=x: must be a valid integer" in said
+    assert "give --epochs or --max-steps, not both" in said
+    with pytest.raises(flags.InvalidSettingsError) as caught:
+        flags.parse(ExportSettings, ["--source=nowhere", "--seed=x"])
+    assert len(caught.value.problems) == 3  # the directory is missing, too, and nothing is said twice
+    # What is wrong alone already is no reason to say that it is missing.
+    assert "needs --namespace" not in problems("--registry-url=http://r", "--namespace")
+
+
+def test_an_argument_without_a_flag_and_a_flag_without_a_value() -> None:
+    settings = flags.parse(cli.PlotSettings, ["runs/a", "--plot"])
+    assert (settings.run_directory, settings.plot) == (Path("runs/a"), Path("loss.png"))
+    assert flags.parse(cli.PlotSettings, ["--plot=b.svg", "--run-directory=c"]).plot == Path("b.svg")
+    with pytest.raises(FailureError, match="b: no such flag"):
+        flags.parse(cli.PlotSettings, ["a", "b"])

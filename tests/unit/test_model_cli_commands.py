@@ -1,0 +1,199 @@
+"""The commands as a person uses them, as far as they need no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model import exits
+from model.files import combined_digest, digest_directory
+from model.training import cli, terminal
+from tests.support.safetensors_files import write_adapter, write_base
+
+HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "tqdm", "sqlalchemy", "pyarrow")
+START_CPU_SECONDS = 0.4
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_base(tmp_path / "base")
+    rows = "".join(json.dumps({"prompt": f"{n}?", "completion": f"{n}."}) + "\n" for n in range(40))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    return tmp_path
+
+
+def validate(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = cli.main(["validate", "--method=SFT", "--base-model=base", "--tokens=false", *arguments])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_run_that_can_start(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = validate(capsys, "--dataset=rows.jsonl", "--seed=5")
+    assert (code, found["valid"], found["problems"]) == (0, True, [])
+    assert found["settings"]["seed"] == 5
+    assert found["settings"]["learningRate"] == 2e-4
+    assert found["baseModel"]["positions"] == 64
+    dataset = found["dataset"]
+    assert (dataset["shape"], dataset["rows"] + dataset["evaluationRows"]) == ("prompt-completion", 40)
+    assert sorted(path.name for path in workplace.iterdir()) == ["base", "rows.jsonl"]  # nothing was written
+
+
+def test_all_parts_are_looked_at_though_some_are_wrong(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workplace / "bad.jsonl").write_text('{"prompt": "a", "completion": ""}\n{"prompt": 1, "completion": "b"}\n')
+    (workplace / "base/tokenizer.json").unlink()
+    code, found = validate(capsys, "--dataset=bad.jsonl", "--parent-adapter=none")
+    assert code == exits.DOES_NOT_EXIST
+    assert [problem["reason"] for problem in found["problems"]] == [
+        "BaseModelUnavailable",
+        "AdapterInvalid",
+        "DatasetInvalid",
+    ]
+    assert "row 1" in found["problems"][2]["message"]
+    assert found["dataset"]["dropped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--lora-target-modules=q_proj,gate_proj"],
+            "has no layer gate_proj; it has down_proj, q_proj, up_proj, v_proj",
+        ),
+        (["--dataset=none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_problems_with_one_part(
+    arguments: list[str], said: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del workplace
+    dataset = [] if any("--dataset" in one for one in arguments) else ["--dataset=rows.jsonl"]
+    code, found = validate(capsys, *dataset, *arguments)
+    assert code in (exits.INVALID_CONFIGURATION, exits.DOES_NOT_EXIST)
+    assert said in found["problems"][0]["message"]
+
+
+def test_a_parent_is_compared_with_base_and_digest(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = write_adapter(workplace / "parent")
+    digest = combined_digest(digest_directory(parent))
+    dataset = "--dataset=rows.jsonl"
+    code, found = validate(capsys, dataset, f"--parent-adapter={parent}", f"--parent-adapter-sha256={digest}")
+    assert (code, found["parentAdapter"]["rank"]) == (0, 8)
+    other = hashlib.sha256(b"").hexdigest()
+    code, found = validate(capsys, dataset, f"--parent-adapter={parent}", f"--parent-adapter-sha256={other}")
+    assert f"its digest is {digest}" in found["problems"][0]["message"]
+
+
+def test_an_exported_dataset_is_recognised(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from model.data import export
+
+    arguments = ["--run-directory=run", "--source=volume", "--path=rows.jsonl"]
+    assert export.main(arguments) == 0
+    capsys.readouterr()
+    code, found = validate(capsys, "--run-directory=run")
+    assert (code, found["dataset"]["shape"]) == (0, "prompt-completion")
+    with (workplace / "run/dataset/train.jsonl").open("a") as file:
+        file.write("\n")
+    code, found = validate(capsys, "--run-directory=run")
+    assert (code, found["problems"][0]["reason"]) == (exits.DATASET_INVALID, "DatasetInvalid")
+
+
+def test_the_printed_configuration_is_a_file_that_gives_the_same(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--method=DPO", "--base-model=base", "--dataset=rows.jsonl", "--set", "dpo.beta=0.2"]
+    assert cli.main([*arguments, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["dpoBeta"] == 0.2
+    (workplace / "run.yaml").write_text(printed)
+    assert cli.main(["train", "--config=run.yaml", "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert not (workplace / "runs").exists()
+
+
+def test_a_plan_without_a_probe_needs_no_torch(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del workplace
+    arguments = ["plan", "--method=SFT", "--base-model=base", "--no-probe", "--precision=Float32", "--batch-size=4"]
+    assert cli.main([*arguments, "--dataset=rows.jsonl", "--evaluation-percent=0"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["rows"], plan["steps"], plan["microBatchSize"]) == (40, 10, 4)
+    assert plan["memoryBytes"]["weights"] == 4 * plan["parameters"]["total"]
+    assert plan["memoryBytes"]["gradients and optimizer"] == 12 * plan["parameters"]["trainable"]
+    assert plan["peakBytes"] == sum(plan["memoryBytes"].values())
+    assert cli.main([*arguments, "--max-length=32"]) == 0  # without a dataset: rows of the greatest length
+    assert json.loads(capsys.readouterr().out)["longestRow"] == 32
+
+
+def test_the_last_words_are_short_for_people(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", "--method=sft", "--batch-size=0"]
+    assert cli.main(arguments) == exits.INVALID_CONFIGURATION
+    assert capsys.readouterr().err.startswith("InvalidSpec: --method=sft: must be ")
+    monkeypatch.setattr(terminal, "is_terminal", lambda _stream: True)
+    assert cli.main(arguments) == exits.INVALID_CONFIGURATION
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "InvalidSpec: 4 problems"
+    assert lines[1] == "  - --method=sft: must be 'SFT' or 'DPO', did you mean SFT?"
+    assert lines[-1].startswith("hint: ")
+
+
+def test_commands_have_near_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tarin"]) == exits.INVALID_CONFIGURATION
+    assert "tarin: no such command, did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_help_is_short_enough_to_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 110
+    assert max(map(len, lines)) <= 120
+    assert cli.main([]) == 0
+    assert f"  {name:10}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["validate", "--method=SFT", "--base-model=base", "--dataset=rows.jsonl", "--tokens=false"],
+        ["validate", "--method=SFT", "--base-model=base", "--run-directory=r", "--run-uid=u"],
+        ["plan", "--method=SFT", "--base-model=base", "--dataset=rows.jsonl", "--no-probe"],
+        ["schema"],
+    ],
+)
+def test_what_loads_nothing_starts_at_once(arguments: list[str], workplace: Path) -> None:
+    """The time is that of the CPU, and the best of three: what the neighbours do is not this program's doing."""
+    code = (
+        "import sys; from model.training import cli; code = cli.main(sys.argv[1:]); "
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    best = START_CPU_SECONDS
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=workplace,
+            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.stderr.close()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, said
+        assert said.splitlines()[-1] == "[]"
+        best = min(best, usage.ru_utime + usage.ru_stime)
+    assert best < START_CPU_SECONDS

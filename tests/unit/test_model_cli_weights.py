@@ -1,0 +1,132 @@
+"""What is read from a model's files without loading it, and what an adapter's files must be like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.training import verify
+from model.training.verify import Findings
+from model.training.weights import FilesError, lora_parameters, read_header, read_model
+from tests.support.safetensors_files import base_shapes, write_adapter, write_base, write_safetensors
+
+
+def test_a_model_s_files_tell_its_size_and_its_layers(tmp_path: Path) -> None:
+    files = read_model(write_base(tmp_path / "base"))
+    assert files.parameters == sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in base_shapes().values())
+    assert (files.vocabulary, files.positions, files.has_tokenizer) == (32, 64, True)
+    assert len(files.layers(["all-linear"])) == 8
+    assert set(files.layers(["v_proj"])) == {f"model.layers.{n}.self_attn.v_proj" for n in (0, 1)}
+    assert lora_parameters(files, ["q_proj", "up_proj"], 4) == 2 * (4 * (8 + 8) + 4 * (16 + 8))
+    assert lora_parameters(files, ["q_proj"], 4, dora=True) == 2 * (4 * (8 + 8) + 8)
+
+
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    names = list(base_shapes())
+    parts = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
+    for part, members in parts.items():
+        write_safetensors(base / part, {name: base_shapes()[name] for name in members}, "BF16")
+    index = {"weight_map": {name: part for part, members in parts.items() for name in members}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert set(read_model(base).tensors) == set(names)
+    (base / "b.safetensors").unlink()
+    with pytest.raises(FilesError, match=r"lacks b\.safetensors"):
+        read_model(base)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda base: (base / "config.json").unlink(), "config.json cannot be read: No such file"),
+        (lambda base: (base / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda base: (base / "config.json").write_text("{}"), "names no model_type"),
+        (lambda base: (base / "config.json").write_text("[]"), "must hold a JSON object"),
+        (lambda base: (base / "model.safetensors").unlink(), "has no weights"),
+        (lambda base: (base / "model.safetensors").rename(base / "pytorch_model.bin"), "it has pytorch_model.bin"),
+        (lambda base: (base / "model.safetensors").write_bytes(b"abc"), "is no safetensors file, or is cut off"),
+        (lambda base: (base / "model.safetensors").write_bytes(b"\2" + bytes(7) + b"x{"), "is no safetensors file"),
+        (lambda base: cut(base / "model.safetensors"), "bytes, its header says"),
+    ],
+)
+def test_damaged_models_are_told(damage: Any, said: str, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    damage(base)
+    with pytest.raises(FilesError, match=said):
+        read_model(base)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_header_is_read_without_the_weights(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"x": (2, 3)}, "BF16")
+    tensor = read_header(tmp_path / "a.safetensors")["x"]
+    assert (tensor.dtype, tensor.shape, tensor.elements) == ("BF16", (2, 3), 6)
+
+
+def look(adapter: Path, base: Path | None = None) -> Findings:
+    findings = Findings()
+    verify.check_files(adapter, read_model(base) if base else None, findings)
+    return findings
+
+
+def test_an_adapter_that_belongs_to_its_base(tmp_path: Path) -> None:
+    findings = look(write_adapter(tmp_path / "adapter"), write_base(tmp_path / "base"))
+    assert (findings.problems, findings.warnings) == ([], [])
+    assert findings.facts["parameters"] == 2 * 2 * 8 * 8
+
+
+def test_an_adapter_of_another_base(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    shapes = {name: (9, 9) if "layers.1.self_attn.q" in name else shape for name, shape in base_shapes().items()}
+    write_safetensors(base / "model.safetensors", {n: s for n, s in shapes.items() if "layers.0.self_attn.q" not in n})
+    problems = look(write_adapter(tmp_path / "adapter"), base).problems
+    assert any("has 8 inputs, the base model's layer has 9" in problem for problem in problems)
+    assert any("the base model has no layer model.layers.0.self_attn.q_proj" in problem for problem in problems)
+
+
+def test_half_an_adapter(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    write_safetensors(adapter / "adapter_model.safetensors", {f"{name}.lora_A.weight": (8, 8)})
+    assert "is there without" in look(adapter).problems[0]
+    write_safetensors(adapter / "adapter_model.safetensors", {})
+    assert look(adapter).problems == ["it holds no weights"]
+    assert "type IA3" in look(write_adapter(tmp_path / "other", peft_type="IA3")).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("rank", "config", "said"),
+    [
+        (16, {}, None),
+        (24, {}, "--max-lora-rank 32"),
+        (1000, {}, "rank 1000 is above 512"),
+        (8, {"use_dora": True}, "DoRA"),
+        (8, {"bias": "all"}, "biases"),
+        (8, {"modules_to_save": ["lm_head"]}, "whole layers (lm_head)"),
+    ],
+)
+def test_what_vllm_cannot_load_is_a_warning(
+    rank: int, config: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    findings = look(write_adapter(tmp_path / "adapter", rank, **config))
+    assert not findings.problems
+    assert [said in warning for warning in findings.warnings] == ([True] if said else [])
+
+
+def test_an_unfinished_run_is_told_from_what_is_no_run(tmp_path: Path) -> None:
+    from model.exits import FailureError
+
+    (tmp_path / "run/dataset").mkdir(parents=True)
+    with pytest.raises(FailureError, match="has not finished"):
+        verify.find_adapter(tmp_path / "run")
+    with pytest.raises(FailureError, match="holds no adapter"):
+        verify.find_adapter(tmp_path)
+    adapter = write_adapter(tmp_path / "run/adapter")
+    assert verify.find_adapter(tmp_path / "run") == verify.find_adapter(adapter) == adapter
