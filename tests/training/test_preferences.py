@@ -226,6 +226,7 @@ def test_a_cut_keeps_the_prompts_end_and_the_answers_beginnings(
     rest = cut.prompt[1:] if lead else cut.prompt
     assert prompt[len(prompt) - len(rest) :] == rest
     assert not lead or cut.prompt[0] == 1
+    assert len(cut.prompt) >= min(len(prompt), 1 + lead)
     assert cut.chosen.ids == chosen[: len(cut.chosen.ids)]
     assert cut.rejected.ids == rejected[: len(cut.rejected.ids)]
     longer = max(len(chosen), len(rejected))
