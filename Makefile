@@ -8,7 +8,7 @@ SOURCES := operator model tests examples images benchmarks
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit training-tests api e2e cluster images lock crds format
+.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit training-tests programs api e2e cluster images lock crds format
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,7 +39,10 @@ types: $(VENV)/ready ## Strict type check
 unit: $(VENV)/ready ## Unit tests: seconds, no cluster
 	$(BIN)/pytest tests/unit
 
-api: $(VENV)/ready ## The API, the operator and the registry's authentication against a real API server
+programs: $(VENV)/ready ## Build the cluster's programs into the cache; compilers beside tests would let those run out of time
+	$(BIN)/python -m tests.cluster build
+
+api: programs ## The API, the operator and the registry's authentication against a real API server
 	$(BIN)/pytest -n 2 --dist loadfile tests/api
 
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image

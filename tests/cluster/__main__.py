@@ -1,6 +1,6 @@
 """The local Kubernetes by hand.
 
-python -m tests.cluster up | down [--purge] | status | load NAME:TAG ... | kubeconfig | bin
+python -m tests.cluster build | up | down [--purge] | status | load NAME:TAG ... | kubeconfig | bin
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tests.cluster import go_build
 from tests.cluster.base import Cluster, ClusterError
 from tests.cluster.choose import cluster
 
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 after an error, or 3 where ``status`` finds the cluster not running."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="build its programs into the cache, so that nothing has to wait for them later")
     commands.add_parser("up", help="start it and wait until pods can run")
     down = commands.add_parser("down", help="stop it and throw its objects away")
     down.add_argument("--purge", action="store_true", help="throw its images away as well")
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(target: Cluster, options: argparse.Namespace) -> int:
     started = time.monotonic()
     match options.command:
+        case "build":
+            go_build.build(go_build.ALL)
         case "up":
             target.up()
             print(f"up ({target.kind}, {time.monotonic() - started:.1f} s): export KUBECONFIG={target.kubeconfig}")
