@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from model.training import cli
-from tests.training.harness import BASE_MODEL_NAME, TERMINATION_LOG, Run, wait_for
+from tests.training.harness import BASE_MODEL_NAME, TERMINATION_LOG, Run
 
 STEPS = 24
 
@@ -133,21 +133,6 @@ def test_an_adapter_that_was_changed_is_not_taken_for_finished(reference: Run, t
     assert copy.said()["result"]["adapter"] == reference.said()["result"]["adapter"]
 
 
-def test_sigterm_saves_the_step_and_the_resumed_run_ends_with_the_same_bits(reference: Run, run: Run) -> None:
-    run.flags = run.flags | {"evaluation_steps": 1000}  # it is the end of a step that stops, not an evaluation
-    assert run.stop_at(6, signal.SIGTERM) == 75
-    stopped = run.said()["interrupted"]["step"]
-    assert 6 <= stopped < STEPS
-    assert not (run.directory / "training_config.json").exists()
-    assert not (run.directory / "adapter").exists()
-    assert run.events("interrupted")[0]["step"] == stopped
-
-    assert run.train() == 0
-    assert run.events("resume")[0]["step"] == stopped
-    assert run.said()["result"]["resumedFromStep"] == stopped
-    assert_same_result(run, reference)
-
-
 def test_sigkill_costs_no_more_than_the_steps_since_the_checkpoint(reference: Run, run: Run) -> None:
     assert run.stop_at(7, signal.SIGKILL) == -signal.SIGKILL
     assert run.train() == 0
@@ -184,25 +169,38 @@ def test_two_checkpoints_are_kept(reference: Run) -> None:
     assert names == {f"checkpoint-{STEPS - 4}", f"checkpoint-{STEPS}"}
 
 
-def test_training_stops_early_when_the_held_out_rows_get_no_better(run: Run) -> None:
+def test_training_stops_early_and_the_result_is_the_best_adapter(run: Run) -> None:
+    from safetensors.torch import load_file
+
     run.flags = run.flags | {"learning_rate": "0.3", "evaluation_steps": 1, "early_stopping_patience": 2}
     assert run.train() == 0
-    evaluations = [event["loss"] for event in run.events("evaluation") if "baseLoss" not in event]
-    best = min(evaluations)
-    assert evaluations.index(best) == len(evaluations) - 3
-    assert run.said()["result"]["steps"] == len(evaluations) < STEPS
+    said = run.said()["result"]
+    evaluations = [event["loss"] for event in run.events("evaluation") if "final" not in event]
+    best = evaluations.index(min(evaluations)) + 1
+    assert best == len(evaluations) - 2
+    assert said["steps"] == len(evaluations) < STEPS
+    assert said["bestStep"] == best
+    assert float(said["evaluationLoss"]) == pytest.approx(min(evaluations), abs=1e-6)
     assert run.said()["lossHistory"][-1]["step"] == len(evaluations)
+    saved = load_file(run.directory / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors")
+    adapter = load_file(run.directory / "adapter" / "adapter_model.safetensors")
+    assert all(adapter[name].equal(weight) for name, weight in saved.items())
 
 
-def test_sigterm_before_the_first_step_loses_nothing(run: Run) -> None:
-    """A real command line, because the handler must be there before anything slow is imported."""
-    command = [sys.executable, "-m", "model.training.cli", *run.arguments()]
-    with subprocess.Popen(command, cwd=run.path, stdout=subprocess.PIPE, env=environment()) as process:
-        wait_for(lambda: catches_sigterm(process.pid))
-        assert "torch/lib" not in Path(f"/proc/{process.pid}/maps").read_text()
-        process.terminate()
-        assert process.wait(timeout=60) == 75
-    assert run.said() == {"interrupted": {"step": 0}}
+def test_stopping_early_needs_rows_to_compare_on(run: Run, rows: list[dict[str, Any]]) -> None:
+    run.export(rows, percent=0)
+    run.flags = run.flags | {"early_stopping_patience": 2}
+    assert run.train() == 2
+    assert run.said()["failure"]["reason"] == "InvalidSpec"
+    assert "training.earlyStoppingPatience" in run.said()["failure"]["message"]
+    assert not run.steps()
+
+
+def test_tokens_are_counted_in_three_ways(reference: Run) -> None:
+    said, lines = reference.said()["result"], reference.events("train")
+    for key in ("tokens", "learnedTokens", "paddedTokens"):
+        assert said[key] == sum(line[key] for line in lines)
+    assert said["learnedTokens"] < said["tokens"] < said["paddedTokens"]
 
 
 def test_standard_output_is_json_lines_and_nothing_else(run: Run) -> None:
@@ -239,9 +237,3 @@ def environment() -> dict[str, str]:
     import os
 
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-
-
-def catches_sigterm(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)

@@ -1,0 +1,111 @@
+"""Runs that go on from a checkpoint end as if nothing had happened, and say what they went on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import exits
+from tests.chaos.kills import Plan, Uninterrupted, carry_out
+from tests.training import faults
+from tests.training.harness import Run, finish
+
+KILLS = {
+    7: ("sft", signal.SIGTERM),
+    56: ("sft", signal.SIGKILL),
+    4: ("dpo", signal.SIGTERM),
+    58: ("dpo", signal.SIGTERM),
+    92: ("dpo", signal.SIGKILL),
+    12: ("packing", signal.SIGTERM),
+    50: ("packing", signal.SIGTERM),
+    81: ("packing", signal.SIGKILL),
+    20: ("early-stopping", signal.SIGTERM),
+    73: ("early-stopping", signal.SIGKILL),
+}
+"""Seeds of tests/chaos, and what they stand for."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Runs that nobody interrupts."""
+    return Uninterrupted(tmp_path_factory.mktemp("uninterrupted"), base_model)
+
+
+@pytest.fixture
+def run(base_model: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> Run:
+    return Run(tmp_path, base_model, max_steps=6, evaluation_steps=3, checkpoint_steps=2).export(rows)
+
+
+@pytest.mark.parametrize("seed", KILLS)
+def test_a_killed_run_ends_with_the_same_bits(seed: int, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
+    plan = Plan.of(seed)
+    assert (plan.scenario, plan.kills[0].number) == KILLS[seed]
+    carry_out(plan, uninterrupted, tmp_path)
+
+
+def test_a_step_stays_cut_as_it_was_when_the_memory_ran_out(run: Run) -> None:
+    """The first attempt halves the second step's batch; without a word about it, the next would sum differently."""
+    run.flags |= {"micro_batch_size": 4}
+    assert finish(run.start(faults.memory, {2})) == 0
+    expected, steps = run.said()["result"], run.events("train")
+    shutil.rmtree(run.directory / "checkpoints" / "checkpoint-6")
+    for path in (run.directory / "training_config.json", run.directory / "metrics.jsonl"):
+        path.unlink()
+    assert run.train() == 0
+    assert run.events("resume")[0]["step"] == 4
+    assert run.said()["result"] == {**expected, "resumedFromStep": 4}
+    assert [line["loss"] for line in run.events("train")] == [line["loss"] for line in steps[4:]]
+
+
+def test_a_micro_batch_that_was_found_stays(run: Run) -> None:
+    assert run.stop_at(2, signal.SIGTERM) == exits.INTERRUPTED
+    newest = max(run.directory.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    state = json.loads((newest / "run_state.json").read_text())
+    assert state["micro_batch_size"] == run.events("start")[0]["microBatchSize"] == 4
+    rewrite(newest, "run_state.json", {**state, "micro_batch_size": 2})
+    assert run.train() == 0
+    assert run.events("start")[1]["microBatchSize"] == 2
+
+
+def test_another_number_of_processes_is_refused(run: Run) -> None:
+    assert run.stop_at(2, signal.SIGTERM) == exits.INTERRUPTED
+    for checkpoint in run.directory.glob("checkpoints/checkpoint-*"):
+        manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+        (checkpoint / "checkpoint.json").write_text(json.dumps({**manifest, "processes": 2}))
+    assert run.train() == exits.INVALID_CONFIGURATION
+    assert "was made by 2 processes and this run has 1 process" in run.said()["failure"]["message"]
+
+
+def test_a_disk_that_is_full_in_a_checkpoint_leaves_the_older_one(run: Run) -> None:
+    assert finish(run.start(faults.full_disk, "checkpoint", 2)) == exits.STORAGE_FULL
+    assert run.said()["failure"]["reason"] == "StorageFull"
+    assert [path.name for path in (run.directory / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert run.train() == 0
+    assert run.said()["result"]["resumedFromStep"] == 2
+
+
+def test_leftovers_of_a_killed_attempt_are_removed(run: Run) -> None:
+    for name in ("checkpoints/checkpoint-3.tmp", "adapter.tmp"):
+        (run.directory / name).mkdir(parents=True)
+        (run.directory / name / "adapter_model.safetensors").write_text("half")
+    (run.directory / "training_config.json.tmp").write_text("{")
+    with (run.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "tra')
+    assert run.train() == 0
+    assert not list(run.directory.rglob("*.tmp"))
+    assert run.steps() == [1, 2, 3, 4, 5, 6]
+
+
+def rewrite(checkpoint: Path, name: str, document: dict[str, Any]) -> None:
+    """Replace a document of a checkpoint as if it had been saved so."""
+    from model.files import sha256_of_files
+
+    (checkpoint / name).write_text(json.dumps(document))
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    manifest["files"][name]["sha256"] = sha256_of_files([checkpoint / name])
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
