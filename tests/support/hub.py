@@ -107,7 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
         repository = hub.repositories.get(request["name"]) if request else None
         shown = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if hub.failing is not None:
-            self._send(hub.failing, b"", {"X-Error-Message": "the server is on fire"})
+            # Proxies repeat a request's headers in their error pages.
+            self._send(hub.failing, b"", {"X-Error-Message": f"failed for {self.headers.get('Authorization')}"})
         elif request is None or repository is None:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         elif repository.token is not None and repository.gated and shown != repository.token:

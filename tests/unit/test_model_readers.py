@@ -121,6 +121,14 @@ def test_a_malformed_element_spoils_only_its_own_row() -> None:
     ]
 
 
+def test_an_element_that_nests_too_deep() -> None:
+    deep = b'{"a": ' + b"[" * 150 + b"]" * 150 + b"}"
+    deeper = b"[" * 100_000 + b"]" * 100_000
+    found = outcome(records("a.json", b"[" + b'{"a": 1},' + deep + b"," + deeper + b',{"a": 2}]'))
+    assert [number for number, value in found if "100 deep" in str(value)] == [2, 3]
+    assert found[3] == (4, {"a": 2})
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])
 def test_where_an_array_is_cut_into_chunks_does_not_matter(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.data.readers.json_array.CHUNK_BYTES", chunk)

@@ -229,8 +229,9 @@ def test_a_gated_repository(server: Hub, source: Any) -> None:
 def test_a_hub_that_fails_is_asked_again(server: Hub, source: Any, status: int) -> None:
     server.repository("o/d", {"train.jsonl": lines("1")})
     server.failing = status
-    with pytest.raises(SourceInterruptedError, match=f"HTTP {status}: "):
-        source().description()
+    with pytest.raises(SourceInterruptedError, match=f"HTTP {status}: ") as caught:
+        source(token=TOKEN).description()
+    assert TOKEN not in str(caught.value)
     server.failing = None
     assert rows(source()) == [("", 1, "1")]
 

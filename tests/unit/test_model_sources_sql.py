@@ -125,6 +125,16 @@ def test_an_error_in_a_later_row_is_the_databases_own(url: str) -> None:
         numbers.extend(record.number for record in records)
 
 
+def test_a_function_cannot_write_either(database: tuple[str, psycopg.Connection[Any]]) -> None:
+    url, other = database
+    other.execute(
+        "create function note() returns text language sql as $$ insert into chats values ('1') returning 'x' $$"
+    )
+    found = failure(SqlSource(url, "select note() as prompt"))
+    assert found.code == 2
+    assert "cannot execute INSERT in a read-only transaction" in found.message
+
+
 def test_a_row_that_is_too_long_is_one_invalid_row(any_url: str) -> None:
     query = "select prompt from pairs where id = 1 union all select {} union all select 'last'"
     long = "hex(zeroblob(9 << 20))" if any_url.startswith("sqlite") else "repeat('x', 17 << 20)"
@@ -217,11 +227,22 @@ def test_a_password_is_used_and_never_shown(locked_server: str) -> None:
     assert "pass" not in shown
 
 
+def test_a_password_that_the_database_repeats_is_not_shown(locked_server: str) -> None:
+    found = failure(SqlSource(reader_url(locked_server), f"select '{PASSWORD}'::int"))
+    assert found.message == 'the database refuses the query: invalid input syntax for type integer: "***"'
+
+
 def test_a_wrong_password(locked_server: str) -> None:
     found = failure(SqlSource(reader_url(locked_server, "wrong" + PASSWORD), "select 1"))
     assert (found.code, found.reason) == (5, "AccessDenied")
     assert 'password authentication failed for user "reader"' in found.message
     assert "check the user and the password in DATASET_URL" in found.message
+
+
+def test_a_user_that_is_not_there(url: str) -> None:
+    found = failure(SqlSource(url.replace("finetune@", "nobody@"), "select 1"))
+    assert found.code == 5
+    assert 'role "nobody" does not exist; check the user and the password' in found.message
 
 
 def test_a_table_that_may_not_be_read(locked_server: str) -> None:

@@ -17,7 +17,8 @@ from model.data.readers.lines import bounded_lines, json_lines
 from model.data.records import Record
 from model.exits import FailureError
 
-BUFFER_BYTES = 1 << 20
+HEAD_BYTES = 1 << 20
+"""What the format is told by."""
 
 EXTENSIONS: dict[str, sniff.Format] = {
     ".jsonl": "JSON lines",
@@ -47,11 +48,14 @@ class DataFile:
         Gives the bytes from the start on, unbuffered or not; a Parquet file's must be seekable.
     label
         The records' `file`: empty when the source has but this one.
+    buffer_bytes
+        How much to ask for at once, where each request costs time.
     """
 
     name: str
     open: Callable[[], BinaryIO]
     label: str = ""
+    buffer_bytes: int = 1 << 20
 
 
 def has_data_extension(name: str) -> bool:
@@ -87,12 +91,12 @@ def damaged(name: str, number: int, text: str) -> FailureError:
 
 def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
     raw = stack.enter_context(file.open())
-    stream = _buffered(raw)
-    head = stream.peek(BUFFER_BYTES)
+    stream = _buffered(raw, file.buffer_bytes)
+    head = stream.peek()[:HEAD_BYTES]
     wanted = EXTENSIONS.get(_extension(file.name))
     if head.startswith(sniff.GZIP):
         stream = _decompressed(file.name, wanted, stream)
-        head = stream.peek(BUFFER_BYTES)
+        head = stream.peek()[:HEAD_BYTES]
     elif file.name.endswith(".gz"):
         raise _refusal(file.name, f"is not gzip although its name says so{_found(head)}", "name it after what it is")
     form = _format(file.name, wanted, head)
@@ -108,7 +112,7 @@ def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
         return json_array(stream, file)
     from model.data.readers.parquet import parquet
 
-    return parquet(stream, file)
+    return parquet(cast(BinaryIO, stream.detach()), file)  # it has buffers of its own, one for each column
 
 
 def _decompressed(name: str, wanted: sniff.Format | None, stream: BinaryIO) -> io.BufferedReader:
@@ -116,11 +120,11 @@ def _decompressed(name: str, wanted: sniff.Format | None, stream: BinaryIO) -> i
         raise _refusal(name, "is compressed with gzip as a whole", "decompress it: Parquet compresses by itself")
     if wanted is not None and not name.endswith(".gz"):
         raise _refusal(name, "is compressed with gzip", f"name it {PurePosixPath(name).name}.gz, or decompress it")
-    return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"))
+    return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"), HEAD_BYTES)
 
 
-def _buffered(stream: BinaryIO | gzip.GzipFile) -> io.BufferedReader:
-    return io.BufferedReader(cast(io.RawIOBase, stream), BUFFER_BYTES)
+def _buffered(stream: BinaryIO | gzip.GzipFile, size: int) -> io.BufferedReader:
+    return io.BufferedReader(cast(io.RawIOBase, stream), size)
 
 
 def _format(name: str, wanted: sniff.Format | None, head: bytes) -> sniff.Format:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from model import exits
-from model.data.decode import DECODER, MAX_LINE_BYTES, explain
+from model.data.decode import DECODER, MAX_DEPTH, MAX_LINE_BYTES, check_depth, explain
 from model.data.readers.files import DataFile, damaged
 from model.data.readers.lines import TOO_LONG, invalid
 from model.data.records import Record
@@ -132,6 +132,11 @@ class _Text:
         if self._has_undecoded and (match := _UNDECODED.search(self._buffer, start, end)) is not None:
             byte = ord(match[0]) - 0xDC00
             return invalid(f"not UTF-8: byte 0x{byte:02x} at character {match.start() - start + 1}")
+        if self._buffer.count("[", start, end) + self._buffer.count("{", start, end) > MAX_DEPTH:
+            try:
+                check_depth(self._buffer[start:end])
+            except ValueError as error:
+                return explain(error, "")
         return value
 
     def _cause(self) -> str | None:

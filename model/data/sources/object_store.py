@@ -17,6 +17,7 @@ from model.data.records import Record
 from model.data.sources import patterns
 from model.data.sources.base import SourceInterruptedError, access_denied, does_not_exist, invalid_spec
 
+REQUEST_BYTES = 8 << 20
 ATTEMPTS = 3
 CONNECT_TIMEOUT_SECONDS = 10
 REQUEST_TIMEOUT_SECONDS = 60
@@ -156,7 +157,7 @@ class ObjectStoreSource:
             tags.append(_etag(stored))
             return cast(BinaryIO, _Reader(stored, self._translated))
 
-        yield from read(DataFile(name, open_object, label))
+        yield from read(DataFile(name, open_object, label, REQUEST_BYTES))
         with self._call(partial(self._store.open_input_file, path)) as again:
             if [_etag(again)] != tags:
                 raise SourceInterruptedError(f"s3://{path} changed while it was read")

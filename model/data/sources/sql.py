@@ -122,9 +122,9 @@ class SqlSource:
 
     def _connect_failure(self, error: DBAPIError) -> Exception:
         text = self._shown(error)
-        if any(said in text for said in _REFUSED):
+        if any(said in text for said in _REFUSED) or 'FATAL: role "' in text:
             return access_denied(f"{text}; check the user and the password in DATASET_URL")
-        if "does not exist" in text:  # the database, or the role
+        if "does not exist" in text:
             return does_not_exist(f"{text}; check DATASET_URL")
         return SourceInterruptedError(f"cannot connect to the database: {text}")
 
