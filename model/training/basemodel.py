@@ -161,8 +161,8 @@ def check_fit(model: Any, settings: TrainSettings, *, largest_token: int, longes
         raise FailureError(
             exits.INVALID_CONFIGURATION,
             "InvalidSpec",
-            f"--lora-target-modules: {settings.base_model} has no layer {', '.join(absent)}; its layers are "
-            f"{', '.join(sorted(names))}",
+            f"--lora-target-modules (lora.targetModules): {settings.base_model} has no layer {', '.join(absent)}; its "
+            f"layers are {', '.join(sorted(names))}",
         )
 
 

@@ -153,7 +153,9 @@ def build_trainer(
 
     lengths = data.rows.lengths
     total_steps = settings.max_steps or (settings.epochs or 1) * math.ceil(len(lengths) / settings.batch_size)
-    store = CheckpointStore(directory.checkpoints, fingerprint(settings, data, total_steps))
+    store = CheckpointStore(
+        directory.checkpoints, fingerprint(settings, data, total_steps), processes=process.training_processes()
+    )
     skipped: list[tuple[str, str]] = []
     checkpoint = store.newest(lambda name, reason: skipped.append((name, reason)))
     state = checkpoint.state if checkpoint else RunState()
@@ -237,7 +239,7 @@ def choose_packing(trainer: Any, *, cuda: bool) -> None:
                 exits.INVALID_CONFIGURATION,
                 "InvalidSpec",
                 f"--packing=Enabled: {trainer.parts.settings.base_model} cannot train on joined rows, {reason}: set "
-                "packing to Disabled",
+                "training.packing (--packing) to Disabled",
             )
         return
     trainer.parts.collator.packed = True

@@ -6,6 +6,7 @@ the GPU's memory does not suffice. Checkpoints are whole or absent, progress is 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,8 +141,7 @@ class TrainingLoop(Trainer):
 
         The loss is divided by the step's tokens whatever the parts, so that the gradient stays the same.
         """
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        before = [None if p.grad is None else p.grad.clone() for p in parameters]
+        before = [None if p.grad is None else p.grad.clone() for p in self._trained]
         measured = len(self._measured)
         while True:
             with_generators = generators.states()
@@ -149,7 +149,7 @@ class TrainingLoop(Trainer):
             if loss is not None:
                 return loss
             # Only now is the exception gone, and with it the traceback that kept the activations alive.
-            for parameter, gradient in zip(parameters, before, strict=True):
+            for parameter, gradient in zip(self._trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             generators.restore(with_generators)
             del self._measured[measured:]
@@ -157,6 +157,11 @@ class TrainingLoop(Trainer):
             self.parts.log.emit(
                 "outOfMemory", step=self.state.global_step + 1, partsPerBatch=self.run_state.parts_per_batch
             )
+
+    @functools.cached_property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        """The adapter's weights; found once, for looking through all modules takes a percent of a small step."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _try_in_parts(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor | None:
         parts = split(inputs, self.run_state.parts_per_batch, rows_per_example=self.rows_per_example)
@@ -172,7 +177,8 @@ class TrainingLoop(Trainer):
                     exits.GPU_OUT_OF_MEMORY,
                     "GPUOutOfMemory",
                     f"one example of up to {self.parts.settings.max_length} tokens does not fit the GPU's memory: "
-                    "lower maxLength, turn gradientCheckpointing on, or use a larger GPU",
+                    "lower maxLength (--max-length), turn gradientCheckpointing (--gradient-checkpointing) on, or use "
+                    "a larger GPU",
                 ) from error
             return None
         loss: torch.Tensor = total
@@ -204,8 +210,8 @@ class TrainingLoop(Trainer):
             raise FailureError(
                 exits.DIVERGED,
                 "Diverged",
-                f"the loss became {loss} and the gradient's norm {norm} at step {step}: lower the learning rate, "
-                "or look for rows that are no text",
+                f"the loss became {loss} and the gradient's norm {norm} at step {step}: lower "
+                "training.learningRate (--learning-rate), or look for rows that are no text",
             )
         if "firstStepTime" not in self.run_state.timings:
             from model.training.process import timestamp
@@ -375,6 +381,6 @@ def check_finite(loss: float, step: int) -> None:
         raise FailureError(
             exits.DIVERGED,
             "Diverged",
-            f"the loss on the held-out rows is {loss} after step {step}: lower the learning rate, or look for rows "
-            "that are no text",
+            f"the loss on the held-out rows is {loss} after step {step}: lower training.learningRate "
+            "(--learning-rate), or look for rows that are no text",
         )

@@ -137,7 +137,7 @@ def test_weights_that_are_no_numbers(run: Run, own_base_model: Path) -> None:
     weights = load_file(own_base_model / "model.safetensors")
     weights["model.norm.weight"].fill_(float("nan"))
     save_file(weights, own_base_model / "model.safetensors", {"format": "pt"})
-    assert_fails(run, exits.DIVERGED, "Diverged", "step 1", "learning rate")
+    assert_fails(run, exits.DIVERGED, "Diverged", "step 1", "training.learningRate")
     assert not list(run.directory.glob("checkpoints/*"))
 
 
@@ -148,7 +148,7 @@ def test_gpus_that_are_not_there(run: Run) -> None:
 
 def test_layers_that_the_model_does_not_have(run: Run) -> None:
     run.flags |= {"lora_target_modules": "q_proj,query"}
-    assert_fails(run, exits.INVALID_CONFIGURATION, "InvalidSpec", "query", "gate_proj")
+    assert_fails(run, exits.INVALID_CONFIGURATION, "InvalidSpec", "lora.targetModules", "query", "gate_proj")
 
 
 def test_flags_that_are_wrong(run: Run) -> None:
