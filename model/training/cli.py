@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,7 @@ from model.training import local, process, terminal
 from model.training.local import PlanCommand, TrainCommand
 
 PROGRAM = terminal.PROGRAM
+STOPPED = 128 + signal.SIGINT
 
 
 class ValidateCommand(TrainCommand):
@@ -61,7 +63,7 @@ class ChatSettings(flags.Settings):
     )
     prompts_file: Path | None = Field(None, description="JSON lines with a prompt each")
     system: str | None = Field(None, description="System message in front of each conversation")
-    max_new_tokens: int = Field(256, ge=1, le=4096, description="Length of an answer, in tokens")
+    max_new_tokens: int = Field(64, ge=1, le=4096, description="Length of an answer, in tokens")
 
 
 class MergeSettings(flags.Settings):
@@ -112,6 +114,8 @@ def train(arguments: Sequence[str]) -> None:
     place = local.find_place(command)
     settings = command.settings(place.directory, place.uid)
     tell = _teller()
+    if terminal.is_terminal(sys.stderr):
+        warnings.simplefilter("ignore", FutureWarning)  # of the libraries' authors, for the callers of their functions
     if place.note:
         tell(place.note)
     tell(f"run directory {place.directory}")
@@ -261,6 +265,9 @@ def main(arguments: Sequence[str]) -> int:
             print(flags.help_text(command.settings, usage, command.groups))
             return exits.OK
         command.run(arguments[1:])
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return STOPPED
     except BaseException as error:  # noqa: BLE001 - the process ends here, and its last words must say why
         failure = as_failure(error)
         write_termination_message(failure_document(failure))

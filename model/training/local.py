@@ -227,6 +227,11 @@ def find_place(command: TrainCommand, root: Path = Path("runs")) -> Place:
     """
     if command.run_directory != Path() and command.run_uid:
         return Place(command.run_directory, command.run_uid)
+    exported = RunDirectory(command.run_directory).manifest
+    if command.dataset is None and not exported.is_file():
+        raise FailureError(
+            exits.DOES_NOT_EXIST, "DatasetUnavailable", f"{exported} does not exist: give --dataset=rows.jsonl"
+        )
     identity = command.identity()
     named = command.run_directory if command.run_directory != Path() else root / command.name if command.name else None
     if named is not None:
@@ -262,7 +267,8 @@ def export_dataset(command: TrainCommand, directory: Path) -> dict[str, Any]:
 
 def lock(directory: Path) -> int:
     """Keep other processes of this machine out of a run's directory for as long as this one lives."""
-    descriptor = os.open(directory / RUN_FILE, os.O_RDONLY)
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

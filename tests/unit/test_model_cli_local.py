@@ -120,6 +120,13 @@ def test_two_processes_cannot_train_in_one_directory(rows: Path) -> None:
         local.lock(place.directory)
 
 
+def test_a_directory_without_a_dataset_is_told_and_not_made(tmp_path: Path) -> None:
+    arguments = ["--method=SFT", "--base-model=m", f"--run-directory={tmp_path}/none"]
+    with pytest.raises(FailureError, match=r"manifest\.json does not exist: give --dataset"):
+        local.find_place(flags.parse(TrainCommand, arguments))
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_damaged_record_is_told(rows: Path) -> None:
     del rows
     place = local.find_place(command())
