@@ -12,11 +12,13 @@ torch = pytest.importorskip("torch")
 from model.training.batches import (  # noqa: E402 - torch first, or there is nothing to import
     Collator,
     LengthGroupedBatches,
+    PairCollator,
     choose_micro_batch_size,
     count_rows,
     split,
 )
 from model.training.rows import IGNORED  # noqa: E402 - as above
+from model.training.scoring import learned_counts  # noqa: E402 - as above
 
 END = 2
 LENGTHS = random.Random(1).choices(range(5, 90), k=100)
@@ -86,6 +88,27 @@ def test_batches_are_split_between_rows(packed: bool) -> None:
     assert [count_rows(part) for part in parts] == [2, 1]
     for name, tensor in batch.items():
         assert torch.equal(torch.cat([part[name] for part in parts], dim=1 if packed else 0), tensor)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pair_stays_together_in_every_part(packed: bool) -> None:
+    laid_out = rows(3, 9, 4, 8, 5, 7, 6, 6, 7, 5)
+    pairs = [
+        {
+            "pair": number,
+            **{f"{side}_{name}": row[name] for side, row in (("chosen", a), ("rejected", b)) for name in a},
+        }
+        for number, (a, b) in enumerate(zip(laid_out[::2], laid_out[1::2], strict=True))
+    ]
+    batch = PairCollator(Collator(END, packed=packed))(pairs)
+    assert learned_counts(batch).tolist() == [2, 8, 3, 7, 4, 6, 5, 5, 6, 4]
+    for parts, expected in ((1, [10]), (2, [6, 4]), (4, [4, 4, 2]), (8, [2, 2, 2, 2, 2])):
+        cut = split(batch, parts, rows_per_example=2)
+        assert [count_rows(part) for part in cut] == expected
+        assert [len(part["pair"]) * 2 for part in cut] == expected
+        assert torch.cat([learned_counts(part) for part in cut]).tolist() == learned_counts(batch).tolist()
+        for name, tensor in batch.items():
+            assert torch.equal(torch.cat([part[name] for part in cut], dim=tensor.ndim - 1 if packed else 0), tensor)
 
 
 def test_the_micro_batch_follows_from_the_longest_row() -> None:
