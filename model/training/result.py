@@ -182,19 +182,24 @@ def model_card(
     settings: TrainSettings, result: Mapping[str, Any], dataset: Mapping[str, Any], warnings: list[str]
 ) -> str:
     """Return a model card that says where the adapter comes from, how good it is, and what hinders serving it."""
+    dpo = settings.method == "DPO"
+    held_out = "held-out pairs" if dpo else "held-out rows"
     losses = [
         f"| {title} | {result[key]} |"
         for key, title in (
-            ("finalLoss", "training, last steps"),
-            ("evaluationLoss", "held-out rows"),
-            ("baseEvaluationLoss", "held-out rows, base model alone"),
+            ("finalLoss", "loss in training, last steps"),
+            ("evaluationLoss", f"loss, {held_out}"),
+            ("baseEvaluationLoss", f"loss, {held_out}, {'reference' if dpo else 'base model'} alone"),
+            ("rewardAccuracy", f"pairs told apart the right way, {held_out}"),
+            ("rewardMargin", f"mean difference of the rewards, {held_out}"),
         )
         if key in result
     ]
+    parent = settings.parent_adapter_name and f" It goes on from the adapter {settings.parent_adapter_name}, and holds it."
     summary = (
         f"Trained with {settings.method} for {result.get('bestStep', result['steps'])} steps of {settings.batch_size} "
         f"examples, rank {settings.lora_rank}, alpha {settings.lora_alpha}, learning rate {settings.learning_rate}, on "
-        f"{dataset['rows']} rows (SHA-256 `{dataset['sha256']}`)."
+        f"{dataset['rows']} rows (SHA-256 `{dataset['sha256']}`).{parent or ''}"
     )
     return "\n".join(
         [
@@ -209,7 +214,7 @@ def model_card(
             "",
             summary,
             "",
-            "| loss | per token |",
+            f"| measured | per {'pair' if dpo else 'token'} |",
             "|---|---|",
             *losses,
             "",
