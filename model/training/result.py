@@ -195,7 +195,9 @@ def model_card(
         )
         if key in result
     ]
-    parent = settings.parent_adapter_name and f" It goes on from the adapter {settings.parent_adapter_name}, and holds it."
+    parent = (
+        settings.parent_adapter_name and f" It goes on from the adapter {settings.parent_adapter_name}, and holds it."
+    )
     summary = (
         f"Trained with {settings.method} for {result.get('bestStep', result['steps'])} steps of {settings.batch_size} "
         f"examples, rank {settings.lora_rank}, alpha {settings.lora_alpha}, learning rate {settings.learning_rate}, on "
