@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from finetune.api.fields import clip
-from finetune.api.status import Progress, TrainingRunStatus
 from finetune.api.sources import Columns
+from finetune.api.status import Progress, TrainingRunStatus
 from finetune.api.trainingrun import Dpo, OutputClaim, TrainingRun
 
 SPEC = {

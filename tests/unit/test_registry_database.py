@@ -90,12 +90,15 @@ async def test_what_an_older_registry_stored_is_there_after_the_migration(databa
         config.attributes["connection"] = connection
         migrations.command.upgrade(config, "0001")
         time = "2026-01-01 00:00:00"
+        adapter = (
+            "INSERT INTO adapter_versions VALUES (1, 'id', 1, 1, 1, 'claim', 'base', NULL, 'd', "
+            f"""'{{"rows": 1, "sha256": "{"d" * 64}"}}', 's', 1, '1.5', NULL, NULL, 5, NULL, 0, '{time}')"""
+        )
         for statement in (
             f"INSERT INTO experiments VALUES (1, 'ml', 'e', '{time}')",
             f"INSERT INTO runs VALUES (1, 'uid', 'ml', 'r', 1, 'SFT', NULL, '{{}}', '{time}')",
             f"INSERT INTO adapters VALUES (1, 'ml', 'a', 1, '{time}')",
-            "INSERT INTO adapter_versions VALUES (1, 'id', 1, 1, 1, 'claim', 'base', NULL, 'd', "
-            f"""'{{"rows": 1, "sha256": "{"d" * 64}"}}', 's', 1, '1.5', NULL, NULL, 5, NULL, 0, '{time}')""",
+            adapter,
         ):
             connection.exec_driver_sql(statement)
     engine.dispose()
