@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ def load_tokenizer(base_model: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     return _translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
+
+
+def leave_out_bitsandbytes() -> None:
+    """Keep a training without a GPU from importing bitsandbytes, of which it can use nothing.
+
+    peft imports it wherever it is installed, which takes more than a second.
+    """
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 def check_quantization(quantization: str, *, cuda: bool) -> None:

@@ -82,6 +82,8 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -
         basemodel.read_ahead(base_directory)
     manifest = build.read_manifest(directory)
     build.check_devices(settings)
+    if settings.gpus == 0:
+        basemodel.leave_out_bitsandbytes()
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
     data = build.read_data(settings, directory, manifest, tokenizer)
     _check_early_stopping(settings, len(data.held_out))
