@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
@@ -10,12 +9,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from benchmarks.race import Contestant, ContestantError
+from benchmarks.race import Contestant
 from benchmarks.rows import REPOSITORY, Task
 
 DEFAULT_CHECKPOINT_STEPS = 200
@@ -90,7 +86,7 @@ def checkpoint_percents(
             trainer.wait_for("checkpoint")
     finally:
         trainer.end()
-    saved = [later for _, later in _steps_and_checkpoints(trainer.events)][1:]
+    saved = [float(event["seconds"]) for event in trainer.events if event.get("event") == "checkpoint"][1:]
     steps = [event["tokens"] / event["tokensPerSecond"] for event in trainer.events if event.get("event") == "train"]
     step = sorted(steps)[len(steps) // 2]
     return [share_of_time(one, step) for one in saved], saved
@@ -114,15 +110,3 @@ def available_cpus() -> set[int]:
 def _children_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _steps_and_checkpoints(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """Return step and seconds of each checkpoint: from the step's line to its own."""
-    found = []
-    for before, event in pairwise(events):
-        if event.get("event") == "checkpoint":
-            if before.get("event") != "train":
-                raise ContestantError(f"a checkpoint does not follow its step: {json.dumps(before)}")
-            moments = [datetime.fromisoformat(one["time"]) for one in (before, event)]
-            found.append((int(event["step"]), (moments[1] - moments[0]).total_seconds()))
-    return found
