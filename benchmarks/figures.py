@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.race import Block
+
+AT_LEAST = {
+    "sft.oursOverStock": 2.2,
+    "sft.oursOverFloor": 0.95,
+    "dpo.oursOverStock": 2.0,
+    "dpo.oursOverFloor": 0.95,
+}
+AT_MOST = {
+    "firstStepSeconds": 8.0,
+    "helpSeconds": 0.4,
+    "validateSeconds": 0.4,
+    "checkpointPercent": 3.0,
+    "exportSeconds": 20.0,
+    "exportMiB": 300.0,
+}
 
 Figure = dict[str, float]
 """median, low and high."""
@@ -19,6 +34,22 @@ def figure(values: Sequence[float], digits: int = 3) -> Figure:
         "low": round(min(values), digits),
         "high": round(max(values), digits),
     }
+
+
+def beside_targets(document: Mapping[str, Any]) -> list[str]:
+    """Return a line for each figure that has a target: its name, what was seen, the target, and whether it is met."""
+    lines = []
+    for name, target in (AT_LEAST | AT_MOST).items():
+        value: Any = document
+        for key in name.split("."):
+            value = value.get(key) if value is not None else None
+        if value is None:
+            continue
+        seen = value["median"] if isinstance(value, Mapping) else value
+        met = seen >= target if name in AT_LEAST else seen <= target
+        sign = ">=" if name in AT_LEAST else "<="
+        lines.append(f"{name:20} {seen:>9} {sign} {target:<6} {'met' if met else 'MISSED'}")
+    return lines
 
 
 def per_cpu_second(block: Block) -> float:

@@ -32,7 +32,6 @@ def main() -> int:
         return 1
     if code == 0:
         shutil.copyfile(work / "bench-training.json", out / "bench-training.json")
-        sys.stdout.write((out / "bench-training.json").read_text(encoding="utf-8"))
     return code
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import startup
-from benchmarks.figures import figure, speeds
+from benchmarks.figures import beside_targets, figure, speeds
 from benchmarks.race import Block, Contestant, race
 from benchmarks.rows import REPOSITORY, Task, export_rows
 
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     document = measure(Bench(options.base_model.resolve(), work.resolve()), plan, parts)
     document["tookSeconds"] = round(time.monotonic() - started)
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{options.output}\n")
+    sys.stdout.write("\n".join([*beside_targets(document), f"{options.output}\n"]))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,16 @@ def test_a_method_has_all_the_keys() -> None:
     assert found["wallOursOverFloor"]["median"] == 2
 
 
+def test_figures_stand_beside_their_targets() -> None:
+    document = {"sft": {"oursOverStock": {"median": 2.19}}, "helpSeconds": {"median": 0.3}, "exportMiB": 250.0}
+    lines = [line.split() for line in figures.beside_targets(document)]
+    assert lines == [
+        ["sft.oursOverStock", "2.19", ">=", "2.2", "MISSED"],
+        ["helpSeconds", "0.3", "<=", "0.4", "met"],
+        ["exportMiB", "250.0", "<=", "300.0", "met"],
+    ]
+
+
 def test_turns_add_up_to_the_steps_of_a_round() -> None:
     assert race.turns(10, 4) == [4, 4, 2]
     assert race.turns(4, 4) == [4]
