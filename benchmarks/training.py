@@ -57,8 +57,8 @@ class Plan:
     repetitions: int
 
 
-FULL = Plan(rounds=5, steps=10, wall_rounds=5, wall_steps=4, repetitions=5)
-QUICK = Plan(rounds=2, steps=5, wall_rounds=1, wall_steps=3, repetitions=1)
+FULL = Plan(rounds=5, steps=5, wall_rounds=5, wall_steps=2, repetitions=5)
+QUICK = Plan(rounds=2, steps=3, wall_rounds=1, wall_steps=2, repetitions=1)
 WARM_UP_STEPS = 2
 STEPS_AT_ONCE = 2
 
@@ -222,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder for rows, runs and logs; beside the output when left out")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: minutes, and figures to be taken with salt")
     parser.add_argument("--rounds", type=int, help="rounds with one pinned thread")
+    parser.add_argument("--steps", type=int, help="timed steps of each trainer in such a round")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default %(default)s)")
     options = parser.parse_args(arguments)
     parts = options.parts.split(",")
@@ -230,8 +231,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stopped trainers are ended
     work = options.work or options.output.parent / "bench-training"
     work.mkdir(parents=True, exist_ok=True)
+    # A repository that is mounted read-only has no compiled modules, and what starts from it would seem slow.
+    os.environ["PYTHONPYCACHEPREFIX"] = str(work.resolve() / "compiled")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     plan = QUICK if options.quick else FULL
-    plan = replace(plan, rounds=options.rounds or plan.rounds)
+    plan = replace(plan, rounds=options.rounds or plan.rounds, steps=options.steps or plan.steps)
     started = time.monotonic()
     document = measure(Bench(options.base_model.resolve(), work.resolve()), plan, parts)
     document["tookSeconds"] = round(time.monotonic() - started)
