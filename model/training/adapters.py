@@ -193,31 +193,46 @@ def in_float32(model: Any) -> Iterator[None]:
             weight.data = before.get(name, weight.data).float()
 
 
-@contextlib.contextmanager
-def reference(model: Any) -> Iterator[None]:
-    """Let the model be the reference: with the parent's frozen copy, or else without an adapter.
+class Reference:
+    """Lets a model be the reference for a while: with the parent's frozen copy, or else without an adapter.
 
-    No dropout, no gradients, and no random numbers, which belong to the training.
+    No dropout, no gradients, and no random numbers, which belong to the training. PEFT's and torch's own switches walk
+    through all modules several times and touch each weight, a tenth of a second for a small model with every step; here
+    the modules are looked up once, and only what the forward pass reads is switched.
+
+    Parameters
+    ----------
+    model
+        The `PeftModel`, with all its adapters.
     """
-    import torch
 
-    training = model.training
-    tuner = model.base_model
-    copied = REFERENCE in model.peft_config
-    model.eval()
-    if copied:
-        tuner.set_adapter(REFERENCE, inference_mode=True)
-    else:
-        tuner.disable_adapter_layers()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if copied:
-            tuner.set_adapter("default")
-        else:
-            tuner.enable_adapter_layers()
-        model.train(training)
+    def __init__(self, model: Any) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._modules = list(model.modules())
+        self._layers = [module for module in self._modules if isinstance(module, BaseTunerLayer)]
+        self._copied = REFERENCE in model.peft_config
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Be the reference within."""
+        import torch
+
+        switch, value = ("_active_adapter", [REFERENCE]) if self._copied else ("_disable_adapters", True)
+        training = [module.training for module in self._modules]
+        before = [getattr(layer, switch) for layer in self._layers]
+        for module in self._modules:
+            object.__setattr__(module, "training", False)
+        for layer in self._layers:
+            object.__setattr__(layer, switch, value)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, flag in zip(self._modules, training, strict=True):
+                object.__setattr__(module, "training", flag)
+            for layer, old in zip(self._layers, before, strict=True):
+                object.__setattr__(layer, switch, old)
 
 
 def _conflict(name: str, given: Any, theirs: Any, path: Path) -> FailureError:

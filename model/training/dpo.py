@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
-from model.training.adapters import in_float32, new_adapter, reference
+from model.training.adapters import Reference, in_float32, new_adapter
 from model.training.batches import PairCollator
 from model.training.config import TrainSettings
 from model.training.rows import PreferenceRows
@@ -89,6 +89,7 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
                 data_collator=PairCollator(parts.collator),
                 peft_config=new_adapter(settings) if settings.parent_adapter is None else None,
             )
+        self._as_reference = Reference(self.model)
         # The reference's numbers never change: those of a pair that comes again are remembered.
         comes_again = parts.total_steps > parts.batches.steps_per_epoch and self.args.world_size == 1
         self._reference = ReferenceLogps(len(pairs) if comes_again else 0)
@@ -132,7 +133,7 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
         numbers = batch["pair"].tolist()
         expected = known.get(numbers)
         if expected is None:
-            with reference(self.model):
+            with self._as_reference():
                 expected = sequence_logps(self.model, batch)[0].view(-1, 2)
             known.put(numbers, expected)
         policy, tokens = sequence_logps(model, batch)

@@ -20,7 +20,7 @@ from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import combined_digest, digest_directory  # noqa: E402 - as above
 from model.training import dpo, generators  # noqa: E402 - as above
-from model.training.adapters import reference  # noqa: E402 - as above
+from model.training.adapters import Reference  # noqa: E402 - as above
 from model.training.dpo import PreferenceTrainer  # noqa: E402 - as above
 from model.training.scoring import sequence_logps  # noqa: E402 - as above
 from tests.training.harness import BASE_MODEL_NAME, Run  # noqa: E402 - as above
@@ -57,7 +57,7 @@ def test_the_reference_has_no_dropout_and_draws_no_random_numbers(
     noisy = [sequence_logps(trainer.model, batch)[0] for _ in range(2)]
     assert not torch.equal(*noisy)
     before = generators.states()
-    with reference(trainer.model):
+    with Reference(trainer.model)():
         logps = sequence_logps(trainer.model, batch)[0]
     assert torch.equal(before[2], generators.states()[2])
     assert not logps.requires_grad
@@ -157,7 +157,7 @@ def test_the_evaluation_is_the_mean_over_all_pairs(
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(21)])
     with torch.no_grad():
         policy, tokens = sequence_logps(trainer.model.eval(), batch)
-        with reference(trainer.model):
+        with Reference(trainer.model)():
             base = sequence_logps(trainer.model, batch)[0]
     ratios = (policy - base).view(-1, 2)
     margins = ratios[:, 0] - ratios[:, 1]
@@ -182,8 +182,8 @@ def test_what_the_reference_said_is_kept_with_the_checkpoint(
     base_model: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    plain = dpo.reference
-    monkeypatch.setattr(dpo, "reference", lambda model: calls.append(model) or plain(model))
+    plain = Reference.__call__
+    monkeypatch.setattr(Reference, "__call__", lambda self: calls.append(self) or plain(self))
     trainer = make(base_model, tokenizer, tmp_path, max_steps=9, checkpoint_steps=5)
     trainer.train()
     assert len(calls) == 3  # the three steps of the first epoch
@@ -263,6 +263,13 @@ def test_a_run_on_top_of_a_parent(
         "README.md", "adapter_config.json", "adapter_model.safetensors",
     ]  # fmt: skip
     assert {path.stat().st_mode & 0o777 for path in adapter.iterdir()} == {0o644}
+    card = (adapter / "README.md").read_text()
+    for words in (
+        "support/3",
+        "reference alone",
+        f"pairs | {said['result']['rewardAccuracy']}",
+    ):
+        assert words in card
     prefers(base_model, adapter, preferences[7])
 
 

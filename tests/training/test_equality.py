@@ -16,6 +16,7 @@ from torch.nn.functional import log_softmax, logsigmoid  # noqa: E402 - as above
 from transformers import AutoModelForCausalLM, TrainerCallback  # noqa: E402 - as above
 
 from model.training import dpo  # noqa: E402 - as above
+from model.training.adapters import Reference  # noqa: E402 - as above
 from model.training.rows import IGNORED  # noqa: E402 - as above
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,
@@ -263,13 +264,8 @@ def test_dpo_compares_with_the_parent(
 
 def count_reference_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     calls: list[Any] = []
-    plain = dpo.reference
-
-    def counted(model: Any) -> Any:
-        calls.append(model)
-        return plain(model)
-
-    monkeypatch.setattr(dpo, "reference", counted)
+    plain = Reference.__call__
+    monkeypatch.setattr(Reference, "__call__", lambda self: calls.append(self) or plain(self))
     return lambda: len(calls)
 
 
