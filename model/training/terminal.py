@@ -133,8 +133,8 @@ class Display:
         self._bar = tqdm(
             total=fields["totalSteps"],
             file=self._output,
-            dynamic_ncols=True,
             leave=False,
+            **_bar_size(self._output),
             bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}",
         )
 
@@ -192,6 +192,15 @@ class Display:
         lines.append(f"  adapter         {self._directory / 'adapter'} ({size(adapter['bytes'])})")
         lines.append(f"try it with       {PROGRAM} chat {self._directory}")
         self._say("\n".join(lines))
+
+
+def _bar_size(output: TextIO) -> dict[str, Any]:
+    """Return how large the bar is; a terminal that does not know its size, as in a container, would show none."""
+    try:
+        size = os.get_terminal_size(output.fileno())
+    except OSError:
+        size = os.terminal_size((0, 0))
+    return {"dynamic_ncols": True} if min(size) > 1 else {"ncols": 80, "nrows": 20}
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -31,8 +34,9 @@ RUN = "runs/rows-base-sft"
 class Terminal:
     """The program in a pseudo terminal, and what it shows there."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, size: tuple[int, int] = (24, 100)) -> None:
         self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "model.training.cli", *arguments],
@@ -128,7 +132,7 @@ def test_the_same_command_again_has_nothing_left_to_do(first: Terminal, workplac
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(workplace: Path) -> None:
     arguments = ("train", *USUAL, "--name=stopped", "--epochs=40")
-    terminal = Terminal(workplace, *arguments)
+    terminal = Terminal(workplace, *arguments, size=(0, 0))  # as in a container
     terminal.wait_for("step 3/")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.finish() == exits.INTERRUPTED

@@ -45,12 +45,13 @@ def write_model(directory: Path, tokenizer: Any, shape: dict[str, int]) -> Path:
 
 def run(directory: Path, *arguments: str) -> tuple[str, int]:
     """Run the program; return what it said and the most memory that it held, in bytes."""
+    log = directory / "stderr.txt"
     process = subprocess.Popen(
         [sys.executable, "-m", "model.training.cli", *arguments],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=log.open("w"),
         text=True,
     )
     assert process.stdout is not None
@@ -58,7 +59,7 @@ def run(directory: Path, *arguments: str) -> tuple[str, int]:
     process.stdout.close()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
+    assert process.returncode == 0, log.read_text()
     return said, usage.ru_maxrss * 1024
 
 
