@@ -37,7 +37,7 @@ types: $(VENV)/ready ## Strict type check
 	$(BIN)/mypy
 
 unit: $(VENV)/ready ## Unit tests: seconds, no cluster
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n 2 tests/unit
 
 programs: $(VENV)/ready ## Build the cluster's programs into the cache; compilers beside tests would let those run out of time
 	$(BIN)/python -m tests.cluster build

@@ -317,8 +317,7 @@ CASES = (
     Case(
         "query for a file",
         rows(PAIR),
-        "--evaluation-percent=90: must be less than or equal to 50; give --evaluation-percent or "
-        "--evaluation-max-rows, not both; --query: is for --source=sql only",
+        "--evaluation-percent=90: must be less than or equal to 50; --query: is for --source=sql only",
         flags=("--query=select 1", "--evaluation-percent=90", "--evaluation-max-rows=3"),
         code=2,
     ),
