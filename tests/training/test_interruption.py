@@ -76,11 +76,11 @@ def assert_resumes(run: Run, reference: Run, step: int) -> None:
     assert_same(run, reference)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2])
-def test_a_step_that_can_end_in_time_is_ended(run: Run, reference: Run, micro_batch: int) -> None:
-    assert interrupt(run, "micro-batch", 4 * MICRO_BATCHES + micro_batch) == exits.INTERRUPTED
-    assert run.steps() == [1, 2, 3, 4, 5]
-    assert_resumes(run, reference, 5)
+@pytest.mark.parametrize(("step", "micro_batch"), [(5, 1), (9, 2)], ids=["first-epoch", "second-epoch"])
+def test_a_step_that_can_end_in_time_is_ended(run: Run, reference: Run, step: int, micro_batch: int) -> None:
+    assert interrupt(run, "micro-batch", (step - 1) * MICRO_BATCHES + micro_batch) == exits.INTERRUPTED
+    assert run.steps() == list(range(1, step + 1))
+    assert_resumes(run, reference, step)
 
 
 @pytest.mark.parametrize(
