@@ -19,6 +19,9 @@ demo: $(VENV)/ready ## A cluster, the images, the chart, a dataset and a Trainin
 demo-dpo: $(VENV)/ready ## As demo; then a DPO run whose parent is the first run's adapter
 	$(BIN)/python -m examples.demo_dpo
 
+bench-training: $(VENV)/ready ## Speed beside TRL and a bare loop; BENCH=--quick for a first look
+	$(BIN)/python -m benchmarks.launch $(BENCH)
+
 test: lint types unit api training-tests e2e ## Everything that can be tested on this machine
 
 down: $(VENV)/ready ## Remove the cluster and what runs in it (images stay in the cache)
