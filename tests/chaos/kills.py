@@ -225,7 +225,8 @@ def carry_out(plan: Plan, runs: Uninterrupted, path: Path) -> None:
         check_interrupted(run, kill.number, code, attempts)
         if code == exits.OK:
             break
-    assert Attempt(run, plan).wait(DEADLINE_SECONDS) == exits.OK
+    # A machine that is busy with much else must not fail the comparison.
+    assert Attempt(run, plan).wait(4 * DEADLINE_SECONDS) == exits.OK
     check_same(run, runs.run(plan.scenario)[0])
 
 
