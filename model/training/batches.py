@@ -37,16 +37,21 @@ class LengthGroupedBatches(Sampler[list[int]]):
     """
 
     def __init__(self, lengths: Sequence[int], *, batch_size: int, micro_batch_size: int, seed: int) -> None:
-        self._lengths = lengths
+        self.lengths = lengths
         self._batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self._seed = seed
         self.epoch = 0
 
     @property
+    def rows_per_step(self) -> int:
+        """The rows of a full step."""
+        return self._batch_size
+
+    @property
     def steps_per_epoch(self) -> int:
         """The optimizer steps of one pass over the rows."""
-        return math.ceil(len(self._lengths) / self._batch_size)
+        return math.ceil(len(self.lengths) / self._batch_size)
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -54,7 +59,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         return math.ceil(self._batch_size / self.micro_batch_size)
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self._lengths), self._batch_size)
+        full, rest = divmod(len(self.lengths), self._batch_size)
         return full * self.micro_batches_per_step + math.ceil(rest / self.micro_batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -64,11 +69,11 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     def _batches(self) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
         window = self._batch_size * WINDOW_BATCHES
         grouped: list[int] = []
         for start in range(0, len(order), window):
-            grouped += sorted(order[start : start + window], key=lambda row: -self._lengths[row])
+            grouped += sorted(order[start : start + window], key=lambda row: -self.lengths[row])
         batches = [grouped[i : i + self._batch_size] for i in range(0, len(grouped), self._batch_size)]
         last = [batches.pop()] if len(batches[-1]) < self._batch_size else []
         shuffled = torch.randperm(len(batches), generator=generator).tolist()

@@ -161,6 +161,7 @@ def build_trainer(
     state = checkpoint.state if checkpoint else RunState()
     cuda = settings.gpus > 0 and torch.cuda.is_available()
     # How a step is cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise.
+    free = not (settings.micro_batch_size or state.micro_batch_size)
     micro_batch_size = (
         settings.micro_batch_size
         or state.micro_batch_size
@@ -171,22 +172,6 @@ def build_trainer(
     batches = LengthGroupedBatches(
         lengths, batch_size=settings.batch_size, micro_batch_size=micro_batch_size, seed=settings.seed
     )
-    report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches)
-    report.write(directory)
-    log.emit(
-        "start",
-        totalSteps=total_steps,
-        rows=len(data.rows),
-        evaluationRows=len(data.held_out),
-        tokens=sum(lengths),
-        longestRow=data.longest_sequence,
-        microBatchSize=micro_batch_size,
-        precision=settings.precision,
-        threads=torch.get_num_threads(),
-        tokenReport=report.document(),
-    )
-    for name, reason in skipped:
-        log.emit("resume", skipped=name, reason=reason)
     registry = settings.registry()
     parts = TrainerParts(
         settings=settings,
@@ -197,9 +182,29 @@ def build_trainer(
         log=log,
         poster=StatusPoster(registry.post_status) if registry else None,
         state=state,
+        probe=cuda and free,
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
     choose_packing(trainer, cuda=cuda)
+    warning = fit_memory(trainer, data) if free and not cuda else None
+    report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches)
+    report.write(directory)
+    log.emit(
+        "start",
+        totalSteps=total_steps,
+        rows=len(data.rows),
+        evaluationRows=len(data.held_out),
+        tokens=sum(lengths),
+        longestRow=data.longest_sequence,
+        microBatchSize=batches.micro_batch_size,
+        precision=settings.precision,
+        threads=torch.get_num_threads(),
+        tokenReport=report.document(),
+    )
+    for name, reason in skipped:
+        log.emit("resume", skipped=name, reason=reason)
+    if warning is not None:
+        log.emit("warning", step=checkpoint.step if checkpoint else 0, message=warning)
     if checkpoint is not None:
         log.emit("resume", step=checkpoint.step)
     return trainer, checkpoint
@@ -214,6 +219,27 @@ def trainer_class(settings: TrainSettings) -> Any:
     from model.training.sft import SupervisedTrainer
 
     return SupervisedTrainer
+
+
+def fit_memory(trainer: Any, data: Data) -> str | None:
+    """Lower the micro-batch on a CPU until it fits the container's memory; return a warning when nothing fits."""
+    from model.training.memory import host_memory
+    from model.training.plan import LOGITS_BYTES, activation_bytes_per_token
+
+    settings: TrainSettings = trainer.parts.settings
+    config = trainer.model.config.get_text_config().to_dict()
+    per_token = LOGITS_BYTES * int(config["vocab_size"]) + activation_bytes_per_token(
+        config,
+        item_bytes=trainer.model.get_input_embeddings().weight.element_size(),
+        dropout=bool(settings.lora_dropout_percent),
+        checkpointing=trainer.args.gradient_checkpointing,
+    )
+    tokens = data.longest_sequence * len(data.sequences)
+    found = host_memory(trainer.model, row_tokens=tokens, per_token=per_token, processes=1)
+    if found is None:
+        return None
+    trainer.use_micro_batches(found.rows(trainer.batches.micro_batch_size))
+    return found.warning()
 
 
 def choose_packing(trainer: Any, *, cuda: bool) -> None:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from model.files import RunDirectory, write_json
 from model.training import local, process, terminal
 from model.training.config import TrainSettings
 from model.training.local import PlanCommand
+from model.training.memory import container_limit, free_bytes
 from model.training.weights import FilesError, ModelFiles, lora_parameters, read_json, read_model
 
 LIBRARY_BYTES = 1000 << 20
@@ -198,14 +200,29 @@ def estimate_amounts(settings: TrainSettings, run: RunDirectory) -> Amounts:
     )
 
 
-def activation_bytes_per_token(files: ModelFiles, *, item_bytes: int, dropout: bool) -> int:
-    """Return what a token leaves behind in the forward pass for the backward pass, without the logits."""
-    config = files.text_config
+def activation_bytes_per_token(
+    config: Mapping[str, Any], *, item_bytes: int, dropout: bool, checkpointing: bool
+) -> int:
+    """Return what a token leaves behind in the forward pass for the backward pass, without the logits.
+
+    Parameters
+    ----------
+    config
+        The configuration of the language model.
+    item_bytes
+        Size of a number of the base model.
+    dropout
+        Whether the adapter has dropout.
+    checkpointing
+        Whether one layer at a time is computed anew on the way back.
+    """
     hidden, layers = int(config.get("hidden_size", 0)), int(config.get("num_hidden_layers", 0))
     inner = int(config.get("intermediate_size", 4 * hidden))
     values = ACTIVATIONS_HIDDEN * hidden + ACTIVATIONS_INNER * inner
     if dropout:
         values += ACTIVATIONS_DROPOUT_HIDDEN * hidden + inner
+    if checkpointing:
+        return round((values + layers * hidden) * item_bytes)
     return round(layers * values * item_bytes)
 
 
@@ -261,10 +278,13 @@ def _memory(
     item = 2 if half else 4
     sequences = 2 if settings.method == "DPO" else 1
     tokens = amounts.micro_batch_size * sequences * amounts.longest_row
-    per_token = activation_bytes_per_token(files, item_bytes=item, dropout=bool(settings.lora_dropout_percent))
-    if settings.gradient_checkpointing == "Enabled" or (settings.gradient_checkpointing == "Auto" and cuda):
-        layers = max(1, int(files.text_config.get("num_hidden_layers", 1)))
-        per_token = per_token // layers + layers * int(files.text_config.get("hidden_size", 0)) * item
+    per_token = activation_bytes_per_token(
+        files.text_config,
+        item_bytes=item,
+        dropout=bool(settings.lora_dropout_percent),
+        checkpointing=settings.gradient_checkpointing == "Enabled"
+        or (settings.gradient_checkpointing == "Auto" and cuda),
+    )
     copies = 1 if settings.parent_adapter is None or settings.method != "DPO" else 2
     return {
         "libraries": CUDA_CONTEXT_BYTES if cuda else LIBRARY_BYTES,
@@ -298,15 +318,7 @@ def calibrate(memory: dict[str, int], probe: dict[str, Any]) -> dict[str, int]:
 
 def available_bytes(root: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """Return how much memory a process may take here: what is free, or what the container's limit leaves."""
-    lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.is_file() else []
-    amounts = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    for limit in (root / "memory.max", root / "memory/memory.limit_in_bytes"):
-        try:
-            text = limit.read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            amounts.append(int(text))
+    amounts = [amount for amount in (free_bytes(meminfo), container_limit(root)) if amount is not None]
     return min(amounts, default=None)
 
 

@@ -21,6 +21,7 @@ from model.files import RunDirectory, sha256_of_files, write_json
 from model.result import as_failure
 from model.training import build, process
 from model.training.config import TrainSettings
+from model.training.memory import resident_bytes
 
 RESULT = "probe.json"
 STEPS = 2
@@ -101,12 +102,6 @@ def write_longest(source: RunDirectory, target: RunDirectory, count: int) -> Non
     size = target.train_rows.stat().st_size
     changed = {"rows": len(chosen), "evaluationRows": 0, "bytes": size, "sha256": sha256_of_files(files)}
     write_json(target.manifest, manifest | changed)
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def peak_bytes() -> int:

@@ -6,6 +6,7 @@ the GPU's memory does not suffice. Checkpoints are whole or absent, progress is 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -20,7 +21,7 @@ from transformers import Trainer, TrainerState
 
 from model import exits
 from model.exits import FailureError
-from model.training import adapter_layers, generators, interruption
+from model.training import adapter_layers, generators, interruption, memory
 from model.training.batches import Collator, LengthGroupedBatches, count_rows, split
 from model.training.callbacks import StepEnd
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
@@ -46,6 +47,8 @@ class TrainerParts:
     log: ProgressLog
     poster: StatusPoster | None
     state: RunState
+    probe: bool = False
+    """Whether the micro-batch is to be found on the GPU before the first step."""
 
 
 class TrainingLoop(Trainer):
@@ -115,7 +118,13 @@ class TrainingLoop(Trainer):
         return best
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of micro-batches; its own generator keeps it from drawing from the training's."""
+        """Return the loader of micro-batches; its own generator keeps it from drawing from the training's.
+
+        The loop asks for it when the model is as it will be trained, and before it counts micro-batches: what fits a
+        GPU is found here.
+        """
+        if self.parts.probe:
+            self._probe()
         return DataLoader(
             self.train_dataset,
             batch_sampler=self.batches,
@@ -123,6 +132,36 @@ class TrainingLoop(Trainer):
             generator=torch.Generator(),
             pin_memory=self.args.device.type == "cuda",
         )
+
+    def use_micro_batches(self, size: int) -> None:
+        """Send that many examples through the model at once from now on; not to be called during training."""
+        self.batches.micro_batch_size = self.run_state.micro_batch_size = size
+        settings = self.parts.settings.model_copy(update={"micro_batch_size": size})
+        self.parts = dataclasses.replace(self.parts, settings=settings)
+        self.args.per_device_train_batch_size = self._train_batch_size = size
+        self.args.gradient_accumulation_steps = self.batches.micro_batches_per_step
+
+    def _probe(self) -> None:
+        """Find the micro-batch with the longest examples; weights, gradients and random numbers stay as they are."""
+        longest = sorted(range(len(self.batches.lengths)), key=lambda row: -self.batches.lengths[row])
+        start, device = self.batches.micro_batch_size, memory.CudaDevice()
+
+        def attempt(rows: int) -> None:
+            batch = self.data_collator([self.train_dataset[row] for row in longest[:rows]])
+            try:
+                super(TrainingLoop, self).training_step(self.model, batch, rows)
+            finally:
+                self.model.zero_grad()
+                self._measured.clear()
+
+        most = min(self.batches.rows_per_step, memory.GPU_GROWTH * start)
+        reserve = sum(8 * parameter.numel() for parameter in self._trained)  # Adam's two moments, in float32
+        with generators.untouched():
+            size = memory.find_rows(attempt, device, start=start, most=most, reserve=reserve)
+        if not size:
+            raise self._too_large()
+        self.use_micro_batches(size)
+        self.parts.log.emit("probe", microBatchSize=size, availableBytes=device.total())
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of a step and the number of items that its loss is divided by.
@@ -153,6 +192,8 @@ class TrainingLoop(Trainer):
                 parameter.grad = None if gradient is None else gradient.clone()
             generators.restore(with_generators)
             del self._measured[measured:]
+            if self.args.device.type == "cuda":
+                torch.cuda.empty_cache()  # blocks of other sizes would stand in the way
             self.run_state.parts_per_batch *= 2
             self.parts.log.emit(
                 "outOfMemory", step=self.state.global_step + 1, partsPerBatch=self.run_state.parts_per_batch
@@ -183,6 +224,14 @@ class TrainingLoop(Trainer):
             return None
         loss: torch.Tensor = total
         return loss
+
+    def _too_large(self) -> FailureError:
+        return FailureError(
+            exits.GPU_OUT_OF_MEMORY,
+            "GPUOutOfMemory",
+            f"one example of up to {self.parts.settings.max_length} tokens does not fit the GPU's memory: "
+            "lower maxLength, turn gradientCheckpointing on, or use a larger GPU",
+        )
 
     def start_step(self) -> None:
         """Note where the step starts: its moment and its random numbers."""

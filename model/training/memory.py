@@ -1,0 +1,196 @@
+"""How many examples go through the model at once: what fits, known before the first step.
+
+On a CPU the kernel ends a process that takes too much, and nothing can be tried: the amount is estimated from the
+model's shape and held against the container's limit. On a GPU too much is an exception, so the longest rows are really
+sent through the model, more and more of them or fewer and fewer, until they fit with a margin.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+MARGIN = 0.1
+"""Share of the memory that stays free: estimates err, and later batches leave other gaps."""
+GPU_GROWTH = 4
+"""How far beyond the usual micro-batch the search on a GPU goes; more rows at once are hardly faster."""
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def container_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes that the container may take, by version 2 or 1 of control groups; None without a limit."""
+    for path in (root / "memory.max", root / "memory/memory.limit_in_bytes"):
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():  # version 2 says max where there is none, version 1 a number beyond all memories
+            return int(text)
+    return None
+
+
+def free_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Return the memory that the machine can still give; None where it does not say."""
+    lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.is_file() else []
+    amounts = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min(amounts, default=None)
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """What one of the processes may hold, and what it will; all in bytes."""
+
+    limit: int
+    """The most that the process may hold."""
+    fixed: int
+    """What it holds whatever the batch: libraries, weights, adapter, optimizer."""
+    per_row: int
+    """What one example of the greatest length adds while it goes through the model."""
+
+    def peak(self, rows: int) -> int:
+        """Return the estimate of the most that is held with so many examples at once."""
+        return self.fixed + rows * self.per_row
+
+    def rows(self, most: int) -> int:
+        """Return how many examples fit with a margin, `most` at most and 1 at least."""
+        room = int(self.limit * (1 - MARGIN)) - self.fixed
+        return max(1, min(most, room // self.per_row))
+
+    def warning(self) -> str | None:
+        """Return what to say when not even one example fits by this estimate; None when one does."""
+        if self.peak(1) <= self.limit * (1 - MARGIN):
+            return None
+        return (
+            f"one example of the greatest length takes about {_mib(self.peak(1))} with the model, and "
+            f"{_mib(self.limit)} may be used: the kernel may end this process; give it more memory, lower maxLength "
+            "(--max-length), or use --precision=BFloat16 or --gradient-checkpointing=Enabled"
+        )
+
+
+def host_memory(model: Any, *, row_tokens: int, per_token: int, processes: int) -> HostMemory | None:
+    """Estimate what a process that holds this model needs on a CPU; None where no limit is known.
+
+    Parameters
+    ----------
+    model
+        The base model with the adapter that is trained.
+    row_tokens
+        Tokens of the longest example, of both rows of a pair.
+    per_token
+        Bytes that a token leaves behind on its way through the model.
+    processes
+        How many such processes share the container.
+    """
+    from model.training.plan import LIBRARY_BYTES, OPTIMIZER_BYTES
+
+    resident, free, limit = resident_bytes(), free_bytes(), container_limit()
+    shares = [] if limit is None else [limit // processes]
+    shares += [] if free is None else [resident + free // processes]
+    if not shares:
+        return None
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    # Weights that are mapped from their file count only once they have been read.
+    held = max(resident, LIBRARY_BYTES + weights)
+    return HostMemory(limit=min(shares), fixed=held + OPTIMIZER_BYTES * trained, per_row=row_tokens * per_token)
+
+
+class Device(Protocol):
+    """A GPU's memory as the search sees it; amounts are bytes."""
+
+    def total(self) -> int:
+        """Return what this process may hold there."""
+
+    def peak(self) -> int:
+        """Return the most that it held there since `empty`."""
+
+    def empty(self) -> None:
+        """Give back what is held for later, and count the peak anew."""
+
+
+class CudaDevice:
+    """The current CUDA device."""
+
+    def total(self) -> int:
+        """Return what is free, and what this process holds already."""
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        return int(free) + torch.cuda.memory_reserved()
+
+    def peak(self) -> int:
+        """Return the most that PyTorch has held since `empty`, in use or for later."""
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+
+    def empty(self) -> None:
+        """Give unused blocks back to the driver, and count the peak anew."""
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def find_rows(attempt: Callable[[int], None], device: Device, *, start: int, most: int, reserve: int) -> int:
+    """Return how many examples fit a GPU: doubled or halved from `start`, `most` at most; 0 when not even one does.
+
+    Parameters
+    ----------
+    attempt
+        Sends so many of the longest examples through the model and back, and leaves nothing of it behind; raises
+        `torch.OutOfMemoryError` when they do not fit.
+    device
+        The GPU's memory.
+    start
+        Where to begin.
+    most
+        Where to end.
+    reserve
+        Bytes that will be needed beside that later on, by the optimizer.
+    """
+
+    def fits(rows: int) -> bool:
+        return _used(attempt, device, rows) + reserve <= device.total() * (1 - MARGIN)
+
+    rows = min(start, most)
+    if fits(rows):
+        while rows < most and fits(min(2 * rows, most)):
+            rows = min(2 * rows, most)
+        return rows
+    while rows > 1:
+        rows //= 2
+        if fits(rows):
+            return rows
+    # One that fits without the margin may do: later a step is redone in halves, and only one that cannot be is fatal.
+    return 1 if _used(attempt, device, 1) < math.inf else 0
+
+
+def _used(attempt: Callable[[int], None], device: Device, rows: int) -> float:
+    """Return the peak of an attempt in bytes, infinite when the memory ran out."""
+    import torch
+
+    device.empty()
+    try:
+        attempt(rows)
+    except torch.OutOfMemoryError:
+        failed = True
+    else:
+        failed = False
+    # Only now is the exception gone, and with it the traceback that kept the activations alive.
+    peak = math.inf if failed else device.peak()
+    device.empty()
+    return peak
+
+
+def _mib(amount: int) -> str:
+    return f"{amount / (1 << 20):,.0f} MiB"
