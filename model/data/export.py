@@ -5,7 +5,8 @@ r"""Copies a run's dataset to its claim, checked row by row and split into train
 
 Each line is read, checked and written before the next one is read: memory does not grow with the dataset.
 The files appear under their names only when complete, `manifest.json` last; a second start with the same
-request finds it and does nothing. SIGTERM ends the process at once with 143, nothing is worth saving.
+request finds it and does nothing, and one that comes while the first still writes waits for it. SIGTERM ends the
+process at once with 143, nothing is worth saving.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ if __name__ == "__main__":
     # First of all: the kernel ignores SIGTERM for a process that is PID 1 and has no handler of its own.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(exits.TERMINATED))
 
+import errno
+import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from model import flags
@@ -43,6 +47,7 @@ USAGE = (
     "python -m model.data.export --run-directory=PATH "
     "--source=registry|configMap|volume|sql|objectStore|hub [--flag=value ...]"
 )
+LOCK = ".lock"
 READ_ATTEMPTS = 3
 READ_DELAY_SECONDS = 1.0
 DATASET_KEYS = ("version", "rows", "evaluationRows", "dropped", "duplicates", "bytes", "sha256")
@@ -63,14 +68,16 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     directory = RunDirectory(settings.run_directory)
     source = settings.build_source()
     request = {**source.request(), **settings.request()}
-    if (manifest := finished_manifest(directory, request, settings.seed)) is not None:
-        if settings.report and directory.report.exists():
-            print(render(json.loads(directory.report.read_text(encoding="utf-8"))), flush=True)
-        return manifest
     directory.dataset.mkdir(parents=True, exist_ok=True)
-    directory.manifest.unlink(missing_ok=True)
-    directory.report.unlink(missing_ok=True)
-    return _again(lambda: _export_once(settings, directory, source))
+    with _alone(directory.dataset):
+        if (manifest := finished_manifest(directory, request, settings.seed)) is not None:
+            print(f"exported before, for the same request: {directory.manifest}", file=sys.stderr, flush=True)
+            if settings.report and directory.report.exists():
+                print(render(json.loads(directory.report.read_text(encoding="utf-8"))), flush=True)
+            return manifest
+        directory.manifest.unlink(missing_ok=True)
+        directory.report.unlink(missing_ok=True)
+        return _again(lambda: _export_once(settings, directory, source))
 
 
 def examine(
@@ -115,15 +122,33 @@ def finished_manifest(directory: RunDirectory, request: dict[str, Any], seed: in
     try:
         manifest: dict[str, Any] = json.loads(directory.manifest.read_text(encoding="utf-8"))
         size = directory.train_rows.stat().st_size + directory.evaluation_rows.stat().st_size
-    except (FileNotFoundError, ValueError):
-        return None
-    same = (
-        manifest.get("schemaVersion") == SCHEMA_VERSION
-        and manifest.get("source", {}).items() >= request.items()
-        and manifest.get("seed") == seed
-        and manifest.get("bytes") == size
-    )
+        same = (
+            manifest["schemaVersion"] == SCHEMA_VERSION
+            and manifest["source"].items() >= request.items()
+            and manifest["seed"] == seed
+            and manifest["bytes"] == size
+        )
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # not there, or not what this module writes
     return manifest if same else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait while another process exports into the folder, as a pod may that was given up but still runs.
+
+    On a volume that has no locks nobody waits.
+    """
+    with (folder / LOCK).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another export into {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield
 
 
 def _export_once(settings: ExportSettings, directory: RunDirectory, source: Source) -> dict[str, Any]:
@@ -164,7 +189,7 @@ def _verdict(report: Report, settings: ExportSettings) -> FailureError | None:
     problems, name = report.problems, report.problems.source
     if problems.invalid_rows and settings.invalid_rows == "Fail":
         return problems.failure()
-    if report.shape is None:
+    if report.rows + report.evaluation_rows == 0:
         return empty_failure(problems)
     if report.duplicates.all_equal():
         return _invalid(f"{name} has {report.duplicates.rows} usable rows, all of them the same: check the source")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -79,7 +80,7 @@ def test_a_number_of_rows_is_held_out(run: Exporter) -> None:
     train, evaluation = run.rows()
     assert len(evaluation) == 7
     assert train == sorted(set(range(1, 41)) - set(evaluation))
-    assert {path.name for path in run.directory.dataset.iterdir()} == {
+    assert {path.name for path in run.directory.dataset.iterdir()} - {export.LOCK} == {
         "train.jsonl", "evaluation.jsonl", "manifest.json", "report.json",
     }  # fmt: skip
 
@@ -124,6 +125,34 @@ def test_another_request_is_exported_anew(run: Exporter) -> None:
     run("--evaluation-percent=10", lines=LINES)
     assert run("--evaluation-percent=0") == 0
     assert run.rows()[1] == []
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"schemaVersion": 1, "source": [], "seed": 42}', "null"])
+def test_a_manifest_that_is_none_counts_as_missing(run: Exporter, text: str) -> None:
+    assert run(lines=LINES) == 0
+    whole = run.directory.manifest.read_text()
+    run.directory.manifest.write_text(text)
+    assert run() == 0
+    assert run.directory.manifest.read_text() == whole
+
+
+def test_a_second_export_waits_for_the_first_and_takes_what_it_left(run: Exporter) -> None:
+    assert run(lines=LINES) == 0
+    finished = run.directory.manifest.rename(run.source.with_name("manifest.json"))
+    before = run.directory.train_rows.stat()
+    command = [sys.executable, "-m", "model.data.export", f"--run-directory={run.directory.path}", "--method=SFT"]
+    with (run.directory.dataset / export.LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with subprocess.Popen(
+            [*command, "--source=configMap", f"--path={run.source}"], stderr=subprocess.PIPE, text=True
+        ) as second:
+            assert second.stderr is not None
+            assert second.stderr.readline() == f"waiting for another export into {run.directory.dataset}\n"
+            finished.rename(run.directory.manifest)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert second.stderr.readline().startswith("exported before, for the same request")
+            assert second.wait(timeout=30) == 0
+    assert run.directory.train_rows.stat().st_ino == before.st_ino
 
 
 def test_messages_and_mapped_columns(run: Exporter) -> None:

@@ -92,7 +92,7 @@ def test_a_bad_dataset_is_refused_in_these_words(case: Case, tmp_path: Path, log
     assert failure["reason"] == ("InvalidSpec" if case.code == 2 else "DatasetInvalid")
     directory = RunDirectory(tmp_path / "run")
     left = {path.name for path in directory.dataset.iterdir()} if directory.dataset.exists() else set()
-    assert left <= {"report.json"}
+    assert left <= {"report.json", export.LOCK}
 
 
 def test_the_corpus_is_large_and_every_case_has_a_name_of_its_own() -> None:

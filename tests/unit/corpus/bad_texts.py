@@ -210,6 +210,13 @@ CASES = (
         row=1,
     ),
     Case(
+        "all rows of a known shape, invalid and dropped",
+        rows({"prompt": "", "completion": "b"}, {"prompt": "a", "completion": " "}),
+        "train.jsonl has no usable row, 2 are invalid: row 1: prompt: is empty; row 2: completion: is empty",
+        flags=("--invalid-rows=Drop",),
+        row=1,
+    ),
+    Case(
         "completions for DPO",
         rows(PAIR),
         "train.jsonl row 1: has prompt and completion: that is for method SFT; DPO needs prompt, chosen "
