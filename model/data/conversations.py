@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.data.records import Problem
-from model.data.texts import as_list, check_mapping, check_text, kind, short
+from model.data.texts import as_list, check_mapping, check_text, not_a_list, short
 from model.data.tools import read_calls, read_function_call
 
 Message = dict[str, Any]
@@ -45,6 +45,9 @@ SHAREGPT = Spelling(
 )
 
 
+_READ_KEYS = {"role", "content", "from", "value", "tool_calls", "name", "tool_call_id", "weight"}
+
+
 def spelling_of(turns: Any) -> Spelling:
     """Return how a conversation's first turn is written."""
     first = turns[0] if isinstance(turns, list) and turns else None
@@ -55,7 +58,7 @@ def read_turns(value: Any, field: str, problems: list[Problem]) -> list[Message]
     """Return the normalised turns of a conversation; what is wrong with one of them is added to the problems."""
     value = as_list(value)
     if not isinstance(value, list):
-        problems.append(Problem(field, f"must be a list, is {kind(value)}", "wrongType"))
+        problems.append(Problem(field, f"must be a list, is {not_a_list(value)}", "wrongType"))
         return []
     if not value:
         problems.append(Problem(field, "is empty", "empty"))
@@ -67,6 +70,15 @@ def read_turns(value: Any, field: str, problems: list[Problem]) -> list[Message]
         if check_mapping(turn, where, problems):
             turns.append(_read_turn(turn, where, spelling, problems))
     return turns
+
+
+def unread_keys(value: Any) -> list[str]:
+    """Return what the turns of a conversation hold beside what is read of them."""
+    turns = as_list(value)
+    if not isinstance(turns, list):
+        return []
+    keys = (key for turn in turns if isinstance(turn, dict) for key, held in turn.items() if held is not None)
+    return [key for key in dict.fromkeys(keys) if key not in _READ_KEYS]
 
 
 def check_order(

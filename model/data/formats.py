@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from model.data.conversations import Message, check_order, read_turns
 from model.data.records import InvalidRowError, Problem
-from model.data.texts import as_list, check_text
+from model.data.texts import as_turns, check_text
 from model.data.tools import read_tools
 
 Shape = Literal["prompt-completion", "messages", "preference", "preference-messages"]
@@ -51,8 +51,8 @@ class Fields:
         return self.get(field) is not None
 
     def has_turns(self, field: str) -> bool:
-        """Whether the field is a list of objects, or holds one as JSON."""
-        value = as_list(self.get(field))
+        """Whether the field is a list of objects, or holds turns as JSON."""
+        value = as_turns(self.get(field))
         return isinstance(value, list) and (not value or isinstance(value[0], Mapping))
 
 
@@ -153,7 +153,7 @@ def normalise_completion_turns(row: Fields) -> Content:
     _raise(problems)
     _check_turns(prompt, "prompt", row, problems, system=system, last=PROMPT_ENDS)
     check_order(completion, row.name("completion"), problems, before=prompt)
-    if any(turn["role"] == "assistant" and "tool_calls" not in turn for turn in prompt):
+    if any(turn["role"] == "assistant" for turn in prompt):
         text = "has an assistant turn, which would be learned as well: write these rows as messages if it should be"
         problems.append(Problem(row.name("prompt"), text, "order"))
     _raise(problems)
@@ -232,7 +232,7 @@ def _check_turns(
 
 def _prompt_turns(row: Fields, problems: list[Problem]) -> list[Message]:
     """Return the prompt's turns; a prompt that is plain text is one turn of the user."""
-    prompt = as_list(row.get("prompt"))
+    prompt = as_turns(row.get("prompt"))
     if isinstance(prompt, str):
         check_text(prompt, row.name("prompt"), problems)
         return [{"role": "user", "content": prompt}]
@@ -254,7 +254,7 @@ def _check_common(prompt: list[Message], given: list[Message], row: Fields) -> N
     if not prompt:
         text = f"shares no first turn with {rejected}: a row needs a prompt, or two conversations that begin alike"
         raise InvalidRowError([Problem(chosen, text, "prompt")])
-    if given and prompt[: len(given)] != given and given[-1] not in prompt:
+    if not all(turn in prompt for turn in given):
         text = f"is not among the turns that {chosen} and {rejected} begin with"
         raise InvalidRowError([Problem(row.name("prompt"), text, "prompt")])
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model import exits
+from model.data.conversations import unread_keys
 from model.data.formats import FORMS, Content, Fields, Form, Shape
 from model.data.records import InvalidRowError, Problem, Record, printable
 from model.data.texts import kind, names
@@ -106,7 +107,12 @@ class Shaper:
         used = {row.name(field): field for field in form.fields if row.name(field) in row.value}
         words += "".join(f"; {field} is the column {name}" for name, field in used.items() if name != field)
         unused = [key for key in row.value if key not in used]
-        return printable(words + (f"; not used: {names(unused)}" if unused else ""))
+        words += f"; not used: {names(unused)}" if unused else ""
+        if form.shape in ("messages", "preference-messages"):
+            texts = [row.get(field) for field in form.fields if field not in ("tools", "system")]
+            unread = list(dict.fromkeys(key for text in texts for key in unread_keys(text)))
+            words += f"; not used in turns: {names(unread)}" if unread else ""
+        return printable(words)
 
     def _for_another_method(self, form: Form) -> str:
         other = next(name for name, forms in FORMS.items() if form in forms)

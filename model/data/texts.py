@@ -65,6 +65,28 @@ def as_list(value: Any) -> Any:
         return value
 
 
+def as_turns(value: Any) -> Any:
+    """Return the list of turns that a text holds as JSON; any other value as it is.
+
+    A text to learn may be a JSON list itself, of numbers or of records: it holds turns when its first item has a role.
+    """
+    if not isinstance(value, str):
+        return value
+    turns = as_list(value)
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return turns if isinstance(first, dict) and ("role" in first or "from" in first) else value
+
+
+def not_a_list(value: Any) -> str:
+    """Return what stands where a list should, in words."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            decode_text(value)
+        except InvalidRowError as error:
+            return f"a string that holds none: {error}"
+    return kind(value)
+
+
 def check_json(value: Any, field: str, problems: list[Problem]) -> None:
     """Check that a nested value can be written as JSON."""
     try:

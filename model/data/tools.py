@@ -10,7 +10,7 @@ from typing import Any
 
 from model.data.decode import decode_text
 from model.data.records import InvalidRowError, Problem
-from model.data.texts import as_list, check_json, check_mapping, check_text, kind
+from model.data.texts import as_list, check_json, check_mapping, check_text, kind, not_a_list
 
 
 def read_tools(value: Any, field: str, problems: list[Problem]) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def read_tools(value: Any, field: str, problems: list[Problem]) -> list[dict[str
     if value is None or value in ("", []):
         return []
     if not isinstance(value, list):
-        problems.append(Problem(field, f"must be a list of tools, is {kind(value)}", "wrongType"))
+        problems.append(Problem(field, f"must be a list of tools, is {not_a_list(value)}", "wrongType"))
         return []
     tools = []
     for index, tool in enumerate(value):
@@ -36,7 +36,7 @@ def read_calls(value: Any, field: str, problems: list[Problem]) -> list[dict[str
     if value is None or value in ("", []):
         return []
     if not isinstance(value, list):
-        problems.append(Problem(field, f"must be a list of calls, is {kind(value)}", "wrongType"))
+        problems.append(Problem(field, f"must be a list of calls, is {not_a_list(value)}", "wrongType"))
         return []
     return [call for index, item in enumerate(value) if (call := _call(item, f"{field}[{index}]", problems))]
 

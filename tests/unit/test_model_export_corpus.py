@@ -20,8 +20,13 @@ from tests.unit.corpus.cases import ANSWER, PAIR, USER, Case, rows
 
 def parquet(**columns: Any) -> bytes:
     """Return a Parquet file of the columns given."""
+    return table(pa.table(columns))
+
+
+def table(rows: pa.Table) -> bytes:
+    """Return a table as a Parquet file."""
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pa.table(columns), buffer)
+    pyarrow.parquet.write_table(rows, buffer)
     return buffer.getvalue()
 
 
@@ -61,6 +66,12 @@ PARQUET = (
         "rows.parquet row 1: messages[1].tool_calls[0].arguments: holds what JSON cannot: NaN, an infinite "
         "number, a date or bytes",
         row=1,
+        file="rows.parquet",
+    ),
+    Case(
+        "Parquet: a column twice",
+        table(pa.table([["a"], ["b"], ["c"]], ["prompt", "completion", "completion"])),
+        "rows.parquet has the column 'completion' more than once: name each column once",
         file="rows.parquet",
     ),
     Case(

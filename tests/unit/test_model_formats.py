@@ -105,6 +105,22 @@ def test_preferences(value: Any, shape: str, content: Any) -> None:
     assert read(value, "DPO") == (shape, content)
 
 
+@pytest.mark.parametrize("text", ["[]", "[1, 2]", '[{"name": "Ada"}]', '["role"]', "[sic]", '[{"role": "user"'])
+def test_a_text_that_is_a_list_without_roles_is_text(text: str) -> None:
+    assert read({"prompt": text, "completion": text}) == ("prompt-completion", {"prompt": text, "completion": text})
+    pair = {"prompt": "a", "chosen": text, "rejected": "b"}
+    assert read(pair, "DPO") == ("preference", pair)
+    answered = {"prompt": text, "completion": [ANSWER]}
+    assert read(answered)[1] == {"messages": [{"role": "user", "content": text}, ANSWER]}
+
+
+def test_a_text_that_is_a_list_of_turns_is_turns() -> None:
+    content = {"messages": [USER, ANSWER]}
+    assert read({"prompt": json.dumps([USER]), "completion": json.dumps([ANSWER])}) == ("messages", content)
+    spoken = [{"from": "gpt", "value": "Because."}]
+    assert read({"prompt": "Why?", "completion": json.dumps(spoken)}) == ("messages", content)
+
+
 def test_columns_are_mapped_and_told() -> None:
     shaper = Shaper("train.jsonl", "SFT", {"prompt": "question", "completion": "answer"})
     row = {"question": "a", "answer": "b", "id": 7, "messages": [USER, ANSWER]}
@@ -121,6 +137,8 @@ def test_columns_are_mapped_and_told() -> None:
         ({"instruction": "a", "output": "b"}, "SFT",
          "instruction, input and output (Alpaca), read as prompt-completion"),
         ({"conversations": [USER, ANSWER], "system": "s"}, "SFT", "conversations (ShareGPT), read as messages"),
+        ({"id": 1, "messages": [{**USER, "id": None}, {**ANSWER, "thinking": "Well."}]}, "SFT",
+         "messages; not used: id; not used in turns: thinking"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "DPO", "prompt, chosen and rejected, read as preference"),
         ({"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, "DPO",
          "chosen and rejected conversations, whose common beginning is the prompt, read as preference-messages"),

@@ -223,7 +223,7 @@ def test_a_row_that_is_too_long_is_one_invalid_row(name: str, content: Callable[
         ("a.parquet", packed(b"PAR1"), "is compressed with gzip as a whole: decompress it"),
         ("a.jsonl", b"PAR1" + bytes(40), "a.jsonl holds Parquet, not JSON lines: name it .parquet"),
         ("notes", b"These are my notes\n", "begins with 'These are my notes', and its name says no format: name it"),
-        ("a.csv", b"a,b,a\n1,2,3\n", "has the column 'a' more than once in its header"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "has the column 'a' more than once: name each column once"),
         ("a.json", b'[{"a": 1} {"a": 2}]', "a.json row 1 is followed by '{': separate the rows with commas"),
         ("a.json", b'[{"a": 1}] []', "goes on with '[' after the array's end"),
     ],

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from model import exits
 from model.data.decode import MAX_LINE_BYTES
-from model.data.readers.files import DataFile
+from model.data.readers.files import DataFile, check_columns
 from model.data.readers.lines import TOO_LONG, invalid, skip_line
 from model.data.readers.sniff import delimiter
 from model.data.records import Record
@@ -92,8 +92,7 @@ def _header(rows: Any, lines: _Lines, file: DataFile) -> list[str]:
     if lines.problem is not None:
         raise _refusal(file, f"has a header that is {lines.problem}: store it as UTF-8")
     names = [name.strip() for name in header]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise _refusal(file, f"has the column {repeated[0]!r} more than once in its header: name each column once")
+    check_columns(file, names)
     return names
 
 

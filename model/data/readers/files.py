@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -87,6 +87,18 @@ def damaged(name: str, number: int, text: str) -> FailureError:
     """Return the failure of a file that breaks off after some rows."""
     after = f" after row {number}" if number else ""
     return FailureError(exits.DATASET_INVALID, "DatasetInvalid", f"{name} {text}{after}; copy it again")
+
+
+def check_columns(file: DataFile, columns: Sequence[str]) -> None:
+    """Refuse a table in which two columns have one name.
+
+    Raises
+    ------
+    FailureError
+        Code 3, with the name.
+    """
+    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+        raise _refusal(file.name, f"has the column {repeated[0]!r} more than once", "name each column once")
 
 
 def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:

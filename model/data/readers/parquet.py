@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from model.data.decode import MAX_LINE_BYTES
-from model.data.readers.files import DataFile, damaged
+from model.data.readers.files import DataFile, check_columns, damaged
 from model.data.readers.lines import TOO_LONG, invalid
 from model.data.records import Record
 
@@ -22,7 +22,7 @@ def parquet(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
     Raises
     ------
     FailureError
-        Code 3, when the file is cut off or damaged.
+        Code 3, when the file is cut off or damaged, or has a column twice.
     """
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
@@ -30,6 +30,7 @@ def parquet(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
     number = 0
     try:
         table = ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        check_columns(file, table.schema_arrow.names)
         for batch in table.iter_batches(_batch_rows(table.metadata), use_threads=False):
             for value in _values(batch):
                 number += 1

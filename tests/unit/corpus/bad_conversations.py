@@ -272,6 +272,13 @@ CASES = (
         row=1,
     ),
     Case(
+        "a prompt with a system turn that the answers lack",
+        rows({"prompt": [SYSTEM, USER], "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}),
+        "train.jsonl row 1: prompt: is not among the turns that chosen and rejected begin with",
+        flags=("--method=DPO",),
+        row=1,
+    ),
+    Case(
         "a prompt that ends with the assistant",
         rows({"prompt": [USER, ANSWER], "chosen": [ANSWER], "rejected": [OTHER]}),
         "train.jsonl row 1: prompt: ends with a turn of assistant, must end with a turn of user or tool",
@@ -290,6 +297,21 @@ CASES = (
         rows({"prompt": [USER], "chosen": [ANSWER], "rejected": "no"}),
         "train.jsonl row 1: rejected: must be a list, is a string",
         flags=("--method=DPO",),
+        row=1,
+    ),
+    Case(
+        "a prompt with a call, for SFT",
+        rows({"prompt": [USER, CALLING, RESULT], "completion": [ANSWER]}),
+        "train.jsonl row 1: prompt: has an assistant turn, which would be learned as well: write these "
+        "rows as messages if it should be",
+        row=1,
+    ),
+    Case(
+        "turns as Python writes them",
+        b"messages\n\"[{'role': 'user'}]\"\n",
+        "train.csv row 1: messages: must be a list, is a string that holds none: not valid JSON: Expecting property "
+        "name enclosed in double quotes at character 3",
+        file="train.csv",
         row=1,
     ),
     Case(
