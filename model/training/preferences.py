@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.training.encoding import IGNORED, Encoded
+from model.training.rendering import common_prefix_length
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ class Pair:
 
     @classmethod
     def of(cls, chosen: Encoded, rejected: Encoded) -> Pair:
-        """Split two conversations where their first answer begins: at the same token in both.
+        """Split two conversations where their first answer begins: at the same token in both, after the same tokens.
 
         Where a tokenizer merges the end of the prompt with the beginning of an answer, the prompt is shorter by
         that token in both, and the token belongs to the answers.
         """
-        border = min(chosen.learned[0][0], rejected.learned[0][0])
+        first = min(chosen.learned[0][0], rejected.learned[0][0])
+        border = common_prefix_length(chosen.ids[:first], rejected.ids[:first])
         return cls(chosen.ids[:border], _answer(chosen, border), _answer(rejected, border))
 
     @property

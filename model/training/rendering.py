@@ -208,6 +208,7 @@ class Renderer:
                 raise _rewritten(conversation, index)
             _check_shown(conversation, index, whole[:start], whole[start:end])
             learned.append((start, end))
+        self._check_texts(conversation, whole)
         return Rendered(whole[: learned[-1][1]], tuple(learned), conversation.place, closed)
 
     def _start(self, conversation: Conversation, index: int, prompt: str, whole: str) -> int:
@@ -222,6 +223,26 @@ class Renderer:
         while len(common) > len(before) and not (common.endswith("\n") or self._markers.at_end(common)):
             common = common[:-1]
         return max(len(common), len(before))
+
+    def _check_texts(self, conversation: Conversation, whole: str) -> None:
+        """Refuse a template that leaves out what a turn says, without a word.
+
+        A text that it writes otherwise, trimmed or escaped, is told from one that is missing by a word in its place.
+        """
+        messages = conversation.messages[: conversation.turns[-1] + 1]
+        for index, message in enumerate(messages):
+            text = message["content"].strip()
+            if text in whole:
+                continue
+            probed = [*messages[:index], message | {"content": _PROBE}, *messages[index + 1 :]]
+            shown = _PROBE in self._apply([probed], conversation.tools, generation=False)[0]
+            thought = text.partition("</think>")[0].removeprefix("<think>").strip() if "</think>" in text else ""
+            if not shown or thought not in whole:
+                what = "thinks" if shown else "says"
+                raise conversation.place.failure(
+                    f"{conversation.field(index)}: the base model's chat template does not show what "
+                    f"{message['role']} {what} here: use a base model whose template does, or leave it out"
+                )
 
     def _end(self, through: str, start: int) -> int | None:
         """Return where the turn that begins at `start` ends: after its end token; None when it has none.

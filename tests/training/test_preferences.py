@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.exits import FailureError
+from model.training.encoding import Encoded
 from model.training.preferences import Answer, Pair
+from model.training.rendering import Place
 from model.training.report import render_mask
 from model.training.rows import IGNORED, PreferenceRows, RowEncoder
 from tests.training.chat_templates import STYLES, make_tokenizer
@@ -120,6 +122,12 @@ def test_answers_to_different_prompts_are_refused(change: dict[str, Any], words:
     row = {"prompt": TURNS, "chosen": answer, "rejected": answer} | change
     with pytest.raises(FailureError, match=f"row 7: {words} the assistant's turn"):
         encode(make_tokenizer("chatml"), row)
+
+
+def test_a_prompt_whose_tokens_differ_ends_where_they_part() -> None:
+    place = Place("", None, 1)
+    pair = Pair.of(Encoded([1, 2, 3, 4], [(3, 4)], place), Encoded([1, 5, 3, 6], [(2, 4)], place))
+    assert pair.sequences() == (([1, 2, 3, 4], [IGNORED, 2, 3, 4]), ([1, 5, 3, 6], [IGNORED, 5, 3, 6]))
 
 
 def test_a_failure_of_the_template_names_the_field() -> None:

@@ -248,6 +248,22 @@ def test_a_template_that_leaves_out_tools_is_refused() -> None:
         encode(make_tokenizer("chatml"), {**CONVERSATION, "tools": [TOOL]})
 
 
+def test_a_template_that_leaves_out_what_a_turn_says_is_refused() -> None:
+    silent = with_template(
+        "chatml",
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content.split('</think>')[-1] | trim | tojson }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    )
+    question, answer = CONVERSATION["messages"][0], {"role": "assistant", "content": '"No."'}
+    assert "⟦" in masked(silent, {"messages": [question, answer]})  # escaped, but there
+    with pytest.raises(FailureError, match=r"row 7: messages\[0\]: .*does not show what system says here"):
+        encode(silent, {"messages": [{"role": "system", "content": "Answer in French."}, question, answer]})
+    thinking = {"role": "assistant", "content": "<think>Hm.</think>No."}
+    with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*does not show what assistant thinks here"):
+        encode(silent, {"messages": [question, thinking]})
+
+
 def test_arguments_that_are_not_json_name_the_row() -> None:
     call = {"type": "function", "function": {"name": "weather", "arguments": "{city"}}
     messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
