@@ -22,6 +22,8 @@ GPU_UNAVAILABLE: Final = 9
 DOES_NOT_EXIST: Final = 10
 INTERRUPTED: Final = 75
 """SIGTERM was received and nothing is lost: the next attempt goes on from the last step boundary."""
+LOST_PEERS: Final = 76
+"""One of several processes lost the others, and is not to blame."""
 TERMINATED: Final = 143
 """SIGTERM was received and nothing could be saved."""
 

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from model.training.parallel import World
 from model.training.rows import IGNORED
 
+ALONE = World()
 WINDOW_BATCHES = 8
 """Rows are sorted by length within this many batches: little padding, and still a random order."""
 
@@ -34,9 +36,21 @@ class LengthGroupedBatches(Sampler[list[int]]):
         Rows of an optimizer step and of a forward pass.
     seed
         Seed of the order.
+    world
+        Which of several processes this is: a step's rows are dealt over them one by one, from the longest on. All
+        make the same number of micro-batches; where rows do not divide, the last ones of some are smaller or empty.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, micro_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        world: World = ALONE,
+    ) -> None:
+        self._world = world
         self.lengths = lengths
         self._batch_size = batch_size
         self.micro_batch_size = micro_batch_size
@@ -45,8 +59,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     @property
     def rows_per_step(self) -> int:
-        """The rows of a full step."""
-        return self._batch_size
+        """The rows of a full step that are this process's, at most."""
+        return math.ceil(self._batch_size / self._world.size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -56,16 +70,26 @@ class LengthGroupedBatches(Sampler[list[int]]):
     @property
     def micro_batches_per_step(self) -> int:
         """The forward passes of a full step."""
-        return math.ceil(self._batch_size / self.micro_batch_size)
+        return math.ceil(self.rows_per_step / self.micro_batch_size)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.lengths), self._batch_size)
-        return full * self.micro_batches_per_step + math.ceil(rest / self.micro_batch_size)
+        last = math.ceil(math.ceil(rest / self._world.size) / self.micro_batch_size)
+        return full * self.micro_batches_per_step + last
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches():
-            for start in range(0, len(batch), self.micro_batch_size):
-                yield batch[start : start + self.micro_batch_size]
+            share = batch[self._world.rank :: self._world.size]
+            for start in range(0, math.ceil(len(batch) / self._world.size), self.micro_batch_size):
+                yield share[start : start + self.micro_batch_size]
+
+    def of_all(self) -> Iterator[list[int]]:
+        """Return the micro-batches of all processes that have a row."""
+        for batch in self._batches():
+            for rank in range(self._world.size):
+                share = batch[rank :: self._world.size]
+                for start in range(0, len(share), self.micro_batch_size):
+                    yield share[start : start + self.micro_batch_size]
 
     def _batches(self) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
@@ -100,10 +124,10 @@ class Collator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return input_ids, labels, and attention_mask or position_ids, each (rows, tokens)."""
-        return self._join(rows) if self.packed else self._pad(rows)
+        return self._join(rows) if self.packed and rows else self._pad(rows)
 
     def _pad(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in rows)
+        width = max((len(row["input_ids"]) for row in rows), default=1)
         batch = {
             "input_ids": torch.full((len(rows), width), self._pad_token_id),
             "labels": torch.full((len(rows), width), IGNORED),

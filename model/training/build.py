@@ -10,10 +10,10 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory
-from model.training import adapters, basemodel, process
+from model.training import adapters, basemodel, parallel, process
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.config import TrainSettings
-from model.training.progress import ProgressLog, StatusPoster
+from model.training.progress import PeerLog, ProgressLog, StatusPoster
 from model.training.report import token_report
 from model.training.rows import DigestedLines, PreferenceRows, RowEncoder, TokenRows
 
@@ -66,13 +66,14 @@ def check_devices(settings: TrainSettings) -> None:
             f"{settings.gpus} GPUs were requested and none is usable: check the node's driver and the pod's runtime "
             "class, or set resources.gpus to 0 to train on the CPU",
         )
-    if settings.gpus > 0 and torch.cuda.device_count() > 1:
-        raise FailureError(
-            exits.INVALID_CONFIGURATION,
-            "InvalidSpec",
-            f"this version trains on one GPU, the pod has {torch.cuda.device_count()}: set resources.gpus to 1",
-        )
     basemodel.check_quantization(settings.quantization, cuda=settings.gpus > 0 and usable)
+
+
+def uses_cuda(settings: TrainSettings) -> bool:
+    """Whether the run trains on GPUs."""
+    import torch
+
+    return settings.gpus > 0 and torch.cuda.is_available()
 
 
 def choose_precision(settings: TrainSettings) -> str:
@@ -143,7 +144,13 @@ def load_model(settings: TrainSettings, data: Data) -> Any:
 
 
 def build_trainer(
-    *, settings: TrainSettings, directory: RunDirectory, log: ProgressLog, data: Data, tokenizer: Any, model: Any
+    *,
+    settings: TrainSettings,
+    directory: RunDirectory,
+    log: ProgressLog | PeerLog,
+    data: Data,
+    tokenizer: Any,
+    model: Any,
 ) -> tuple[Any, Checkpoint | None]:
     """Return the trainer, and the checkpoint that it goes on from."""
     import torch
@@ -154,25 +161,30 @@ def build_trainer(
     lengths = data.rows.lengths
     total_steps = settings.max_steps or (settings.epochs or 1) * math.ceil(len(lengths) / settings.batch_size)
     store = CheckpointStore(
-        directory.checkpoints, fingerprint(settings, data, total_steps), processes=process.training_processes()
+        directory.checkpoints, fingerprint(settings, data, total_steps), processes=parallel.world().size
     )
     skipped: list[tuple[str, str]] = []
     checkpoint = store.newest(lambda name, reason: skipped.append((name, reason)))
     state = checkpoint.state if checkpoint else RunState()
     cuda = settings.gpus > 0 and torch.cuda.is_available()
     # How a step is cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise.
+    share = math.ceil(settings.batch_size / parallel.world().size)
     free = not (settings.micro_batch_size or state.micro_batch_size)
     micro_batch_size = (
         settings.micro_batch_size
         or state.micro_batch_size
-        or choose_micro_batch_size(settings.batch_size, data.longest_sequence * len(data.sequences), cuda=cuda)
+        or choose_micro_batch_size(share, data.longest_sequence * len(data.sequences), cuda=cuda)
     )
     state.micro_batch_size = micro_batch_size
     settings = settings.model_copy(update={"micro_batch_size": micro_batch_size})
     batches = LengthGroupedBatches(
-        lengths, batch_size=settings.batch_size, micro_batch_size=micro_batch_size, seed=settings.seed
+        lengths,
+        batch_size=settings.batch_size,
+        micro_batch_size=micro_batch_size,
+        seed=settings.seed,
+        world=parallel.world(),
     )
-    registry = settings.registry()
+    registry = settings.registry() if parallel.world().first else None
     parts = TrainerParts(
         settings=settings,
         total_steps=total_steps,
@@ -187,8 +199,9 @@ def build_trainer(
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
     choose_packing(trainer, cuda=cuda)
     warning = fit_memory(trainer, data) if free and not cuda else None
-    report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches)
-    report.write(directory)
+    report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches.of_all())
+    if parallel.world().first:
+        report.write(directory)
     log.emit(
         "start",
         totalSteps=total_steps,
@@ -235,10 +248,10 @@ def fit_memory(trainer: Any, data: Data) -> str | None:
         checkpointing=trainer.args.gradient_checkpointing,
     )
     tokens = data.longest_sequence * len(data.sequences)
-    found = host_memory(trainer.model, row_tokens=tokens, per_token=per_token, processes=1)
+    found = host_memory(trainer.model, row_tokens=tokens, per_token=per_token, processes=parallel.world().size)
     if found is None:
         return None
-    trainer.use_micro_batches(found.rows(trainer.batches.micro_batch_size))
+    trainer.use_micro_batches(min(parallel.gather(found.rows(trainer.batches.micro_batch_size))))
     return found.warning()
 
 

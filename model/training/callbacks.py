@@ -6,8 +6,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from model.training import interruption
-
 
 class StepEnd(TrainerCallback):
     """Decides after each optimizer step what the trainer does next.
@@ -50,7 +48,7 @@ class StepEnd(TrainerCallback):
         self._trainer.stop_clock()
         last = state.global_step >= state.max_steps
         due = self._evaluation_is_due(state.global_step, last=last)
-        if interruption.requested():
+        if self._trainer.interrupted():
             self._trainer.run_state.evaluation_due = due
             control.should_save = True
             control.should_training_stop = True

@@ -236,9 +236,13 @@ def _best_step(path: Path) -> int | None:
         return None  # it is broken, and whoever wants to go on from it will be told
 
 
+def generator_name(rank: int, processes: int) -> str:
+    """Return the name of the file with the random numbers of one of the processes."""
+    return "rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth"
+
+
 def _required(processes: int) -> list[str]:
-    ranks = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
-    return [*_REQUIRED, *ranks, RUN_STATE]
+    return [*_REQUIRED, *(generator_name(rank, processes) for rank in range(processes)), RUN_STATE]
 
 
 def _count(processes: int) -> str:

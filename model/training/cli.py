@@ -29,7 +29,7 @@ from model import exits, flags
 from model.exits import FailureError
 from model.files import RunDirectory
 from model.result import as_failure, failure_document, result_document, write_termination_message
-from model.training import local, process, terminal
+from model.training import launch, local, parallel, process, terminal
 from model.training.local import PlanCommand, TrainCommand
 
 PROGRAM = terminal.PROGRAM
@@ -111,6 +111,13 @@ def train(arguments: Sequence[str]) -> None:
     if command.print_config:
         _print_config(command)
         return
+    if parallel.is_launched() and (command.dataset is not None or not command.run_uid):
+        raise FailureError(
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            "processes that were started together must be told the same place: export the dataset first and give "
+            "--run-directory and --run-uid, or let this command start them (--gpus, --processes)",
+        )
     place = local.find_place(command)
     settings = command.settings(place.directory, place.uid)
     tell = _teller()
@@ -124,10 +131,15 @@ def train(arguments: Sequence[str]) -> None:
         manifest = local.export_dataset(command, place.directory)
         tell(f"dataset: {terminal.dataset_line(manifest)}")
     tell("loading libraries and model ...")
-    output = process.prepare()
-    from model.training.run import train as train_run
+    count = launch.processes(settings)
+    if count > 1 and not parallel.is_launched():
+        launch.train(settings, count)
+    else:
+        parallel.enter(settings.gpus)
+        output = process.prepare()
+        from model.training.run import train as train_run
 
-    train_run(settings, output)
+        train_run(settings, output)
     if command.plot is not None:
         tell(f"loss curve in {_picture(place.directory, command.plot)}")
 
@@ -271,7 +283,8 @@ def main(arguments: Sequence[str]) -> int:
     except BaseException as error:  # noqa: BLE001 - the process ends here, and its last words must say why
         failure = as_failure(error)
         write_termination_message(failure_document(failure))
-        print(_last_words(failure), file=sys.stderr)
+        if parallel.PARENT not in os.environ:  # else the parent says it, once for all
+            print(_last_words(failure), file=sys.stderr)
         return failure.code
     return exits.OK
 

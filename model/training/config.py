@@ -104,6 +104,7 @@ class TrainSettings(flags.Settings):
     )
 
     gpus: int = Field(0, ge=0, description="GPUs to train on; 0: the CPU")
+    processes: int = Field(1, ge=1, le=64, description="Processes that train together on the CPU; GPUs have one each")
     pretended_gpus: bool = Field(
         False, description="The GPUs of this cluster are pretended ones: train on the CPU when there is none"
     )
@@ -125,6 +126,10 @@ class TrainSettings(flags.Settings):
             problems.append("give --epochs or --max-steps, not both")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             problems.append(f"--micro-batch-size={self.micro_batch_size} is larger than --batch-size={self.batch_size}")
+        if self.gpus > 0 and self.processes > 1:
+            problems.append("--processes is for the CPU: with --gpus there is one process for each GPU")
+        if self.batch_size < (together := max(self.gpus, self.processes)):
+            problems.append(f"--batch-size={self.batch_size} leaves some of {together} processes without an example")
         problems += self._adapter_problems()
         if self.registry_url is not None and self.namespace is None:
             problems.append("--registry-url needs --namespace")

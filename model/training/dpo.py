@@ -19,12 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
+from model.training import parallel
 from model.training.adapters import Reference, in_float32, new_adapter
+from model.training.arguments import common_arguments
 from model.training.batches import PairCollator
 from model.training.config import TrainSettings
 from model.training.rows import PreferenceRows
 from model.training.scoring import learned_counts, sequence_logps
-from model.training.trainer import TrainerParts, TrainingLoop, common_arguments
+from model.training.trainer import TrainerParts, TrainingLoop
 
 REFERENCE_FILE = "reference.safetensors"
 
@@ -91,7 +93,7 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
             )
         self._as_reference = Reference(self.model)
         # The reference's numbers never change: those of a pair that comes again are remembered.
-        comes_again = parts.total_steps > parts.batches.steps_per_epoch and self.args.world_size == 1
+        comes_again = parts.total_steps > parts.batches.steps_per_epoch and parallel.world().size == 1
         self._reference = ReferenceLogps(len(pairs) if comes_again else 0)
         self._held_out_reference = ReferenceLogps(len(held_out))
         self._chosen_tokens = self._answer_tokens = 0
@@ -103,17 +105,15 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of a step and the number of its pairs."""
         samples, pairs = super().get_batch_samples(*args, **kwargs)
+        self._chosen_tokens, self._answer_tokens = parallel.totals(self._chosen_tokens, self._answer_tokens)
         self._learned_tokens = self._answer_tokens
         return samples, pairs
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Return the number of the step's pairs, and keep those of its answers' tokens, over all processes."""
+    def _get_num_items_in_batch(self, batch_samples: list[Any], _device: torch.device) -> Any:
+        """Return the number of this process's pairs of the step, and keep those of its answers' tokens."""
         tokens = torch.cat([learned_counts(batch) for batch in batch_samples]).view(-1, 2)
-        counts = torch.tensor([[len(tokens), tokens[:, 0].sum(), tokens.sum()]], device=device)
-        if self.args.world_size > 1:
-            counts = self.accelerator.gather(counts)
-        pairs, self._chosen_tokens, self._answer_tokens = counts.sum(dim=0).tolist()
-        return pairs
+        self._chosen_tokens, self._answer_tokens = int(tokens[:, 0].sum()), int(tokens.sum())
+        return len(tokens)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -82,6 +82,12 @@ def finish() -> None:
     _phase.finished = True
 
 
+def request() -> None:
+    """Take note of a SIGTERM that another process of the same run has received."""
+    if _phase.received_at is None:
+        _phase.received_at = time.monotonic()
+
+
 def requested() -> bool:
     """Whether SIGTERM has been received."""
     return _phase.received_at is not None

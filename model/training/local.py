@@ -38,7 +38,7 @@ DATASET_FIELDS = (
 )
 _FREE = {
     "run_directory", "run_uid", "name", "plot", "print_config", "image", "registry_url", "registry_token_file",
-    "checkpoint_steps", "micro_batch_size", "gpus",
+    "checkpoint_steps", "micro_batch_size", "gpus", "processes",
 }  # fmt: skip
 """Settings that do not decide what comes out: they may differ between the attempts of a run."""
 
@@ -65,6 +65,7 @@ GROUPS: flags.Groups = (
         "Memory and speed",
         (
             "gpus",
+            "processes",
             "precision",
             "micro_batch_size",
             "packing",

@@ -54,11 +54,6 @@ def usable_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, cpus)
 
 
-def training_processes() -> int:
-    """Return how many processes train this run together, as the launcher says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the CPU multiplies bfloat16 itself; one that does not is fifty times slower with it than with float32."""
     for line in cpuinfo.read_text().splitlines():

@@ -62,6 +62,28 @@ class ProgressLog:
         self._metrics = self._path.open("a", encoding="utf-8", buffering=1)
 
 
+class PeerLog:
+    """The log of a process that is not the first: only its failure is told, for that is nobody else's.
+
+    Parameters
+    ----------
+    metrics
+        The run's metrics.jsonl.
+    """
+
+    def __init__(self, metrics: Path) -> None:
+        self._path = metrics
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Append an error to the file, and forget anything else."""
+        if event == "error":
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, "time": timestamp(), **fields}, ensure_ascii=False) + "\n")
+
+    def rewind(self, step: int, *, evaluated: bool) -> None:
+        """Leave the file to the first process."""
+
+
 class StatusPoster:
     """Posts the newest status to the registry from a thread of its own, so that training never waits for it.
 

@@ -13,10 +13,10 @@ from model.exits import FailureError
 from model.files import RunDirectory, write_json
 from model.registry import RegistryRefusedError, RegistryUnavailableError, retry
 from model.result import as_failure, decimal, result_document, write_termination_message
-from model.training import adapters, basemodel, build, interruption, process
+from model.training import adapters, basemodel, build, interruption, parallel, process
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.config import TrainSettings
-from model.training.progress import ProgressLog
+from model.training.progress import PeerLog, ProgressLog
 
 EVALUATION_WORDS = {"evaluationLoss": "loss", "baseEvaluationLoss": "baseLoss"}
 """What a progress line calls the results' losses."""
@@ -40,23 +40,28 @@ def train(settings: TrainSettings, output: TextIO) -> None:
     settings = settings.resolved()
     directory = RunDirectory(settings.run_directory)
     try:
-        log = ProgressLog(output, directory.metrics)
+        log = ProgressLog(output, directory.metrics) if parallel.world().first else PeerLog(directory.metrics)
     except OSError as error:
         raise as_failure(error) from error
     try:
         document = finished_document(directory, settings, log) or _train(settings, directory, log)
     except BaseException as error:
         failure = _as_interrupted(as_failure(error))
-        with contextlib.suppress(OSError):  # the failure may be that nothing can be written any more
-            log.emit("error", reason=failure.reason, message=failure.message, exitCode=failure.code)
+        if failure.code != exits.LOST_PEERS:  # else another process is to blame, and says why
+            with contextlib.suppress(OSError):  # the failure may be that nothing can be written any more
+                log.emit("error", reason=failure.reason, message=failure.message, exitCode=failure.code)
         raise failure from error
+    if not parallel.world().first:
+        return
     write_termination_message(result_document(document))
     interruption.finish()
     log.emit("end", **result_document(document)["result"])
     _publish(settings, document)
 
 
-def finished_document(directory: RunDirectory, settings: TrainSettings, log: ProgressLog) -> dict[str, Any] | None:
+def finished_document(
+    directory: RunDirectory, settings: TrainSettings, log: ProgressLog | PeerLog
+) -> dict[str, Any] | None:
     """Return the record of an earlier attempt that finished this run, None when there is none to trust."""
     from model.training.result import read_training_config
 
@@ -73,7 +78,7 @@ def finished_document(directory: RunDirectory, settings: TrainSettings, log: Pro
     return None
 
 
-def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -> dict[str, Any]:
+def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | PeerLog) -> dict[str, Any]:
     _clean_up(directory)
     settings = adapters.with_parent(settings)
     base_directory = basemodel.check(settings.base_model)
@@ -82,6 +87,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -
         basemodel.read_ahead(base_directory)
     manifest = build.read_manifest(directory)
     build.check_devices(settings)
+    parallel.connect(cuda=build.uses_cuda(settings))
     if settings.gpus == 0:
         basemodel.leave_out_bitsandbytes()
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
@@ -104,8 +110,10 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog) -
 def _clean_up(directory: RunDirectory) -> None:
     """Remove what a killed attempt left half done, and note how far it had come."""
     store = CheckpointStore(directory.checkpoints, {})
-    store.remove_leftovers()
     interruption.note_saved(store.newest_step())
+    if not parallel.world().first:
+        return
+    store.remove_leftovers()
     shutil.rmtree(directory.adapter.with_name("adapter.tmp"), ignore_errors=True)
     for path in directory.path.glob("*.tmp"):
         path.unlink()
@@ -120,18 +128,21 @@ def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None and state.evaluation_due:
         trainer.restore(checkpoint)
         trainer.evaluate()
-    if not interruption.requested():
+    if not parallel.interrupted():
         if step < trainer.parts.total_steps and not state.stopped_early:
             trainer.train_from(checkpoint)
         elif checkpoint is not None:
             trainer.restore(checkpoint)
-    if interruption.requested():
+    if parallel.interrupted():
         trainer.parts.log.emit("interrupted", step=trainer.state.global_step)
     interruption.stop_at_once()
 
 
 def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_from: int) -> dict[str, Any]:
-    """Evaluate, save the adapter, verify it, and write `training_config.json` last."""
+    """Evaluate, save the adapter, verify it, and write `training_config.json` last; the first process does that.
+
+    The others take part in the evaluation and return nothing.
+    """
     from model.training.result import build_document, model_card, save_adapter, serving_warnings
     from model.training.trainer import check_finite
 
@@ -140,6 +151,10 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_fro
     steps = trainer.state.global_step
     best = trainer.take_best()
     result: dict[str, Any] = {"runUid": settings.run_uid, "finalLoss": decimal(state.final_loss())}
+    if not parallel.world().first:
+        if len(data.held_out):
+            trainer.final_evaluation()
+        return {}
     if len(data.held_out):
         measured = trainer.final_evaluation()
         told = {EVALUATION_WORDS.get(name, name): value for name, value in measured.items()}

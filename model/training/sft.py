@@ -9,9 +9,10 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from model.training.adapters import in_float32, new_adapter
+from model.training.arguments import common_arguments
 from model.training.rows import IGNORED, TokenRows
 from model.training.scoring import token_losses
-from model.training.trainer import TrainerParts, TrainingLoop, common_arguments
+from model.training.trainer import TrainerParts, TrainingLoop
 
 
 class SupervisedTrainer(TrainingLoop, SFTTrainer):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +19,16 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerState, set_seed
 
 from model import exits
 from model.exits import FailureError
-from model.training import adapter_layers, generators, interruption, memory
+from model.training import adapter_layers, generators, interruption, memory, parallel
 from model.training.batches import Collator, LengthGroupedBatches, count_rows, split
 from model.training.callbacks import StepEnd
-from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
+from model.training.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
 from model.training.config import TrainSettings
-from model.training.progress import ProgressLog, RemainingTime, StatusPoster, trainer_status
-
-SCHEDULES = {"Cosine": "cosine", "Linear": "linear", "Constant": "constant_with_warmup"}
+from model.training.progress import PeerLog, ProgressLog, RemainingTime, StatusPoster, trainer_status
 
 
 class StepGivenUpError(Exception):
@@ -44,7 +44,7 @@ class TrainerParts:
     batches: LengthGroupedBatches
     collator: Collator
     checkpoints: CheckpointStore
-    log: ProgressLog
+    log: ProgressLog | PeerLog
     poster: StatusPoster | None
     state: RunState
     probe: bool = False
@@ -84,6 +84,11 @@ class TrainingLoop(Trainer):
         self._step_started = self._step_seconds = 0.0
         self._step_generators: tuple[Any, ...] = ()
         self._measured: list[dict[str, Any]] = []
+        self._step_loss: Any = 0.0
+        self._given_up = self._interrupted = False
+        parallel.share(self._trained)
+        if not parallel.world().first:
+            set_seed(parts.settings.seed + parallel.world().rank)  # noise of its own
         settings = parts.settings
         self.add_callback(
             StepEnd(
@@ -158,6 +163,7 @@ class TrainingLoop(Trainer):
         reserve = sum(8 * parameter.numel() for parameter in self._trained)  # Adam's two moments, in float32
         with generators.untouched():
             size = memory.find_rows(attempt, device, start=start, most=most, reserve=reserve)
+        size = min(parallel.gather(size))
         if not size:
             raise self._too_large()
         self.use_micro_batches(size)
@@ -169,17 +175,35 @@ class TrainingLoop(Trainer):
         Items are the tokens that it learns; a method whose items are others counts those tokens besides.
         """
         samples, items = super().get_batch_samples(*args, **kwargs)
-        self._step_items = self._learned_tokens = int(items)
         self._measured.clear()
-        self._step_tokens = sum(_count_tokens(batch) for batch in samples)
-        self._padded_tokens = sum(batch["input_ids"].numel() for batch in samples)
-        return samples, items
+        self._step_loss = 0.0
+        full = [batch for batch in samples if count_rows(batch)]
+        self._step_items, self._step_tokens, self._padded_tokens = parallel.totals(
+            int(items),
+            sum(_count_tokens(batch) for batch in full),
+            sum(batch["input_ids"].numel() for batch in full),
+        )
+        self._learned_tokens = self._step_items
+        return samples, items if parallel.world().size == 1 else self._step_items
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Go forward and backward; when the GPU's memory does not suffice, again in halves, and so from then on.
 
         The loss is divided by the step's tokens whatever the parts, so that the gradient stays the same.
         """
+        if self._given_up or not count_rows(inputs):
+            return torch.zeros((), device=self.args.device)  # and take part in what all do at the step's end
+        try:
+            loss = self._step_in_parts(model, inputs, num_items_in_batch)
+        except StepGivenUpError:
+            if parallel.world().size == 1:
+                raise
+            self._given_up = True  # the others are to hear of it
+            return torch.zeros((), device=self.args.device)
+        self._step_loss = self._step_loss + loss
+        return loss
+
+    def _step_in_parts(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         before = [None if p.grad is None else p.grad.clone() for p in self._trained]
         measured = len(self._measured)
         while True:
@@ -198,6 +222,42 @@ class TrainingLoop(Trainer):
             self.parts.log.emit(
                 "outOfMemory", step=self.state.global_step + 1, partsPerBatch=self.run_state.parts_per_batch
             )
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Add up the gradients of all processes first."""
+        self._agree()
+        parallel.add_gradients(self._trained)
+        return super()._clip_grad_norm(model)
+
+    def _agree(self) -> None:
+        """Let all processes know of each one's share of the step, and do the same from here on.
+
+        Raises
+        ------
+        StepGivenUpError
+            When one of them has given the step up.
+        """
+        self._interrupted = interruption.requested()
+        if parallel.world().size == 1:
+            return
+        measured = [{name: float(value) for name, value in part.items()} for part in self._measured]
+        mine = self._given_up, self._interrupted, self.run_state.parts_per_batch, float(self._step_loss), measured
+        given_up, interrupted, parts, losses, parts_measured = zip(*parallel.gather(mine), strict=True)
+        if self._interrupted or any(interrupted):
+            self._interrupted = True
+            interruption.request()
+        self._given_up = False
+        if any(given_up):
+            raise StepGivenUpError
+        if max(parts) > self.run_state.parts_per_batch:  # so that the next attempt cuts as this one does
+            self.run_state.parts_per_batch = max(parts)
+            self.parts.log.emit("outOfMemory", step=self.state.global_step + 1, partsPerBatch=max(parts))
+        self._step_loss = sum(losses)
+        self._measured[:] = [part for share in parts_measured for part in share]
+
+    def interrupted(self) -> bool:
+        """Whether the run is to stop after the step in progress; all processes get the same answer."""
+        return self._interrupted if parallel.world().size > 1 else interruption.requested()
 
     @functools.cached_property
     def _trained(self) -> list[torch.nn.Parameter]:
@@ -236,7 +296,7 @@ class TrainingLoop(Trainer):
     def start_step(self) -> None:
         """Note where the step starts: its moment and its random numbers."""
         self._step_generators = generators.states()
-        if interruption.requested():
+        if parallel.world().size == 1 and interruption.requested():
             raise StepGivenUpError
         self._step_started = time.monotonic()
 
@@ -254,7 +314,7 @@ class TrainingLoop(Trainer):
         """
         if "loss" not in logs:
             return
-        step, loss, norm = self.state.global_step, logs["loss"], logs["grad_norm"]
+        step, loss, norm = self.state.global_step, float(self._step_loss), logs["grad_norm"]
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FailureError(
                 exits.DIVERGED,
@@ -353,18 +413,20 @@ class TrainingLoop(Trainer):
             with generators.untouched(), torch.no_grad(), self.compute_loss_context_manager():
                 for batch in self._held_out_batches():
                     if stop_when_interrupted and interruption.requested():
-                        return {}
+                        break
                     measured = self.measure(self._prepare_inputs(batch))
                     sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
         finally:
             self.model.train(training)
-        return sums
+        if stop_when_interrupted and parallel.interrupted():
+            return {}
+        return parallel.total_sums(sums)
 
     def _held_out_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         dataset, lengths = self._held_out, self._held_out_lengths
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(order), size):
+        size, world = self.args.per_device_train_batch_size, parallel.world()
+        for start in range(world.rank * size, len(order), world.size * size):
             yield self.data_collator([dataset[row] for row in order[start : start + size]])
 
     def _save_checkpoint(self, *_model_and_trial: Any) -> None:
@@ -373,7 +435,10 @@ class TrainingLoop(Trainer):
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the step just made."""
         step, began = self.state.global_step, time.monotonic()
-        self.parts.checkpoints.save(step, self.run_state, self._write_checkpoint)
+        self._generator_files = parallel.gather(self._generator_file())
+        if parallel.world().first:
+            self.parts.checkpoints.save(step, self.run_state, self._write_checkpoint)
+        parallel.wait()
         self._saved_step = step
         interruption.note_saved(step)
         self.parts.log.emit("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
@@ -381,36 +446,26 @@ class TrainingLoop(Trainer):
     def _write_checkpoint(self, directory: Path) -> None:
         self.model.save_pretrained(directory, selected_adapters=["default"], save_embedding_layers=False)
         self._save_optimizer_and_scheduler(str(directory))
-        self._save_rng_state(str(directory))
+        for rank, content in enumerate(self._generator_files):
+            (directory / generator_name(rank, len(self._generator_files))).write_bytes(content)
         self.state.save_to_json(str(directory / "trainer_state.json"))
 
+    def _generator_file(self) -> bytes:
+        """Return what the trainer saves of this process's random numbers."""
+        with tempfile.TemporaryDirectory() as directory:
+            self._save_rng_state(directory)
+            return (Path(directory) / generator_name(0, 1)).read_bytes()
 
-def common_arguments(parts: TrainerParts) -> dict[str, Any]:
-    """Return the arguments that SFTConfig and DPOConfig share."""
-    settings = parts.settings
-    cuda = settings.gpus > 0 and torch.cuda.is_available()
-    checkpointing = settings.gradient_checkpointing == "Enabled" or (settings.gradient_checkpointing == "Auto" and cuda)
-    return {
-        "output_dir": str(settings.run_directory / "checkpoints"),
-        "max_steps": parts.total_steps,
-        "per_device_train_batch_size": parts.batches.micro_batch_size,
-        "gradient_accumulation_steps": parts.batches.micro_batches_per_step,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": SCHEDULES[settings.schedule],
-        "warmup_steps": -(-parts.total_steps * settings.warmup_percent // 100),
-        "gradient_checkpointing": checkpointing,
-        "bf16": False,  # the weights have their final type; autocast would only cast them again and again
-        "fp16": False,
-        "use_cpu": not cuda,
-        "seed": settings.seed,
-        "save_strategy": "no",  # the step-end callback decides
-        "eval_strategy": "no",
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # it would replace a NaN by the mean and hide the divergence
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        world = parallel.world()
+        if checkpoint is None or world.size == 1:
+            super()._load_rng_state(checkpoint)
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            shutil.copy(
+                Path(checkpoint) / generator_name(world.rank, world.size), Path(directory) / generator_name(0, 1)
+            )
+            super()._load_rng_state(directory)
 
 
 def _count_tokens(batch: dict[str, torch.Tensor]) -> int:

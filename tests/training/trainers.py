@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from model.training import adapters, basemodel, build
+from model.training import adapters, basemodel, build, parallel
 from model.training.batches import Collator, LengthGroupedBatches
 from model.training.checkpoint import CheckpointStore, RunState
 from model.training.config import TrainSettings
@@ -85,6 +85,7 @@ def make_trainer(
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size or settings.batch_size,
         seed=settings.seed,
+        world=parallel.world(),
     )
     parts = TrainerParts(
         settings=settings,

@@ -1,0 +1,40 @@
+"""What the methods' trainers are told alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from model.training.trainer import TrainerParts
+
+SCHEDULES = {"Cosine": "cosine", "Linear": "linear", "Constant": "constant_with_warmup"}
+
+
+def common_arguments(parts: TrainerParts) -> dict[str, Any]:
+    """Return the arguments that SFTConfig and DPOConfig share."""
+    settings = parts.settings
+    cuda = settings.gpus > 0 and torch.cuda.is_available()
+    checkpointing = settings.gradient_checkpointing == "Enabled" or (settings.gradient_checkpointing == "Auto" and cuda)
+    return {
+        "output_dir": str(settings.run_directory / "checkpoints"),
+        "max_steps": parts.total_steps,
+        "per_device_train_batch_size": parts.batches.micro_batch_size,
+        "gradient_accumulation_steps": parts.batches.micro_batches_per_step,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],
+        "warmup_steps": -(-parts.total_steps * settings.warmup_percent // 100),
+        "gradient_checkpointing": checkpointing,
+        "bf16": False,  # the weights have their final type; autocast would only cast them again and again
+        "fp16": False,
+        "use_cpu": not cuda,
+        "seed": settings.seed,
+        "save_strategy": "no",  # the step-end callback decides
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would replace a NaN by the mean and hide the divergence
+        "disable_tqdm": True,
+        "report_to": "none",
+    }

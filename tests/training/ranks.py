@@ -1,0 +1,66 @@
+"""What the processes of a parallel training run in the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.training import cli, parallel
+from model.training.parallel import World
+from model.training.sft import SupervisedTrainer
+from tests.training.trainers import events, make_settings, make_trainer, random_pairs, random_rows, shake, weights
+
+
+class SmallSecondDevice(SupervisedTrainer):
+    """The second process has a GPU that holds one row at once."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Run out of memory when there are more."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if parallel.world().rank == 1 and len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("injected")
+        return loss
+
+
+def train(directory: Path, base_model: Path, method: str, world: World, micro: int) -> None:
+    """Train in float64 for two epochs, in which the rows do not divide, and keep what came out."""
+    from transformers import AutoTokenizer
+
+    os.environ |= {
+        "RANK": str(world.rank), "WORLD_SIZE": str(world.size), "LOCAL_RANK": str(world.rank),
+        parallel.RENDEZVOUS: str(directory / "rendezvous"), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    parallel.enter(gpus=0)
+    parallel.connect(cuda=False)
+    settings = make_settings(
+        base_model, directory / f"run-{world.rank}", method=method, batch_size=5, micro_batch_size=micro, epochs=2
+    )
+    examples = random_pairs(22) if method == "DPO" else random_rows(22)
+    kind = SmallSecondDevice if micro > 2 else None
+    trainer = make_trainer(settings, AutoTokenizer.from_pretrained(base_model), examples, double=True, kind=kind)
+    shake(trainer)
+    trainer.train()
+    lines = events(trainer, "train")
+    found = {
+        "weights": weights(trainer.model),
+        "losses": [line["loss"] for line in lines],
+        "tokens": [line["tokens"] for line in lines],
+        "evaluation": trainer.held_out_loss(),
+        "parts": trainer.run_state.parts_per_batch,
+    }
+    torch.save(found, directory / f"rank-{world.rank}.pt")
+
+
+def launched(arguments: list[str]) -> None:
+    """Run a command as torchrun would."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    cli.run(arguments)
+
+
+def command(arguments: list[str], path: str) -> None:
+    """Run a command whose own processes find the packages, whatever the server of this one was started with."""
+    os.environ["PYTHONPATH"] = path
+    cli.run(arguments)
