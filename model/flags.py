@@ -56,6 +56,9 @@ S = TypeVar("S", bound=Settings)
 Groups = Sequence[tuple[str, Sequence[str]]]
 """Titles for `--help`, each with the names of its fields."""
 
+_WORDS = {"path_type": "must be a path", "too_short": "must not be empty", "string_too_short": "must not be empty"}
+"""What pydantic says of some mistakes in the words of a programmer."""
+
 PSEUDO_FLAGS = {
     "--config": "YAML or JSON file with the same settings as camelCase keys; flags win over it",
     "--set": "One setting under its name in the file, as in --set lora.rank=8; wins over the file",
@@ -134,7 +137,12 @@ class _Reader:
                 given[positional] = [argument]
                 continue
             if key not in known:
-                self.problems.append(f"{key}: no such flag{suggest(key, known)}")
+                self.problems.append(
+                    f"{key}: no such flag{suggest(key, known)}"
+                    if argument.startswith("-")
+                    else f"{argument}: no flag stands before it; settings are given as --flag=value, and a value with "
+                    "spaces in quotes"
+                )
                 continue
             name = known[key]
             field = self._fields.get(name)
@@ -186,23 +194,23 @@ class _Reader:
         if not isinstance(node, yaml.MappingNode):
             self.problems.append(f"--config={path}: must hold a mapping of settings")
             return
-        self._read_mapping(node, (), path)
+        self._read_mapping(node, (), path, set())
 
-    def _read_mapping(self, node: Any, above: tuple[str, ...], path: Path) -> None:
+    def _read_mapping(self, node: Any, above: tuple[str, ...], path: Path, seen: set[str]) -> None:
+        """Take the settings of a mapping; `seen` holds what the file has said, however it was spelled."""
         import yaml
 
-        seen: set[str] = set()
         for key_node, value_node in node.value:
             key = str(key_node.value)
             where = f"{path} line {key_node.start_mark.line + 1}: {'.'.join((*above, key))}"
-            if key in seen:
-                self.problems.append(f"{where}: given twice")
-            seen.add(key)
             name = self._keys.get(_camel((*above, key)))
             nested = isinstance(value_node, yaml.MappingNode)
             if nested and name is None and any(known.startswith(_camel((*above, key))) for known in self._keys):
-                self._read_mapping(value_node, (*above, key), path)
+                self._read_mapping(value_node, (*above, key), path, seen)
                 continue
+            if (spelled := _camel((*above, key))) in seen:
+                self.problems.append(f"{where}: given twice")
+            seen.add(spelled)
             try:
                 value = _construct(value_node)
             except yaml.YAMLError as error:
@@ -222,6 +230,8 @@ class _Reader:
             return
         self.labels[name] = f"{where}={value}"
         self.values[name] = self._convert(name, [value]) if isinstance(value, str) else value
+        if isinstance(value, bool) and _base_type(self._fields[name]) in (int, float):  # pydantic would take it for 1
+            self.problems.append(f"{where}={value}: must be a number (yes, no, on and off are true and false in YAML)")
 
     def _convert(self, name: str, texts: list[str]) -> Any:
         field = self._fields[name]
@@ -258,9 +268,9 @@ class _Reader:
         label = self.labels.get(name, flag(name))
         if entry["type"] == "missing":
             return f"{flag(name)}: is required"
-        message = _without_prefix(str(entry["msg"]))
+        message = _WORDS.get(entry["type"]) or _without_prefix(str(entry["msg"]))
         message = message.replace("Input should be", "must be").replace("Input must be", "must be")
-        message = message.split(", unable to parse")[0].replace("String should have", "must have")
+        message = message.split(", unable to parse")[0].replace("String should", "must")
         if entry["type"] == "literal_error":
             choices = {str(choice).lower(): choice for choice in typing.get_args(_base_type(self._fields[name]))}
             nearest = difflib.get_close_matches(str(entry["input"]).lower(), choices, n=1)

@@ -166,5 +166,28 @@ def test_an_argument_without_a_flag_and_a_flag_without_a_value() -> None:
     settings = flags.parse(cli.PlotSettings, ["runs/a", "--plot"])
     assert (settings.run_directory, settings.plot) == (Path("runs/a"), Path("loss.png"))
     assert flags.parse(cli.PlotSettings, ["--plot=b.svg", "--run-directory=c"]).plot == Path("b.svg")
-    with pytest.raises(FailureError, match="b: no such flag"):
+    with pytest.raises(FailureError, match="b: no flag stands before it; settings are given as --flag=value"):
         flags.parse(cli.PlotSettings, ["a", "b"])
+
+
+def test_a_setting_given_under_two_of_its_names_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("lora: {rank: 4}\nloraRank: 8\n")
+    assert f"{path} line 2: loraRank: given twice" in problems(f"--config={path}")
+
+
+def test_yes_and_no_are_no_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: yes\nlearningRate: on\n")
+    said = problems(f"--config={path}")
+    assert f"{path} line 1: seed=True: must be a number" in said
+    assert f"{path} line 2: learningRate=True: must be a number" in said
+
+
+def test_what_is_wrong_is_told_in_plain_words(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("parentAdapter: true\n")
+    said = problems(f"--config={path}", "--lora-target-modules=", "--parent-adapter-sha256=x")
+    assert "parentAdapter=True: must be a path" in said
+    assert "--lora-target-modules=: must not be empty" in said
+    assert "--parent-adapter-sha256=x: must match pattern" in said
