@@ -260,6 +260,9 @@ def main(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     try:
         manifest = export(flags.parse(ExportSettings, arguments))
+    except KeyboardInterrupt:
+        print("\nstopped: nothing was exported", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BaseException as error:  # noqa: BLE001 - the process ends here, and its last words must say why
         failure = as_failure(error)
         write_termination_message(failure_document(failure))

@@ -46,7 +46,9 @@ class ExportSettings(flags.Settings):
     evaluation_percent: int | None = Field(
         None, ge=0, le=50, description="Share of the rows to hold out; 5 when nothing else is said"
     )
-    evaluation_max_rows: int | None = Field(None, ge=0, description="How many rows to hold out, half at most")
+    evaluation_max_rows: int | None = Field(
+        None, ge=0, le=1_000_000, description="How many rows to hold out, half at most"
+    )
     invalid_rows: Literal["Fail", "Drop"] = Field("Fail", description="What to do when a row is invalid")
     column: dict[str, str] = Field(
         default_factory=dict, description="Where a field is found: prompt=question, once per field"

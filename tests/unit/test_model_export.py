@@ -11,11 +11,12 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from model.data import export
+from model.data.sources import FileSource
 from model.files import RunDirectory
 
 LINES = [json.dumps({"prompt": f"p{number}", "completion": f"c{number}"}) for number in range(1, 41)]
@@ -310,6 +311,18 @@ def test_outside_a_pod_there_are_no_last_words(
     monkeypatch.delenv("TERMINATION_LOG")
     assert run(lines=LINES) == 0
     assert json.loads(capsys.readouterr().out)["event"] == "export"
+
+
+def test_a_person_may_stop_it(
+    run: Exporter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_source: FileSource) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileSource, "records", interrupted)
+    assert run(lines=LINES) == 130
+    assert capsys.readouterr().err == "\nstopped: nothing was exported\n"
+    assert [path.name for path in run.directory.dataset.iterdir()] == [export.LOCK]
 
 
 def test_sigterm_ends_it_at_once(tmp_path: Path) -> None:

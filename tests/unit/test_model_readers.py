@@ -97,6 +97,11 @@ def test_an_empty_file_has_no_rows(name: str) -> None:
     assert records(name, content) == []
 
 
+def test_what_stands_in_quotes_separates_no_columns() -> None:
+    content = b'"question, in full";"answer, or \t none"\n"a;b";c\n'
+    assert outcome(records("a.csv", content)) == [(1, {"question, in full": "a;b", "answer, or \t none": "c"})]
+
+
 @pytest.mark.parametrize("content", [b"[]", b" [ ] \n", b"prompt,completion\n"])
 def test_a_file_without_rows(content: bytes) -> None:
     assert records("a.csv" if b"," in content else "a.json", content) == []
@@ -190,6 +195,7 @@ def test_a_row_that_is_too_long_is_one_invalid_row(name: str, content: Callable[
     found = outcome(records(name, content()))
     assert found[0] == (1, {"a": "1"})
     assert "is longer than 16 MiB" in found[1][1]
+    assert records(name, content())[1].value.problems[0].kind == "tooLong"
     assert (3, {"a": "3"}) in found
     assert sum("longer" in str(value) for _, value in found) == 1
 
@@ -225,6 +231,7 @@ def test_a_row_that_is_too_long_is_one_invalid_row(name: str, content: Callable[
         ("notes", b"These are my notes\n", "begins with 'These are my notes', and its name says no format: name it"),
         ("a.csv", b"a,b,a\n1,2,3\n", "has the column 'a' more than once: name each column once"),
         ("a.json", b'[{"a": 1} {"a": 2}]', "a.json row 1 is followed by '{': separate the rows with commas"),
+        ("a.json", b'\x0c[{"a": 1}]', "a.json is not JSON: it begins with '\\x0c[{"),
         ("a.json", b'[{"a": 1}] []', "goes on with '[' after the array's end"),
     ],
 )  # fmt: skip

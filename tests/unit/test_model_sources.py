@@ -47,6 +47,24 @@ def test_one_file(tmp_path: Path) -> None:
     assert (source.name, source.version) == ("a.jsonl", None)
 
 
+def test_a_link_to_nowhere_is_told_from_a_name_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, a_jsonl=line("1"))
+    (tmp_path / "b.jsonl").symlink_to("gone.jsonl")
+    for path in (tmp_path / "b.jsonl", tmp_path, tmp_path / "*.jsonl"):
+        assert failure(FileSource("volume", path)).message == (
+            f"{tmp_path}/b.jsonl is a link to gone.jsonl, which does not exist"
+        )
+
+
+def test_a_file_that_goes_away_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path, a_jsonl=line("1"), b_jsonl=line("2"))
+    records = FileSource("volume", tmp_path).records()
+    assert next(records).value == {"prompt": "1"}
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(SourceInterruptedError, match=r"b\.jsonl went away while .* was read"):
+        list(records)
+
+
 def test_all_files_of_a_glob_in_the_order_of_their_names(tmp_path: Path) -> None:
     write(tmp_path, b_jsonl=line("b"), a_jsonl=line("a"), c_csv="prompt\nc\n", sub__d_jsonl=line("d"))
     (tmp_path / ".hidden.jsonl").write_text(line("hidden"))

@@ -145,7 +145,8 @@ def test_a_row_that_is_too_long_is_one_invalid_row(any_url: str) -> None:
 
 def test_text_that_is_not_utf8_spoils_its_own_row_only(sqlite_url: str) -> None:
     first, second = SqlSource(sqlite_url, "select cast(x'61ff' as text) as prompt union all select 'b'").records()
-    assert first.value == {"prompt": "a\udcff"}
+    assert isinstance(first.value, InvalidRowError)
+    assert str(first.value) == "prompt: not UTF-8: byte 0xff"
     assert second.value == {"prompt": "b"}
 
 
@@ -277,6 +278,7 @@ def test_a_server_that_is_not_there() -> None:
     [
         ("mysql://reader:secret@host/d", "names the database mysql: use postgresql:// or sqlite:///"),
         ("postgresql://reader:sec:ret@host:port/d", "is no database URL"),
+        ("postgresql://reader:secret@host/d?sslmoed=require", 'DATASET_URL: invalid connection option "sslmoed"'),
         ("secret", "is no database URL"),
         ("", "is no database URL"),
         ("sqlite://", "does not exist"),

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from model import exits
 from model.data.decode import MAX_LINE_BYTES
 from model.data.readers.files import DataFile, check_columns
-from model.data.readers.lines import TOO_LONG, invalid, skip_line
+from model.data.readers.lines import TOO_LONG, invalid, skip_line, too_long
 from model.data.readers.sniff import delimiter
 from model.data.records import Record
 from model.exits import FailureError
@@ -40,13 +40,13 @@ def csv_table(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
         except StopIteration:
             return
         except _TooLongError:
-            value = invalid(f"{TOO_LONG}: is a quote left open?")
+            value = too_long(": is a quote left open?")
         except csv.Error as error:
             value = invalid(f"not valid CSV: {error}")
         if value is None:
             number -= 1  # a blank line
             continue
-        yield Record(number, value if lines.problem is None else invalid(lines.problem), file.label)
+        yield Record(number, value if lines.problem is None else invalid(lines.problem, "notUtf8"), file.label)
 
 
 class _Lines:

@@ -191,8 +191,8 @@ def _found(head: bytes) -> str:
 
 
 def _start(head: bytes) -> str:
-    text = sniff.text_start(head)[:200].decode("utf-8", "replace").splitlines()
-    return repr(text[0][:40] if text else "")
+    line, _, _ = sniff.text_start(head)[:200].partition(b"\n")
+    return repr(line.decode("utf-8", "replace").rstrip("\r")[:40])
 
 
 def _refusal(name: str, what: str, remedy: str) -> FailureError:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from model import exits
 from model.data.decode import DECODER, MAX_DEPTH, MAX_LINE_BYTES, check_depth, explain
 from model.data.readers.files import DataFile, damaged
-from model.data.readers.lines import TOO_LONG, invalid
+from model.data.readers.lines import invalid, too_long
 from model.data.records import Record
 from model.exits import FailureError
 
@@ -109,17 +109,17 @@ class _Text:
         """Decode the next element once all of it is in the buffer: it is malformed, or crosses the buffer's end."""
         scanner = _Scanner()
         end = scanner.feed(self._buffer, self._position)
-        too_long = False
+        is_long = False
         while end < 0:
-            if too_long := too_long or len(self._buffer) - self._position > MAX_LINE_BYTES:
+            if is_long := is_long or len(self._buffer) - self._position > MAX_LINE_BYTES:
                 self._position = len(self._buffer)
             scanned = len(self._buffer) - self._position
             if not self._more():
-                raise _UnfinishedError(None if too_long else self._cause())
+                raise _UnfinishedError(None if is_long else self._cause())
             end = scanner.feed(self._buffer, scanned)
-        if too_long or end - self._position > MAX_LINE_BYTES:
+        if is_long or end - self._position > MAX_LINE_BYTES:
             self._position = end
-            return invalid(TOO_LONG)
+            return too_long()
         start = self._position
         try:
             value, value_end = DECODER.raw_decode(self._buffer, start)
@@ -131,7 +131,7 @@ class _Text:
         start, self._position = self._position, end
         if self._has_undecoded and (match := _UNDECODED.search(self._buffer, start, end)) is not None:
             byte = ord(match[0]) - 0xDC00
-            return invalid(f"not UTF-8: byte 0x{byte:02x} at character {match.start() - start + 1}")
+            return invalid(f"not UTF-8: byte 0x{byte:02x} at character {match.start() - start + 1}", "notUtf8")
         if self._buffer.count("[", start, end) + self._buffer.count("{", start, end) > MAX_DEPTH:
             try:
                 check_depth(self._buffer[start:end])

@@ -40,9 +40,14 @@ def json_lines(lines: Iterable[bytes], file: str = "") -> Iterator[Record]:
             yield Record(number, _decode(content), file)
 
 
-def invalid(text: str, field: str = "") -> InvalidRowError:
+def invalid(text: str, kind: str = "unreadable", *, field: str = "") -> InvalidRowError:
     """Return what stands for a row that cannot be decoded."""
-    return InvalidRowError([Problem(field, text)])
+    return InvalidRowError([Problem(field, text, kind)])
+
+
+def too_long(remark: str = "") -> InvalidRowError:
+    """Return what stands for a row that is longer than `MAX_LINE_BYTES`."""
+    return invalid(f"{TOO_LONG}{remark}", "tooLong")
 
 
 def _decode(line: bytes) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from model.data.decode import MAX_LINE_BYTES
 from model.data.readers.files import DataFile, check_columns, damaged
-from model.data.readers.lines import TOO_LONG, invalid
+from model.data.readers.lines import invalid, too_long
 from model.data.records import Record
 
 BUFFER_BYTES = 1 << 20
@@ -64,7 +64,7 @@ def _values(batch: Any) -> Iterator[Any]:
 
 def _value(row: Any) -> Any:
     if row.nbytes > MAX_LINE_BYTES:
-        return invalid(TOO_LONG)
+        return too_long()
     try:
         return row.to_pylist(maps_as_pydicts="strict")[0]
     except (ValueError, OverflowError, KeyError) as error:

@@ -31,6 +31,7 @@ _UTF16_PAIRS = (re.compile(rb"(?:[\x09-\x7e]\x00){4}"), re.compile(rb"(?:\x00[\x
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _ARRAY_START = re.compile(rb"\[\s*(?:\{|\Z)|\[\s*\]|\[[ \t]*\r?\n")
 _PRETTY_OBJECT = re.compile(rb"\{[ \t]*\r?\n\s*\"")
+_QUOTED = re.compile(r'"[^"]*"')
 _HEADER_CELL = re.compile(r'\s*"?[\w .#/-]*"?\s*')
 
 
@@ -75,12 +76,13 @@ def is_json_object(head: bytes) -> bool:
 
 def text_start(head: bytes) -> bytes:
     """Return the bytes without byte order mark and leading white space."""
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
 
 
 def delimiter(header: str) -> str:
-    """Return what separates the fields of a CSV file's first line."""
-    return next((mark for mark in (",", "\t", ";") if mark in header), ",")
+    """Return what separates the fields of a CSV file's first line; what stands in quotes separates nothing."""
+    bare = _QUOTED.sub("", header)
+    return next((mark for mark in (",", "\t", ";") if mark in bare), ",")
 
 
 def _looks_like_csv(start: bytes) -> bool:

@@ -109,7 +109,12 @@ class FileSource:
 
     def _failure(self, error: OSError) -> Exception:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return does_not_exist(f"{error.filename or self.path} does not exist: {self._nearest()}")
+            missing = Path(error.filename or self.path)
+            if missing.is_symlink():
+                return does_not_exist(f"{missing} is a link to {missing.readlink()}, which does not exist")
+            if missing != self.path:
+                return SourceInterruptedError(f"{missing} went away while {self.path} was read")
+            return does_not_exist(f"{missing} does not exist: {self._nearest()}")
         known = exits.storage_failure(error)
         text = f"cannot read {error.filename or self.path}: {error.strerror or error}"
         return known or FailureError(exits.UNAVAILABLE, "DatasetUnavailable", text)

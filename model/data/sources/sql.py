@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.data.readers import MAX_LINE_BYTES
-from model.data.readers.lines import TOO_LONG, invalid
-from model.data.records import Record
+from model.data.readers.lines import too_long
+from model.data.records import InvalidRowError, Problem, Record
 from model.data.sources import patterns
 from model.data.sources.base import SourceInterruptedError, access_denied, does_not_exist, invalid_spec
 
@@ -74,8 +74,7 @@ class SqlSource:
                 with connection.exec_driver_sql(self.query.strip().rstrip(";")) as result:
                     columns = _columns(result)
                     for number, row in enumerate(result, start=1):
-                        is_long = sum(len(cell) for cell in row if isinstance(cell, str)) > MAX_LINE_BYTES
-                        yield Record(number, invalid(TOO_LONG) if is_long else dict(zip(columns, row, strict=True)))
+                        yield Record(number, _value(columns, row))
             except DBAPIError as error:
                 raise self._query_failure(error) from error
 
@@ -124,6 +123,8 @@ class SqlSource:
         text = self._shown(error)
         if any(said in text for said in _REFUSED) or 'FATAL: role "' in text:
             return access_denied(f"{text}; check the user and the password in DATASET_URL")
+        if "invalid connection option" in text:
+            return invalid_spec(f"DATASET_URL: {text}")
         if "does not exist" in text:
             return does_not_exist(f"{text}; check DATASET_URL")
         return SourceInterruptedError(f"cannot connect to the database: {text}")
@@ -161,6 +162,19 @@ def _columns(result: CursorResult[Any]) -> list[str]:
     return columns
 
 
+def _value(columns: Sequence[str], row: Iterable[Any]) -> Any:
+    """Return a row as a mapping, or what is wrong with it."""
+    value = dict(zip(columns, row, strict=True))
+    if sum(len(cell) for cell in value.values() if isinstance(cell, str)) > MAX_LINE_BYTES:
+        return too_long()
+    undecoded = [(name, cell) for name, cell in value.items() if isinstance(cell, UnicodeDecodeError)]
+    if not undecoded:
+        return value
+    return InvalidRowError(
+        [Problem(name, f"not UTF-8: byte 0x{error.object[error.start]:02x}", "notUtf8") for name, error in undecoded]
+    )
+
+
 def _read_only_sqlite(url: URL) -> URL:
     """Return a URL that opens the file for reading only, and does not create it.
 
@@ -178,6 +192,13 @@ def _read_only_sqlite(url: URL) -> URL:
 
 
 def _keep_undecodable_text(connection: Connection) -> None:
-    """Let text that is not UTF-8 spoil its own row only, as lone surrogates, instead of the whole query."""
+    """Let text that is not UTF-8 spoil its own row only: the error stands in its place."""
     database: Any = connection.connection.driver_connection
-    database.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+    database.text_factory = _decoded
+
+
+def _decoded(text: bytes) -> str | UnicodeDecodeError:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        return error
