@@ -152,7 +152,10 @@ def test_commands_have_near_names(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
-def test_help_is_short_enough_to_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_short_enough_to_read(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert cli.main([name, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 110
