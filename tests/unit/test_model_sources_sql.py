@@ -278,7 +278,10 @@ def test_a_server_that_is_not_there() -> None:
     [
         ("mysql://reader:secret@host/d", "names the database mysql: use postgresql:// or sqlite:///"),
         ("postgresql://reader:sec:ret@host:port/d", "is no database URL"),
-        ("postgresql://reader:secret@127.0.0.1:9/d?sslmoed=require", 'DATASET_URL: invalid connection option "sslmoed"'),
+        (
+            "postgresql://reader:secret@127.0.0.1:9/d?sslmoed=require",
+            'DATASET_URL: invalid connection option "sslmoed"',
+        ),
         ("secret", "is no database URL"),
         ("", "is no database URL"),
         ("sqlite://", "does not exist"),
