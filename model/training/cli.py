@@ -303,8 +303,8 @@ def _last_words(failure: FailureError) -> str:
 
 
 def _teller() -> Callable[[str], None]:
-    """Return what tells a person how it goes; where nobody reads, it says nothing."""
-    if terminal.is_terminal(sys.stdout):
+    """Return what tells a person how it goes; where nobody reads, or the parent says it, it says nothing."""
+    if terminal.is_terminal(sys.stdout) and parallel.PARENT not in os.environ:
         return lambda text: print(text, file=sys.stderr, flush=True)
     return lambda _text: None
 

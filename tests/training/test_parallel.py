@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -140,6 +141,25 @@ def test_a_run_of_two_processes_and_its_attempts(run: Run) -> None:
     run.flags |= {"processes": None}
     assert run.train() == exits.INVALID_CONFIGURATION
     assert "made by 2 processes and this run has 1 process" in run.said()["failure"]["message"]
+
+
+def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(run: Run, tmp_path: Path) -> None:
+    """With dropout, for which each process has random numbers of its own."""
+    run.flags |= {"max_steps": 150, "evaluation_steps": 20}
+    whole = Run(tmp_path / "whole", Path(run.flags["base_model"]))
+    shutil.copytree(run.directory / "dataset", whole.directory / "dataset")
+    whole.flags = run.flags | {"run_directory": whole.directory}
+    process = start(run)
+    wait_for(lambda: run.steps()[-1:] >= [7] or not process.is_alive())
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process) == exits.INTERRUPTED
+    assert finish(start(run)) == 0
+    assert run.said()["result"]["resumedFromStep"] >= 7
+    assert finish(start(whole)) == 0
+    for event in ("train", "evaluation"):
+        told = [[(line["step"], line["loss"]) for line in one.events(event)] for one in (run, whole)]
+        assert told[0] == told[1]
+    assert run.said()["result"]["adapter"] == whole.said()["result"]["adapter"]
 
 
 def test_a_run_of_two_processes_is_finished_once(run: Run) -> None:
