@@ -19,7 +19,6 @@ from model.training import cli, terminal
 from tests.support.safetensors_files import write_adapter, write_base
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "tqdm", "sqlalchemy", "pyarrow")
-START_CPU_SECONDS = 0.4
 
 
 @pytest.fixture
@@ -175,28 +174,18 @@ def test_help_is_short_enough_to_read(
         ["schema"],
     ],
 )
-def test_what_loads_nothing_starts_at_once(arguments: list[str], workplace: Path) -> None:
-    """The time is that of the CPU, and the best of three: what the neighbours do is not this program's doing."""
+def test_what_starts_at_once_loads_nothing_heavy(arguments: list[str], workplace: Path) -> None:
     code = (
         "import sys; from model.training import cli; code = cli.main(sys.argv[1:]); "
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr); sys.exit(code)"
     )
-    best = START_CPU_SECONDS
-    for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            cwd=workplace,
-            env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr is not None
-        said = process.stderr.read()
-        process.stderr.close()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0, said
-        assert said.splitlines()[-1] == "[]"
-        best = min(best, usage.ru_utime + usage.ru_stime)
-    assert best < START_CPU_SECONDS
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=workplace,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.splitlines()[-1] == "[]"
