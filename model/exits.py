@@ -28,7 +28,12 @@ TERMINATED: Final = 143
 """SIGTERM was received and nothing could be saved."""
 
 
-_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing file")
+_FULL_TEXTS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing file",
+    ". unexpected pos ",  # torch.save, when less was written than it thinks
+)
 
 
 class FailureError(Exception):
@@ -63,7 +68,7 @@ def storage_failure(error: BaseException) -> FailureError | None:
         return FailureError(
             ACCESS_DENIED,
             "AccessDenied",
-            f"{error.strerror}{_where(error)}: the volume must be readable and writable for the pod's user",
+            f"{error.strerror}{_where(error)}: it must be readable and writable for the user that runs this",
         )
     link: BaseException | None = error
     while link is not None:
@@ -72,7 +77,7 @@ def storage_failure(error: BaseException) -> FailureError | None:
             return FailureError(
                 STORAGE_FULL,
                 "StorageFull",
-                f"no space left on the output volume{_where(link)}: use a larger claim",
+                f"no space left on the output volume{_where(link)}: make room there, or use a larger claim",
             )
         link = link.__cause__ or link.__context__
     return None

@@ -89,6 +89,8 @@ def wrapped(cause: BaseException) -> Exception:
         (OSError(errno.EDQUOT, "Disk quota exceeded"), exits.STORAGE_FULL, "StorageFull"),
         (wrapped(OSError(errno.ENOSPC, "full")), exits.STORAGE_FULL, "StorageFull"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), exits.STORAGE_FULL, "StorageFull"),
+        (RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 6976 vs 6868"), 7, "StorageFull"),
+        (RuntimeError("[enforce fail at inline_container.cc:9] . no central directory"), 1, "InternalError"),
         (PermissionError(errno.EACCES, "Permission denied", "/output"), exits.ACCESS_DENIED, "AccessDenied"),
         (OSError(errno.EROFS, "Read-only file system"), exits.ACCESS_DENIED, "AccessDenied"),
         (FailureError(6, "Diverged", "x"), exits.DIVERGED, "Diverged"),
