@@ -308,10 +308,8 @@ def _parse(line: bytes, number: int, name: str, *, pairs: bool) -> Content:
     try:
         content: Content = json.loads(line)
         keys = content.keys()
-        is_pair, is_single = (
-            {"prompt", "chosen", "rejected"} <= keys,
-            "messages" in keys or {"prompt", "completion"} <= keys,
-        )
+        is_pair = {"prompt", "chosen", "rejected"} <= keys
+        is_single = "messages" in keys or {"prompt", "completion"} <= keys
         whole = "row" in keys and (is_pair or is_single)
     except (ValueError, AttributeError):
         whole = False

@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, BinaryIO
 
 from model import exits
@@ -36,7 +37,7 @@ def json_array(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
     if text.next() == "]":
         text.take()
     else:
-        for number in _counter():
+        for number in count(1):
             try:
                 value = text.value()
             except _UnfinishedError as error:
@@ -190,12 +191,6 @@ class _Scanner:
             elif self._open and mark == self._open[-1]:  # a bracket that closes nothing is passed over
                 self._open.pop()
         return -1
-
-
-def _counter() -> Iterator[int]:
-    from itertools import count
-
-    return count(1)
 
 
 def _unfinished(file: DataFile, number: int, error: _UnfinishedError) -> FailureError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,8 +61,6 @@ class RegistrySource:
         yield from json_lines(self._lines())
 
     def _lines(self) -> Iterator[bytes]:
-        import hashlib
-
         digest = hashlib.sha256()
         try:
             for line in self.registry.dataset_rows():
