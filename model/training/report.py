@@ -110,19 +110,8 @@ class TokenReport:
     @property
     def warnings(self) -> list[str]:
         """What a person should look at before time is spent on training."""
-        outcomes, limit = self.training.outcomes, self.settings.max_length
-        found = []
-        if outcomes.truncated.count:
-            found.append(
-                f"{_counted(outcomes.truncated)} cut at {limit} tokens: {MAX_LENGTH} {outcomes.longest} would keep all"
-            )
-        for tally, what in (
-            (outcomes.too_long, f"longer than {limit} tokens and left out"),
-            (outcomes.no_learnable_token, f"left out: nothing to learn is left within {limit} tokens"),
-            (outcomes.equal_answers, "left out: chosen and rejected are the same tokens"),
-        ):
-            if tally.count:
-                found.append(f"{_counted(tally)} {what}")
+        limit = self.settings.max_length
+        found = _losses(self.training.outcomes, "row", limit) + _losses(self.held_out.outcomes, "held-out row", limit)
         if self.training.duplicates:
             number = self.training.duplicates
             found.append(f"{number} row{'s have' if number > 1 else ' has'} the same tokens as an earlier one")
@@ -263,9 +252,20 @@ def _padding_share(rows: Rows, batches: Iterable[Sequence[int]]) -> float:
     return 1 - used / total if total else 0.0
 
 
-def _counted(tally: Tally) -> str:
+def _losses(outcomes: Outcomes, noun: str, limit: int) -> list[str]:
+    """Say how many rows were cut or left out, each kind in a sentence."""
+    kinds = (
+        (outcomes.truncated, f"cut at {limit} tokens: {MAX_LENGTH} {outcomes.longest} would keep all"),
+        (outcomes.too_long, f"longer than {limit} tokens and left out"),
+        (outcomes.no_learnable_token, f"left out: nothing to learn is left within {limit} tokens"),
+        (outcomes.equal_answers, "left out: chosen and rejected are the same tokens"),
+    )
+    return [f"{_counted(tally, noun)} {what}" for tally, what in kinds if tally.count]
+
+
+def _counted(tally: Tally, noun: str) -> str:
     more = "" if tally.count <= len(tally.first) else ", ..."
-    return f"{tally.count} row{'s' if tally.count > 1 else ''} ({', '.join(tally.first)}{more})"
+    return f"{tally.count} {noun}{'s' if tally.count > 1 else ''} ({', '.join(tally.first)}{more})"
 
 
 def _shortened(text: str, limit: int) -> str:

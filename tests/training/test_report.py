@@ -71,12 +71,14 @@ def test_what_was_cut_or_left_out_is_told_with_what_would_help(tmp_path: Path) -
         {"prompt": "b " * 100, "completion": "Yes?"},
         {"prompt": "Hi.", "completion": "Yes?"},
     )
-    report = token_report(settings(tmp_path), CHATML, rows, encode({"prompt": "Hi.", "completion": "Yes?"}))
+    held_out = encode({"prompt": "Hi.", "completion": "Yes?"}, {"prompt": "b " * 100, "completion": "Yes?"})
+    report = token_report(settings(tmp_path), CHATML, rows, held_out)
     longest = rows.outcomes.longest
     assert longest > 100
     assert report.warnings == [
         f"1 row (row 2) cut at 60 tokens: training.maxLength (--max-length) {longest} would keep all",
         "1 row (row 3) left out: nothing to learn is left within 60 tokens",
+        "1 held-out row (row 2) left out: nothing to learn is left within 60 tokens",
         "1 row has the same tokens as an earlier one",
         "1 held-out row is trained on too: their loss looks better than it is",
     ]
