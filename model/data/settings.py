@@ -152,6 +152,8 @@ def _column_problems(columns: Mapping[str, Any], method: Any) -> list[str]:
     if unknown := sorted(set(columns) - set(CANONICAL_FIELDS)):
         return [f"--column={name}=...: no such field, use one of {', '.join(CANONICAL_FIELDS)}" for name in unknown]
     problems = [f"--column={name}=: needs the name of a column" for name, column in columns.items() if not column]
+    if repeated := sorted({column for column in columns.values() if list(columns.values()).count(column) > 1}):
+        problems += [f"--column: several fields are mapped to the column {column}" for column in repeated if column]
     if method not in ("SFT", "DPO"):
         return problems
     if other := unknown_columns(method, columns):

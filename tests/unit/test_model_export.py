@@ -295,6 +295,7 @@ def test_a_full_volume(run: Exporter) -> None:
         (["--evaluation-percent=90"], "less than or equal to 50"),
         (["--column=question=prompt"], "no such field"),
         (["--column=prompt"], "must be name=value"),
+        (["--column=prompt=text", "--column=completion=text"], "several fields are mapped to the column text"),
         (["--source=registry"], "needs --registry-url"),
         (["--method=KTO"], "--method=KTO"),
     ],

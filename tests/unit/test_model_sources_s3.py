@@ -136,6 +136,13 @@ def test_an_uri_that_is_none(server: S3, uri: str) -> None:
     assert "must be s3://<bucket>/<key>" in found.message
 
 
+@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/a.jsonl", "s3://key:sec/ret@bucket/a.jsonl"])
+def test_credentials_in_an_uri_are_refused_and_not_repeated(server: S3, uri: str) -> None:
+    found = failure(source(server, uri))
+    assert found.code == 2
+    assert found.message == "--uri holds credentials: give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "ftp://host", "http://key:secret@host"])
 def test_an_endpoint_that_is_none(server: S3, endpoint: str) -> None:
     found = failure(ObjectStoreSource("s3://bucket/key", endpoint, server.environment))

@@ -262,6 +262,8 @@ class _Reader(io.RawIOBase):
 
 def _split_uri(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if uri.startswith("s3://") and re.search("[:@]", bucket):
+        raise invalid_spec("--uri holds credentials: give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if not uri.startswith("s3://") or not bucket or not (key or uri.endswith("/")):
         raise invalid_spec(f"--uri={uri}: must be s3://<bucket>/<key>, a glob, or a prefix that ends in a slash")
     return bucket, key
