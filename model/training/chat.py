@@ -9,7 +9,7 @@ from typing import TextIO
 
 from model import exits
 from model.exits import FailureError
-from model.training import basemodel, verify
+from model.training import basemodel, process, verify
 
 Message = dict[str, str]
 
@@ -53,11 +53,12 @@ class Pair:
             )
         basemodel.check(name)
         import torch
-        from peft import PeftModel
 
+        cuda = torch.cuda.is_available()
+        bfloat16 = cuda or process.cpu_has_bfloat16()
         self._tokenizer = basemodel.load_tokenizer(name, None)
-        model = PeftModel.from_pretrained(basemodel.load_model(name, None, bfloat16=True), str(directory))
-        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        model = verify.load_adapter(basemodel.load_model(name, None, bfloat16=bfloat16), name, directory)
+        self._model = model.to("cuda" if cuda else "cpu").eval()
         self._max_new_tokens = max_new_tokens
         self._start = [] if system is None else [{"role": "system", "content": system}]
 
@@ -114,6 +115,7 @@ def converse(pair: Pair, output: TextIO, read: Callable[[str], str] = input) -> 
         try:
             prompt = read("> ").strip()
         except EOFError:
+            print(file=output, flush=True)
             return
         if prompt == "/quit":
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def merge(adapter: Path, base_model: str | None, output: Path, precision: str) -
     merged = model.merge_and_unload(safe_merge=True)
     dtype = stored if precision == "Auto" else precision.lower()
     parameters = sum(parameter.numel() for parameter in merged.parameters())
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=".tmp", dir=output.parent))
+    temporary.chmod(0o755)
     try:
         _save(merged, tokenizer, temporary, dtype)
         del merged, model
@@ -114,7 +116,6 @@ def _refuse_quantized(base: Path) -> None:
 def _load(base_model: str, adapter: Path) -> tuple[Any, str]:
     """Return base and adapter in float32, and the type that the base is stored in."""
     import torch
-    from peft import PeftModel
     from transformers import AutoConfig
 
     stored = AutoConfig.from_pretrained(base_model).get_text_config().dtype
@@ -126,7 +127,7 @@ def _load(base_model: str, adapter: Path) -> tuple[Any, str]:
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
         base.config.get_text_config().tie_word_embeddings = False
         base.config.tie_word_embeddings = False
-    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    model = verify.load_adapter(base, base_model, adapter).eval()
     return model, str(stored or torch.float32).removeprefix("torch.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,40 @@ def find_adapter(path: Path) -> Path:
     else:
         text = f"{path} holds no adapter: it has no adapter_config.json"
     raise FailureError(exits.DOES_NOT_EXIST, "AdapterInvalid", text)
+
+
+def load_adapter(model: Any, base_model: str, adapter: Path) -> Any:
+    """Put an adapter on a loaded base model, after looking at its files.
+
+    Parameters
+    ----------
+    model
+        The base model.
+    base_model
+        The base model's directory or hub name.
+    adapter
+        Directory of the adapter.
+
+    Raises
+    ------
+    FailureError
+        When the adapter is damaged, of another kind, or made for another base model.
+    """
+    findings = Findings()
+    base = None
+    with contextlib.suppress(FilesError):  # weights of another format: what was loaded from them is compared below
+        base = read_model(Path(base_model)) if Path(base_model).is_dir() else None
+    check_files(adapter, base, findings)
+    problems = findings.problems
+    if not problems:
+        from peft import PeftModel
+
+        try:
+            return PeftModel.from_pretrained(model, str(adapter))
+        except (RuntimeError, ValueError) as error:
+            problems = [str(error).partition("\n")[0]]
+    text = f"{adapter} cannot be put on {base_model}: {'; '.join(problems)}"
+    raise FailureError(exits.CRASH, "AdapterInvalid", text)
 
 
 def verify(path: Path, base_model: str | None) -> Findings:
@@ -180,7 +215,10 @@ def _check_shapes(tensors: dict[str, Tensor], base: ModelFiles, findings: Findin
 def _suffixes(base: ModelFiles) -> dict[str, Tensor]:
     """Return the base's layers by name without what wrappers put in front of it."""
     transposed = base.config.get("model_type") == "gpt2"  # its Conv1D keeps inputs first
-    return {
+    # A head that is tied to the embeddings is not stored a second time.
+    embeddings = [t for name, t in base.tensors.items() if name.endswith(("embed_tokens.weight", "wte.weight"))]
+    tied = {"lm_head": embeddings[0]} if embeddings else {}
+    return tied | {
         name.removesuffix(".weight").removeprefix("model."): Tensor(
             tensor.dtype, tensor.shape[::-1] if transposed else tensor.shape
         )

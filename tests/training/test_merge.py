@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from model.exits import FailureError
+from model.training.chat import Pair
 from model.training.merge import merge
 
 
@@ -107,3 +109,44 @@ def test_a_merge_that_changes_the_answers_is_not_kept(
     with pytest.raises(FailureError, match="nothing was written"):
         merge(lora, str(base_model), tmp_path / "merged", "Auto")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_a_directory_that_happens_to_have_a_temporary_name_stays(base_model: Path, tmp_path: Path) -> None:
+    lora = adapter(base_model, tmp_path / "adapter", "q_proj")
+    (tmp_path / "merged.tmp").mkdir()
+    (tmp_path / "merged.tmp/notes").write_text("mine")
+    merge(lora, str(base_model), tmp_path / "merged", "Auto")
+    assert (tmp_path / "merged.tmp/notes").read_text() == "mine"
+    assert (tmp_path / "merged").stat().st_mode & 0o777 == 0o755
+
+
+def _cut_off(lora: Path) -> None:
+    path = lora / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _of_another_kind(lora: Path) -> None:
+    (lora / "adapter_config.json").write_text("{}")
+
+
+def _for_a_wider_base(lora: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = lora / "adapter_model.safetensors"
+    save_file({name: torch.cat([tensor, tensor]) for name, tensor in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(_cut_off, "get it again"), (_of_another_kind, "not LORA"), (_for_a_wider_base, "has 64 outputs")],
+)
+def test_an_adapter_that_does_not_fit_is_told_before_it_is_loaded(
+    damage: Callable[[Path], None], said: str, base_model: Path, tmp_path: Path
+) -> None:
+    lora = adapter(base_model, tmp_path / "adapter", "q_proj")
+    damage(lora)
+    with pytest.raises(FailureError, match=said) as caught:
+        merge(lora, str(base_model), tmp_path / "merged", "Auto")
+    assert caught.value.reason == "AdapterInvalid"
+    with pytest.raises(FailureError, match=said):
+        Pair(str(base_model), lora, max_new_tokens=2, system=None)
