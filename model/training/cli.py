@@ -127,7 +127,6 @@ def train(arguments: Sequence[str]) -> None:
         tell(place.note)
     tell(f"run directory {place.directory}")
     if command.dataset is not None:
-        local.lock(place.directory)
         manifest = local.export_dataset(command, place.directory)
         tell(f"dataset: {terminal.dataset_line(manifest)}")
     tell("loading libraries and model ...")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ DATASET_FIELDS = (
     "invalid_rows",
     "column",
 )
+_locked: dict[Path, int] = {}
+"""The run directories that this process has locked, with the descriptors that hold the locks."""
+
 _FREE = {
     "run_directory", "run_uid", "name", "plot", "print_config", "image", "registry_url", "registry_token_file",
     "checkpoint_steps", "micro_batch_size", "gpus", "processes",
@@ -140,15 +144,32 @@ class TrainCommand(TrainSettings):
                 for name in DATASET_FIELDS[1:]
                 if name in self.model_fields_set and getattr(self, name)
             ]
+        else:
+            problems += self._source_problems(self.dataset)
         if self.evaluation_percent is not None and self.evaluation_max_rows is not None:
             problems.append("give --evaluation-percent or --evaluation-max-rows, not both")
         if self.name and self.run_directory != Path():
             problems.append("give --name or --run-directory, not both")
         return problems
 
+    def _source_problems(self, dataset: str) -> list[str]:
+        source = source_flags(dataset)["source"]
+        return [
+            f"{flags.flag(name)} is for {what}, which --dataset={dataset} is not"
+            for name, wanted, what in (
+                ("dataset_revision", "hub", "a dataset on the hub"),
+                ("dataset_split", "hub", "a dataset on the hub"),
+                ("dataset_endpoint", "objectStore", "an object store"),
+            )
+            if getattr(self, name) is not None and source != wanted
+        ]
+
     def settings(self, directory: Path, uid: str) -> TrainSettings:
-        """Return the trainer's settings for a directory and a uid."""
+        """Return the trainer's settings for a directory and a uid; of a run that is the parent, its adapter."""
         values = self.model_dump(include=set(TrainSettings.model_fields), exclude_unset=True)
+        if self.parent_adapter is not None and not (self.parent_adapter / "adapter_config.json").exists():
+            adapter = RunDirectory(self.parent_adapter).adapter
+            values |= {"parent_adapter": adapter} if adapter.is_dir() else {}
         return TrainSettings.model_validate(values | {"run_directory": directory, "run_uid": uid})
 
     def export_arguments(self, directory: Path) -> list[str]:
@@ -173,6 +194,9 @@ class TrainCommand(TrainSettings):
         """Return everything that decides what comes out, with the size and time of local files."""
         document = self.resolved().document()
         kept = {key: value for key, value in document.items() if key not in {_camel(name) for name in _FREE}}
+        for name in ("baseModel", "parentAdapter", "dataset"):  # one place, however it is spelled
+            if kept.get(name) and (path := Path(kept[name]).expanduser()).exists():
+                kept[name] = str(path.resolve())
         return kept | {"datasetFiles": _files_stamp(self.dataset)}
 
     def shown(self) -> dict[str, Any]:
@@ -227,6 +251,8 @@ def find_place(command: TrainCommand, root: Path = Path("runs")) -> Place:
         When the named directory belongs to a run with other settings.
     """
     if command.run_directory != Path() and command.run_uid:
+        if command.dataset is not None:
+            lock(command.run_directory)
         return Place(command.run_directory, command.run_uid)
     exported = RunDirectory(command.run_directory).manifest
     if command.dataset is None and not exported.is_file():
@@ -236,25 +262,23 @@ def find_place(command: TrainCommand, root: Path = Path("runs")) -> Place:
     identity = command.identity()
     named = command.run_directory if command.run_directory != Path() else root / command.name if command.name else None
     if named is not None:
-        recorded = _recorded(named)
-        if recorded and (changed := differences(recorded["settings"], identity)):
+        place = _take(named, command, identity)
+        if isinstance(place, str):
             raise FailureError(
                 exits.INVALID_CONFIGURATION,
                 "InvalidSpec",
-                f"{named} belongs to a run with other settings ({changed}): give the new run another name, or remove "
+                f"{named} belongs to a run with other settings ({place}): give the new run another name, or remove "
                 "the directory",
             )
-        return _keep(named, command, recorded, identity)
+        return place
     note = ""
     for directory in _names(root / command.default_name()):
-        recorded = _recorded(directory)
-        if recorded is None and directory.exists():
+        if directory.exists() and _recorded(directory) is None and any(directory.iterdir()):
             continue
-        changed = differences(recorded["settings"], identity) if recorded else ""
-        if not changed:
-            place = _keep(directory, command, recorded, identity)
+        place = _take(directory, command, identity)
+        if isinstance(place, Place):
             return Place(place.directory, place.uid, note)
-        note = f"{directory} is a run with other settings ({changed})"
+        note = f"{directory} is a run with other settings ({place})"
     raise AssertionError("there is always another name")
 
 
@@ -266,45 +290,84 @@ def export_dataset(command: TrainCommand, directory: Path) -> dict[str, Any]:
     return export(flags.parse(ExportSettings, command.export_arguments(directory)))
 
 
-def lock(directory: Path) -> int:
-    """Keep other processes of this machine out of a run's directory for as long as this one lives."""
-    directory.mkdir(parents=True, exist_ok=True)
+def lock(directory: Path) -> None:
+    """Keep other processes of this machine out of a run's directory for as long as this one lives.
+
+    Raises
+    ------
+    FailureError
+        When another process is there, or something that is no directory.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise FailureError(
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            f"{directory} cannot be a run's directory, for there is a file in its place: name another",
+        ) from error
+    if directory.resolve() in _locked:
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        os.close(descriptor)
         raise FailureError(
             exits.INVALID_CONFIGURATION, "InvalidSpec", f"another process is training in {directory}: wait or stop it"
         ) from error
-    return descriptor
+    _locked[directory.resolve()] = descriptor
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return what differs between two sets of settings, in words; empty when nothing does."""
     changed = []
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) == now.get(key):
-            continue
-        changed.append(
-            "the dataset's files" if key == "datasetFiles" else f"{key} {before.get(key)}, now {now.get(key)}"
-        )
+    for key in [*now, *sorted(before.keys() - now.keys())]:
+        old, new = ("not given" if value.get(key) is None else value[key] for value in (before, now))
+        if old != new:
+            changed.append("the dataset's files" if key == "datasetFiles" else f"{key} {old}, now {new}")
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return ", ".join(changed[:3]) + more
 
 
-def _keep(directory: Path, command: TrainCommand, recorded: dict[str, Any] | None, identity: dict[str, Any]) -> Place:
-    if recorded is not None:
+def _take(directory: Path, command: TrainCommand, identity: dict[str, Any]) -> Place | str:
+    """Return the directory for this run, locked; or what differs when it belongs to another one.
+
+    Settings with which nothing was trained, because the dataset was refused or the base model was not there, give way
+    to the new ones, so that a mended command goes where the first one wanted to.
+    """
+    recorded = _recorded(directory)
+    changed = differences(recorded["settings"], identity) if recorded else ""
+    if changed and _has_trained(directory):
+        return changed
+    try:
+        lock(directory)
+    except FailureError:
+        if changed:
+            return changed
+        raise
+    recorded = _recorded(directory)  # again, for another process may have been first
+    changed = differences(recorded["settings"], identity) if recorded else ""
+    if recorded is not None and not changed:
         return Place(directory, command.run_uid or recorded["uid"])
+    if changed and _has_trained(directory):
+        return changed
+    if changed and command.dataset is not None:
+        shutil.rmtree(RunDirectory(directory).dataset, ignore_errors=True)
     uid = command.run_uid or _finished_uid(directory) or str(uuid.uuid4())
-    directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / RUN_FILE, {"uid": uid, "settings": identity})
     return Place(directory, uid)
+
+
+def _has_trained(directory: Path) -> bool:
+    run = RunDirectory(directory)
+    return run.training_config.exists() or run.adapter.exists() or any(run.checkpoints.glob("checkpoint-*"))
 
 
 def _recorded(directory: Path) -> dict[str, Any] | None:
     try:
         document: dict[str, Any] = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise FailureError(
@@ -333,7 +396,7 @@ def _names(first: Path) -> Iterator[Path]:
 def _files_stamp(dataset: str | None) -> str | None:
     if dataset is None or (given := source_flags(dataset))["source"] != "volume":
         return None
-    path = Path(given["path"])
+    path = Path(given["path"]).resolve()
     paths = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     entries = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +31,24 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(*arguments: str, dataset: str = "rows.jsonl") -> TrainCommand:
     return flags.parse(TrainCommand, ["--method=SFT", "--base-model=models/Tiny-1", f"--dataset={dataset}", *arguments])
+
+
+def trained(place: local.Place) -> local.Place:
+    """Leave in a run's directory what the first checkpoint leaves there."""
+    (RunDirectory(place.directory).checkpoints / "checkpoint-1").mkdir(parents=True)
+    return place
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a lock as another process would: such locks belong to the opened file, not to the process."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +92,12 @@ def test_the_same_command_finds_its_run_again(rows: Path) -> None:
 
 
 def test_other_settings_get_a_directory_of_their_own(rows: Path) -> None:
-    first = local.find_place(command())
+    first = trained(local.find_place(command()))
     second = local.find_place(command("--learning-rate=1e-3"))
     assert second.directory == Path("runs/rows-tiny-1-sft-2")
     assert second.uid != first.uid
     assert "learningRate 0.0002, now 0.001" in second.note
-    assert local.find_place(command("--learning-rate=1e-3")).uid == second.uid
+    assert trained(local.find_place(command("--learning-rate=1e-3"))).uid == second.uid
     with rows.open("a") as file:
         file.write(ROW)
     assert "the dataset's files" in local.find_place(command()).note
@@ -83,7 +105,7 @@ def test_other_settings_get_a_directory_of_their_own(rows: Path) -> None:
 
 def test_a_named_run_is_never_continued_with_other_settings(rows: Path) -> None:
     del rows
-    assert local.find_place(command("--name=mine")).directory == Path("runs/mine")
+    assert trained(local.find_place(command("--name=mine"))).directory == Path("runs/mine")
     with pytest.raises(FailureError, match=r"runs/mine belongs to a run with other settings \(seed 42, now 7\)"):
         local.find_place(command("--name=mine", "--seed=7"))
     with pytest.raises(FailureError, match="other settings"):
@@ -114,10 +136,59 @@ def test_the_dataset_goes_into_the_run_s_directory(rows: Path) -> None:
 
 def test_two_processes_cannot_train_in_one_directory(rows: Path) -> None:
     del rows
-    place = local.find_place(command())
-    local.lock(place.directory)
-    with pytest.raises(FailureError, match="another process is training in runs/rows-tiny-1-sft"):
-        local.lock(place.directory)
+    with locked(Path("runs/rows-tiny-1-sft")):
+        with pytest.raises(FailureError, match="another process is training in runs/rows-tiny-1-sft"):
+            local.find_place(command())
+        assert not Path("runs/rows-tiny-1-sft/run.json").exists()  # its uid would be another than that of the training
+    place = local.find_place(command("--name=mine"))
+    with pytest.raises(BlockingIOError), locked(place.directory):
+        pass
+
+
+def test_settings_with_which_nothing_was_trained_give_way(rows: Path) -> None:
+    first = local.find_place(command())
+    local.export_dataset(command(), first.directory)
+    rows.write_text(ROW * 3)  # the mended rows
+    second = local.find_place(command("--seed=7"))
+    assert (second.directory, second.note) == (first.directory, "")
+    assert second.uid != first.uid
+    assert local.find_place(command("--seed=7")) == second
+    assert not RunDirectory(second.directory).manifest.exists()  # nor are the old rows trained on
+
+
+def test_nothing_gives_way_while_another_process_is_there(rows: Path) -> None:
+    del rows
+    first = Path("runs/rows-tiny-1-sft")
+    first.mkdir(parents=True)
+    (first / local.RUN_FILE).write_text(json.dumps({"uid": "u", "settings": {"seed": 1}}))
+    with locked(first):
+        assert local.find_place(command()).directory == Path("runs/rows-tiny-1-sft-2")
+    assert json.loads((first / local.RUN_FILE).read_text())["uid"] == "u"
+
+
+def test_one_place_may_be_spelled_in_several_ways(rows: Path) -> None:
+    Path("models/Tiny-1").mkdir(parents=True)
+    first = trained(local.find_place(command()))
+    assert local.find_place(command(dataset=str(rows))) == first
+    assert local.find_place(command(dataset="./rows.jsonl")) == first
+    arguments = ["--method=SFT", "--base-model=models/../models/Tiny-1/", "--dataset=rows.jsonl"]
+    assert local.find_place(flags.parse(TrainCommand, arguments)) == first
+
+
+def test_a_run_may_be_named_as_the_parent(rows: Path) -> None:
+    del rows
+    Path("runs/sft/adapter").mkdir(parents=True)
+    settings = command("--parent-adapter=runs/sft").settings(Path("runs/x"), "u")
+    assert settings.parent_adapter == Path("runs/sft/adapter")
+    Path("runs/sft/adapter/adapter_config.json").touch()
+    settings = command("--parent-adapter=runs/sft/adapter").settings(Path("runs/x"), "u")
+    assert settings.parent_adapter == Path("runs/sft/adapter")
+
+
+def test_a_file_is_no_place_for_a_run(rows: Path) -> None:
+    del rows
+    with pytest.raises(FailureError, match=r"rows\.jsonl cannot be a run's directory"):
+        local.find_place(command("--run-directory=rows.jsonl"))
 
 
 def test_a_directory_without_a_dataset_is_told_and_not_made(tmp_path: Path) -> None:
@@ -143,6 +214,8 @@ def test_a_damaged_record_is_told(rows: Path) -> None:
         (["--run-directory=x", "--name=y"], "not both"),
         (["--dataset=r", "--evaluation-percent=1", "--evaluation-max-rows=1"], "not both"),
         (["--dataset=r", "--name=a/b"], "--name=a/b"),
+        (["--dataset=r", "--dataset-split=test"], "--dataset-split is for a dataset on the hub, which --dataset=r is"),
+        (["--dataset=a/b", "--dataset-endpoint=http://x"], "--dataset-endpoint is for an object store"),
         (["--dataset=r", "--evaluation-percent=80", "--epochs=1", "--max-steps=2"], "give --epochs or --max-steps"),
     ],
 )
