@@ -199,6 +199,15 @@ CASES = [
         ],
     ),
     Case(
+        "training.batchSize must be at least resources.gpus: each GPU needs an example of every step",
+        [
+            {"resources": {"gpus": 16}},
+            {"resources": {"gpus": 4}, "training": {"batchSize": 4}},
+            {"resources": {"gpus": 0}, "training": {"batchSize": 1}},
+        ],
+        [{"resources": {"gpus": 17}}, {"resources": {"gpus": 4}, "training": {"batchSize": 3}}],
+    ),
+    Case(
         "quantization needs a GPU: set resources.gpus to 1 or more, or quantization: None",
         [
             {"quantization": "NF4"},

@@ -122,6 +122,11 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "quantization needs a GPU: set resources.gpus to 1 or more, or quantization: None",
         ),
         rule(
+            "!has(self.resources) || !has(self.resources.gpus) || self.resources.gpus <= "
+            "(has(self.training) && has(self.training.batchSize) ? self.training.batchSize : 16)",
+            "training.batchSize must be at least resources.gpus: each GPU needs an example of every step",
+        ),
+        rule(
             _columns_need("SFT", ("chosen", "rejected")),
             "dataset.columns.chosen and rejected are for the method DPO: leave them out, or set method: DPO",
         ),
