@@ -130,17 +130,32 @@ def csv_text(*values: dict[str, Any]) -> bytes:
 
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+OTHER_CALL = {"id": "2", "type": "function", "function": {"name": "g", "arguments": '{"b": {"c": [1]}}'}}
 GOOD = [
     {"messages": [USER, ANSWER], "tools": [{"type": "function", "function": {"name": "f"}}]},
     {
         "messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "2"}, ANSWER],
         "tools": [{"type": "function", "function": {"name": "f"}}],
     },
+    {
+        "messages": [USER, {"role": "assistant", "tool_calls": [OTHER_CALL]}],
+        "tools": [{"type": "function", "function": {"name": "g", "parameters": {"type": "object"}}}],
+    },
 ]
 
 
+def objects(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with the arguments of their calls as objects."""
+    copied: list[dict[str, Any]] = json.loads(json.dumps(rows))
+    for row in copied:
+        for turn in row["messages"]:
+            for call in turn.get("tool_calls", ()):
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return copied
+
+
 def test_the_same_rows_come_out_of_every_format(tmp_path: Path, log: Path) -> None:
-    columns = {name: [row[name] for row in GOOD] for name in GOOD[0]}
+    columns = {name: [row[name] for row in objects(GOOD)] for name in GOOD[0]}
     contents = {
         "rows.jsonl": rows(*GOOD),
         "rows.json": json.dumps(GOOD, indent=1).encode(),

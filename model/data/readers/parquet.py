@@ -17,7 +17,7 @@ MAX_BATCH_ROWS = 256
 
 
 def parquet(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
-    """Yield one record a row, lists and structs as Python's.
+    """Yield one record a row, lists and structs as Python's, without the nulls that stand for keys of other rows.
 
     Raises
     ------
@@ -31,16 +31,30 @@ def parquet(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
     try:
         table = ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
         check_columns(file, table.schema_arrow.names)
+        nested = any(pa.types.is_nested(column.type) for column in table.schema_arrow)
         for batch in table.iter_batches(_batch_rows(table.metadata), use_threads=False):
             for value in _values(batch):
                 number += 1
-                yield Record(number, value, file.label)
+                yield Record(number, _without_filler(value) if nested else value, file.label)
     except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the file's
         text = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
         what = "is cut off" if "magic bytes not found in footer" in text else f"is damaged ({text:.200})"
         raise damaged(file.name, number, what) from error
+
+
+def _without_filler(value: Any, depth: int = 0) -> Any:
+    """Return a value without the nulls within turns and tools, at any depth.
+
+    All structs of a column have the keys of all rows: a call would have the arguments of every other tool, too.
+    Nulls of a row and of its turns stay, for they say that something is missing.
+    """
+    if isinstance(value, dict):
+        return {key: _without_filler(item, depth + 1) for key, item in value.items() if item is not None or depth < 2}
+    if isinstance(value, list):
+        return [_without_filler(item, depth) for item in value]
+    return value
 
 
 def _batch_rows(metadata: Any) -> int:
