@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from model import exits
+from model.exits import FailureError
+
 MARGIN = 0.1
 """Share of the memory that stays free: estimates err, and later batches leave other gaps."""
 GPU_GROWTH = 4
@@ -173,6 +176,16 @@ def find_rows(attempt: Callable[[int], None], device: Device, *, start: int, mos
             return rows
     # One that fits without the margin may do: later a step is redone in halves, and only one that cannot be is fatal.
     return 1 if _used(attempt, device, 1) < math.inf else 0
+
+
+def too_large(max_length: int) -> FailureError:
+    """Return the failure of a run of which not even one example fits the GPU."""
+    return FailureError(
+        exits.GPU_OUT_OF_MEMORY,
+        "GPUOutOfMemory",
+        f"one example of up to {max_length} tokens does not fit the GPU's memory: lower maxLength (--max-length), turn "
+        "gradientCheckpointing (--gradient-checkpointing) on, or use a larger GPU",
+    )
 
 
 def _used(attempt: Callable[[int], None], device: Device, rows: int) -> float:

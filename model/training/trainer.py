@@ -12,7 +12,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from model.training.batches import Collator, LengthGroupedBatches, count_rows, s
 from model.training.callbacks import StepEnd
 from model.training.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
 from model.training.config import TrainSettings
+from model.training.held_out import HeldOut
 from model.training.progress import PeerLog, ProgressLog, RemainingTime, StatusPoster, trainer_status
 
 
@@ -77,7 +78,7 @@ class TrainingLoop(Trainer):
         self.parts = parts
         self.batches = parts.batches
         self.run_state = parts.state
-        self._held_out, self._held_out_lengths = held_out, lengths
+        self._held_out = HeldOut(held_out, lengths, rows_per_example=self.rows_per_example)
         self._remaining = RemainingTime()
         self._saved_step = 0
         self._step_items = self._loss_weight = self._step_tokens = self._learned_tokens = self._padded_tokens = 0
@@ -165,7 +166,7 @@ class TrainingLoop(Trainer):
             size = memory.find_rows(attempt, device, start=start, most=most, reserve=reserve)
         size = min(parallel.gather(size))
         if not size:
-            raise self._too_large()
+            raise memory.too_large(self.parts.settings.max_length)
         self.use_micro_batches(size)
         self.parts.log.emit("probe", microBatchSize=size, availableBytes=device.total())
 
@@ -274,24 +275,10 @@ class TrainingLoop(Trainer):
                 total = total + super().training_step(model, part, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             if len(parts) * self.rows_per_example >= count_rows(inputs):
-                raise FailureError(
-                    exits.GPU_OUT_OF_MEMORY,
-                    "GPUOutOfMemory",
-                    f"one example of up to {self.parts.settings.max_length} tokens does not fit the GPU's memory: "
-                    "lower maxLength (--max-length), turn gradientCheckpointing (--gradient-checkpointing) on, or use "
-                    "a larger GPU",
-                ) from error
+                raise memory.too_large(self.parts.settings.max_length) from error
             return None
         loss: torch.Tensor = total
         return loss
-
-    def _too_large(self) -> FailureError:
-        return FailureError(
-            exits.GPU_OUT_OF_MEMORY,
-            "GPUOutOfMemory",
-            f"one example of up to {self.parts.settings.max_length} tokens does not fit the GPU's memory: "
-            "lower maxLength, turn gradientCheckpointing on, or use a larger GPU",
-        )
 
     def start_step(self) -> None:
         """Note where the step starts: its moment and its random numbers."""
@@ -411,10 +398,10 @@ class TrainingLoop(Trainer):
         sums: dict[str, float] = {}
         try:
             with generators.untouched(), torch.no_grad(), self.compute_loss_context_manager():
-                for batch in self._held_out_batches():
+                for batch in self._held_out.batches(self.data_collator, self.args.per_device_train_batch_size):
                     if stop_when_interrupted and interruption.requested():
                         break
-                    measured = self.measure(self._prepare_inputs(batch))
+                    measured = self._held_out.measure(batch, self._measure, max_length=self.parts.settings.max_length)
                     sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
         finally:
             self.model.train(training)
@@ -422,12 +409,8 @@ class TrainingLoop(Trainer):
             return {}
         return parallel.total_sums(sums)
 
-    def _held_out_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        dataset, lengths = self._held_out, self._held_out_lengths
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        size, world = self.args.per_device_train_batch_size, parallel.world()
-        for start in range(world.rank * size, len(order), world.size * size):
-            yield self.data_collator([dataset[row] for row in order[start : start + size]])
+    def _measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        return self.measure(self._prepare_inputs(batch))
 
     def _save_checkpoint(self, *_model_and_trial: Any) -> None:
         self.save_checkpoint()
