@@ -8,15 +8,19 @@ Only what needs the model imports torch. Exit codes are in `model.exits`.
 
 from __future__ import annotations
 
+import signal
+import sys
+
 from model.training import interruption
 
 if __name__ == "__main__":
-    interruption.install()
+    if sys.argv[1:2] == ["train"]:
+        interruption.install()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import json
 import os
-import signal
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +49,9 @@ class ValidateCommand(TrainCommand):
 class CollectSettings(flags.Settings):
     """Which run's last words to repeat."""
 
-    run_directory: Path = Field(description="The run's directory on the output volume")
+    run_directory: Path = Field(
+        description="The run's directory; --run-directory= may be left out", json_schema_extra=flags.POSITIONAL
+    )
 
 
 class ChatSettings(flags.Settings):
@@ -118,11 +124,13 @@ def train(arguments: Sequence[str]) -> None:
             "processes that were started together must be told the same place: export the dataset first and give "
             "--run-directory and --run-uid, or let this command start them (--gpus, --processes)",
         )
+    if command.plot is not None:
+        from model.training.plot import check_picture
+
+        check_picture(command.plot)
     place = local.find_place(command)
     settings = command.settings(place.directory, place.uid)
     tell = _teller()
-    if terminal.is_terminal(sys.stderr):
-        warnings.simplefilter("ignore", FutureWarning)  # of the libraries' authors, for the callers of their functions
     if place.note:
         tell(place.note)
     tell(f"run directory {place.directory}")
@@ -196,7 +204,11 @@ def chat(arguments: Sequence[str]) -> None:
     prompts = _prompts(settings)
     talks = not prompts and sys.stdin.isatty()
     if not prompts and not talks:
-        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", "chat needs --prompt or --prompts-file")
+        raise FailureError(
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            "chat needs --prompt or --prompts-file where it cannot ask; --prompts-file=/dev/stdin reads its input",
+        )
     output = process.prepare()
     from model.training.chat import Pair, answer, converse, side_by_side
 
@@ -256,13 +268,15 @@ COMMANDS: dict[str, Command] = {
     "plot": Command(plot, PlotSettings, "RUN [--plot=loss.png]"),
     "verify": Command(verify, VerifySettings, "RUN-OR-ADAPTER [--base-model=DIRECTORY]"),
     "merge": Command(merge, MergeSettings, "RUN-OR-ADAPTER --output=DIRECTORY [--flag=value ...]"),
-    "collect": Command(collect, CollectSettings, "--run-directory=DIRECTORY"),
+    "collect": Command(collect, CollectSettings, "RUN"),
     "schema": Command(schema, flags.Settings, ""),
 }
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; a failure's reason is in the termination message."""
+    if terminal.is_terminal(sys.stderr):
+        warnings.simplefilter("ignore", FutureWarning)  # of the libraries' authors, for the callers of their functions
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h", "help"):
         print(overview())
@@ -322,9 +336,10 @@ def _print_config(command: TrainCommand) -> None:
 
 
 def _picture(directory: Path, path: Path) -> Path:
-    from model.training.plot import read_losses, write_picture
+    from model.training.plot import check_picture, read_losses, write_picture
 
     target = directory / path if path == Path("loss.png") else path
+    check_picture(target)
     write_picture(read_losses(RunDirectory(directory).metrics), target, directory.name)
     return target
 
@@ -333,15 +348,28 @@ def _prompts(settings: ChatSettings) -> list[str]:
     prompts = list(settings.prompt)
     if settings.prompts_file is None:
         return prompts
+    where = f"--prompts-file={settings.prompts_file}"
     try:
-        lines = settings.prompts_file.read_text(encoding="utf-8").splitlines()
-        return prompts + [json.loads(line)["prompt"] for line in lines if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines = settings.prompts_file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise FailureError(
-            exits.INVALID_CONFIGURATION,
-            "InvalidSpec",
-            f"--prompts-file={settings.prompts_file}: must hold JSON lines with a prompt each ({error})",
+            exits.INVALID_CONFIGURATION, "InvalidSpec", f"{where}: cannot be read ({error}): name a file of JSON lines"
         ) from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            prompts.append(_prompt(line, f"{where} line {number}"))
+    return prompts
+
+
+def _prompt(line: str, where: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str):
+        text = f'{where}: must be an object with a text in prompt, as in {{"prompt": "What is a closure?"}}'
+        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text)
+    return prompt
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -355,9 +383,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def run(arguments: Sequence[str]) -> NoReturn:
     """Run a command and end the process with its exit code."""
-    interruption.install()
     if arguments[:1] == ["train"]:
+        interruption.install()
         signal.signal(signal.SIGINT, _interrupt)
+    else:  # there is nothing to save, and what was begun can be cleaned up
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

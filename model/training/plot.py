@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +19,8 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """Bits of the left and the right column of a braille character, from top to bottom."""
 
 _LABEL_WIDTH = 8
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -75,27 +79,33 @@ def smooth(points: Points, window: int) -> Points:
     return result
 
 
-def write_picture(losses: Losses, path: Path, title: str) -> None:
-    """Draw the losses into a file whose name ends in .png, .svg or .pdf.
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before anything is trained.
 
     Raises
     ------
     FailureError
-        When it is no picture's name.
+        When it has no picture's name, nothing can be written there, or nothing is installed that draws.
     """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    problem = None
+    if path.suffix not in PICTURES:
+        problem = f"must end in one of {', '.join(PICTURES)}"
+    elif not (above.is_dir() and os.access(above, os.W_OK)):
+        problem = f"{above} is no directory that can be written to: name another"
+    elif importlib.util.find_spec("matplotlib") is None:
+        problem = "needs the Python package matplotlib: install it, or leave the picture out"
+    if problem:
+        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", f"--plot={path}: {problem}")
+
+
+def write_picture(losses: Losses, path: Path, title: str) -> None:
+    """Draw the losses into a file that `check_picture` has nothing against."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    formats = pyplot.figure().canvas.get_supported_filetypes()
-    pyplot.close("all")
-    if path.suffix.lstrip(".") not in formats:
-        raise FailureError(
-            exits.INVALID_CONFIGURATION,
-            "InvalidSpec",
-            f"--plot={path}: must end in one of {', '.join(sorted(formats))}",
-        )
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     window = max(1, len(losses.training) // 30)
     axes.plot(*zip(*losses.training, strict=True), color="C0", alpha=0.3, linewidth=1, label="training, each step")

@@ -189,3 +189,44 @@ def test_what_starts_at_once_loads_nothing_heavy(arguments: list[str], workplace
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [("loss.xyz", "must end in one of .png, .svg, .pdf"), ("rows.jsonl/loss.png", "rows.jsonl is no directory that")],
+)
+def test_a_picture_is_refused_before_anything_is_trained(
+    picture: str, said: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--method=SFT", "--base-model=base", "--dataset=rows.jsonl", f"--plot={picture}"]
+    assert cli.main(["train", *arguments]) == exits.INVALID_CONFIGURATION
+    assert said in capsys.readouterr().err
+    assert not (workplace / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('{"prompt": "a\u2028b"}\n\n{"prompt": 5}\n', "prompts.jsonl line 3: must be an object with a text in prompt"),
+        ("[]", "prompts.jsonl line 1: must be"),
+        ("a", "prompts.jsonl line 1: must be"),
+        (None, "prompts.jsonl: cannot be read"),
+    ],
+)
+def test_prompts_that_cannot_be_asked_are_told_with_their_line(
+    lines: str | None, said: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if lines is not None:
+        (workplace / "prompts.jsonl").write_text(lines, encoding="utf-8")
+    assert cli.main(["chat", "runs/x", "--prompts-file=prompts.jsonl"]) == exits.INVALID_CONFIGURATION
+    assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_what_is_no_training_as_it_ends_any_program() -> None:
+    code = (
+        "import os, signal; from model.training import cli\n"
+        "cli.COMMANDS['schema'] = cli.COMMANDS['schema']._replace(run=lambda _: os.kill(os.getpid(), signal.SIGINT))\n"
+        "cli.run(['schema'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\nstopped\n")
