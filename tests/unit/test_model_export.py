@@ -116,10 +116,16 @@ def spoil(directory: RunDirectory) -> None:
 @pytest.mark.parametrize("damage", [cut_off, remove, spoil])
 def test_a_damaged_export_is_made_again(run: Exporter, damage: Callable[[RunDirectory], None]) -> None:
     run(lines=LINES)
-    before = run.rows()
+    before = run.directory.train_rows.read_bytes(), run.directory.evaluation_rows.read_bytes()
     damage(run.directory)
     assert run() == 0
-    assert run.rows() == before
+    assert (run.directory.train_rows.read_bytes(), run.directory.evaluation_rows.read_bytes()) == before
+
+
+def test_a_refused_dataset_leaves_no_manifest_of_an_earlier_request(run: Exporter) -> None:
+    assert run(lines=LINES) == 0
+    assert run("--method=DPO") == 3
+    assert not run.directory.manifest.exists()
 
 
 def test_another_request_is_exported_anew(run: Exporter) -> None:
