@@ -235,7 +235,7 @@ class Renderer:
             if text in whole:
                 continue
             probed = [*messages[:index], message | {"content": _PROBE}, *messages[index + 1 :]]
-            shown = _PROBE in self._apply([probed], conversation.tools, generation=False)[0]
+            shown = self._shows_probe(probed, conversation.tools)
             thought = text.partition("</think>")[0].removeprefix("<think>").strip() if "</think>" in text else ""
             if not shown or thought not in whole:
                 what = "thinks" if shown else "says"
@@ -243,6 +243,12 @@ class Renderer:
                     f"{conversation.field(index)}: the base model's chat template does not show what "
                     f"{message['role']} {what} here: use a base model whose template does, or leave it out"
                 )
+
+    def _shows_probe(self, messages: Messages, tools: Any) -> bool:
+        try:
+            return _PROBE in self._apply([messages], tools, generation=False)[0]
+        except _template_errors():
+            return True  # it takes texts of this turn apart, so it does not pass over them
 
     def _end(self, through: str, start: int) -> int | None:
         """Return where the turn that begins at `start` ends: after its end token; None when it has none.

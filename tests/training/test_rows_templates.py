@@ -259,6 +259,13 @@ def test_a_template_that_leaves_out_what_a_turn_says_is_refused() -> None:
     assert "⟦" in masked(silent, {"messages": [question, answer]})  # escaped, but there
     with pytest.raises(FailureError, match=r"row 7: messages\[0\]: .*does not show what system says here"):
         encode(silent, {"messages": [{"role": "system", "content": "Answer in French."}, question, answer]})
+    parsing = with_template(
+        "chatml",
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content.split('=')[1].upper() if m.role == 'user' else m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    )
+    assert "user\nWHY<|im_end|>" in masked(parsing, {"messages": [{"role": "user", "content": "q=why"}, answer]})
     thinking = {"role": "assistant", "content": "<think>Hm.</think>No."}
     with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*does not show what assistant thinks here"):
         encode(silent, {"messages": [question, thinking]})
