@@ -70,7 +70,7 @@ class Findings:
 
 def check(command: TrainCommand, *, tokens: bool) -> Findings:
     """Look at the parts of a run, the quick ones first; what is wrong with one hides nothing about the others."""
-    settings = command.resolved()
+    settings, manifest = command.resolved(), None
     found = Findings(command.shown())
     base = _check_base(settings, found)
     if settings.parent_adapter is not None:
@@ -81,8 +81,26 @@ def check(command: TrainCommand, *, tokens: bool) -> Findings:
             if manifest and base and tokens and _can_count():
                 _count_tokens(command.settings(Path(scratch), "validate").resolved(), manifest, found)
     else:
-        _check_exported(RunDirectory(command.run_directory), found)
+        manifest = _check_exported(RunDirectory(command.run_directory), found, expected=not command.run_uid)
+    _check_together(settings, manifest, found)
     return found
+
+
+def _check_together(settings: TrainSettings, manifest: dict[str, Any] | None, found: Findings) -> None:
+    """Check what the trainer refuses for the sake of two parts that do not go together."""
+    from model.training import basemodel
+
+    if settings.early_stopping_patience is not None and manifest and not manifest["evaluationRows"]:
+        text = (
+            "--early-stopping-patience compares losses on held-out rows, and there are none: hold out some with "
+            "--evaluation-percent or --evaluation-max-rows"
+        )
+        found.failures.append(FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text))
+    if settings.gpus == 0:
+        try:
+            basemodel.check_quantization(settings.quantization, cuda=False)
+        except FailureError as failure:
+            found.failures.append(failure)
 
 
 def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
@@ -91,7 +109,7 @@ def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
     try:
         directory = basemodel.check(settings.base_model)
     except FailureError as failure:
-        found.failures.append(failure)
+        found.failures.append(_of_flag("--base-model", failure))
         return None
     if directory is None:
         found.parts["baseModel"] = {"hub": settings.base_model}
@@ -129,7 +147,7 @@ def _check_parent(settings: TrainSettings, base: ModelFiles | None, found: Findi
     try:
         directory = verify.find_adapter(settings.parent_adapter)
     except FailureError as failure:
-        found.failures.append(failure)
+        found.failures.append(_of_flag("--parent-adapter", failure))
         return
     parent = verify.Findings({"directory": str(directory)})
     verify.check_files(directory, base, parent)
@@ -160,17 +178,27 @@ def _check_dataset(command: TrainCommand, scratch: Path, found: Findings) -> dic
     return manifest
 
 
-def _check_exported(directory: RunDirectory, found: Findings) -> None:
+def _of_flag(flag: str, failure: FailureError) -> FailureError:
+    return FailureError(failure.code, failure.reason, f"{flag}: {failure.message}", row=failure.row)
+
+
+def _check_exported(directory: RunDirectory, found: Findings, *, expected: bool) -> dict[str, Any] | None:
+    """Return the manifest of a dataset in the run's directory; in a pod the export brings it later."""
     try:
         manifest = read_json(directory.manifest)
     except FilesError:
-        found.warnings.append(f"no dataset was looked at: {directory.dataset} holds none yet")
-        return
+        if expected:
+            text = f"{directory.dataset} holds no exported dataset: give --dataset=rows.jsonl"
+            found.failures.append(FailureError(exits.DOES_NOT_EXIST, "DatasetUnavailable", text))
+        else:
+            found.warnings.append(f"no dataset was looked at: {directory.dataset} holds none yet")
+        return None
     found.parts["dataset"] = manifest
     size = sum(path.stat().st_size for path in (directory.train_rows, directory.evaluation_rows) if path.exists())
     if size != manifest.get("bytes"):
         text = f"the files in {directory.dataset} were changed after the export"
         found.failures.append(FailureError(exits.DATASET_INVALID, "DatasetInvalid", text))
+    return manifest
 
 
 def _can_count() -> bool:
@@ -182,6 +210,11 @@ def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Find
     for name, value in process.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from model.training import basemodel, build
+
+    if settings.gpus and not settings.pretended_gpus and not build.uses_cuda(settings):
+        found.warnings.append(
+            f"this machine has no usable GPU: here a run with --gpus={settings.gpus} would be refused"
+        )
     from model.training.report import token_report
 
     try:

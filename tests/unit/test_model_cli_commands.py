@@ -68,14 +68,24 @@ def test_all_parts_are_looked_at_though_some_are_wrong(workplace: Path, capsys: 
             "has no layer gate_proj; it has down_proj, q_proj, up_proj, v_proj",
         ),
         (["--dataset=none.jsonl"], "none.jsonl"),
+        (["--early-stopping-patience=2", "--evaluation-percent=0"], "--early-stopping-patience compares losses"),
+        (["--quantization=NF4"], "--quantization=NF4 needs a GPU"),
+        (["--base-model=./none"], "--base-model: none does not exist"),
+        (["--parent-adapter=none"], "--parent-adapter: none holds no adapter"),
+        (["--run-directory=none"], "none/dataset holds no exported dataset: give --dataset"),
     ],
 )
 def test_problems_with_one_part(
     arguments: list[str], said: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del workplace
-    dataset = [] if any("--dataset" in one for one in arguments) else ["--dataset=rows.jsonl"]
-    code, found = validate(capsys, *dataset, *arguments)
+    given = {"--base-model": "base", "--dataset": "rows.jsonl", "--tokens": "false"}
+    given |= dict(argument.split("=", 1) for argument in arguments)
+    if "--run-directory" in given:
+        del given["--dataset"]
+    code = cli.main(["validate", "--method=SFT", *(f"{key}={value}" for key, value in given.items())])
+    found = json.loads(capsys.readouterr().out)
+    assert not found["valid"]
     assert code in (exits.INVALID_CONFIGURATION, exits.DOES_NOT_EXIST)
     assert said in found["problems"][0]["message"]
 
