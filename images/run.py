@@ -24,7 +24,7 @@ SOURCE = "/src"
 TOOLS = "/test-tools"
 SCRATCH = "/scratch"
 PASSED_ON = "FINETUNE_TEST_"
-TOOL_PACKAGES = ("iniconfig", "pluggy", "pytest", "pytest-asyncio")
+TOOL_PACKAGES = ("execnet", "iniconfig", "pluggy", "pytest", "pytest-asyncio", "pytest-xdist")
 """Pure Python, and not in the image: what they need besides each other is there already."""
 
 
