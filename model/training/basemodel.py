@@ -190,7 +190,7 @@ def _translated(base_model: str, revision: str | None, load: Any) -> Any:
         if status := _http_status(chain):
             raise _refused(where, status) from error
         if any(isinstance(link, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError) for link in chain):
-            text = f"{where} cannot be downloaded: the hub is out of reach"
+            text = f"{where} cannot be downloaded, for the hub is out of reach, and here is no directory of that name"
             raise FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text) from error
         if known := exits.storage_failure(error):
             raise known from error
