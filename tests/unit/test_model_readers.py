@@ -97,6 +97,13 @@ def test_an_empty_file_has_no_rows(name: str) -> None:
     assert records(name, content) == []
 
 
+def test_the_deepest_row_that_is_read() -> None:
+    rows = [b'{"a": ' + b"[" * depth + b"]" * depth + b"}" for depth in (99, 100)]
+    (_, first), (_, second) = outcome(records("a.jsonl", b"\n".join(rows)))
+    assert list(first) == ["a"]
+    assert second == "nests lists and objects more than 100 deep"
+
+
 def test_what_stands_in_quotes_separates_no_columns() -> None:
     content = b'"question, in full";"answer, or \t none"\n"a;b";c\n'
     assert outcome(records("a.csv", content)) == [(1, {"question, in full": "a;b", "answer, or \t none": "c"})]
