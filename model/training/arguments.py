@@ -9,8 +9,6 @@ import torch
 if TYPE_CHECKING:
     from model.training.trainer import TrainerParts
 
-SCHEDULES = {"Cosine": "cosine", "Linear": "linear", "Constant": "constant_with_warmup"}
-
 
 def common_arguments(parts: TrainerParts) -> dict[str, Any]:
     """Return the arguments that SFTConfig and DPOConfig share."""
@@ -23,7 +21,6 @@ def common_arguments(parts: TrainerParts) -> dict[str, Any]:
         "per_device_train_batch_size": parts.batches.micro_batch_size,
         "gradient_accumulation_steps": parts.batches.micro_batches_per_step,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": SCHEDULES[settings.schedule],
         "warmup_steps": -(-parts.total_steps * settings.warmup_percent // 100),
         "gradient_checkpointing": checkpointing,
         "bf16": False,  # the weights have their final type; autocast would only cast them again and again

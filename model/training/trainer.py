@@ -6,6 +6,7 @@ the GPU's memory does not suffice. Checkpoints are whole or absent, progress is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -30,6 +31,7 @@ from model.training.checkpoint import Checkpoint, CheckpointStore, RunState, gen
 from model.training.config import TrainSettings
 from model.training.held_out import HeldOut
 from model.training.progress import PeerLog, ProgressLog, RemainingTime, StatusPoster, trainer_status
+from model.training.schedule import share_of_peak
 
 
 class StepGivenUpError(Exception):
@@ -59,6 +61,7 @@ class TrainingLoop(Trainer):
     """
 
     rows_per_example = 1
+    lr_scheduler: Any
 
     def start(self, parts: TrainerParts, held_out: Any, lengths: Sequence[int]) -> None:
         """Take over: from now on the loop follows `parts`.
@@ -89,7 +92,7 @@ class TrainingLoop(Trainer):
         self._given_up = self._interrupted = False
         parallel.share(self._trained)
         if not parallel.world().first:
-            set_seed(parts.settings.seed + parallel.world().rank)  # noise of its own
+            set_seed((parts.settings.seed + parallel.world().rank) % 2**32)  # noise of its own
         settings = parts.settings
         self.add_callback(
             StepEnd(
@@ -153,6 +156,8 @@ class TrainingLoop(Trainer):
         start, device = self.batches.micro_batch_size, memory.CudaDevice()
 
         def attempt(rows: int) -> None:
+            if interruption.requested():
+                raise StepGivenUpError
             batch = self.data_collator([self.train_dataset[row] for row in longest[:rows]])
             try:
                 super(TrainingLoop, self).training_step(self.model, batch, rows)
@@ -162,13 +167,29 @@ class TrainingLoop(Trainer):
 
         most = min(self.batches.rows_per_step, memory.GPU_GROWTH * start)
         reserve = sum(8 * parameter.numel() for parameter in self._trained)  # Adam's two moments, in float32
-        with generators.untouched():
+        size = 0
+        with generators.untouched(), contextlib.suppress(StepGivenUpError):
             size = memory.find_rows(attempt, device, start=start, most=most, reserve=reserve)
+        if parallel.interrupted():
+            raise StepGivenUpError
         size = min(parallel.gather(size))
         if not size:
             raise memory.too_large(self.parts.settings.max_length)
         self.use_micro_batches(size)
         self.parts.log.emit("probe", microBatchSize=size, availableBytes=device.total())
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Let the learning rate follow the settings' schedule."""
+        if self.lr_scheduler is None:
+            share = functools.partial(
+                share_of_peak,
+                schedule=self.parts.settings.schedule,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                total_steps=num_training_steps,
+            )
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of a step and the number of items that its loss is divided by.
@@ -289,6 +310,8 @@ class TrainingLoop(Trainer):
 
     def stop_clock(self) -> None:
         """Stop the step's clock, before evaluation and checkpoint."""
+        if self.args.device.type == "cuda":
+            torch.cuda.synchronize()  # the way back is still going on there
         self._step_seconds = time.monotonic() - self._step_started
 
     def log(self, logs: dict[str, float], *_start_time: float | None) -> None:

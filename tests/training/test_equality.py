@@ -64,7 +64,7 @@ class PlainLoop:
 
     def factor(self, step: int) -> float:
         if step < self.warm:
-            return step / self.warm
+            return (step + 1) / (self.warm + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - self.warm) / (self.total - self.warm)))
 
     def run(self, steps: Iterator[list[int]], loss_of: Callable[[list[int]], torch.Tensor]) -> None:
