@@ -55,7 +55,7 @@ def read_manifest(directory: RunDirectory) -> dict[str, Any]:
 
 
 def check_devices(settings: TrainSettings) -> None:
-    """Refuse GPUs that were asked for and are not there, or are too many, and a base that cannot be quantized."""
+    """Refuse GPUs that were asked for and are not there, and a base that cannot be quantized or sharded here."""
     import torch
 
     usable = torch.cuda.is_available()
@@ -67,6 +67,11 @@ def check_devices(settings: TrainSettings) -> None:
             "class, or set resources.gpus to 0 to train on the CPU",
         )
     basemodel.check_quantization(settings.quantization, cuda=settings.gpus > 0 and usable)
+    problems = settings.sharding_problems()  # once more: a parent brings its variant
+    if settings.sharding != "None" and not problems and parallel.world().size == 1:
+        problems = ["--sharding=Full: this process trains alone, nobody shares the weights with it: leave it out"]
+    if problems:
+        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", "; ".join(problems))
 
 
 def uses_cuda(settings: TrainSettings) -> bool:
@@ -225,13 +230,20 @@ def build_trainer(
 
 def trainer_class(settings: TrainSettings) -> Any:
     """Return the class of the method's trainer."""
+    kind: Any
     if settings.method == "DPO":
         from model.training.dpo import PreferenceTrainer
 
-        return PreferenceTrainer
-    from model.training.sft import SupervisedTrainer
+        kind = PreferenceTrainer
+    else:
+        from model.training.sft import SupervisedTrainer
 
-    return SupervisedTrainer
+        kind = SupervisedTrainer
+    if settings.sharding == "None":
+        return kind
+    from model.training.sharding import sharded
+
+    return sharded(kind)
 
 
 def fit_memory(trainer: Any, data: Data) -> str | None:

@@ -42,7 +42,7 @@ _locked: dict[Path, int] = {}
 
 _FREE = {
     "run_directory", "run_uid", "name", "plot", "print_config", "image", "registry_url", "registry_token_file",
-    "checkpoint_steps", "micro_batch_size", "gpus", "processes",
+    "checkpoint_steps", "micro_batch_size", "gpus", "processes", "sharding",
 }  # fmt: skip
 """Settings that do not decide what comes out: they may differ between the attempts of a run."""
 
@@ -70,6 +70,7 @@ GROUPS: flags.Groups = (
         (
             "gpus",
             "processes",
+            "sharding",
             "precision",
             "micro_batch_size",
             "packing",

@@ -204,6 +204,11 @@ def _peers() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise FailureError(
-            exits.LOST_PEERS, "InternalError", f"process {_world.rank} of {_world.size} lost the others: {error}"
-        ) from error
+        raise lost_peers(error) from error
+
+
+def lost_peers(error: BaseException) -> FailureError:
+    """Return the failure of a process whose peers are gone, as an error has shown."""
+    return FailureError(
+        exits.LOST_PEERS, "InternalError", f"process {_world.rank} of {_world.size} lost the others: {error}"
+    )

@@ -68,6 +68,7 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
             "micro_batch_size": micro_batch_size,
             "epochs": None,
             "max_steps": STEPS,
+            "sharding": "None",
         }
     )
     write_longest(directory, RunDirectory(small.run_directory), micro_batch_size)

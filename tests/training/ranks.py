@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import fsdp
+from torch.distributed.tensor import DTensor
 
+from model.exits import FailureError
 from model.training import cli, parallel
 from model.training.parallel import World
 from model.training.sft import SupervisedTrainer
@@ -25,7 +29,9 @@ class SmallSecondDevice(SupervisedTrainer):
         return loss
 
 
-def train(directory: Path, base_model: Path, method: str, world: World, micro: int) -> None:
+def train(  # noqa: PLR0917 - multiprocessing passes them on by position
+    directory: Path, base_model: Path, method: str, world: World, micro: int, changes: dict[str, Any] | None = None
+) -> None:
     """Train in float64 for two epochs, in which the rows do not divide, and keep what came out."""
     from transformers import AutoTokenizer
 
@@ -36,8 +42,9 @@ def train(directory: Path, base_model: Path, method: str, world: World, micro: i
     parallel.enter(gpus=0)
     parallel.connect(cuda=False)
     settings = make_settings(
-        base_model, directory / f"run-{world.rank}", method=method, batch_size=5, micro_batch_size=micro, epochs=2
-    )
+        base_model, directory / f"run-{world.rank}", method=method, batch_size=5, micro_batch_size=micro, epochs=2,
+        **(changes or {}),
+    )  # fmt: skip
     examples = random_pairs(22) if method == "DPO" else random_rows(22)
     kind = SmallSecondDevice if micro > 2 else None
     trainer = make_trainer(settings, AutoTokenizer.from_pretrained(base_model), examples, double=True, kind=kind)
@@ -48,10 +55,26 @@ def train(directory: Path, base_model: Path, method: str, world: World, micro: i
         "weights": weights(trainer.model),
         "losses": [line["loss"] for line in lines],
         "tokens": [line["tokens"] for line in lines],
+        "held": sum(held(weight) for weight in trainer.model.parameters() if not weight.requires_grad),
         "evaluation": trainer.held_out_loss(),
         "parts": trainer.run_state.parts_per_batch,
     }
     torch.save(found, directory / f"rank-{world.rank}.pt")
+
+
+def held(weight: Any) -> int:
+    """Return how many elements of a weight this process holds while it computes nothing."""
+    return int((weight.to_local() if isinstance(weight, DTensor) else weight).numel())
+
+
+def train_without_sharding(*arguments: Any) -> None:
+    """Do what `train` does with a torch that shards nothing, and end with the failure's code."""
+    fsdp.fully_shard = lambda module, **_: module
+    try:
+        train(*arguments)
+    except FailureError as failure:
+        print(failure.message)
+        sys.exit(failure.code)
 
 
 def launched(arguments: list[str]) -> None:

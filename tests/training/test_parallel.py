@@ -29,14 +29,14 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
 
 
-def trained(tmp_path: Path, base_model: Path, method: str, size: int, micro: int = 2) -> list[Any]:
+def trained(tmp_path: Path, base_model: Path, method: str, size: int, micro: int = 2, **changes: Any) -> list[Any]:
     """Train in `size` processes that share nothing but the rendezvous; return what each has in the end."""
     import torch
 
-    directory = tmp_path / f"{method}-{size}-{micro}"
+    directory = tmp_path / f"{method}-{size}-{micro}-{len(changes)}"
     directory.mkdir()
     together = [
-        PROCESSES.Process(target=ranks.train, args=(directory, base_model, method, World(rank, size), micro))
+        PROCESSES.Process(target=ranks.train, args=(directory, base_model, method, World(rank, size), micro, changes))
         for rank in range(size)
     ]
     for process in together:
