@@ -33,12 +33,21 @@ class Data:
     @property
     def sequences(self) -> list[TokenRows]:
         """What goes through the model in training: a pair's rows go one by one."""
-        return [self.rows] if isinstance(self.rows, TokenRows) else [self.rows.chosen, self.rows.rejected]
+        return _sequences(self.rows)
 
     @property
     def longest_sequence(self) -> int:
         """The tokens of the longest of them."""
         return max(max(rows.lengths) for rows in self.sequences)
+
+    @property
+    def all_sequences(self) -> list[TokenRows]:
+        """What goes through the model in training and in evaluations, without what is empty."""
+        return [rows for rows in (*self.sequences, *_sequences(self.held_out)) if len(rows)]
+
+
+def _sequences(examples: TokenRows | PreferenceRows) -> list[TokenRows]:
+    return [examples] if isinstance(examples, TokenRows) else [examples.chosen, examples.rejected]
 
 
 def read_manifest(directory: RunDirectory) -> dict[str, Any]:
@@ -143,8 +152,12 @@ def load_model(settings: TrainSettings, data: Data) -> Any:
         bfloat16=settings.precision == "BFloat16",
         quantization=settings.quantization,
     )
-    largest_token = max(max(rows.ids) for rows in data.sequences)
-    basemodel.check_fit(model, settings, largest_token=largest_token, longest_row=data.longest_sequence)
+    basemodel.check_fit(
+        model,
+        settings,
+        largest_token=max(max(rows.ids) for rows in data.all_sequences),
+        longest_row=max(max(rows.lengths) for rows in data.all_sequences),
+    )
     return model if settings.parent_adapter is None else adapters.attach_parent(model, settings)
 
 
@@ -203,7 +216,7 @@ def build_trainer(
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
     choose_packing(trainer, cuda=cuda)
-    warning = fit_memory(trainer, data) if free and not cuda else None
+    warnings = [fit_memory(trainer, data) if free and not cuda else None, compare_arithmetic(trainer, cuda=cuda)]
     report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches.of_all())
     if parallel.world().first:
         report.write(directory)
@@ -221,7 +234,7 @@ def build_trainer(
     )
     for name, reason in skipped:
         log.emit("resume", skipped=name, reason=reason)
-    if warning is not None:
+    for warning in filter(None, warnings):
         log.emit("warning", step=checkpoint.step if checkpoint else 0, message=warning)
     if checkpoint is not None:
         log.emit("resume", step=checkpoint.step)
@@ -296,6 +309,24 @@ def choose_packing(trainer: Any, *, cuda: bool) -> None:
     trainer.parts.collator.packed = True
 
 
+def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
+    """Note how this attempt computes; return a warning when the one before did otherwise."""
+    import torch
+
+    state: RunState = trainer.run_state
+    now = {
+        "device": "GPU" if cuda else "CPU",
+        "precision": trainer.parts.settings.precision,
+        "packing": "Enabled" if trainer.parts.collator.packed else "Disabled",
+        "threads": torch.get_num_threads(),
+    }
+    before, state.arithmetic = state.arithmetic, now
+    changed = [f"{key} {before[key]} then, {now[key]} now" for key in now if before.get(key, now[key]) != now[key]]
+    if not changed:
+        return None
+    return f"the checkpoint was made in another way ({', '.join(changed)}): the result will not be the same to the bit"
+
+
 def fingerprint(settings: TrainSettings, data: Data, total_steps: int) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued."""
     names = (
@@ -309,7 +340,15 @@ def fingerprint(settings: TrainSettings, data: Data, total_steps: int) -> dict[s
         "base_model": settings.recorded_base_model,
         "dataset": data.document["sha256"],
         "total_steps": total_steps,
+        "early_stopping": _early_stopping(settings),
     }
+
+
+def _early_stopping(settings: TrainSettings) -> str | None:
+    """Return what decides when to stop; without early stopping, evaluations change nothing."""
+    if settings.early_stopping_patience is None:
+        return None
+    return f"after {settings.early_stopping_patience} evaluations, one every {settings.evaluation_steps} steps"
 
 
 def _pad_token_id(tokenizer: Any) -> int:

@@ -61,6 +61,8 @@ class RunState:
     """Examples per forward pass. How a step is cut decides the last bits of its sums."""
     parts_per_batch: int = 1
     """Parts that each forward pass is cut into since the memory ran out."""
+    arithmetic: dict[str, Any] = field(default_factory=dict)
+    """How the attempt that saved it computed: device, precision, packing, threads."""
 
     def record_step(self, step: int, loss: float, weight: int, total_steps: int) -> None:
         """Take a finished step into account."""

@@ -226,7 +226,8 @@ def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Find
     report = token_report(settings, tokenizer, data.rows, data.held_out)
     found.parts["tokens"] = report.document()
     positions = (found.parts["baseModel"] or {}).get("positions")
-    if positions is not None and data.longest_sequence > positions:
-        text = f"a row has {data.longest_sequence} tokens, the base model reads {positions}: lower --max-length to that"
+    longest = max(max(rows.lengths) for rows in data.all_sequences)
+    if positions is not None and longest > positions:
+        text = f"a row has {longest} tokens, the base model reads {positions}: lower --max-length to that"
         found.failures.append(FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text))
     found.token_text = report.render(color=sys.stdout.isatty())

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 from model import exits  # noqa: E402 - torch first, or there is nothing to import
 from model.exits import FailureError  # noqa: E402 - as above
 from model.training.batches import count_rows  # noqa: E402 - as above
-from model.training.build import trainer_class  # noqa: E402 - as above
+from model.training.build import Data, load_model, trainer_class  # noqa: E402 - as above
+from model.training.rows import TokenRows  # noqa: E402 - as above
 from tests.training.trainers import make_settings, make_trainer, random_pairs, random_rows, shake  # noqa: E402 - as above
 
 
@@ -66,3 +67,15 @@ def test_a_held_out_row_too_large_for_the_memory_fails_the_run(
     with pytest.raises(FailureError, match="lower maxLength") as caught:
         trainer.held_out_sums()
     assert (caught.value.code, caught.value.reason) == (exits.GPU_OUT_OF_MEMORY, "GPUOutOfMemory")
+
+
+@pytest.mark.parametrize(("ids", "message"), [(600 * [7], "a row has 600 tokens"), ([7, 10**6], "gives token 1000000")])
+def test_a_held_out_row_that_the_model_cannot_read_is_refused_before_the_training(
+    base_model: Path, tmp_path: Path, ids: list[int], message: str
+) -> None:
+    held_out = TokenRows()
+    held_out.append(ids, ids)
+    settings = make_settings(base_model, tmp_path)
+    with pytest.raises(FailureError, match=message):
+        load_model(settings, Data(random_rows(4), held_out, {}))
+    load_model(settings, Data(random_rows(4), TokenRows(), {}))

@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -70,6 +71,28 @@ def test_a_micro_batch_that_was_found_stays(run: Run) -> None:
     rewrite(newest, "run_state.json", {**state, "micro_batch_size": 2})
     assert run.train() == 0
     assert run.events("start")[1]["microBatchSize"] == 2
+
+
+def test_a_checkpoint_that_was_computed_in_another_way_is_told(run: Run) -> None:
+    assert run.stop_at(2, signal.SIGTERM) == exits.INTERRUPTED
+    newest = max(run.directory.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    state = json.loads((newest / "run_state.json").read_text())
+    told = [event["message"] for event in run.events("warning")]
+    assert state["arithmetic"] == {"device": "CPU", "precision": ANY, "packing": "Disabled", "threads": 1}
+    other = "BFloat16" if state["arithmetic"]["precision"] == "Float32" else "Float32"
+    rewrite(newest, "run_state.json", {**state, "arithmetic": {**state["arithmetic"], "precision": other}})
+    assert run.train() == 0
+    (warning,) = [event["message"] for event in run.events("warning") if event["message"] not in told]
+    assert f"precision {other} then, {state['arithmetic']['precision']} now" in warning
+
+
+def test_another_early_stopping_does_not_go_on(run: Run) -> None:
+    assert run.stop_at(2, signal.SIGTERM) == exits.INTERRUPTED
+    run.flags["early_stopping_patience"] = 9
+    assert run.train() == 0
+    skipped = [event for event in run.events("resume") if "skipped" in event]
+    assert skipped[0]["reason"] == "made with early_stopping None, the run has after 9 evaluations, one every 3 steps"
+    assert run.said()["result"]["resumedFromStep"] == 0
 
 
 def test_another_number_of_processes_is_refused(run: Run) -> None:
