@@ -80,6 +80,9 @@ def enter(gpus: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus(local_rank + 1)[local_rank]
     elif gpus > 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    else:
+        # Libraries would load onto a GPU that they see, and save its random numbers.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     _world = World(int(os.environ.get("RANK", "0")), size)
     # From here on the libraries are to think that they are alone.
     for name in _LAUNCHER:
