@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from finetune.api import rules
 from finetune.api.crd import build_crd
 from finetune.api.fields import RULES
+from finetune.api.sources import Columns
 from finetune.api.trainingrun import TrainingRun
+from model.data.shapes import candidates
 from tests.cluster.kube_api import KubeApi
 
 RUNS = "/apis/finetune.dev/v1alpha1/namespaces/default/trainingruns"
@@ -137,13 +140,22 @@ CASES = [
             {"dataset.columns": {"prompt": "q", "completion": "a"}},
             {"dataset.columns": {"messages": "chat", "tools": "functions"}},
             {**DPO, "dataset.columns": {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "functions"}},
+            {"dataset.columns": {"prompt": "q", "completion": "a", "tools": "functions"}},
         ],
         [
             {"dataset.columns": {"messages": "chat", "prompt": "q"}},
             {"dataset.columns": {"messages": "chat", "completion": "a"}},
             {**DPO, "dataset.columns": {"messages": "chat", "chosen": "a"}},
             {**DPO, "dataset.columns": {"completion": "a", "rejected": "b"}},
-            {"dataset.columns": {"completion": "a", "tools": "functions"}},
+        ],
+    ),
+    Case(
+        "each field needs a column of its own",
+        [{"dataset.columns": {"prompt": "completion", "completion": "prompt"}}],
+        [
+            {"dataset.columns": {"prompt": "text", "completion": "text"}},
+            {**DPO, "dataset.columns": {"prompt": "q", "chosen": "answer", "rejected": "answer"}},
+            {"dataset.columns": {"messages": "chat", "tools": "chat"}},
         ],
     ),
     Case(
@@ -228,9 +240,16 @@ CASES = [
         ],
     ),
     Case(
-        "must be the address of an object, or of several by wildcards, such as s3://bucket/prefix/*.jsonl",
-        [store(uri=uri) for uri in ("s3://bucket/a.jsonl", "s3://my.bucket-1/a/*/b?.parquet")],
-        [store(uri=uri) for uri in ("s3://bucket", "https://bucket/a", "s3://Bucket/a", "s3://bucket/", "s3://b/a b")],
+        "must be the address of an object, of several by wildcards, or of a folder by a slash at the end, such as "
+        "s3://bucket/prefix/*.jsonl",
+        [
+            store(uri=uri)
+            for uri in ("s3://bucket/a.jsonl", "s3://my.bucket-1/a/*/b?.parquet", "s3://bucket/", "s3://bucket/a b/")
+        ],
+        [
+            store(uri=uri)
+            for uri in ("s3://bucket", "https://bucket/a", "s3://Bucket/a", "s3://user:pw@bucket/a", "s3://bucket/a\n")
+        ],
     ),
     Case(
         "must be the address of the store, such as https://minio.storage:9000",
@@ -459,3 +478,17 @@ def _rules(node: object) -> Iterator[dict[str, str]]:
     elif isinstance(node, list):
         for value in node:
             yield from _rules(value)
+
+
+@pytest.mark.parametrize("method", ["SFT", "DPO"])
+def test_the_columns_that_the_export_can_use_are_those_that_may_be_set(api: KubeApi, method: str) -> None:
+    """Every set of fields: nothing is let through that only the pod refuses, and nothing refused that it can use."""
+    fields = [field.alias or name for name, field in Columns.model_fields.items()]
+    sets = [chosen for count in range(1, len(fields) + 1) for chosen in itertools.combinations(fields, count)]
+    different = {
+        chosen
+        for chosen in sets
+        if (create(api, run_object({"method": method, "dataset.columns": {f: f"my {f}" for f in chosen}}))[0] == 201)
+        is not bool(candidates(method, dict.fromkeys(chosen, "")))
+    }
+    assert different == set()

@@ -7,6 +7,7 @@ default asks `has` of every field: the API server checks the default `{}` before
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import combinations
 
 from .fields import ApiModel, rule
 from .sources import BaseModelSource, Columns, Dataset, Evaluation
@@ -40,7 +41,8 @@ ADD_DATASET = (
     "configMap: {name: ..., key: ...}"
 )
 ONE_SHAPE = (
-    "set the columns of one shape: messages and tools; prompt and completion; or prompt, chosen, rejected and tools"
+    "set the columns of one shape: messages and tools; prompt, completion and tools; or prompt, chosen, rejected and "
+    "tools"
 )
 FROM_THE_PARENT = (
     "lora.rank, alpha, targetModules and variant come from the parent adapter: leave them out, or leave out "
@@ -63,6 +65,14 @@ def _immutable(fields: Iterable[str]) -> str:
 
 def _any_of(owner: str, fields: Iterable[str]) -> str:
     return "(" + " || ".join(f"has({owner}.{field})" for field in fields) + ")"
+
+
+def _different(owner: str, fields: Iterable[str]) -> str:
+    """No two of the fields that are set have the same value."""
+    return " && ".join(
+        f"!(has({owner}.{one}) && has({owner}.{other}) && {owner}.{one} == {owner}.{other})"
+        for one, other in combinations(fields, 2)
+    )
 
 
 def _aliases(model: type[ApiModel]) -> list[str]:
@@ -141,9 +151,10 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     Columns: (
         rule(
             f"!(has(self.messages) && {_any_of('self', ('prompt', 'completion', 'chosen', 'rejected'))}) "
-            f"&& !(has(self.completion) && {_any_of('self', ('chosen', 'rejected', 'tools'))})",
+            f"&& !(has(self.completion) && {_any_of('self', ('chosen', 'rejected'))})",
             ONE_SHAPE,
         ),
+        rule(_different("self", _aliases(Columns)), "each field needs a column of its own"),
     ),
     Evaluation: (
         rule(

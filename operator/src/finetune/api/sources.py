@@ -146,11 +146,13 @@ class ObjectStoreDataset(ApiModel):
         str,
         StringConstraints(min_length=1, max_length=1024),
         matching(
-            r"s3://[a-z0-9][-a-z0-9._]{1,61}[a-z0-9]/[^\\s]+",
-            "must be the address of an object, or of several by wildcards, such as s3://bucket/prefix/*.jsonl",
+            r"s3://[a-z0-9][-a-z0-9._]{1,61}[a-z0-9]/([^\\s]([^\\r\\n]*[^\\s])?)?",
+            "must be the address of an object, of several by wildcards, or of a folder by a slash at the end, such as "
+            "s3://bucket/prefix/*.jsonl",
         ),
     ]
-    """Address of the objects: s3://bucket/key, where the key may hold the wildcards *, ? and [...]."""
+    """Address of the objects: s3://bucket/key, where the key may hold the wildcards *, ? and [...], or end in a slash
+    for the data files of a folder."""
     credentials_secret_ref: SecretRef | None = None
     """Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where one is needed.
     Default: what the cluster gives the run's service account, else no credentials."""
