@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 
 from model.exits import FailureError
-from model.training import cli, parallel
+from model.training import cli, interruption, parallel
 from model.training.parallel import World
 from model.training.sft import SupervisedTrainer
+from model.training.sharding import sharded
+from model.training.trainer import StepGivenUpError
 from tests.training.trainers import events, make_settings, make_trainer, random_pairs, random_rows, shake, weights
 
 
@@ -46,7 +49,9 @@ def train(  # noqa: PLR0917 - multiprocessing passes them on by position
         **(changes or {}),
     )  # fmt: skip
     examples = random_pairs(22) if method == "DPO" else random_rows(22)
-    kind = SmallSecondDevice if micro > 2 else None
+    kind = None
+    if micro > 2:
+        kind = SmallSecondDevice if settings.sharding == "None" else sharded(SmallSecondDevice)
     trainer = make_trainer(settings, AutoTokenizer.from_pretrained(base_model), examples, double=True, kind=kind)
     shake(trainer)
     trainer.train()
@@ -67,14 +72,33 @@ def held(weight: Any) -> int:
     return int((weight.to_local() if isinstance(weight, DTensor) else weight).numel())
 
 
-def train_without_sharding(*arguments: Any) -> None:
-    """Do what `train` does with a torch that shards nothing, and end with the failure's code."""
-    fsdp.fully_shard = lambda module, **_: module
+def train_to_a_failure(words: Path, *arguments: Any, torch_shards: bool = True) -> None:
+    """Do what `train` does, keep the failure's message and end with its code.
+
+    Parameters
+    ----------
+    words: file for the message.
+    arguments: those of `train`.
+    torch_shards: whether torch does what it is asked for.
+    """
+    if not torch_shards:
+        fsdp.fully_shard = lambda module, **_: module
     try:
         train(*arguments)
     except FailureError as failure:
-        print(failure.message)
+        words.write_text(failure.message)
         sys.exit(failure.code)
+
+
+def train_until_one_is_late(*arguments: Any) -> None:
+    """Do what `train` does until the second process finds SIGTERM overdue; end well if the step is given up."""
+    asked = itertools.count()
+    interruption.overdue = lambda: parallel.world().rank == 1 and next(asked) == 7
+    try:
+        train(*arguments)
+    except StepGivenUpError:
+        sys.exit(0)
+    sys.exit(1)
 
 
 def launched(arguments: list[str]) -> None:

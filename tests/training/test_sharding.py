@@ -40,17 +40,49 @@ def test_sharded_processes_learn_what_one_learns_alone(method: str, base_model: 
         assert results[0]["tokens"] == alone["tokens"]
 
 
-def test_weights_that_stay_whole_are_refused(base_model: Path, tmp_path: Path) -> None:
+def failed(tmp_path: Path, base_model: Path, *, micro: int, torch_shards: bool) -> list[tuple[int, str]]:
+    """Train in two processes that fail; return their exit codes and messages."""
     changes = {"sharding": "Full", "processes": 2}
+    words = [tmp_path / f"words-{rank}" for rank in range(2)]
     together = [
         PROCESSES.Process(
-            target=ranks.train_without_sharding, args=(tmp_path, base_model, "SFT", ranks.World(rank, 2), 2, changes)
+            target=ranks.train_to_a_failure,
+            args=(words[rank], tmp_path, base_model, "SFT", ranks.World(rank, 2), micro, changes),
+            kwargs={"torch_shards": torch_shards},
         )
         for rank in range(2)
     ]
     for process in together:
         process.start()
-    assert [finish(process) for process in together] == [exits.INVALID_CONFIGURATION] * 2
+    return [(finish(process), path.read_text()) for process, path in zip(together, words, strict=True)]
+
+
+def test_weights_that_stay_whole_are_refused(base_model: Path, tmp_path: Path) -> None:
+    for code, words in failed(tmp_path, base_model, micro=2, torch_shards=False):
+        assert code == exits.INVALID_CONFIGURATION
+        assert "--sharding=Full: 21 of the 21 weights of LlamaForCausalLM stayed whole" in words
+
+
+def test_memory_that_runs_out_in_one_process_ends_all(base_model: Path, tmp_path: Path) -> None:
+    first, second = failed(tmp_path, base_model, micro=3, torch_shards=True)
+    assert second[0] == exits.GPU_OUT_OF_MEMORY
+    assert "3 examples at once do not fit the memory of the GPU of process 1" in second[1]
+    assert "start again with --micro-batch-size=1" in second[1]
+    assert first[0] == exits.LOST_PEERS
+    assert "process 0 of 2 lost the others" in first[1]
+
+
+def test_a_step_that_one_process_gives_up_is_given_up_by_all(base_model: Path, tmp_path: Path) -> None:
+    changes = {"sharding": "Full", "processes": 2}
+    together = [
+        PROCESSES.Process(
+            target=ranks.train_until_one_is_late, args=(tmp_path, base_model, "SFT", ranks.World(rank, 2), 2, changes)
+        )
+        for rank in range(2)
+    ]
+    for process in together:
+        process.start()
+    assert [finish(process) for process in together] == [0, 0]
 
 
 @pytest.fixture
