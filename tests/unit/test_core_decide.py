@@ -9,6 +9,7 @@ import pytest
 
 from finetune.controller.core import decide
 from finetune.controller.core.failures import failure_of
+from finetune.controller.core.manifests import build_job
 from finetune.controller.core.messages import message_of
 from finetune.controller.core.observe import AdapterView, DatasetView, Observation, event_views, job_view, pod_view
 from tests.support import objects as o
@@ -329,6 +330,21 @@ def test_what_a_pending_run_waits_for(
     assert failure(o.run(), seen, 60) is None
     late = failure(o.run(), seen, 400)
     assert (late.reason if late else None) == (reason if expires else None)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text"),
+    [
+        ('persistentvolumeclaim "parents" not found', "BaseModelUnavailable", 'PersistentVolumeClaim "parents"'),
+        ("pod has unbound immediate PersistentVolumeClaims", "Unschedulable", "adapters, base-models, parents"),
+    ],
+)
+def test_the_parents_claim_is_one_of_those_that_a_pod_waits_for(message: str, reason: str, text: str) -> None:
+    run = o.run(**o.PREFERENCE)
+    made = {**o.job(), "spec": build_job(run, o.SETTINGS, o.PARENT)["spec"]}
+    problem = decide.case_of(run, observe(made, unschedulable(message)), o.SETTINGS, o.at(60)).problem
+    assert problem is not None
+    assert (problem.reason, text in problem.message) == (reason, True), problem.message
 
 
 def test_the_time_in_the_queue_is_not_a_wait_for_the_image() -> None:

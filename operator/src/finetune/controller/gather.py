@@ -149,15 +149,15 @@ class Gatherer:
         uids = [job.uid, *([pod.uid] if pod and not pod.finished else [])]  # an ended pod waits for its successor
         found = [event for uid in uids for event in await self._kubernetes.list_events(run.metadata.namespace, uid)]
         if pod is not None and "unbound" in pod.unschedulable:
-            found += await self._claim_events(run)
+            found += await self._claim_events(run, job)
         return event_views(found)
 
-    async def _claim_events(self, run: TrainingRun) -> list[dict[str, Any]]:
-        """Events of the run's claims; each message names its claim."""
+    async def _claim_events(self, run: TrainingRun, job: JobView) -> list[dict[str, Any]]:
+        """Events of the run's claims that have no volume yet; each message names its claim."""
         found = []
-        for name in claim_names(run):
+        for name in claim_names(run, job.parent):
             claim = await self._kubernetes.get_claim(run.metadata.namespace, name)
-            if claim is not None:
+            if claim is not None and (claim.get("status") or {}).get("phase") != "Bound":
                 events = await self._kubernetes.list_events(run.metadata.namespace, claim["metadata"]["uid"])
                 about = f'PersistentVolumeClaim "{name}": '
                 found += [{**event, "message": about + (event.get("message") or "")} for event in events]

@@ -12,6 +12,7 @@ from .names import (
     ACTIVE_SECONDS_ANNOTATION,
     COLLECT_CONTAINER,
     EXPORT_CONTAINER,
+    PARENT_ADAPTER_MOUNT,
     PARENT_NAME_FLAG,
     PARENT_SHA256_FLAG,
     TRAINER_CONTAINER,
@@ -92,6 +93,7 @@ class ParentView:
     version: int
     sha256: str
     claim_name: str = ""
+    """The claim that holds it; empty when it was read from a Job that finds it on the output claim."""
     path: str = ""
     """The adapter's folder, from the root of the claim."""
     base_model: str = ""
@@ -254,7 +256,15 @@ def _parent_in(job_spec: Document) -> ParentView | None:
     name, _, version = flags.get(PARENT_NAME_FLAG, "").rpartition("/")
     if not name or not version.isdecimal():
         return None
-    return ParentView(name=name, version=int(version), sha256=flags.get(PARENT_SHA256_FLAG, ""))
+    claim = _claim_at(PARENT_ADAPTER_MOUNT, pod, trainer)
+    return ParentView(name=name, version=int(version), sha256=flags.get(PARENT_SHA256_FLAG, ""), claim_name=claim)
+
+
+def _claim_at(path: str, pod: Document, container: Document) -> str:
+    """The claim that a container mounts there; empty for none."""
+    volume = next((each["name"] for each in container.get("volumeMounts", ()) if each["mountPath"] == path), None)
+    claims = (each.get("persistentVolumeClaim") for each in pod.get("volumes", ()) if each["name"] == volume)
+    return next((claim["claimName"] for claim in claims if claim), "")
 
 
 def pod_view(pod: Document) -> PodView:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from finetune.api import reasons
 from finetune.api.trainingrun import TrainingRun
 
-from .observe import Observation, PodView
+from .observe import Observation, ParentView, PodView
 from .storage import claim_names
 
 REGISTRY_UNAVAILABLE = "RegistryUnavailable"
@@ -126,7 +126,7 @@ def _container_refused(run: TrainingRun, seen: Observation) -> Problem | None:
     pod = _pending_pod(seen)
     for container in (pod.export, pod.trainer) if pod else ():
         if container.waiting_reason == "CreateContainerConfigError":
-            return _missing_reference(run, container.waiting_message) or Problem(
+            return _missing_reference(run, seen, container.waiting_message) or Problem(
                 reasons.ACCESS_DENIED, container.waiting_message, expires=True
             )
         if container.waiting_reason in ("CreateContainerError", "RunContainerError"):
@@ -142,7 +142,7 @@ def _volume_missing(run: TrainingRun, seen: Observation) -> Problem | None:
         return None
     for event in reversed(seen.events):
         if event.reason in ("FailedMount", "FailedAttachVolume"):
-            return _missing_reference(run, event.message) or Problem(
+            return _missing_reference(run, seen, event.message) or Problem(
                 reasons.UNSCHEDULABLE, event.message, expires=False
             )
     return None
@@ -158,8 +158,8 @@ def _unschedulable(run: TrainingRun, seen: Observation) -> Problem | None:
         refusal = next((event.message for event in reversed(seen.events) if event.reason == PROVISIONING_FAILED), None)
         if refusal is not None:
             return Problem(reasons.UNSCHEDULABLE, refusal, expires="not found" in refusal)
-        message += f" (the run's claims: {', '.join(claim_names(run))})"
-    return _missing_reference(run, message) or Problem(reasons.UNSCHEDULABLE, message, expires=False)
+        message += f" (the run's claims: {', '.join(claim_names(run, _parent_of(seen)))})"
+    return _missing_reference(run, seen, message) or Problem(reasons.UNSCHEDULABLE, message, expires=False)
 
 
 _POLICIES: tuple[Callable[[TrainingRun, Observation], Problem | None], ...] = (
@@ -186,13 +186,17 @@ def _pending_pod(seen: Observation) -> PodView | None:
     return pod if pod is not None and pod.phase == "Pending" else None
 
 
-def _missing_reference(run: TrainingRun, message: str) -> Problem | None:
+def _parent_of(seen: Observation) -> ParentView | None:
+    return seen.job.parent if seen.job else None
+
+
+def _missing_reference(run: TrainingRun, seen: Observation, message: str) -> Problem | None:
     """The problem behind `secret "x" not found` and its like, by what the spec uses the object for."""
     found = _MISSING.search(message)
     if found is None:
         return None
     kind, name = found.group(1), found.group(2)
-    dataset, base = run.spec.dataset, run.spec.base_model
+    dataset, base, parent = run.spec.dataset, run.spec.base_model, _parent_of(seen)
     if kind in ("configmap", None):
         reason = reasons.DATASET_UNAVAILABLE
     elif kind == "secret":
@@ -201,6 +205,8 @@ def _missing_reference(run: TrainingRun, message: str) -> Problem | None:
         reason = reasons.BASE_MODEL_UNAVAILABLE
     elif dataset.volume and dataset.volume.claim_name == name:
         reason = reasons.DATASET_UNAVAILABLE
+    elif parent is not None and parent.claim_name == name:
+        reason = reasons.BASE_MODEL_UNAVAILABLE
     else:
         reason = reasons.UNSCHEDULABLE
     if kind is None and dataset.config_map:

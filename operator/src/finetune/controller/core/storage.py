@@ -30,9 +30,9 @@ def output_claim_name(run: TrainingRun) -> str:
     return run.spec.output.claim_name or names.job_name(run.metadata.name, run.metadata.uid)
 
 
-def claim_names(run: TrainingRun) -> tuple[str, ...]:
-    """The claims that the run's spec leads to, each once."""
-    return tuple(dict.fromkeys(_claims(run, None).values()))
+def claim_names(run: TrainingRun, parent: ParentView | None) -> tuple[str, ...]:
+    """The claims that the run's pod mounts, each once."""
+    return tuple(dict.fromkeys(_claims(run, parent).values()))
 
 
 def parent_directory(run: TrainingRun, parent: ParentView) -> str:
