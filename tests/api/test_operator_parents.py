@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +79,9 @@ async def test_the_version_is_found_once_even_when_a_newer_one_comes_before_the_
     await eventually("the second Job", lambda: world.job_of("two"))
     world.start_pod("two")
     await world.phase("Training", "two")
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}}
-    world.kubectl.apply({**quota, "spec": {"hard": {"count/jobs.batch": "0"}}})
-    world.kubectl("patch", "resourcequota", "q", "--subresource=status", "--type=merge", f"--patch={QUOTA_STATUS}")
+    refuse_jobs(world)
     world.apply("preferred", **PREFERENCE)
-    waiting = await eventually(
-        "the pinned parent", lambda: (r := world.run("preferred")) and r.get("status", {}).get("parentAdapter") and r
-    )
+    waiting = await eventually("the pinned parent", lambda: pinned(world))
     assert waiting["status"]["parentAdapter"]["version"] == 1
     assert world.job_of("preferred") is None
     world.finish_pod("two")
@@ -97,6 +95,35 @@ async def test_the_version_is_found_once_even_when_a_newer_one_comes_before_the_
 
 QUOTA_STATUS = '{"status": {"hard": {"count/jobs.batch": "0"}, "used": {"count/jobs.batch": "2"}}}'
 """What the quota controller, which is not there, would write."""
+
+
+def refuse_jobs(world: World) -> None:
+    """A quota that keeps every further Job away."""
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}}
+    world.kubectl.apply({**quota, "spec": {"hard": {"count/jobs.batch": "0"}}})
+    world.kubectl("patch", "resourcequota", "q", "--subresource=status", "--type=merge", f"--patch={QUOTA_STATUS}")
+
+
+def pinned(world: World) -> dict[str, Any] | None:
+    """The run once its parent is in its status."""
+    run = world.run("preferred")
+    return run if run and run.get("status", {}).get("parentAdapter") else None
+
+
+async def test_another_adapter_in_the_place_of_the_recorded_one_is_not_trained_on(world: World, tmp_path: Path) -> None:
+    """As after a registry was restored from an old backup, and the number was given to another run's adapter."""
+    await succeeded(world, "support")
+    refuse_jobs(world)
+    world.apply("preferred", **PREFERENCE)
+    await eventually("the pinned parent", lambda: pinned(world))
+    with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as database, database:
+        database.execute("UPDATE adapter_versions SET sha256 = ?", ("0" * 64,))
+    world.kubectl("delete", "resourcequota", "q")
+    failed = await world.phase("Failed", "preferred")
+    assert failed["status"]["failure"]["reason"] == "BaseModelUnavailable"
+    assert f"SHA-256 was {DIGEST}, and now is {'0' * 64}" in failed["status"]["failure"]["message"]
+    assert failed["status"]["parentAdapter"]["sha256"] == DIGEST
+    assert world.job_of("preferred") is None
 
 
 async def test_parents_that_cannot_be_trained_on_are_named(world: World) -> None:

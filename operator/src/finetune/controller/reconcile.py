@@ -203,7 +203,7 @@ class Reconciler:
         return await self._with_parent(run, seen, recorded.parent_adapter)
 
     async def _with_parent(self, run: TrainingRun, seen: Observation, adapter: ParentAdapter) -> Observation:
-        """The parent adapter, and whether the claim that holds it still exists."""
+        """The parent adapter, if it still is the recorded one and the claim that holds it exists."""
         parent = parent_view(
             name=adapter.name,
             version=adapter.version,
@@ -211,6 +211,13 @@ class Reconciler:
             uri=adapter.uri,
             base_model=adapter.base_model.name,
         )
+        known = run.status.parent_adapter
+        if known is not None and known.sha256 != parent.sha256:
+            changed = (
+                f"adapter {parent.name} version {parent.version} is not the one that was recorded for the run: its "
+                f"SHA-256 was {known.sha256}, and now is {parent.sha256}"
+            )
+            return dataclasses.replace(seen, parent_missing=changed)  # the status keeps what was recorded
         missing = ""
         if await self._kubernetes.get_claim(run.metadata.namespace, parent.claim_name) is None:
             missing = (
