@@ -197,3 +197,10 @@ def test_a_server_that_is_not_there(server: S3) -> None:
     found = ObjectStoreSource("s3://data/a.jsonl", "http://127.0.0.1:9", server.environment)
     with pytest.raises(SourceInterruptedError, match=r"cannot read s3://data/a\.jsonl from http://127\.0\.0\.1:9"):
         found.description()
+
+
+def test_a_newline_after_a_key_is_not_part_of_it(server: S3, bucket: str) -> None:
+    """Secrets that are made of files end with one."""
+    server.put(bucket, "rows.jsonl", lines("a"))
+    environment = {name: f"{value}\n" for name, value in server.environment.items()}
+    assert rows(source(server, f"s3://{bucket}/rows.jsonl", environment)) == [("", 1, "a")]

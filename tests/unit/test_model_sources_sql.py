@@ -82,6 +82,13 @@ def test_rows_are_numbered_as_the_query_gives_them(any_url: str) -> None:
     assert (source.name, source.version) == ("query result", None)
 
 
+def test_a_newline_after_the_url_is_not_part_of_it(any_url: str) -> None:
+    """Secrets that are made of files end with one."""
+    source = SqlSource(f"{any_url}\n", "select count(*) as prompt from pairs")
+    assert [record.value for record in source.records()] == [{"prompt": 300}]
+    assert source.request() == SqlSource(any_url, source.query).request()
+
+
 def test_percent_signs_and_colons_mean_nothing(any_url: str) -> None:
     (record,) = SqlSource(any_url, "select '50% :a %s %(b)s' as prompt").records()
     assert record.value == {"prompt": "50% :a %s %(b)s"}

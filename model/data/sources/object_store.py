@@ -178,12 +178,11 @@ class ObjectStoreSource:
             if scheme not in ("http", "https") or not host or "@" in host:
                 raise invalid_spec("--endpoint must be http://<host> or https://<host>, without credentials")
             options.update(scheme=scheme, endpoint_override=host)
-        if variables.get("AWS_ACCESS_KEY_ID"):
-            options.update(
-                access_key=variables["AWS_ACCESS_KEY_ID"],
-                secret_key=variables.get("AWS_SECRET_ACCESS_KEY", ""),
-                session_token=variables.get("AWS_SESSION_TOKEN") or None,
-            )
+        # A Secret made of a file ends with a newline.
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        access, secret, session = (variables.get(name, "").strip() for name in names)
+        if access:
+            options.update(access_key=access, secret_key=secret, session_token=session or None)
         elif not any(variables.get(name) for name in _CREDENTIAL_CHAIN):
             options["anonymous"] = True
         return S3FileSystem(**options)

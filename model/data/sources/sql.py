@@ -85,7 +85,7 @@ class SqlSource:
         from sqlalchemy.exc import ArgumentError
 
         try:
-            url = make_url(self.url)
+            url = make_url(self.url.strip())  # a Secret made of a file ends with a newline
             backend = url.get_backend_name()
         except (ArgumentError, ValueError):  # their text may hold the password
             raise invalid_spec(
