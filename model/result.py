@@ -73,8 +73,7 @@ def result_document(training_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def decimal(value: float) -> str:
     """Return a number as the decimal string that JSON documents carry, six significant digits or more."""
-    text = f"{value:.6f}".rstrip("0").rstrip(".")
-    return text if abs(value) >= 1e-3 or value == 0 else f"{value:.6e}"
+    return f"{value:.6f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.6g}"
 
 
 def as_failure(error: BaseException) -> FailureError:

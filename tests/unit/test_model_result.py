@@ -64,7 +64,16 @@ def test_last_words_that_cannot_be_written_do_not_end_the_process(
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1.8342, "1.8342"), (2.0, "2"), (0.0, "0"), (100, "100"), (0.0002, "2.000000e-04"), (402.1, "402.1")],
+    [
+        (1.8342, "1.8342"),
+        (2.0, "2"),
+        (0.0, "0"),
+        (100, "100"),
+        (0.0002, "0.0002"),
+        (0.00123456, "0.00123456"),
+        (1.5e-7, "1.5e-07"),
+        (402.1, "402.1"),
+    ],
 )
 def test_numbers_are_decimal_strings(value: float, text: str) -> None:
     assert result.decimal(value) == text
