@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
+from model.training import process
 
 if TYPE_CHECKING:
     from model.training.trainer import TrainerParts
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def common_arguments(parts: TrainerParts) -> dict[str, Any]:
     """Return the arguments that SFTConfig and DPOConfig share."""
     settings = parts.settings
-    cuda = settings.gpus > 0 and torch.cuda.is_available()
+    cuda = process.uses_cuda(settings.gpus)
     checkpointing = settings.gradient_checkpointing == "Enabled" or (settings.gradient_checkpointing == "Auto" and cuda)
     return {
         "output_dir": str(settings.run_directory / "checkpoints"),

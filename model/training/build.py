@@ -83,20 +83,13 @@ def check_devices(settings: TrainSettings) -> None:
         raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", "; ".join(problems))
 
 
-def uses_cuda(settings: TrainSettings) -> bool:
-    """Whether the run trains on GPUs."""
-    import torch
-
-    return settings.gpus > 0 and torch.cuda.is_available()
-
-
 def choose_precision(settings: TrainSettings) -> str:
     """Return BFloat16 or Float32: what was asked for, or what the device is good at."""
     import torch
 
     if settings.precision != "Auto":
         return settings.precision
-    if settings.gpus > 0 and torch.cuda.is_available():
+    if process.uses_cuda(settings.gpus):
         return "BFloat16" if torch.cuda.is_bf16_supported() else "Float32"
     return "BFloat16" if process.cpu_has_bfloat16() else "Float32"
 
@@ -184,7 +177,7 @@ def build_trainer(
     skipped: list[tuple[str, str]] = []
     checkpoint = store.newest(lambda name, reason: skipped.append((name, reason)))
     state = checkpoint.state if checkpoint else RunState()
-    cuda = settings.gpus > 0 and torch.cuda.is_available()
+    cuda = process.uses_cuda(settings.gpus)
     # How a step is cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise.
     share = math.ceil(settings.batch_size / parallel.world().size)
     free = not (settings.micro_batch_size or state.micro_batch_size)

@@ -43,7 +43,6 @@ def main(arguments: Sequence[str]) -> int:
 def probe(settings: TrainSettings) -> dict[str, Any]:
     """Return what the two steps cost, and what the whole dataset amounts to."""
     output = process.prepare()
-    import torch
 
     from model.training import adapters, basemodel
     from model.training.batches import choose_micro_batch_size
@@ -59,7 +58,7 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     micro_batch_size = settings.micro_batch_size or choose_micro_batch_size(
         settings.batch_size,
         data.longest_sequence * len(data.sequences),
-        cuda=settings.gpus > 0 and torch.cuda.is_available(),
+        cuda=process.uses_cuda(settings.gpus),
     )
     small = settings.model_copy(
         update={

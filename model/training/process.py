@@ -54,6 +54,14 @@ def usable_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, cpus)
 
 
+def uses_cuda(gpus: int) -> bool:
+    """Whether a run that asked for so many GPUs trains on them."""
+    import torch
+
+    usable: bool = torch.cuda.is_available()
+    return gpus > 0 and usable
+
+
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the CPU multiplies bfloat16 itself; one that does not is fifty times slower with it than with float32."""
     for line in cpuinfo.read_text().splitlines():

@@ -87,7 +87,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
         basemodel.read_ahead(base_directory)
     manifest = build.read_manifest(directory)
     build.check_devices(settings)
-    parallel.connect(cuda=build.uses_cuda(settings))
+    parallel.connect(cuda=process.uses_cuda(settings.gpus))
     if settings.gpus == 0:
         basemodel.leave_out_bitsandbytes()
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)

@@ -211,7 +211,7 @@ def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Find
         os.environ.setdefault(name, value)
     from model.training import basemodel, build
 
-    if settings.gpus and not settings.pretended_gpus and not build.uses_cuda(settings):
+    if settings.gpus and not settings.pretended_gpus and not process.uses_cuda(settings.gpus):
         found.warnings.append(
             f"this machine has no usable GPU: here a run with --gpus={settings.gpus} would be refused"
         )

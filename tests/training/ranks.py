@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
@@ -19,6 +20,17 @@ from model.training.sft import SupervisedTrainer
 from model.training.sharding import sharded
 from model.training.trainer import StepGivenUpError
 from tests.training.trainers import events, make_settings, make_trainer, random_pairs, random_rows, shake, weights
+
+
+def assert_same(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    """Each process has what one process alone has, up to the order of sums; the first one tells the losses."""
+    for result in results:
+        assert result["weights"].keys() == alone["weights"].keys()
+        for name, weight in alone["weights"].items():
+            assert float((result["weights"][name] - weight).abs().max()) < 1e-9
+        assert result["evaluation"] == pytest.approx(alone["evaluation"], abs=1e-9)
+    assert results[0]["losses"] == pytest.approx(alone["losses"], abs=1e-9)
+    assert results[0]["tokens"] == alone["tokens"]
 
 
 class SmallSecondDevice(SupervisedTrainer):

@@ -50,13 +50,7 @@ def test_processes_learn_together_what_one_learns_alone(method: str, base_model:
     (alone,) = trained(tmp_path, base_model, method, 1)
     for size in (2, 3):
         results = trained(tmp_path, base_model, method, size)
-        for result in results:
-            assert result["weights"].keys() == alone["weights"].keys()
-            for name, weight in alone["weights"].items():
-                assert float((result["weights"][name] - weight).abs().max()) < 1e-9
-            assert result["evaluation"] == pytest.approx(alone["evaluation"], abs=1e-9)
-        assert results[0]["losses"] == pytest.approx(alone["losses"], abs=1e-9)
-        assert results[0]["tokens"] == alone["tokens"]
+        ranks.assert_same(results, alone)
 
 
 def test_memory_that_runs_out_in_one_process_changes_nothing(base_model: Path, tmp_path: Path) -> None:
