@@ -25,7 +25,6 @@ from benchmarks.rows import BATCH_ROWS, LEARNING_RATE, SEED, Task, batches, coun
 RANK, ALPHA = 16, 32
 BETA = 0.1
 IGNORED = -100
-WARMUP_SHARE = 0.03
 
 
 def say(**fields: Any) -> None:
@@ -96,7 +95,7 @@ def train_bare(task: Task, steps: int) -> None:
     """Train in a plain loop."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+    from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
     from model.training import adapter_layers
 
@@ -110,7 +109,7 @@ def train_bare(task: Task, steps: int) -> None:
     model.train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE[task.method], weight_decay=0.0, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(steps * WARMUP_SHARE), steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
     loss_of = supervised_loss if task.method == "SFT" else preference_loss
     for step, batch in enumerate(repeated(batches(task), steps), 1):
         loss = loss_of(model, batch)

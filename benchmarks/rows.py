@@ -48,6 +48,8 @@ class Task:
             f"--base-model={self.base_model}",
             f"--batch-size={BATCH_ROWS[self.method]}",
             f"--learning-rate={LEARNING_RATE[self.method]}",
+            "--schedule=Linear",  # as TRL's default, so that all learn alike
+            "--warmup-percent=0",
             f"--max-steps={steps}",
             f"--checkpoint-steps={checkpoint_steps}",
             f"--lora-dropout-percent={self.dropout_percent}",
