@@ -97,7 +97,7 @@ def train_bare(task: Task, steps: int) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-    from model.training import adapter_layers
+    from model.training.weights import adapter_layers
 
     torch.manual_seed(SEED)
     dtype = torch.bfloat16 if has_bfloat16() else torch.float32
@@ -185,7 +185,7 @@ def repeated(given: list[list[Any]], steps: int) -> Iterator[list[Any]]:
 
 def has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself, by the trainer's own rule."""
-    from model.training.process import cpu_has_bfloat16
+    from model.training.processes.process import cpu_has_bfloat16
 
     return cpu_has_bfloat16()
 

@@ -96,9 +96,10 @@ def batches(task: Task) -> list[list[dict[str, Any]]]:
     A row is `{"input_ids": [...], "labels": [...]}`; a pair `{"prompt_ids", "chosen_ids", "rejected_ids"}`.
     """
     from model.files import RunDirectory
-    from model.training import basemodel, build
-    from model.training.batches import LengthGroupedBatches
+    from model.training import build
     from model.training.config import TrainSettings
+    from model.training.loop.batches import LengthGroupedBatches
+    from model.training.weights import basemodel
 
     values = {flag[2:].partition("=")[0].replace("-", "_"): flag.partition("=")[2] for flag in task.flags(steps=1)}
     settings = TrainSettings.model_validate(values).resolved()

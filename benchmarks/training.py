@@ -169,7 +169,7 @@ def allocator_settings() -> dict[str, str]:
 
 def about_this_machine() -> dict[str, Any]:
     """Return what the figures depend on."""
-    from model.training.process import cpu_has_bfloat16
+    from model.training.processes.process import cpu_has_bfloat16
 
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     packages = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")

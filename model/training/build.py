@@ -10,12 +10,13 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory
-from model.training import adapters, basemodel, parallel, process
-from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.config import TrainSettings
-from model.training.progress import PeerLog, ProgressLog, StatusPoster
-from model.training.report import token_report
-from model.training.rows import DigestedLines, PreferenceRows, RowEncoder, TokenRows
+from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
+from model.training.output.progress import PeerLog, ProgressLog, StatusPoster
+from model.training.processes import parallel, process
+from model.training.rows.report import token_report
+from model.training.rows.tokens import DigestedLines, PreferenceRows, RowEncoder, TokenRows
+from model.training.weights import adapters, basemodel
 
 MANIFEST_KEYS = ("version", "bytes", "sha256")
 PREFERENCE_SHAPES = ("preference", "preference-messages")
@@ -166,8 +167,9 @@ def build_trainer(
     """Return the trainer, and the checkpoint that it goes on from."""
     import torch
 
-    from model.training.batches import Collator, LengthGroupedBatches, choose_micro_batch_size
-    from model.training.trainer import TrainerParts
+    from model.training.loop.batches import Collator, LengthGroupedBatches
+    from model.training.loop.footprint import choose_micro_batch_size
+    from model.training.loop.trainer import TrainerParts
 
     lengths = data.rows.lengths
     total_steps = settings.max_steps or (settings.epochs or 1) * math.ceil(len(lengths) / settings.batch_size)
@@ -238,24 +240,24 @@ def trainer_class(settings: TrainSettings) -> Any:
     """Return the class of the method's trainer."""
     kind: Any
     if settings.method == "DPO":
-        from model.training.dpo import PreferenceTrainer
+        from model.training.loop.dpo import PreferenceTrainer
 
         kind = PreferenceTrainer
     else:
-        from model.training.sft import SupervisedTrainer
+        from model.training.loop.sft import SupervisedTrainer
 
         kind = SupervisedTrainer
     if settings.sharding == "None":
         return kind
-    from model.training.sharding import sharded
+    from model.training.loop.sharding import sharded
 
     return sharded(kind)
 
 
 def fit_memory(trainer: Any, data: Data) -> str | None:
     """Lower the micro-batch on a CPU until it fits the container's memory; return a warning when nothing fits."""
-    from model.training.memory import host_memory
-    from model.training.plan import LOGITS_BYTES, activation_bytes_per_token
+    from model.training.loop.footprint import LOGITS_BYTES, activation_bytes_per_token
+    from model.training.loop.memory import host_memory
 
     settings: TrainSettings = trainer.parts.settings
     config = trainer.model.config.get_text_config().to_dict()
@@ -284,7 +286,7 @@ def choose_packing(trainer: Any, *, cuda: bool) -> None:
     FailureError
         When it was asked for, and the model mixes joined rows up.
     """
-    from model.training.batches import mixes_joined_rows
+    from model.training.loop.batches import mixes_joined_rows
 
     wanted = trainer.parts.settings.packing
     attention = str(getattr(trainer.model.config.get_text_config(), "_attn_implementation", None))

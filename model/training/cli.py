@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from model.training import interruption
+from model.training.processes import interruption
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:
@@ -33,8 +33,10 @@ from model import exits, flags
 from model.exits import FailureError
 from model.files import RunDirectory
 from model.result import as_failure, failure_document, result_document, write_termination_message
-from model.training import launch, local, parallel, process, terminal
+from model.training import launch, local
 from model.training.local import PlanCommand, TrainCommand
+from model.training.output import terminal
+from model.training.processes import parallel, process
 
 PROGRAM = terminal.PROGRAM
 STOPPED = 128 + signal.SIGINT
@@ -125,7 +127,7 @@ def train(arguments: Sequence[str]) -> None:
             "--run-directory and --run-uid, or let this command start them (--gpus, --processes)",
         )
     if command.plot is not None:
-        from model.training.plot import check_picture
+        from model.training.output.plot import check_picture
 
         check_picture(command.plot)
     place = local.find_place(command)
@@ -157,7 +159,7 @@ def validate(arguments: Sequence[str]) -> None:
     if command.print_config:
         _print_config(command)
         return
-    from model.training.validate import check
+    from model.training.commands.validate import check
 
     found = check(command, tokens=command.tokens)
     _show(found.document(), found.text)
@@ -171,7 +173,7 @@ def plan(arguments: Sequence[str]) -> None:
     if command.print_config:
         _print_config(command)
         return
-    from model.training.plan import make_plan
+    from model.training.commands.plan import make_plan
 
     made = make_plan(command, probe=not command.no_probe)
     _show(made.document(), made.text)
@@ -181,7 +183,7 @@ def merge(arguments: Sequence[str]) -> None:
     """Make a plain model of base and adapter, checked against the two."""
     settings = flags.parse(MergeSettings, arguments)
     output = process.prepare()
-    from model.training.merge import merge as merge_adapter
+    from model.training.commands.merge import merge as merge_adapter
 
     merged = merge_adapter(settings.adapter, settings.base_model, settings.output, settings.precision)
     _show(merged.document(), merged.text, output)
@@ -190,7 +192,7 @@ def merge(arguments: Sequence[str]) -> None:
 def verify(arguments: Sequence[str]) -> None:
     """Check a finished run or an adapter: digests, shapes, numbers, vLLM."""
     settings = flags.parse(VerifySettings, arguments)
-    from model.training.verify import verify as verify_adapter
+    from model.training.commands.verify import verify as verify_adapter
 
     findings = verify_adapter(settings.directory, settings.base_model)
     _show(findings.document(), findings.text)
@@ -210,7 +212,7 @@ def chat(arguments: Sequence[str]) -> None:
             "chat needs --prompt or --prompts-file where it cannot ask; --prompts-file=/dev/stdin reads its input",
         )
     output = process.prepare()
-    from model.training.chat import Pair, answer, converse, side_by_side
+    from model.training.commands.chat import Pair, answer, converse, side_by_side
 
     pair = Pair(settings.base_model, settings.adapter, max_new_tokens=settings.max_new_tokens, system=settings.system)
     if talks:
@@ -229,7 +231,7 @@ def plot(arguments: Sequence[str]) -> None:
     if settings.plot is not None:
         print(_picture(settings.run_directory, settings.plot))
         return
-    from model.training.plot import draw, read_losses
+    from model.training.output.plot import draw, read_losses
 
     print(draw(read_losses(RunDirectory(settings.run_directory).metrics), width=terminal.width()))
 
@@ -336,7 +338,7 @@ def _print_config(command: TrainCommand) -> None:
 
 
 def _picture(directory: Path, path: Path) -> Path:
-    from model.training.plot import check_picture, read_losses, write_picture
+    from model.training.output.plot import check_picture, read_losses, write_picture
 
     target = directory / path if path == Path("loss.png") else path
     check_picture(target)

@@ -24,9 +24,9 @@ from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory, write_json
 from model.result import write_termination_message
-from model.training import interruption, parallel, process
-from model.training.checkpoint import CheckpointStore
 from model.training.config import TrainSettings
+from model.training.loop.checkpoint import CheckpointStore
+from model.training.processes import interruption, parallel, process
 
 PEERS_SECONDS = 10.0
 """How long the others may take to end by themselves when one has failed."""

@@ -13,10 +13,12 @@ from model.exits import FailureError
 from model.files import RunDirectory, write_json
 from model.registry import RegistryRefusedError, RegistryUnavailableError, retry
 from model.result import as_failure, decimal, result_document, write_termination_message
-from model.training import adapters, basemodel, build, interruption, parallel, process
-from model.training.checkpoint import Checkpoint, CheckpointStore, RunState
+from model.training import build
 from model.training.config import TrainSettings
-from model.training.progress import PeerLog, ProgressLog
+from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
+from model.training.output.progress import PeerLog, ProgressLog
+from model.training.processes import interruption, parallel, process
+from model.training.weights import adapters, basemodel
 
 EVALUATION_WORDS = {"evaluationLoss": "loss", "baseEvaluationLoss": "baseLoss"}
 """What a progress line calls the results' losses."""
@@ -143,8 +145,8 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_fro
 
     The others take part in the evaluation and return nothing.
     """
+    from model.training.loop.trainer import check_finite
     from model.training.result import build_document, model_card, save_adapter, serving_warnings
-    from model.training.trainer import check_finite
 
     settings: TrainSettings = trainer.parts.settings
     state: RunState = trainer.run_state

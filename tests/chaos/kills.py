@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from model import exits
-from model.training import cli, interruption
+from model.training import cli
+from model.training.processes import interruption
 from tests.training.conftest import make_rows
 from tests.training.harness import DEADLINE_SECONDS, PROCESSES, TERMINATION_LOG, Run
 
@@ -134,7 +135,7 @@ class Uninterrupted:
         if self._import_seconds is None:
             began = time.monotonic()
             subprocess.run(
-                [sys.executable, "-c", "import model.training.run, model.training.sft, model.training.dpo"],
+                [sys.executable, "-c", "import model.training.run, model.training.loop.sft, model.training.loop.dpo"],
                 check=True,
                 env=environment(),
             )

@@ -7,9 +7,10 @@ import os
 import signal
 from typing import Any
 
-from model.training import cli, interruption, result, run
-from model.training.sft import SupervisedTrainer
-from model.training.trainer import TrainingLoop
+from model.training import cli, result, run
+from model.training.loop.sft import SupervisedTrainer
+from model.training.loop.trainer import TrainingLoop
+from model.training.processes import interruption
 
 POINTS: dict[str, tuple[Any, str]] = {
     "micro-batch": (SupervisedTrainer, "compute_loss"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 
-from model.training import dpo, run, sft
+from model.training import run
+from model.training.loop import dpo, sft
 
 __all__ = ["dpo", "run", "sft"]
 

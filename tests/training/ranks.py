@@ -14,11 +14,12 @@ from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 
 from model.exits import FailureError
-from model.training import cli, interruption, parallel
-from model.training.parallel import World
-from model.training.sft import SupervisedTrainer
-from model.training.sharding import sharded
-from model.training.trainer import StepGivenUpError
+from model.training import cli
+from model.training.loop.sft import SupervisedTrainer
+from model.training.loop.sharding import sharded
+from model.training.loop.trainer import StepGivenUpError
+from model.training.processes import interruption, parallel
+from model.training.processes.parallel import World
 from tests.training.trainers import events, make_settings, make_trainer, random_pairs, random_rows, shake, weights
 
 

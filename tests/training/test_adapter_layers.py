@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 
-from model.training import adapter_layers
-from model.training.adapter_layers import FusedLinear
+from model.training.weights import adapter_layers
+from model.training.weights.adapter_layers import FusedLinear
 
 
 class Layer(torch.nn.Module):

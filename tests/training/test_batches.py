@@ -9,16 +9,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from model.training.batches import (  # noqa: E402 - torch first, or there is nothing to import
+from model.training.loop.batches import (  # noqa: E402 - torch first, or there is nothing to import
     Collator,
     LengthGroupedBatches,
     PairCollator,
-    choose_micro_batch_size,
     count_rows,
     split,
 )
-from model.training.rows import IGNORED  # noqa: E402 - as above
-from model.training.scoring import learned_counts  # noqa: E402 - as above
+from model.training.loop.footprint import choose_micro_batch_size  # noqa: E402 - as above
+from model.training.loop.scoring import learned_counts  # noqa: E402 - as above
+from model.training.rows.tokens import IGNORED  # noqa: E402 - as above
 
 END = 2
 LENGTHS = random.Random(1).choices(range(5, 90), k=100)

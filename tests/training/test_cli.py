@@ -22,8 +22,9 @@ import pytest
 import torch
 
 from model import exits
-from model.training import cli, plot
-from model.training.plot import Losses
+from model.training import cli
+from model.training.output import plot
+from model.training.output.plot import Losses
 from tests.training.conftest import make_rows
 
 REPOSITORY = Path(__file__).parents[2]

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402 - as 
 from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import combined_digest, digest_directory  # noqa: E402 - as above
-from model.training import dpo, generators  # noqa: E402 - as above
-from model.training.adapters import Reference  # noqa: E402 - as above
-from model.training.dpo import PreferenceTrainer  # noqa: E402 - as above
-from model.training.scoring import sequence_logps  # noqa: E402 - as above
+from model.training.loop import dpo, generators  # noqa: E402 - as above
+from model.training.loop.dpo import PreferenceTrainer  # noqa: E402 - as above
+from model.training.loop.scoring import sequence_logps  # noqa: E402 - as above
+from model.training.weights.adapters import Reference  # noqa: E402 - as above
 from tests.training.harness import BASE_MODEL_NAME, Run  # noqa: E402 - as above
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,

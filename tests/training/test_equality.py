@@ -15,9 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402 - torch fir
 from torch.nn.functional import log_softmax, logsigmoid  # noqa: E402 - as above
 from transformers import AutoModelForCausalLM, TrainerCallback  # noqa: E402 - as above
 
-from model.training import dpo  # noqa: E402 - as above
-from model.training.adapters import Reference  # noqa: E402 - as above
-from model.training.rows import IGNORED  # noqa: E402 - as above
+from model.training.loop import dpo  # noqa: E402 - as above
+from model.training.rows.tokens import IGNORED  # noqa: E402 - as above
+from model.training.weights.adapters import Reference  # noqa: E402 - as above
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,
     events,

@@ -11,10 +11,11 @@ import torch
 
 from model import exits
 from model.exits import FailureError
-from model.training import build, memory
-from model.training.memory import HostMemory, container_limit, find_rows, free_bytes
-from model.training.sft import SupervisedTrainer
-from model.training.trainer import TrainingLoop
+from model.training import build
+from model.training.loop import memory
+from model.training.loop.memory import HostMemory, container_limit, find_rows, free_bytes
+from model.training.loop.sft import SupervisedTrainer
+from model.training.loop.trainer import TrainingLoop
 from tests.training.harness import Run
 from tests.training.trainers import difference, events, make_settings, make_trainer, random_rows, weights
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from model.exits import FailureError
-from model.training.chat import Pair
-from model.training.merge import merge
+from model.training.commands.chat import Pair
+from model.training.commands.merge import merge
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_merge_that_changes_the_answers_is_not_kept(
     base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora = adapter(base_model, tmp_path / "adapter", "q_proj")
-    monkeypatch.setattr("model.training.merge.TOLERANCE", {"float32": -1.0})
+    monkeypatch.setattr("model.training.commands.merge.TOLERANCE", {"float32": -1.0})
     with pytest.raises(FailureError, match="nothing was written"):
         merge(lora, str(base_model), tmp_path / "merged", "Auto")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}

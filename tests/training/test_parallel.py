@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from model import exits
-from model.training import cli, launch, parallel
-from model.training.batches import LengthGroupedBatches
-from model.training.parallel import World
+from model.training import cli, launch
+from model.training.loop.batches import LengthGroupedBatches
+from model.training.processes import parallel
+from model.training.processes.parallel import World
 from tests.training import harness, ranks
 from tests.training.conftest import make_rows
 from tests.training.harness import PROCESSES, Run, finish, wait_for

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402 - as above
 from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import combined_digest, digest_directory  # noqa: E402 - as above
-from model.training import adapters, basemodel  # noqa: E402 - as above
+from model.training.weights import adapters, basemodel  # noqa: E402 - as above
 from tests.training.trainers import make_settings, make_trainer, random_pairs, random_rows, weights  # noqa: E402 - as above
 
 WEIGHTS = "adapter_model.safetensors"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from model.training.weights import read_header
+from model.training.weights.files import read_header
 
 SHAPES: dict[str, dict[str, int]] = {
     "deep": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "vocab_size": 512},

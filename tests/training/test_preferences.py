@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from model.exits import FailureError
-from model.training.encoding import Encoded
-from model.training.preferences import Answer, Pair
-from model.training.rendering import Place
-from model.training.report import render_mask
-from model.training.rows import IGNORED, PreferenceRows, RowEncoder
+from model.training.rows.encoding import Encoded
+from model.training.rows.preferences import Answer, Pair
+from model.training.rows.rendering import Place
+from model.training.rows.report import render_mask
+from model.training.rows.tokens import IGNORED, PreferenceRows, RowEncoder
 from tests.training.chat_templates import STYLES, make_tokenizer
 
 PAIR = {"prompt": "Hi.", "chosen": "Yes?", "rejected": "No."}

@@ -17,8 +17,8 @@ from safetensors.torch import load_file  # noqa: E402 - as above
 from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import RunDirectory  # noqa: E402 - as above
-from model.training import basemodel  # noqa: E402 - as above
 from model.training.result import save_adapter  # noqa: E402 - as above
+from model.training.weights import basemodel  # noqa: E402 - as above
 from tests.training.harness import Run  # noqa: E402 - as above
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,

@@ -12,8 +12,8 @@ import pytest
 
 from model.files import RunDirectory
 from model.training.config import TrainSettings
-from model.training.report import TokenReport, percentile, render_mask, token_report
-from model.training.rows import IGNORED, PreferenceRows, RowEncoder, TokenRows
+from model.training.rows.report import TokenReport, percentile, render_mask, token_report
+from model.training.rows.tokens import IGNORED, PreferenceRows, RowEncoder, TokenRows
 from tests.training.chat_templates import make_tokenizer
 
 CHATML = make_tokenizer("chatml")
@@ -172,8 +172,8 @@ def test_rows_are_measured_without_torch(tmp_path: Path) -> None:
 import sys
 from transformers import PreTrainedTokenizerFast
 from model.training.config import TrainSettings
-from model.training.report import token_report
-from model.training.rows import RowEncoder, TokenRows
+from model.training.rows.report import token_report
+from model.training.rows.tokens import RowEncoder, TokenRows
 
 tokenizer = PreTrainedTokenizerFast.from_pretrained({str(tmp_path)!r})
 rows = RowEncoder(tokenizer, max_length=60, too_long="Fail").encode(

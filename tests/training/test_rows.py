@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model.exits import FailureError
-from model.training.rows import IGNORED, DigestedLines, RowEncoder, TokenRows
+from model.training.rows.tokens import IGNORED, DigestedLines, RowEncoder, TokenRows
 
 SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n"
 

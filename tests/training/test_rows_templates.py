@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from model.exits import FailureError
-from model.training.report import render_mask
-from model.training.rows import IGNORED, RowEncoder, TokenRows
+from model.training.rows.report import render_mask
+from model.training.rows.tokens import IGNORED, RowEncoder, TokenRows
 from tests.training.chat_templates import STYLES, make_tokenizer
 
 SINGLE = {"prompt": "Hi.", "completion": "Yes?"}

@@ -75,7 +75,7 @@ def test_the_adapter_works_with_plain_peft_and_has_the_reported_loss(reference: 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from model.training.rows import IGNORED, RowEncoder
+    from model.training.rows.tokens import IGNORED, RowEncoder
 
     directory = reference.directory / "adapter"
     dtype = {"BFloat16": torch.bfloat16, "Float32": torch.float32}[reference.events("start")[0]["precision"]]

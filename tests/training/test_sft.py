@@ -17,15 +17,16 @@ torch = pytest.importorskip("torch")
 from model import exits  # noqa: E402 - torch first, or there is nothing to import
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import RunDirectory  # noqa: E402 - as above
-from model.training import basemodel, interruption  # noqa: E402 - as above
-from model.training.batches import Collator, LengthGroupedBatches  # noqa: E402 - as above
-from model.training.checkpoint import CheckpointStore, RunState  # noqa: E402 - as above
 from model.training.config import TrainSettings  # noqa: E402 - as above
-from model.training.progress import ProgressLog  # noqa: E402 - as above
+from model.training.loop.batches import Collator, LengthGroupedBatches  # noqa: E402 - as above
+from model.training.loop.checkpoint import CheckpointStore, RunState  # noqa: E402 - as above
+from model.training.loop.sft import SupervisedTrainer  # noqa: E402 - as above
+from model.training.loop.trainer import TrainerParts  # noqa: E402 - as above
+from model.training.output.progress import ProgressLog  # noqa: E402 - as above
+from model.training.processes import interruption  # noqa: E402 - as above
 from model.training.result import save_adapter  # noqa: E402 - as above
-from model.training.rows import IGNORED, RowEncoder, TokenRows  # noqa: E402 - as above
-from model.training.sft import SupervisedTrainer  # noqa: E402 - as above
-from model.training.trainer import TrainerParts  # noqa: E402 - as above
+from model.training.rows.tokens import IGNORED, RowEncoder, TokenRows  # noqa: E402 - as above
+from model.training.weights import basemodel  # noqa: E402 - as above
 
 Build = Callable[..., SupervisedTrainer]
 

@@ -11,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from model.training import interruption, memory  # noqa: E402 - torch first, or there is nothing to import
+from model.training.loop import memory  # noqa: E402 - torch first, or there is nothing to import
+from model.training.processes import interruption  # noqa: E402 - torch first, or there is nothing to import
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,
     events,

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from model.training import adapters, basemodel, build, parallel
-from model.training.batches import Collator, LengthGroupedBatches
-from model.training.checkpoint import CheckpointStore, RunState
+from model.training import build
 from model.training.config import TrainSettings
-from model.training.progress import ProgressLog
-from model.training.rows import IGNORED, PreferenceRows, TokenRows
-from model.training.trainer import TrainerParts
+from model.training.loop.batches import Collator, LengthGroupedBatches
+from model.training.loop.checkpoint import CheckpointStore, RunState
+from model.training.loop.trainer import TrainerParts
+from model.training.output.progress import ProgressLog
+from model.training.processes import parallel
+from model.training.rows.tokens import IGNORED, PreferenceRows, TokenRows
+from model.training.weights import adapters, basemodel
 
 VOCABULARY = 300
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.exits import FailureError
-from model.training.checkpoint import CheckpointStore, RunState, history_steps
+from model.training.loop.checkpoint import CheckpointStore, RunState, history_steps
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 FINGERPRINT = {"seed": 1, "dataset": "abc"}

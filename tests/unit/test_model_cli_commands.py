@@ -15,7 +15,8 @@ import yaml
 
 from model import exits
 from model.files import combined_digest, digest_directory
-from model.training import cli, terminal
+from model.training import cli
+from model.training.output import terminal
 from tests.support.safetensors_files import write_adapter, write_base
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "tqdm", "sqlalchemy", "pyarrow")

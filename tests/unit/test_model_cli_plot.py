@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from model.exits import FailureError
-from model.training import plan, plot, terminal
+from model.training.commands import plan
+from model.training.output import plot, terminal
 
 
 def write(path: Path, *events: dict[str, object]) -> Path:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from model.training import verify
-from model.training.verify import Findings
-from model.training.weights import FilesError, lora_parameters, read_header, read_model
+from model.training.commands import verify
+from model.training.commands.verify import Findings
+from model.training.weights.files import FilesError, lora_parameters, read_header, read_model
 from tests.support.safetensors_files import base_shapes, write_adapter, write_base, write_safetensors
 
 

@@ -13,7 +13,7 @@ import pytest
 
 STUCK = """
 import signal, sys, time
-from model.training import interruption
+from model.training.processes import interruption
 interruption.WATCH_SECONDS = 0.05
 interruption.install()
 interruption.note_saved(7)
@@ -92,7 +92,7 @@ interruption.stop_at_once()
 def test_a_step_is_overdue_ten_seconds_after_the_signal(monkeypatch: pytest.MonkeyPatch, ago: float | None) -> None:
     import time
 
-    from model.training import interruption
+    from model.training.processes import interruption
 
     received = None if ago is None else time.monotonic() - ago
     monkeypatch.setattr(interruption, "_phase", interruption._Phase(received_at=received))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from model.training.metrics import drop_half_line, forget_after
-from model.training.progress import ProgressLog
+from model.training.output.metrics import drop_half_line, forget_after
+from model.training.output.progress import ProgressLog
 
 LINES = [
     {"event": "start"},

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from model.training import parallel
+from model.training.processes import parallel
 
 
 @pytest.mark.parametrize(

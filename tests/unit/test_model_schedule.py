@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from model.training.schedule import share_of_peak
+from model.training.loop.schedule import share_of_peak
 
 
 def shares(schedule: str, warmup_steps: int, total_steps: int) -> list[float]:

@@ -1,6 +1,6 @@
 """Makes the heaviest steps of a run in a process of its own, and writes down what they cost.
 
-    python -m model.training.probe --run-directory=SCRATCH --method=SFT ...    the flags of `train`
+    python -m model.training.commands.probe --run-directory=SCRATCH --method=SFT ...    the flags of `train`
 
 The dataset in the directory is tokenised whole, as in a run. Then the longest rows, as many as go through the model at
 once, are trained on for two steps by the trainer itself: memory and speed are measured, not guessed.
@@ -19,9 +19,10 @@ from typing import Any
 from model import exits, flags
 from model.files import RunDirectory, sha256_of_files, write_json
 from model.result import as_failure
-from model.training import build, process
+from model.training import build
 from model.training.config import TrainSettings
-from model.training.memory import resident_bytes
+from model.training.loop.memory import resident_bytes
+from model.training.processes import process
 
 RESULT = "probe.json"
 STEPS = 2
@@ -44,9 +45,9 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     """Return what the two steps cost, and what the whole dataset amounts to."""
     output = process.prepare()
 
-    from model.training import adapters, basemodel
-    from model.training.batches import choose_micro_batch_size
+    from model.training.loop.footprint import choose_micro_batch_size
     from model.training.run import train
+    from model.training.weights import adapters, basemodel
 
     build.trainer_class(settings)
     settings = adapters.with_parent(settings)

@@ -11,8 +11,9 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import publish_directory
-from model.training import basemodel, verify
-from model.training.weights import FilesError, read_json
+from model.training.commands import verify
+from model.training.weights import basemodel
+from model.training.weights.files import FilesError, read_json
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Allowed root mean square difference of the logits, as a share of their spread, by the type they are saved in."""

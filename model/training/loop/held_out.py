@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from model.training import memory, parallel
-from model.training.batches import Collator, PairCollator, count_rows, split
+from model.training.loop import memory
+from model.training.loop.batches import Collator, PairCollator, count_rows, split
+from model.training.processes import parallel
 
 Sums = dict[str, float]
 Batch = dict[str, torch.Tensor]

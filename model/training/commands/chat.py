@@ -9,7 +9,9 @@ from typing import TextIO
 
 from model import exits
 from model.exits import FailureError
-from model.training import basemodel, process, verify
+from model.training.commands import verify
+from model.training.processes import process
+from model.training.weights import basemodel
 
 Message = dict[str, str]
 

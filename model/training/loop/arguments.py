@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model.training import process
+from model.training.processes import process
 
 if TYPE_CHECKING:
-    from model.training.trainer import TrainerParts
+    from model.training.loop.trainer import TrainerParts
 
 
 def common_arguments(parts: TrainerParts) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from model.files import RunDirectory, write_json
 from model.training.config import TrainSettings
-from model.training.rows import IGNORED, MAX_LENGTH, Outcomes, PreferenceRows, Tally, TokenRows
+from model.training.rows.tokens import IGNORED, MAX_LENGTH, Outcomes, PreferenceRows, Tally, TokenRows
 
 Rows = TokenRows | PreferenceRows
 

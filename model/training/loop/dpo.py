@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
-from model.training import parallel
-from model.training.adapters import Reference, in_float32, new_adapter
-from model.training.arguments import common_arguments
-from model.training.batches import PairCollator
 from model.training.config import TrainSettings
-from model.training.rows import PreferenceRows
-from model.training.scoring import learned_counts, sequence_logps
-from model.training.trainer import TrainerParts, TrainingLoop
+from model.training.loop.arguments import common_arguments
+from model.training.loop.batches import PairCollator
+from model.training.loop.scoring import learned_counts, sequence_logps
+from model.training.loop.trainer import TrainerParts, TrainingLoop
+from model.training.processes import parallel
+from model.training.rows.tokens import PreferenceRows
+from model.training.weights.adapters import Reference, in_float32, new_adapter
 
 REFERENCE_FILE = "reference.safetensors"
 

@@ -1,7 +1,7 @@
 """From exported rows to token rows: which tokens a model sees, and which of them it learns.
 
-`RowEncoder` reads the lines, `model.training.rendering` makes text of them, `model.training.encoding` tokens, and
-`model.training.preferences` cuts pairs. Nothing here imports torch.
+`RowEncoder` reads the lines, `rendering` makes text of them, `encoding` tokens, and `preferences` cuts pairs. Nothing
+here imports torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from model import exits
 from model.exits import FailureError
-from model.training.encoding import IGNORED, Encoded, SpanTokenizer
-from model.training.preferences import Pair
-from model.training.rendering import Content, Markers, Place, Renderer
+from model.training.rows.encoding import IGNORED, Encoded, SpanTokenizer
+from model.training.rows.preferences import Pair
+from model.training.rows.rendering import Content, Markers, Place, Renderer
 
 __all__ = ["IGNORED", "DigestedLines", "Outcomes", "PreferenceRows", "RowEncoder", "Tally", "TokenRows"]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from model import exits
 from model.exits import FailureError
-from model.training import interruption
+from model.training.processes import interruption
 
 RENDEZVOUS = "FINETUNE_RENDEZVOUS"
 """Environment variable of our own launcher: the file by which its processes find one another."""

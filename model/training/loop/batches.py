@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from model.training.parallel import World
-from model.training.rows import IGNORED
+from model.training.processes.parallel import World
+from model.training.rows.tokens import IGNORED
 
 ALONE = World()
 WINDOW_BATCHES = 8
 """Rows are sorted by length within this many batches: little padding, and still a random order."""
-
-CPU_MICRO_BATCH_ROWS = 8
-CPU_MICRO_BATCH_TOKENS = 2048
-GPU_MICRO_BATCH_TOKENS = 16384
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
@@ -233,10 +229,3 @@ def mixes_joined_rows(model: Any) -> str | None:
     if float((joined - alone).abs().max()) > 0.1 * spread:
         return "a row's logits depend on where in the joined sequence it stands"
     return None
-
-
-def choose_micro_batch_size(batch_size: int, longest: int, *, cuda: bool) -> int:
-    """Return how many rows go through the model at once, from the longest row's tokens."""
-    if cuda:
-        return max(1, min(batch_size, GPU_MICRO_BATCH_TOKENS // longest))
-    return max(1, min(batch_size, CPU_MICRO_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS // longest))

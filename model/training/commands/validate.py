@@ -15,10 +15,13 @@ from typing import Any
 from model import exits, flags
 from model.exits import FailureError
 from model.files import RunDirectory, combined_digest, digest_directory
-from model.training import local, process, terminal, verify
+from model.training import local
+from model.training.commands import verify
 from model.training.config import TrainSettings
 from model.training.local import TrainCommand
-from model.training.weights import FilesError, ModelFiles, read_json, read_model
+from model.training.output import terminal
+from model.training.processes import process
+from model.training.weights.files import FilesError, ModelFiles, read_json, read_model
 
 _NEEDED_TO_COUNT = ("transformers", "tokenizers", "torch")
 
@@ -88,7 +91,7 @@ def check(command: TrainCommand, *, tokens: bool) -> Findings:
 
 def _check_together(settings: TrainSettings, manifest: dict[str, Any] | None, found: Findings) -> None:
     """Check what the trainer refuses for the sake of two parts that do not go together."""
-    from model.training import basemodel
+    from model.training.weights import basemodel
 
     if settings.early_stopping_patience is not None and manifest and not manifest["evaluationRows"]:
         text = (
@@ -104,7 +107,7 @@ def _check_together(settings: TrainSettings, manifest: dict[str, Any] | None, fo
 
 
 def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
-    from model.training import basemodel
+    from model.training.weights import basemodel
 
     try:
         directory = basemodel.check(settings.base_model)
@@ -209,13 +212,14 @@ def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Find
     """Tokenise the rows as a run would, and report what they are like."""
     for name, value in process.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from model.training import basemodel, build
+    from model.training import build
+    from model.training.weights import basemodel
 
     if settings.gpus and not settings.pretended_gpus and not process.uses_cuda(settings.gpus):
         found.warnings.append(
             f"this machine has no usable GPU: here a run with --gpus={settings.gpus} would be refused"
         )
-    from model.training.report import token_report
+    from model.training.rows.report import token_report
 
     try:
         tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)

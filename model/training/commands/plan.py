@@ -1,7 +1,8 @@
 """What a run will need on this machine: parameters, memory by part, tokens, steps and time.
 
 Weights, adapter and optimizer follow from the headers of the model's files. What a token costs in the forward and
-backward pass is measured by two real steps on the longest rows (`model.training.probe`), or estimated from the shape.
+backward pass is measured by two real steps on the longest rows (`model.training.commands.probe`), or estimated from
+the shape.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,28 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory, write_json
-from model.training import local, process, terminal
+from model.training import local
 from model.training.config import TrainSettings
 from model.training.local import PlanCommand
-from model.training.memory import container_limit, free_bytes
-from model.training.weights import FilesError, ModelFiles, lora_parameters, read_json, read_model
+from model.training.loop.footprint import (
+    LIBRARY_BYTES,
+    LOGITS_BYTES,
+    OPTIMIZER_BYTES,
+    activation_bytes_per_token,
+    choose_micro_batch_size,
+)
+from model.training.loop.memory import container_limit, free_bytes
+from model.training.output import terminal
+from model.training.processes import process
+from model.training.weights.files import FilesError, ModelFiles, lora_parameters, read_json, read_model
 
-LIBRARY_BYTES = 1000 << 20
-"""torch, transformers, TRL and peft, imported."""
 CUDA_CONTEXT_BYTES = 600 << 20
 ADAPTER_BYTES = 4
 """Adapters are trained in float32, whatever the base's type."""
-OPTIMIZER_BYTES = 12
-"""The gradient and Adam's two moments, each in float32."""
 CHARACTERS_PER_TOKEN = 3.5
 """Of text, for the estimate without a tokenizer."""
-ACTIVATIONS_HIDDEN, ACTIVATIONS_INNER, ACTIVATIONS_DROPOUT_HIDDEN = 14, 4, 5
-"""Values kept per token and layer, in units of the hidden and the inner size: measured on Llama's layers."""
-LOGITS_BYTES = 8
-"""Per token and word of the vocabulary: the logits and their gradient, in float32."""
 TEMPLATE_TOKENS = 30
 """What a chat template adds to a row."""
-CPU_MICRO_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS = 8, 2048, 16384
-"""As in `model.training.batches`, which cannot be read without torch."""
 PROBE_SECONDS = 1800
 
 
@@ -125,7 +124,7 @@ def make_plan(command: PlanCommand, *, probe: bool) -> Plan:
     FailureError
         When the base model or the dataset is not there or not right, or the probe fails.
     """
-    from model.training import basemodel
+    from model.training.weights import basemodel
 
     directory = basemodel.check(command.base_model)
     if directory is None:
@@ -151,7 +150,7 @@ def with_parent(settings: TrainSettings) -> TrainSettings:
     """Return the settings with all defaults; the adapter's shape is the parent's when there is one."""
     if settings.parent_adapter is None:
         return settings.resolved()
-    from model.training import adapters
+    from model.training.weights import adapters
 
     return adapters.with_parent(settings.resolved())
 
@@ -195,35 +194,10 @@ def estimate_amounts(settings: TrainSettings, run: RunDirectory) -> Amounts:
         tokens=sum(rows),
         held_out_tokens=sum(held_out),
         longest_row=longest,
-        micro_batch_size=settings.micro_batch_size or _micro_batch_size(settings, longest * sequences),
+        micro_batch_size=settings.micro_batch_size
+        or choose_micro_batch_size(settings.batch_size, longest * sequences, cuda=settings.gpus > 0),
         exact=False,
     )
-
-
-def activation_bytes_per_token(
-    config: Mapping[str, Any], *, item_bytes: int, dropout: bool, checkpointing: bool
-) -> int:
-    """Return what a token leaves behind in the forward pass for the backward pass, without the logits.
-
-    Parameters
-    ----------
-    config
-        The configuration of the language model.
-    item_bytes
-        Size of a number of the base model.
-    dropout
-        Whether the adapter has dropout.
-    checkpointing
-        Whether one layer at a time is computed anew on the way back.
-    """
-    hidden, layers = int(config.get("hidden_size", 0)), int(config.get("num_hidden_layers", 0))
-    inner = int(config.get("intermediate_size", 4 * hidden))
-    values = ACTIVATIONS_HIDDEN * hidden + ACTIVATIONS_INNER * inner
-    if dropout:
-        values += ACTIVATIONS_DROPOUT_HIDDEN * hidden + inner
-    if checkpointing:
-        return round((values + layers * hidden) * item_bytes)
-    return round(layers * values * item_bytes)
 
 
 def _put_together(
@@ -326,7 +300,7 @@ def _probe(settings: TrainSettings, run: RunDirectory) -> dict[str, Any]:
     """Make the heaviest steps in a process of their own and return what they cost."""
     path = run.path / "plan.json"
     write_json(path, {key: value for key, value in settings.document().items() if value is not None})
-    command = [sys.executable, "-m", "model.training.probe", f"--config={path}"]
+    command = [sys.executable, "-m", "model.training.commands.probe", f"--config={path}"]
     environment = {**os.environ, "TERMINATION_LOG": str(run.path / "probe.log"), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(  # noqa: S603 - this interpreter, this package
         command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
@@ -367,9 +341,3 @@ def _row_tokens(line: str) -> int:
     row = json.loads(line)
     texts = sum(len(json.dumps(value, ensure_ascii=False)) for key, value in row.items() if key not in ("row", "file"))
     return round(texts / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS
-
-
-def _micro_batch_size(settings: TrainSettings, longest: int) -> int:
-    if settings.gpus > 0:
-        return max(1, min(settings.batch_size, GPU_MICRO_BATCH_TOKENS // longest))
-    return max(1, min(settings.batch_size, CPU_MICRO_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS // longest))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from model.exits import FailureError
-from model.training import plot
-from model.training.progress import RemainingTime
+from model.training.output import plot
+from model.training.output.progress import RemainingTime
 
 PROGRAM = "python -m model.training.cli"
 

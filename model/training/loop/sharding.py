@@ -15,11 +15,12 @@ import torch
 
 from model import exits
 from model.exits import FailureError
-from model.training import generators, interruption, memory, parallel
-from model.training.batches import Collator, PairCollator, count_rows, split
 from model.training.config import TrainSettings
-from model.training.held_out import Batch, HeldOut, Sums
-from model.training.trainer import TrainerParts, TrainingLoop
+from model.training.loop import generators, memory
+from model.training.loop.batches import Collator, PairCollator, count_rows, split
+from model.training.loop.held_out import Batch, HeldOut, Sums
+from model.training.loop.trainer import TrainerParts, TrainingLoop
+from model.training.processes import interruption, parallel
 
 
 def shard(model: Any, device: torch.device) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from trl import SFTConfig, SFTTrainer
 
-from model.training.adapters import in_float32, new_adapter
-from model.training.arguments import common_arguments
-from model.training.rows import IGNORED, TokenRows
-from model.training.scoring import token_losses
-from model.training.trainer import TrainerParts, TrainingLoop
+from model.training.loop.arguments import common_arguments
+from model.training.loop.scoring import token_losses
+from model.training.loop.trainer import TrainerParts, TrainingLoop
+from model.training.rows.tokens import IGNORED, TokenRows
+from model.training.weights.adapters import in_float32, new_adapter
 
 
 class SupervisedTrainer(TrainingLoop, SFTTrainer):

@@ -11,7 +11,7 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory, combined_digest, digest_directory
-from model.training.weights import FilesError, ModelFiles, Tensor, read_header, read_json, read_model
+from model.training.weights.files import FilesError, ModelFiles, Tensor, read_header, read_json, read_model
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be; an adapter's rank may be lower than that."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from model import exits
 from model.exits import FailureError
-from model.training.rendering import Markers, Place, Rendered, Span, common_prefix_length
+from model.training.rows.rendering import Markers, Place, Rendered, Span, common_prefix_length
 
 IGNORED = -100
 """Label of a token that is seen but not learned."""

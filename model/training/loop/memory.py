@@ -93,7 +93,7 @@ def host_memory(model: Any, *, row_tokens: int, per_token: int, processes: int) 
     processes
         How many such processes share the container.
     """
-    from model.training.plan import LIBRARY_BYTES, OPTIMIZER_BYTES
+    from model.training.loop.footprint import LIBRARY_BYTES, OPTIMIZER_BYTES
 
     resident, free, limit = resident_bytes(), free_bytes(), container_limit()
     shares = [] if limit is None else [limit // processes]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from model.training.batches import count_rows
-from model.training.rows import IGNORED
+from model.training.loop.batches import count_rows
+from model.training.rows.tokens import IGNORED
 
 NOT_FOR_THE_MODEL = frozenset({"labels", "pair"})
 

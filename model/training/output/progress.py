@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from model.registry import RegistryRefusedError, RegistryUnavailableError
 from model.result import decimal
-from model.training.metrics import drop_half_line, forget_after
-from model.training.process import timestamp
+from model.training.output.metrics import drop_half_line, forget_after
+from model.training.processes.process import timestamp
 
 POST_INTERVAL_SECONDS = 5.0
 POST_DEADLINE_SECONDS = 10.0
@@ -36,7 +36,7 @@ class ProgressLog:
     """
 
     def __init__(self, output: TextIO, metrics: Path) -> None:
-        from model.training import terminal
+        from model.training.output import terminal
 
         metrics.parent.mkdir(parents=True, exist_ok=True)
         drop_half_line(metrics)

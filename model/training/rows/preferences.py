@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.training.encoding import IGNORED, Encoded
-from model.training.rendering import common_prefix_length
+from model.training.rows.encoding import IGNORED, Encoded
+from model.training.rows.rendering import common_prefix_length
 
 
 @dataclass(frozen=True)

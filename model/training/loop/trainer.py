@@ -24,14 +24,16 @@ from transformers import Trainer, TrainerState, set_seed
 
 from model import exits
 from model.exits import FailureError
-from model.training import adapter_layers, generators, interruption, memory, parallel
-from model.training.batches import Collator, LengthGroupedBatches, count_rows, split
-from model.training.callbacks import StepEnd
-from model.training.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
 from model.training.config import TrainSettings
-from model.training.held_out import HeldOut
-from model.training.progress import PeerLog, ProgressLog, RemainingTime, StatusPoster, trainer_status
-from model.training.schedule import share_of_peak
+from model.training.loop import generators, memory
+from model.training.loop.batches import Collator, LengthGroupedBatches, count_rows, split
+from model.training.loop.callbacks import StepEnd
+from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
+from model.training.loop.held_out import HeldOut
+from model.training.loop.schedule import share_of_peak
+from model.training.output.progress import PeerLog, ProgressLog, RemainingTime, StatusPoster, trainer_status
+from model.training.processes import interruption, parallel
+from model.training.weights import adapter_layers
 
 
 class StepGivenUpError(Exception):
@@ -335,7 +337,7 @@ class TrainingLoop(Trainer):
                 "training.learningRate (--learning-rate), or look for rows that are no text",
             )
         if "firstStepTime" not in self.run_state.timings:
-            from model.training.process import timestamp
+            from model.training.processes.process import timestamp
 
             self.run_state.timings["firstStepTime"] = timestamp()
         self.run_state.tokens += self._step_tokens

@@ -1,0 +1,1 @@
+"""The commands beside `train`: what they look at, calculate and write."""

@@ -1,0 +1,1 @@
+"""The processes that train a run: one or several, their share of the machine, and their end."""

@@ -1,0 +1,1 @@
+"""From exported rows to tokens: rendered, encoded, cut, reported."""
