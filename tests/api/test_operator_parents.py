@@ -120,7 +120,7 @@ async def test_another_adapter_in_the_place_of_the_recorded_one_is_not_trained_o
         database.execute("UPDATE adapter_versions SET sha256 = ?", ("0" * 64,))
     world.kubectl("delete", "resourcequota", "q")
     failed = await world.phase("Failed", "preferred")
-    assert failed["status"]["failure"]["reason"] == "BaseModelUnavailable"
+    assert failed["status"]["failure"]["reason"] == "ParentAdapterUnavailable"
     assert f"SHA-256 was {DIGEST}, and now is {'0' * 64}" in failed["status"]["failure"]["message"]
     assert failed["status"]["parentAdapter"]["sha256"] == DIGEST
     assert world.job_of("preferred") is None
@@ -138,9 +138,9 @@ async def test_parents_that_cannot_be_trained_on_are_named(world: World) -> None
     world.apply("unreachable", **PREFERENCE)
     missing, unreachable = await world.phase("Failed", "missing"), await world.phase("Failed", "unreachable")
     for run, reason, words in (
-        (missing, "BaseModelUnavailable", "adapter 'support' in namespace"),
+        (missing, "ParentAdapterUnavailable", "adapter 'support' in namespace"),
         (other, "InvalidSpec", "trained on the base model m, and spec.baseModel is org/other"),
-        (unreachable, "BaseModelUnavailable", f'PersistentVolumeClaim "{gone}", which holds the parent adapter'),
+        (unreachable, "ParentAdapterUnavailable", f'PersistentVolumeClaim "{gone}", which holds the parent adapter'),
     ):
         failure = run["status"]["failure"]
         assert (failure["reason"], words in failure["message"]) == (reason, True), failure

@@ -52,7 +52,7 @@ def test_no_job_without_its_parent_adapter() -> None:
     run = o.run(accepted("False", since=5), **o.PREFERENCE)
     assert failure(run, NO_PARENT, 304) is None
     late = failure(run, NO_PARENT, 306)
-    assert (late.reason, "adapter 'support'" in late.message) == ("BaseModelUnavailable", True)
+    assert (late.reason, "adapter 'support'" in late.message) == ("ParentAdapterUnavailable", True)
 
 
 def test_a_parent_of_the_same_base_model_is_trained_on() -> None:
@@ -335,7 +335,7 @@ def test_what_a_pending_run_waits_for(
 @pytest.mark.parametrize(
     ("message", "reason", "text"),
     [
-        ('persistentvolumeclaim "parents" not found', "BaseModelUnavailable", 'PersistentVolumeClaim "parents"'),
+        ('persistentvolumeclaim "parents" not found', "ParentAdapterUnavailable", 'PersistentVolumeClaim "parents"'),
         ("pod has unbound immediate PersistentVolumeClaims", "Unschedulable", "adapters, base-models, parents"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from finetune.api.registry import PARENT_ADAPTER_NOT_FOUND, BaseModelReference
+from finetune.api.registry import PARENT_ADAPTER_CHANGED, PARENT_ADAPTER_NOT_FOUND, BaseModelReference
 from finetune.clients.registry import (
     AdapterVersion,
     RegistryClient,
@@ -127,6 +127,27 @@ async def test_a_parent_that_does_not_exist_is_told_from_a_missing_dataset(
     for changes in ({}, {"parent_adapter_name": "other"}):
         with pytest.raises(RegistryRefused, match="is recorded with parent adapter 'support'"):
             await put_run(client, namespace, uid, **changes)
+
+
+async def test_another_adapter_under_the_number_of_a_runs_parent_is_refused(
+    client: RegistryClient, namespace: str, uid: str
+) -> None:
+    """As after a registry lost its database: neither a new run nor a known one gets a wrong lineage."""
+    parent = str(uuid.uuid4())
+    await put_run(client, namespace, parent)
+    made = await put_adapter(client, namespace, parent, name="support")
+    known = {"parent_adapter_name": "support", "parent_adapter_version": 1, "parent_adapter_sha256": sha256("lost")}
+    with pytest.raises(RegistryRefused, match=f"was {sha256('lost')}, and now is {made.sha256}") as caught:
+        await put_run(client, namespace, uid, **known)
+    assert (caught.value.status, caught.value.reason) == (409, PARENT_ADAPTER_CHANGED)
+    with pytest.raises(RegistryNotFound, match="is not known"):
+        await client.get_run(namespace, uid)
+    run = await put_run(client, namespace, uid, **{**known, "parent_adapter_sha256": made.sha256})
+    assert run.parent_adapter is not None
+    assert run.parent_adapter.sha256 == made.sha256
+    with pytest.raises(RegistryRefused) as caught:
+        await put_run(client, namespace, uid, **known)
+    assert caught.value.reason == PARENT_ADAPTER_CHANGED
 
 
 async def test_what_preference_training_measures_is_kept(

@@ -7,6 +7,7 @@ INVALID_SPEC = "InvalidSpec"
 DATASET_UNAVAILABLE = "DatasetUnavailable"
 DATASET_INVALID = "DatasetInvalid"
 BASE_MODEL_UNAVAILABLE = "BaseModelUnavailable"
+PARENT_ADAPTER_UNAVAILABLE = "ParentAdapterUnavailable"
 ACCESS_DENIED = "AccessDenied"
 GPU_UNAVAILABLE = "GPUUnavailable"
 GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
@@ -38,8 +39,11 @@ HINTS: dict[str, str] = {
     ),
     BASE_MODEL_UNAVAILABLE: (
         "Check spec.baseModel: the claim and its path must exist and hold config.json and the weights; a "
-        "repository must exist on the hub, and the cluster must reach it. A spec.parentAdapter must be in the "
-        "registry (finetune adapter list), and the claim that holds it in the run's namespace."
+        "repository must exist on the hub, and the cluster must reach it."
+    ),
+    PARENT_ADAPTER_UNAVAILABLE: (
+        "Check spec.parentAdapter: finetune adapter list shows the registry's adapters, and the claim that holds the "
+        "parent must exist in the run's namespace. Then create the run under a new name."
     ),
     ACCESS_DENIED: (
         "The message names what refused. Put a token that may read the repository into a Secret, and name its key "
@@ -83,8 +87,9 @@ HINTS: dict[str, str] = {
         "warmupPercent, or set precision: Float32."
     ),
     ADAPTER_INVALID: (
-        "The adapter's files are not what the trainer said they were. Check the output claim's storage, "
-        "and that nothing else writes to the run's folder."
+        "The files of the run's adapter, or of its parent where the message names the parent, are not those that were "
+        "recorded. Check the claim's storage, and that nothing else writes to the adapter's folder. Restore a parent "
+        "from a copy, or go on from another one in spec.parentAdapter."
     ),
     POD_CREATION_REFUSED: (
         "The cluster refused the run's pod. The message names the quota, the admission rule or the missing class: "

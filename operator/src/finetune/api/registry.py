@@ -24,6 +24,8 @@ FILE_PATH_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)
 PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f]+$"
 PARENT_ADAPTER_NOT_FOUND = "ParentAdapterNotFound"
 """Reason of the 404 for a run whose parent adapter does not exist; every other one says `NotFound`."""
+PARENT_ADAPTER_CHANGED = "ParentAdapterChanged"
+"""Reason of the 409 for a run whose parent adapter's number is another adapter's by now."""
 
 DECIMAL_PATTERN = r"^-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
@@ -174,6 +176,8 @@ class RunRequest(Request):
     parent_adapter_name: Name | None = None
     parent_adapter_version: VersionNumber | None = None
     """As for the dataset: without a number the newest version is recorded, for good."""
+    parent_adapter_sha256: Sha256 | None = None
+    """What the parent was when it was found first. A registry that lost its database may give the number again."""
     spec: dict[str, JsonValue]
 
 

@@ -156,12 +156,14 @@ class RegistryClient:
         dataset_version: int | None = None,
         parent_adapter_name: str | None = None,
         parent_adapter_version: int | None = None,
+        parent_adapter_sha256: str | None = None,
     ) -> Run:
         """Record a run. Idempotent: the first call pins dataset and parent adapter, later ones answer the same run.
 
         Without a version the newest is pinned; read it from the answer's `dataset_version` and `parent_adapter`.
         Raises `RegistryNotFound` when the dataset or the parent does not exist; for the parent its `reason` is
-        `PARENT_ADAPTER_NOT_FOUND`.
+        `PARENT_ADAPTER_NOT_FOUND`. `parent_adapter_sha256` is the parent's digest where it is known already: another
+        one is a `RegistryRefused` with the reason `PARENT_ADAPTER_CHANGED`.
         """
         request = RunRequest(
             name=name,
@@ -171,6 +173,7 @@ class RegistryClient:
             dataset_version=dataset_version,
             parent_adapter_name=parent_adapter_name,
             parent_adapter_version=parent_adapter_version,
+            parent_adapter_sha256=parent_adapter_sha256,
             spec=dict(spec),
         )
         return await self._call(Run, "PUT", _path(namespace, "runs", uid), body=request)

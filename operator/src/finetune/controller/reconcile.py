@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.api import reasons
-from finetune.api.registry import PARENT_ADAPTER_NOT_FOUND, ParentAdapter
+from finetune.api.registry import PARENT_ADAPTER_CHANGED, PARENT_ADAPTER_NOT_FOUND, ParentAdapter
 from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import TrainingRun
 from finetune.clients.kubernetes import (
@@ -32,6 +32,7 @@ from finetune.clients.registry import (
     RegistryError,
     RegistryNotFound,
     RegistryRefused,
+    Run,
 )
 
 from .core import decide, names
@@ -40,7 +41,7 @@ from .core.failures import Case, Failure, failure_of
 from .core.manifests import build_claim, build_collect_job, build_job
 from .core.observe import AdapterView, DatasetView, Observation, job_view, parent_view
 from .core.settings import Settings
-from .core.status import is_finished, next_status, restamp
+from .core.status import is_finished, next_status, recorded_parent, restamp
 from .core.storage import output_claim_name
 from .gather import Gatherer
 from .workqueue import Key
@@ -179,31 +180,39 @@ class Reconciler:
 
     async def _record_run(self, run: TrainingRun, seen: Observation, action: decide.RecordRun) -> Observation:
         del action
-        dataset, parent, known = run.spec.dataset.registry, run.spec.parent_adapter, run.status.parent_adapter
         try:
-            recorded = await self._registry.put_run(
-                run.metadata.namespace,
-                run.metadata.uid,
-                name=run.metadata.name,
-                experiment=run.experiment,
-                method=run.spec.method,
-                spec=run.spec.to_dict(),
-                dataset_name=dataset.name if dataset else None,
-                dataset_version=dataset.version if dataset else None,
-                parent_adapter_name=parent.name if parent else None,
-                parent_adapter_version=(parent.version or (known.version if known else None)) if parent else None,
-            )
-        except RegistryNotFound as error:
-            if error.reason == PARENT_ADAPTER_NOT_FOUND:
-                return dataclasses.replace(seen, dataset=DatasetView(), parent_missing=error.message)
-            return dataclasses.replace(seen, dataset=DatasetView(missing=error.message))
+            recorded = await self._put_run(run, seen)
+        except RegistryRefused as error:
+            if error.reason in (PARENT_ADAPTER_NOT_FOUND, PARENT_ADAPTER_CHANGED):
+                return dataclasses.replace(seen, dataset=DatasetView(), parent_missing=str(error))
+            if isinstance(error, RegistryNotFound):
+                return dataclasses.replace(seen, dataset=DatasetView(missing=str(error)))
+            raise
         seen = dataclasses.replace(seen, dataset=DatasetView(version=recorded.dataset_version))
         if recorded.parent_adapter is None:
             return seen
         return await self._with_parent(run, seen, recorded.parent_adapter)
 
+    async def _put_run(self, run: TrainingRun, seen: Observation) -> Run:
+        """Tell the registry of the run; a parent that was found before must still be the same one."""
+        dataset, parent = run.spec.dataset.registry, run.spec.parent_adapter
+        known = recorded_parent(run.status.parent_adapter, seen)
+        return await self._registry.put_run(
+            run.metadata.namespace,
+            run.metadata.uid,
+            name=run.metadata.name,
+            experiment=run.experiment,
+            method=run.spec.method,
+            spec=run.spec.to_dict(),
+            dataset_name=dataset.name if dataset else None,
+            dataset_version=dataset.version if dataset else None,
+            parent_adapter_name=parent.name if parent else None,
+            parent_adapter_version=known.version if known else parent.version if parent else None,
+            parent_adapter_sha256=known.sha256 if known else None,
+        )
+
     async def _with_parent(self, run: TrainingRun, seen: Observation, adapter: ParentAdapter) -> Observation:
-        """The parent adapter, if it still is the recorded one and the claim that holds it exists."""
+        """The parent adapter, and whether the claim that holds it exists."""
         parent = parent_view(
             name=adapter.name,
             version=adapter.version,
@@ -211,19 +220,14 @@ class Reconciler:
             uri=adapter.uri,
             base_model=adapter.base_model.name,
         )
-        known = run.status.parent_adapter
-        if known is not None and known.sha256 != parent.sha256:
-            changed = (
-                f"adapter {parent.name} version {parent.version} is not the one that was recorded for the run: its "
-                f"SHA-256 was {known.sha256}, and now is {parent.sha256}"
-            )
-            return dataclasses.replace(seen, parent_missing=changed)  # the status keeps what was recorded
-        missing = ""
-        if await self._kubernetes.get_claim(run.metadata.namespace, parent.claim_name) is None:
-            missing = (
-                f'PersistentVolumeClaim "{parent.claim_name}", which holds the parent adapter {parent.name} version '
-                f'{parent.version}, not found in namespace "{run.metadata.namespace}"'
-            )
+        claim = await self._kubernetes.get_claim(run.metadata.namespace, parent.claim_name)
+        if claim is not None and not claim["metadata"].get("deletionTimestamp"):
+            return dataclasses.replace(seen, parent=parent)
+        missing = (
+            f'PersistentVolumeClaim "{parent.claim_name}", which holds the parent adapter {parent.name} version '
+            f"{parent.version}, {'not found' if claim is None else 'is being deleted'} in namespace "
+            f'"{run.metadata.namespace}"'
+        )
         return dataclasses.replace(seen, parent=parent, parent_missing=missing)
 
     async def _create_claim(self, run: TrainingRun, seen: Observation, action: decide.CreateClaim) -> Observation:
@@ -307,9 +311,8 @@ class Reconciler:
             )
         except RegistryNotFound:
             # a registry that lost its database: record the run anew; then this is decided once more
-            recorded = await self._record_run(run, seen, decide.RecordRun())
-            missing = (recorded.dataset.missing if recorded.dataset else "") or recorded.parent_missing
-            return dataclasses.replace(seen, registry_error=missing) if missing else seen
+            await self._put_run(run, seen)
+            return seen
         except (RegistryRefused, ValidationError) as error:
             return dataclasses.replace(seen, registry_refused=str(error))
         view = AdapterView(

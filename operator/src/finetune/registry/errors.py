@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.api.registry import PARENT_ADAPTER_NOT_FOUND
+from finetune.api.registry import PARENT_ADAPTER_CHANGED, PARENT_ADAPTER_NOT_FOUND
 
 
 class RegistryFault(Exception):  # noqa: N818 - "error" is the document that it becomes
@@ -39,6 +39,12 @@ class Conflict(RegistryFault):
 
     status = 409
     reason = "Conflict"
+
+
+class ParentAdapterChanged(Conflict):
+    """A run's parent adapter has the digest of another one: its number was given again."""
+
+    reason = PARENT_ADAPTER_CHANGED
 
 
 class Invalid(RegistryFault):

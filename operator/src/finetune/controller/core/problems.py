@@ -67,7 +67,7 @@ def _parent_missing(run: TrainingRun, seen: Observation) -> Problem | None:
     """There is no such adapter, or the claim that holds it is gone."""
     del run
     if seen.job is None and seen.parent_missing:
-        return Problem(reasons.BASE_MODEL_UNAVAILABLE, seen.parent_missing, expires=True)
+        return Problem(reasons.PARENT_ADAPTER_UNAVAILABLE, seen.parent_missing, expires=True)
     return None
 
 
@@ -206,7 +206,7 @@ def _missing_reference(run: TrainingRun, seen: Observation, message: str) -> Pro
     elif dataset.volume and dataset.volume.claim_name == name:
         reason = reasons.DATASET_UNAVAILABLE
     elif parent is not None and parent.claim_name == name:
-        reason = reasons.BASE_MODEL_UNAVAILABLE
+        reason = reasons.PARENT_ADAPTER_UNAVAILABLE
     else:
         reason = reasons.UNSCHEDULABLE
     if kind is None and dataset.config_map:

@@ -73,7 +73,7 @@ def next_status(case: Case, failure: Failure | None) -> TrainingRunStatus:
         "timings": _timings(run, seen, accepted=now if _accepted(case, failure)[0] == "True" else None),
         "progress": _progress(seen) or old.progress,
         "dataset": _dataset(old.dataset, seen),
-        "parent_adapter": _parent(old.parent_adapter, seen),
+        "parent_adapter": recorded_parent(old.parent_adapter, seen),
         "warnings": _warnings(seen, now),
     }
     if succeeded:
@@ -200,7 +200,8 @@ def _dataset(old: DatasetStatus | None, seen: Observation) -> DatasetStatus | No
     return DatasetStatus(**values) if values else None
 
 
-def _parent(old: ParentAdapterStatus | None, seen: Observation) -> ParentAdapterStatus | None:
+def recorded_parent(old: ParentAdapterStatus | None, seen: Observation) -> ParentAdapterStatus | None:
+    """The parent adapter that the run goes on from, once it was found: what its Job says, else the registry first."""
     view = (seen.job.parent if seen.job else None) or seen.parent
     return ParentAdapterStatus(name=view.name, version=view.version, sha256=view.sha256) if view else old
 

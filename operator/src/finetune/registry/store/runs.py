@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.registry import DatasetVersion, ProgressByRun, Run, RunRequest, Runs, TrainerStatus
 from finetune.registry.database import Database
-from finetune.registry.errors import Conflict, Invalid, NotFound, ParentAdapterNotFound
+from finetune.registry.errors import Conflict, Invalid, NotFound, ParentAdapterChanged, ParentAdapterNotFound
 from finetune.registry.schema import (
     adapter_versions,
     dataset_versions,
@@ -40,8 +40,8 @@ class RunStore:
         """Record a run; returns it and whether it is new.
 
         Idempotent: the first call pins the versions of dataset and parent adapter and the spec, later ones change
-        nothing. Raises `NotFound` for a dataset that does not exist, `ParentAdapterNotFound`, and `Conflict` when the
-        uid is another run's.
+        nothing. Raises `NotFound` for a dataset that does not exist, `ParentAdapterNotFound`, `ParentAdapterChanged`
+        for a parent with another digest than the request's, and `Conflict` when the uid is another run's.
         """
 
         async def transaction(connection: AsyncConnection) -> bool:
@@ -212,13 +212,29 @@ async def find_run(connection: AsyncConnection, namespace: str, uid: str, *, loc
 
 
 async def _find_parent(connection: AsyncConnection, namespace: str, request: RunRequest) -> Any:
-    """The row of the adapter version that the run goes on from; None without one. Raises `ParentAdapterNotFound`."""
+    """The row of the adapter version that the run goes on from; None without one.
+
+    Raises `ParentAdapterNotFound` and `ParentAdapterChanged`.
+    """
     if request.parent_adapter_name is None:
         return None
     try:
-        return await ADAPTERS.find(connection, namespace, request.parent_adapter_name, request.parent_adapter_version)
+        row = await ADAPTERS.find(connection, namespace, request.parent_adapter_name, request.parent_adapter_version)
     except NotFound as error:
         raise ParentAdapterNotFound(error.message, hint=error.hint) from None
+    _refuse_another_parent(request, row.version, row.sha256)
+    return row
+
+
+def _refuse_another_parent(request: RunRequest, version: int, sha256: str) -> None:
+    """A parent is what it was when it was found first, not whatever has its number now."""
+    if request.parent_adapter_sha256 not in (None, sha256):
+        raise ParentAdapterChanged(
+            f"adapter {request.parent_adapter_name!r} version {version} is not the one that was recorded for the run: "
+            f"its SHA-256 was {request.parent_adapter_sha256}, and now is {sha256}",
+            hint="restore the registry's database from a backup that has the parent, or create the run under a new "
+            "name to go on from the adapter that has the number now",
+        )
 
 
 def _label(row: Any) -> str | None:
@@ -290,6 +306,8 @@ def _refuse_another(row: Any, namespace: str, uid: str, request: RunRequest) -> 
             f"run {uid} is recorded with {key} {known[key]!r}, not {asked[key]!r}",
             hint="a run never changes: use the uid of the TrainingRun, and the versions recorded for it",
         )
+    if row.parent_name is not None:
+        _refuse_another_parent(request, row.parent_version, row.parent_sha256)
 
 
 def _check_result(document: bytes, uid: str) -> None:
