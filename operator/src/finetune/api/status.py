@@ -11,7 +11,8 @@ from .fields import MAX_MESSAGE, ApiModel, DecimalString, Time
 
 Phase = Literal["Pending", "Suspended", "Exporting", "Training", "Registering", "Succeeded", "Failed"]
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A number of things, small enough for every reader of JSON."""
 Sha256 = Annotated[str, StringConstraints(max_length=64)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 LongText = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
@@ -129,8 +130,8 @@ class AdapterStatus(ApiModel):
     """Size of the files in bytes."""
 
 
-class Result(ApiModel):
-    """What a successful run has to show."""
+class Measurements(ApiModel):
+    """What the trainer measured, as it says it in its last words and as the status shows it."""
 
     final_loss: DecimalString
     """Training loss, weighted by tokens, over the last ten steps."""
@@ -148,6 +149,11 @@ class Result(ApiModel):
     """Step whose adapter is the result, with early stopping."""
     tokens: Count
     """Tokens trained on."""
+
+
+class Result(Measurements):
+    """What a successful run has to show."""
+
     adapter: AdapterStatus
     """The registered adapter version."""
 

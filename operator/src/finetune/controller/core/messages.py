@@ -1,27 +1,24 @@
 """The JSON documents that export and trainer leave behind: termination messages and training_config.json.
 
 They come from a container, so nothing in them is trusted to be there or to have the right type: a document that does
-not fit is kept as plain text, and the run goes on by its exit codes. What fits here fits into the status, too: a status
-that the API server refuses would hold up its run for ever.
+not fit is kept as plain text, and the run goes on by its exit codes. What becomes part of the status is read by the
+status' own models (`DatasetStatus`, `Measurements`, `LossPoint`): what fits here fits there, and a status that the API
+server refuses would hold up its run for ever. The other documents are apart, for people never see them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from finetune.api.fields import DecimalString
-from finetune.api.status import Sha256
+from finetune.api.status import Count, DatasetStatus, LossPoint, Measurements
 
 MAXIMUM_TEXT = 1024
 """Characters of a container's last words that are kept in the status."""
-
-Count = Annotated[int, Field(ge=0, le=2**53)]
-"""A number of things, small enough for every reader of JSON."""
 
 
 class _Document(BaseModel):
@@ -58,34 +55,12 @@ class InterruptedMessage(_Document):
     step: Count
 
 
-class ResultMessage(_Document):
-    """What a finished training came to; losses are decimal strings."""
+class ResultMessage(Measurements):
+    """What a finished training came to."""
 
     run_uid: str
-    final_loss: DecimalString
-    evaluation_loss: DecimalString | None = None
-    base_evaluation_loss: DecimalString | None = None
-    reward_accuracy: DecimalString | None = None
-    reward_margin: DecimalString | None = None
-    steps: Count
-    best_step: Count | None = None
-    tokens: Count
     resumed_from_step: Count = 0
     adapter: AdapterMessage
-
-
-class DatasetMessage(_Document):
-    """What export and trainer counted in the dataset."""
-
-    version: Count | None = None
-    rows: Count | None = None
-    evaluation_rows: Count | None = None
-    dropped: Count | None = None
-    duplicates: Count | None = None
-    truncated: Count | None = None
-    tokens: Count | None = None
-    bytes: Count | None = None
-    sha256: Sha256 | None = None
 
 
 class TimingsMessage(_Document):
@@ -103,20 +78,13 @@ class BaseModelMessage(_Document):
     revision: str | None = None
 
 
-class LossPoint(_Document):
-    """One point of the loss curve."""
-
-    step: Count
-    loss: DecimalString
-
-
 class Message(_Document):
     """A termination message; every part is optional."""
 
     failure: FailureMessage | None = None
     interrupted: InterruptedMessage | None = None
     result: ResultMessage | None = None
-    dataset: DatasetMessage | None = None
+    dataset: DatasetStatus | None = None
     base_model: BaseModelMessage | None = None
     timings: TimingsMessage | None = None
     loss_history: tuple[LossPoint, ...] = ()

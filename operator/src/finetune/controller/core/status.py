@@ -8,9 +8,10 @@ from finetune.api import conditions, reasons
 from finetune.api.conditions import Condition, ConditionStatus, set_condition
 from finetune.api.fields import MAX_DECIMAL, clip
 from finetune.api.status import (
+    MAX_LOSS_HISTORY,
     AdapterStatus,
     DatasetStatus,
-    LossPoint,
+    Measurements,
     OutputStatus,
     ParentAdapterStatus,
     Phase,
@@ -25,7 +26,6 @@ from finetune.api.trainingrun import TrainingRun
 from . import names
 from .attempts import COMPLETED, INTERRUPTED, added_gpu_seconds, count_attempts
 from .failures import Case, Failure
-from .messages import DatasetMessage
 from .observe import Observation
 from .storage import output_claim_name
 
@@ -185,7 +185,7 @@ def _registered(seen: Observation) -> str:
     return f"adapter {seen.adapter.name} version {seen.adapter.version}" if seen.adapter else ""
 
 
-def _exported(seen: Observation) -> DatasetMessage | None:
+def _exported(seen: Observation) -> DatasetStatus | None:
     """What export counted, from the newest pod that says so."""
     pods = sorted(seen.pods, key=lambda pod: pod.created, reverse=True)
     return next((p.export.message.dataset for p in pods if p.export.succeeded and p.export.message.dataset), None)
@@ -281,16 +281,9 @@ def _result(seen: Observation) -> dict[str, object]:
     result = message.result
     return {
         "resumed_from_step": result.resumed_from_step or None,
-        "loss_history": tuple(LossPoint(step=point.step, loss=point.loss) for point in message.loss_history[:32]),
+        "loss_history": message.loss_history[:MAX_LOSS_HISTORY],
         "result": Result(
-            final_loss=result.final_loss,
-            evaluation_loss=result.evaluation_loss,
-            base_evaluation_loss=result.base_evaluation_loss,
-            reward_accuracy=result.reward_accuracy,
-            reward_margin=result.reward_margin,
-            steps=result.steps,
-            best_step=result.best_step,
-            tokens=result.tokens,
+            **result.model_dump(include=set(Measurements.model_fields)),
             adapter=AdapterStatus(
                 id=adapter.id,
                 name=adapter.name,
