@@ -12,6 +12,7 @@ from finetune.registry.errors import InvalidRows
 from finetune.registry.jsonlines import MAX_LINE_BYTES, JsonLinesReader, RowFacts
 
 GOOD = b'{"prompt": "a", "completion": "\xc3\xa4"}\n{"prompt": "c", "completion": "d"}\n'
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 def read(content: bytes, *, block: int | None = None) -> RowFacts:
@@ -42,10 +43,15 @@ def test_windows_line_ends_are_white_space() -> None:
     ("row", "shape"),
     [
         ({"prompt": "a", "completion": "b"}, "prompt-completion"),
-        ({"messages": []}, "messages"),
-        ({"messages": [], "tools": []}, "messages"),
+        ({"messages": TURNS}, "messages"),
+        ({"messages": TURNS, "tools": []}, "messages"),
+        ({"messages": json.dumps(TURNS)}, "messages"),
+        ({"messages": TURNS, "prompt": None, "completion": None}, "messages"),
+        ({"prompt": "a", "completion": TURNS[1:]}, "prompt-completion"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
-        ({"prompt": [], "chosen": [], "rejected": [], "tools": []}, "preference-messages"),
+        ({"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[1:], "tools": []}, "preference-messages"),
+        ({"prompt": "a", "chosen": TURNS[1:], "rejected": TURNS[1:]}, "preference-messages"),
+        ({"instruction": "a", "output": "b", "prompt": None, "completion": None}, "other"),
         ({"chosen": [], "rejected": []}, "other"),
         ({"question": "a", "answer": "b"}, "other"),
         ({}, "other"),
@@ -59,7 +65,14 @@ def test_the_shape_follows_from_the_keys(row: dict[str, object], shape: str) -> 
     ("line", "complaint", "hint"),
     [
         (b'{"prompt": "a", "completion": ', "line 3: not valid JSON", "one complete JSON object"),
-        (b'{"prompt": "\xff", "completion": ""}', "line 3: not valid JSON", "UTF-8"),
+        (b'{"prompt": "\xff", "completion": ""}', "line 3: not UTF-8: byte 0xff at byte 13", "UTF-8"),
+        (b'{"prompt": "a", "completion": "b", "x": 1e999}', "line 3: holds 1e999, which is too large", "Infinity"),
+        (b'{"prompt": "a", "completion": "b", "x": {"y": 1, "y": 2}}', 'line 3: the key "y" stands twice', "once"),
+        (b'{"prompt": "a", "completion": "b\\u0000"}', "line 3: completion: holds a NUL character, at ch", "mend it"),
+        (b'{"prompt": "a", "completion": "b\\uD800"}', "line 3: completion: holds half of a surrogate", "mend it"),
+        (b'{"prompt": 1, "completion": "b"}', "line 3: prompt: must be a string, is a number", "rename prompt and c"),
+        (b'{"prompt": "a", "completion": null}', "line 3: completion: must be a string, is null", "mend it"),
+        (b'{"prompt": " ", "completion": "b"}', "line 3: prompt: is empty", "leave it out"),
         (b'{"prompt": "a", "completion": NaN}', "line 3: not valid JSON", "NaN"),
         (b'["a"]', "line 3: a JSON array where an object is expected", "one object"),
         (b"7", "line 3: a JSON number where", "one object"),
@@ -89,9 +102,42 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row() -> None:
 
 def test_text_and_messages_do_not_mix_in_preferences() -> None:
     text = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
-    chat = b'{"prompt": [], "chosen": [], "rejected": []}\n'
+    chat = json.dumps({"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": TURNS[1:]}).encode()
     with pytest.raises(InvalidRows, match="line 2: a row with prompt, chosen and rejected as lists of messages, but"):
         read(text + chat)
+
+
+def test_text_and_messages_do_not_mix_in_completions() -> None:
+    chat = json.dumps({"prompt": TURNS[:1], "completion": TURNS[1:]}).encode()
+    with pytest.raises(InvalidRows, match="line 3: a row with prompt and completion as lists of messages, but line 1 "):
+        read(GOOD + chat)
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([], "messages: is empty"),
+        ("none", "messages: must be a list of messages, is a string"),
+        ([*TURNS, "a"], "messages[2]: must be an object, is a string"),
+        ([*TURNS, {"content": "a"}], "messages[2].role: must be one of assistant, system, tool, user, is missing"),
+        ([{"from": "bot", "value": "a"}], "messages[0].from: must be one of assistant, chatgpt, "),
+        ([{"role": "user", "content": 1}], "messages[0].content: must be a string, is a number"),
+        ([{"role": "user", "content": []}], "messages[0].content: is empty"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "messages[0].content[0].type: must be 'text', is 'image'"),
+        ([{"role": "user", "content": [{"type": "text", "text": "\0"}]}], "messages[0].content[0].text: holds a NUL"),
+    ],
+)
+def test_turns_that_no_run_could_read_are_named(messages: object, complaint: str) -> None:
+    with pytest.raises(InvalidRows) as caught:
+        read(json.dumps({"messages": messages}).encode())
+    assert caught.value.message.startswith(f"line 1: {complaint}")
+
+
+def test_what_only_some_runs_would_read_is_kept() -> None:
+    unused = {"x": "a\0", "y": "\ud800", "messages": None}
+    assert read(json.dumps({"prompt": "a", "completion": "b", **unused}).encode()).rows == 1
+    calling = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    assert read(json.dumps({"messages": [*TURNS, calling, {"role": "tool", "content": ""}]}).encode()).rows == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])

@@ -1,6 +1,7 @@
 """Check and measure JSON lines while they stream past, in constant memory.
 
-What is accepted here is what a run's export accepts: a byte order mark, blank lines (they count as lines), no NaN.
+What is refused here is what every run would refuse: see `strictjson` and `shapes`. A byte order mark and blank lines
+are let pass, as a run's export does; blank lines count as lines.
 
     reader = JsonLinesReader()
     for block in blocks:
@@ -13,31 +14,21 @@ What is accepted here is what a run's export accepts: a byte order mark, blank l
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
-
-from pydantic_core import from_json
 
 from finetune.api.registry import Shape
 
 from .errors import InvalidRows
+from .shapes import Form, form_of, problem_of
+from .strictjson import decode
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# First match wins; every row must have the shape of the first one.
-_SHAPES: tuple[tuple[Shape, frozenset[str]], ...] = (
-    ("preference", frozenset({"prompt", "chosen", "rejected"})),
-    ("prompt-completion", frozenset({"prompt", "completion"})),
-    ("messages", frozenset({"messages"})),
-)
-_DESCRIPTIONS: dict[Shape, str] = {
-    "prompt-completion": "a row with prompt and completion",
-    "messages": "a row with messages",
-    "preference": "a row with prompt, chosen and rejected",
-    "preference-messages": "a row with prompt, chosen and rejected as lists of messages",
-    "other": "a row of another shape",
-}
+# In JSON a NUL character or half of a surrogate pair is written as an escape: a line without these is not searched.
+_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +41,6 @@ class RowFacts:
     shape: Shape
 
 
-def shape_of(row: dict[str, Any]) -> Shape:
-    """The shape of a row, by its keys and whether a prompt is text or a list; further keys are allowed."""
-    shape: Shape = next((shape for shape, keys in _SHAPES if keys <= row.keys()), "other")
-    return "preference-messages" if shape == "preference" and isinstance(row["prompt"], list) else shape
-
-
 class JsonLinesReader:
     """Reads blocks of bytes that may end anywhere, also in the middle of a character."""
 
@@ -65,7 +50,7 @@ class JsonLinesReader:
         self._line = 0
         self._rows = 0
         self._first_row = 0
-        self._shape: Shape | None = None
+        self._form: Form | None = None
         self._rest = bytearray()
 
     def feed(self, block: bytes) -> None:
@@ -88,13 +73,13 @@ class JsonLinesReader:
         if self._rest:
             self._take(bytes(self._rest))
             self._rest.clear()
-        if self._shape is None:
+        if self._form is None:
             raise InvalidRows(
                 "the dataset has no rows",
                 hint="send JSON lines: one JSON object a line, like "
                 '{"prompt": "...", "completion": "..."}; is the file empty?',
             )
-        return RowFacts(rows=self._rows, bytes=self._bytes, sha256=self._digest.hexdigest(), shape=self._shape)
+        return RowFacts(rows=self._rows, bytes=self._bytes, sha256=self._digest.hexdigest(), shape=self._form.shape)
 
     def _take(self, line: bytes) -> None:
         self._line += 1
@@ -106,22 +91,34 @@ class JsonLinesReader:
         if not line.strip():
             return
         row = self._parse(line, number)
-        shape = shape_of(row)
-        if self._shape is None:
-            self._shape, self._first_row = shape, number
-        elif shape != self._shape:
+        form = form_of(row)
+        if self._form is None:
+            self._form, self._first_row = form, number
+        elif form != self._form:
             raise InvalidRows(
-                f"line {number}: {_DESCRIPTIONS[shape]}, but line {self._first_row} is {_DESCRIPTIONS[self._shape]}",
+                f"line {number}: {form.words}, but line {self._first_row} is {self._form.words}",
                 hint="all rows of a dataset have one shape: split the file, or add the missing keys",
             )
+        if form.fields:
+            self._check(row, form, line, number)
         self._rows += 1
+
+    @staticmethod
+    def _check(row: dict[str, Any], form: Form, line: bytes, number: int) -> None:
+        problem = problem_of(row, form, suspicious=_SUSPICIOUS.search(line) is not None)
+        if problem is not None:
+            raise InvalidRows(
+                f"line {number}: {problem}",
+                hint="every run that trains on these rows would refuse the line: mend it or leave it out; or rename "
+                f"{' and '.join(form.fields)} if they are something else",
+            )
 
     @staticmethod
     def _parse(line: bytes, number: int) -> dict[str, Any]:
         try:
-            row = from_json(line, allow_inf_nan=False)
+            row = decode(line)
         except ValueError as error:
-            raise InvalidRows(f"line {number}: not valid JSON: {error}", hint=_json_hint(line, number)) from None
+            raise InvalidRows(f"line {number}: {error}", hint=_json_hint(line, number)) from None
         if not isinstance(row, dict):
             raise InvalidRows(
                 f"line {number}: a JSON {_type_name(row)} where an object is expected",
@@ -142,7 +139,7 @@ def _json_hint(line: bytes, number: int) -> str:
         return "this looks like a JSON array: write one object a line instead (jq -c '.[]' file.json)"
     if number == 1 and line.startswith(b"\x1f\x8b"):
         return "this is a gzip file: decompress it first"
-    return "every line is one complete JSON object, in UTF-8, without NaN or Infinity"
+    return "every line is one complete JSON object, in UTF-8, without NaN or Infinity, each key once"
 
 
 def _type_name(value: object) -> str:

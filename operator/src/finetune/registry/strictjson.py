@@ -1,0 +1,76 @@
+"""JSON as a run's export reads it: stricter than the standard library, so that an upload is refused and not a run.
+
+Refused are NaN, infinite numbers and numbers that become infinite, a key twice in one object, and deep nesting. What is
+refused here, in which words, is the registry's own; a test holds it against the export's decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+MAX_DEPTH = 100
+"""Lists and objects within each other."""
+
+
+def decode(line: bytes) -> Any:
+    """Return the JSON value of one line. Raises `ValueError` with what is wrong with it, for people."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}") from None
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise ValueError(f"nests lists and objects more than {MAX_DEPTH} deep")
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        where = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        raise ValueError(f"not valid JSON: {where}") from None
+    except _RefusedError:
+        raise
+    except ValueError:  # only the conversion of a number that is longer than Python reads
+        digits = max(map(len, re.findall(r"\d+", text)), default=0)
+        raise ValueError(f"holds a number of {digits} digits") from None
+
+
+class _RefusedError(ValueError):
+    """What the standard library lets pass."""
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for match in _BRACKET_OR_STRING.finditer(text):
+        if match[0] in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif match[0] in "]}":
+            depth -= 1
+    return deepest
+
+
+_BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _RefusedError(f"the key {json.dumps(twice[:60])} stands twice in one object, which of the two is meant?")
+    return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise _RefusedError(f"holds {text[:40]}, which is too large for a number")
+    return value
+
+
+def _constant(name: str) -> None:
+    raise _RefusedError(f"not valid JSON: {name} is no JSON value, use null")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)

@@ -1,0 +1,194 @@
+"""The registry refuses at upload what every run would refuse: held against the export, which it may not import."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.registry.errors import InvalidRows
+from finetune.registry.jsonlines import JsonLinesReader
+from finetune.registry.strictjson import decode
+from model.data.decode import decode_line
+from model.data.records import InvalidRowError, Record
+from model.data.shapes import Shaper
+from model.exits import FailureError
+from tests.unit.corpus import bad_conversations, bad_texts
+from tests.unit.corpus.cases import Case
+
+LINES = [
+    b'{"a": 1e999}',
+    b'{"a": -1e999}',
+    b'{"a": 1e308}',
+    b'{"a": NaN}',
+    b'{"a": -Infinity}',
+    b'{"a": 1, "a": 2}',
+    b'{"a": {"b": 1, "b": 1}}',
+    b'{"a": {"b": 1}, "b": {"b": 1}}',
+    b'{"a": "\\u0000"}',
+    b'{"a": "\x00"}',
+    b'{"a": "\\ud800"}',
+    b'{"a": "\\ud83d\\ude00"}',
+    b'{"a": "\xed\xa0\x80"}',
+    b'{"a": "\xff"}',
+    b'{"a": ' + b"9" * 5000 + b"}",
+    b'{"a": ' + b"9" * 4000 + b"}",
+    b"[" * 100 + b"]" * 100,
+    b"[" * 101 + b"]" * 101,
+    b'{"a": "' + b"[" * 200 + b'"}',
+    b'{"a": "\\"' + b"[" * 200 + b'"}',
+    b'{"a": 01}',
+    b'{"a": 1}\xc2\xa0',
+    b'{"a": 1} \t\r',
+    b'{"a": 1}{"b": 2}',
+    b'{"a": "b',
+    b"{'a': 1}",
+    b'{"a": 1,}',
+]
+
+
+def refusal(*lines: bytes) -> str | None:
+    reader = JsonLinesReader()
+    try:
+        reader.feed(b"\n".join(lines) + b"\n")
+        reader.finish()
+    except InvalidRows as error:
+        return error.message
+    return None
+
+
+def decoded(decoder: Any, line: bytes) -> Any:
+    try:
+        return decoder(line)
+    except (ValueError, InvalidRowError):
+        return "refused"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_is_json_for_both_or_for_neither(line: bytes) -> None:
+    assert decoded(decode, line) == decoded(decode_line, line)
+
+
+@given(st.binary(max_size=30) | st.text(alphabet='{}[]":,\\u0dD8aA1eE+-. \t\n', max_size=30).map(str.encode))
+def test_bytes_that_are_perhaps_json_are_so_for_both_or_for_neither(line: bytes) -> None:
+    assert decoded(decode, line) == decoded(decode_line, line)
+
+
+ONLY_THE_EXPORT = {
+    "fields that no shape has, which a run may map": {
+        "text only",
+        "an empty object",
+        "a field of another name",
+        "ShareGPT: an unknown speaker",
+        "ShareGPT: no value",
+        "ShareGPT: a broken function call",
+        "Alpaca: no output",
+        "Alpaca: input is a number",
+        "no rejected",
+        "no prompt",
+        "no prompt in common",
+    },
+    "rows for another method, or equal answers, of which SFT may learn one": {
+        "two shapes in a row",
+        "preferences for SFT",
+        "chat preferences for SFT",
+        "messages for DPO",
+        "completions for DPO",
+        "alpaca for DPO",
+        "chosen equal to rejected",
+        "chat: chosen equal to rejected",
+    },
+    "the order of turns, their weights and calls of tools, which the trainer's version decides": {
+        "system after the start",
+        "two system turns",
+        "system twice",
+        "assistant first",
+        "two user turns",
+        "two assistant turns",
+        "user last",
+        "no assistant",
+        "a tool's answer without a call",
+        "a call without an answer",
+        "a call by the user",
+        "a call without a name",
+        "a call with broken arguments",
+        "a call with a list as arguments",
+        "calls that are no list",
+        "tools that are no list",
+        "a tool without a name",
+        "a turn of weight 0",
+        "a prompt of another conversation",
+        "a prompt with a system turn that the answers lack",
+        "a prompt that ends with the assistant",
+        "chosen ends with the user",
+        "a prompt with a call, for SFT",
+        "a prompt with an assistant turn, for SFT",
+    },
+    "the dataset as a whole": {"all rows the same", "all rows invalid and dropped"},
+}
+"""Rows of JSON lines that the export refuses and that the registry keeps, by the reason why."""
+
+JSON_LINES = [
+    case
+    for case in (*bad_texts.CASES, *bad_conversations.CASES)
+    if case.file == "train.jsonl" and case.code == 3 and not any("--column" in flag for flag in case.flags)
+]
+
+
+@pytest.mark.parametrize("case", JSON_LINES, ids=lambda case: case.name)
+def test_what_the_export_refuses_is_refused_at_upload(case: Case) -> None:
+    message = refusal(case.content)
+    assert (message is None) == (case.name in set().union(*ONLY_THE_EXPORT.values()))
+    if message is not None and case.row is not None:
+        assert message.startswith(f"line {case.row}: ")
+
+
+ROLES = st.sampled_from(["system", "user", "assistant", "tool", "human", "gpt", "function_call", "bot", None, 1])
+TEXTS = st.sampled_from(
+    [
+        "a",
+        "",
+        " ",
+        "a\0",
+        "\ud800",
+        "[1]",
+        '[{"role": "user", "content": "a"}]',
+        '[{"role": "x"}]',
+        "[{]",
+        None,
+        1,
+        True,
+    ]
+)
+PARTS = st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "image", None])}, optional={"text": TEXTS}), max_size=2
+)
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": ROLES,
+            "content": TEXTS | PARTS,
+            "from": ROLES,
+            "value": TEXTS,
+            "tool_calls": st.sampled_from([None, [], [{"name": "f", "arguments": {}}]]),
+        },
+    )
+    | TEXTS,
+    max_size=3,
+)
+FIELDS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "instruction", "output", "x")
+ROWS = st.dictionaries(st.sampled_from(FIELDS), TEXTS | TURNS | PARTS, max_size=5)
+
+
+@given(ROWS)
+def test_what_is_refused_at_upload_no_run_could_use(row: dict[str, Any]) -> None:
+    if (message := refusal(json.dumps(row).encode())) is None:
+        return
+    for method in ("SFT", "DPO"):
+        with pytest.raises((InvalidRowError, FailureError)):
+            Shaper("train.jsonl", method, {}).content(Record(1, row))
+    assert message.startswith("line 1: ")
