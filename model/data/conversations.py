@@ -45,7 +45,10 @@ SHAREGPT = Spelling(
 )
 
 
-_READ_KEYS = {"role", "content", "from", "value", "tool_calls", "name", "tool_call_id", "weight"}
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Under which an assistant turn's thoughts stand beside its content; kept under the first of these."""
+
+_READ_KEYS = {"role", "content", "from", "value", "tool_calls", "name", "tool_call_id", "weight", *REASONING_KEYS}
 
 
 def spelling_of(turns: Any) -> Spelling:
@@ -107,6 +110,23 @@ def check_order(
             problems.append(Problem(field, text, "order"))
 
 
+def seen_only(turns: Sequence[Message]) -> list[Message]:
+    """Return the turns with those of the assistant marked as not learned."""
+    return [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in turns]
+
+
+def check_learned(turns: Sequence[Message], field: str, problems: list[Problem]) -> None:
+    """Check that at least one turn of the assistant is learned."""
+    if not any(turn["role"] == "assistant" and "weight" not in turn for turn in turns):
+        text = "has no assistant turn to learn from: all are of weight 0"
+        problems.append(Problem(field, text, "weight"))
+
+
+def without_weights(turns: Sequence[Message]) -> list[Message]:
+    """Return the turns without their weights, where none is learned anyway."""
+    return [{key: held for key, held in turn.items() if key != "weight"} for turn in turns]
+
+
 def _out_of_order(previous: Message | None, turn: Message) -> str | None:
     role = turn["role"]
     if previous is None:
@@ -152,10 +172,32 @@ def _read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem
         if turn.get(key) is not None:
             check_text(turn[key], f"{where}.{key}", problems)
             message[key] = turn[key]
-    if turn.get("weight") == 0:
-        text = "is 0, but every assistant turn is learned: split the conversation where learning should start"
-        problems.append(Problem(f"{where}.weight", text, "weight"))
+    if reasoning := _reasoning(turn, where, role, problems):
+        message["reasoning_content"] = reasoning
+    if (weight := turn.get("weight")) is not None:
+        if weight not in (0, 1):
+            problems.append(Problem(f"{where}.weight", f"must be 0 or 1, is {short(weight)}", "weight"))
+        elif weight == 0 and role == "assistant":
+            message["weight"] = 0
     return message
+
+
+def _reasoning(turn: Any, where: str, role: str | None, problems: list[Problem]) -> str | None:
+    """Return what an assistant turn thinks, None when it does not."""
+    given = {key: turn[key] for key in REASONING_KEYS if turn.get(key) is not None}
+    given = {key: text for key, text in given.items() if not isinstance(text, str) or text.strip()}
+    first: str | None = None
+    for key, text in given.items():
+        check_text(text, f"{where}.{key}", problems)
+        if role not in ("assistant", None):
+            misplaced = f"is given for a turn of {role}, only assistants think: leave it out"
+            problems.append(Problem(f"{where}.{key}", misplaced, "role"))
+        elif first is not None and text != first:
+            problems.append(
+                Problem(f"{where}.{key}", f"differs from {next(iter(given))} beside it: keep one", "reasoning")
+            )
+        first = text if first is None else first
+    return first
 
 
 def _calls(turn: Any, where: str, role: str | None, problems: list[Problem]) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.data.conversations import Message, check_order, read_turns
+from model.data.conversations import Message, check_learned, check_order, read_turns, seen_only, without_weights
 from model.data.records import InvalidRowError, Problem
 from model.data.texts import as_turns, check_text
 from model.data.tools import read_tools
@@ -125,7 +125,7 @@ def normalise_instruction(row: Fields) -> Content:
 
 
 def normalise_messages(row: Fields) -> Content:
-    """Return the conversation in `messages`, learned in all of its assistant turns."""
+    """Return the conversation in `messages`, learned in all assistant turns whose weight is not 0."""
     return _conversation(row, "messages")
 
 
@@ -140,12 +140,14 @@ def _conversation(row: Fields, field: str) -> Content:
     tools = _tools(row, problems)
     _raise(problems)
     _check_turns(turns, field, row, problems, system=system)
+    if not problems:
+        check_learned(turns, row.name(field), problems)
     _raise(problems)
     return {"messages": system + turns, **tools}
 
 
 def normalise_completion_turns(row: Fields) -> Content:
-    """Return a prompt and a completion that are lists of turns as one conversation."""
+    """Return a prompt and a completion that are lists of turns as one conversation; only the completion is learned."""
     problems: list[Problem] = []
     system, prompt = _system(row, problems), _prompt_turns(row, problems)
     completion = read_turns(row.get("completion"), row.name("completion"), problems)
@@ -153,11 +155,10 @@ def normalise_completion_turns(row: Fields) -> Content:
     _raise(problems)
     _check_turns(prompt, "prompt", row, problems, system=system, last=PROMPT_ENDS)
     check_order(completion, row.name("completion"), problems, before=prompt)
-    if any(turn["role"] == "assistant" for turn in prompt):
-        text = "has an assistant turn, which would be learned as well: write these rows as messages if it should be"
-        problems.append(Problem(row.name("prompt"), text, "order"))
+    if not problems:
+        check_learned(completion, row.name("completion"), problems)
     _raise(problems)
-    return {"messages": system + prompt + completion, **tools}
+    return {"messages": system + seen_only(prompt) + completion, **tools}
 
 
 def normalise_preference(row: Fields) -> Content:
@@ -200,8 +201,16 @@ def normalise_preference_turns(row: Fields) -> Content:
     if not problems:
         check_order(chosen, row.name("chosen"), problems, before=prompt)
         check_order(rejected, row.name("rejected"), problems, before=prompt)
+        _check_all_learned(row, {"chosen": chosen, "rejected": rejected}, problems)
     _raise(problems)
-    return {"prompt": system + prompt, "chosen": chosen, "rejected": rejected, **tools}
+    return {"prompt": system + without_weights(prompt), "chosen": chosen, "rejected": rejected, **tools}
+
+
+def _check_all_learned(row: Fields, answers: dict[str, list[Message]], problems: list[Problem]) -> None:
+    for field, turns in answers.items():
+        if any("weight" in turn for turn in turns):
+            text = "has a turn of weight 0, but answers are compared as a whole: leave the weights out"
+            problems.append(Problem(row.name(field), text, "weight"))
 
 
 def _system(row: Fields, problems: list[Problem]) -> list[Message]:

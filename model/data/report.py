@@ -28,13 +28,14 @@ KINDS = {
     "number": "a number that cannot be used",
     "order": "turns out of order",
     "prompt": "no common prompt",
+    "reasoning": "thoughts in two versions",
     "role": "an unknown or misplaced role",
     "tooDeep": "nested too deep",
     "tooLong": "a row too long to read",
     "toolCall": "a tool call that cannot be read",
     "unknownShape": "no known shape",
     "unreadable": "cannot be read",
-    "weight": "a turn that should not be learned",
+    "weight": "a weight that cannot be used",
     "wrongType": "a value of the wrong type",
 }
 
@@ -115,17 +116,22 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def _lengths(content: Content) -> dict[str, int]:
-    """Return the characters of each part of a row; of a conversation, what the assistant says is the completion."""
+    """Return the characters of each part of a row; of a conversation, what is learned is the completion."""
     if (turns := content.get("messages")) is None:
         return {name: _size(value) for name, value in content.items() if name != "tools"}
     sizes = {"prompt": 0, "completion": 0}
     for turn in turns:
-        sizes["completion" if turn["role"] == "assistant" else "prompt"] += len(turn["content"])
+        learned = turn["role"] == "assistant" and "weight" not in turn
+        sizes["completion" if learned else "prompt"] += _turn_size(turn)
     return sizes
 
 
 def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str) else sum(len(turn["content"]) for turn in value)
+    return len(value) if isinstance(value, str) else sum(map(_turn_size, value))
+
+
+def _turn_size(turn: Mapping[str, Any]) -> int:
+    return len(turn["content"]) + len(turn.get("reasoning_content", ""))
 
 
 def _cut(value: Any) -> Any:

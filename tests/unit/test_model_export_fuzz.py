@@ -98,7 +98,7 @@ ROLES = st.sampled_from(["system", "user", "assistant", "tool", "gpt", "human"])
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=8)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
 TURNS = st.dictionaries(
-    st.sampled_from(["role", "content", "from", "value", "tool_calls", "name", "weight"]),
+    st.sampled_from(["role", "content", "from", "value", "tool_calls", "name", "weight", "reasoning_content"]),
     ROLES | SCALARS,
     max_size=4,
 )

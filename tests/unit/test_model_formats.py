@@ -16,6 +16,8 @@ USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
 OTHER = {"role": "assistant", "content": "Go away."}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+SEEN = {**ANSWER, "weight": 0}
+THOUGHT = {**ANSWER, "reasoning_content": "Well."}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "2", "name": "add"}
@@ -68,6 +70,21 @@ def test_prompt_and_completion(value: Any, content: Any) -> None:
          {"messages": [USER, CALLING, {"role": "tool", "content": "2"}, ANSWER]}),
         ({"prompt": [USER], "completion": [ANSWER]}, {"messages": [USER, ANSWER]}),
         ({"prompt": "Why?", "completion": [ANSWER]}, {"messages": [USER, ANSWER]}),
+        ({"prompt": [USER, ANSWER, USER], "completion": [OTHER]}, {"messages": [USER, SEEN, USER, OTHER]}),
+        ({"prompt": [USER, CALLING, RESULT], "completion": [ANSWER]},
+         {"messages": [USER, {**CALLING, "weight": 0}, RESULT, ANSWER]}),
+        ({"messages": [{**USER, "weight": 0}, SEEN, USER, {**OTHER, "weight": 1.0}]},
+         {"messages": [USER, SEEN, USER, OTHER]}),
+        ({"prompt": [USER], "completion": [SEEN, USER, OTHER]}, {"messages": [USER, SEEN, USER, OTHER]}),
+        *(
+            ({"messages": [{**USER, key: ""}, {**ANSWER, key: "Well."}]}, {"messages": [USER, THOUGHT]})
+            for key in ("reasoning_content", "thinking", "reasoning")
+        ),
+        ({"messages": [USER, {**ANSWER, "thinking": " \n", "reasoning": None}]}, {"messages": [USER, ANSWER]}),
+        ({"messages": [USER, {**THOUGHT, "reasoning": "Well."}]}, {"messages": [USER, THOUGHT]}),
+        ({"conversations": [{"from": "human", "value": "Why?"},
+                            {"from": "gpt", "value": "Because.", "thinking": "Well."}]},
+         {"messages": [USER, THOUGHT]}),
     ],
 )  # fmt: skip
 def test_messages(value: Any, content: Any) -> None:
@@ -97,6 +114,8 @@ def test_messages(value: Any, content: Any) -> None:
          {"prompt": [USER, ANSWER, USER], "chosen": [ANSWER], "rejected": [OTHER], "tools": [TOOL]}),
         ({"system": "Be brief.", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, "preference-messages",
          {"prompt": [{"role": "system", "content": "Be brief."}, USER], "chosen": [ANSWER], "rejected": [OTHER]}),
+        ({"prompt": [USER, SEEN, USER], "chosen": [THOUGHT], "rejected": [ANSWER]}, "preference-messages",
+         {"prompt": [USER, ANSWER, USER], "chosen": [THOUGHT], "rejected": [ANSWER]}),
         ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER, USER, OTHER]}, "preference-messages",
          {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER, USER, OTHER]}),
     ],
@@ -137,8 +156,8 @@ def test_columns_are_mapped_and_told() -> None:
         ({"instruction": "a", "output": "b"}, "SFT",
          "instruction, input and output (Alpaca), read as prompt-completion"),
         ({"conversations": [USER, ANSWER], "system": "s"}, "SFT", "conversations (ShareGPT), read as messages"),
-        ({"id": 1, "messages": [{**USER, "id": None}, {**ANSWER, "thinking": "Well."}]}, "SFT",
-         "messages; not used: id; not used in turns: thinking"),
+        ({"id": 1, "messages": [{**USER, "id": None}, {**ANSWER, "thinking": "Well.", "mood": "good"}]}, "SFT",
+         "messages; not used: id; not used in turns: mood"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "DPO", "prompt, chosen and rejected, read as preference"),
         ({"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}, "DPO",
          "chosen and rejected conversations, whose common beginning is the prompt, read as preference-messages"),

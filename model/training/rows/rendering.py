@@ -2,14 +2,16 @@
 
 What a turn is made of is found by rendering the conversation up to it, with and without the turn, so that a
 template needs no markers. For each row it is checked that these renderings are the beginning of the whole one: a
-template that rewrites earlier turns would have the model learn what it never sees again.
+template that rewrites earlier turns would have the model learn what it never sees again. Turns that are seen and not
+learned may lose their thoughts, as many templates have it: that is what the model sees at inference, too.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from model import exits
@@ -80,7 +82,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is rendered of a row: learned are the assistant's turns from message `first` on.
+    """What is rendered of a row: learned are the assistant's turns from message `first` on, but those in `seen`.
 
     `field` names a message of it, by its index, the way the row does.
     """
@@ -90,12 +92,17 @@ class Conversation:
     place: Place
     tools: list[dict[str, Any]] | None
     field: Callable[[int], str]
+    seen: frozenset[int] = frozenset()
 
     @property
     def turns(self) -> list[int]:
         """The learned messages; a turn that nothing precedes is never asked for, and is not learned."""
         start = max(self.first, 1)
-        return [i for i, message in enumerate(self.messages) if i >= start and message["role"] == "assistant"]
+        return [
+            index
+            for index, message in enumerate(self.messages)
+            if index >= start and message["role"] == "assistant" and index not in self.seen
+        ]
 
 
 class Markers:
@@ -167,12 +174,41 @@ class Renderer:
         return Rendered(text, ((len(prompt), len(text)),), place, closed=False)
 
     def _render(self, conversations: list[Conversation]) -> list[Rendered]:
+        conversations = [self._with_reasoning(conversation) for conversation in conversations]
         if not any(conversation.tools for conversation in conversations):
             try:
                 return self._render_together(conversations, None)
             except _template_errors():
                 pass  # it comes again below, where it can be told of which row it is
         return [self._render_one(conversation) for conversation in conversations]
+
+    def _with_reasoning(self, conversation: Conversation) -> Conversation:
+        """Put what the assistant thinks under the key that the template reads."""
+        if not any(_REASONING in message for message in conversation.messages):
+            return conversation
+        messages = []
+        for index, message in enumerate(conversation.messages):
+            if (text := message.get(_REASONING)) is not None:
+                if self._reasoning_key is None and index in conversation.turns:
+                    raise _without_thoughts(conversation, index)
+                message = {key: held for key, held in message.items() if key != _REASONING}  # noqa: PLW2901
+                if self._reasoning_key is not None:
+                    message[self._reasoning_key] = text
+            messages.append(message)
+        return replace(conversation, messages=messages)
+
+    @cached_property
+    def _reasoning_key(self) -> str | None:
+        """The key of a message under which the template looks for thoughts; None when it shows none."""
+        for key in _REASONING_KEYS:
+            answer = _turn("assistant", "answer") | {key: _PROBE}
+            try:
+                shown = self._apply([[_turn("user", "question"), answer]], None, generation=False)[0]
+            except _template_errors():
+                continue
+            if _PROBE in shown:
+                return key
+        return None
 
     def _render_one(self, conversation: Conversation) -> Rendered:
         try:
@@ -207,6 +243,7 @@ class Renderer:
             if whole[:end] != through[:end]:
                 raise _rewritten(conversation, index)
             _check_shown(conversation, index, whole[:start], whole[start:end])
+            self._check_reasoning(conversation, index, whole[start:end])
             learned.append((start, end))
         self._check_texts(conversation, whole)
         return Rendered(whole[: learned[-1][1]], tuple(learned), conversation.place, closed)
@@ -224,12 +261,23 @@ class Renderer:
             common = common[:-1]
         return max(len(common), len(before))
 
+    def _check_reasoning(self, conversation: Conversation, index: int, turn: str) -> None:
+        """Refuse a template that leaves out what a learned turn thinks: the model would learn not to think."""
+        message = conversation.messages[index]
+        key = self._reasoning_key if message.keys() - _PLAIN_KEYS else None
+        if key is None or message.get(key, "").strip() in turn:
+            return
+        probed: Messages = [*conversation.messages[:index], message | {key: _PROBE}]
+        if not self._shows_probe(probed, conversation.tools):
+            raise _without_thoughts(conversation, index)
+
     def _check_texts(self, conversation: Conversation, whole: str) -> None:
         """Refuse a template that leaves out what a turn says, without a word.
 
         A text that it writes otherwise, trimmed or escaped, is told from one that is missing by a word in its place.
         """
-        messages = conversation.messages[: conversation.turns[-1] + 1]
+        learned = conversation.turns
+        messages = conversation.messages[: learned[-1] + 1]
         for index, message in enumerate(messages):
             text = message["content"].strip()
             if text in whole:
@@ -237,7 +285,7 @@ class Renderer:
             probed = [*messages[:index], message | {"content": _PROBE}, *messages[index + 1 :]]
             shown = self._shows_probe(probed, conversation.tools)
             thought = text.partition("</think>")[0].removeprefix("<think>").strip() if "</think>" in text else ""
-            if not shown or thought not in whole:
+            if not shown or (thought not in whole and (index in learned or message["role"] != "assistant")):
                 what = "thinks" if shown else "says"
                 raise conversation.place.failure(
                     f"{conversation.field(index)}: the base model's chat template does not show what "
@@ -291,7 +339,13 @@ class Renderer:
 
 
 _PROBE = "answer 1"
-_ONE_ROW_PER_TURN = "split the conversation into one row per assistant turn, each with everything that precedes it"
+_REASONING = "reasoning_content"
+_REASONING_KEYS = (_REASONING, "thinking", "reasoning")
+_PLAIN_KEYS = frozenset({"role", "content"})
+_ONE_ROW_PER_TURN = (
+    "split the conversation into one row per assistant turn, each with that turn as completion and everything that "
+    "precedes it as prompt"
+)
 
 
 def _template_errors() -> tuple[type[Exception], ...]:
@@ -311,7 +365,10 @@ def _conversation(content: Content, place: Place) -> Conversation:
         messages = [_turn("user", content["prompt"]), _turn("assistant", content["completion"])]
         return Conversation(messages, 0, place, None, lambda index: ("prompt", "completion")[index])
     messages = _with_parsed_arguments(content["messages"], place)
-    conversation = Conversation(messages, 0, place, content.get("tools"), lambda index: f"messages[{index}]")
+    seen = frozenset(index for index, message in enumerate(messages) if "weight" in message)
+    if seen:
+        messages = [{key: held for key, held in message.items() if key != "weight"} for message in messages]
+    conversation = Conversation(messages, 0, place, content.get("tools"), lambda index: f"messages[{index}]", seen)
     if not conversation.turns:
         raise place.failure("messages: no assistant turn follows a user's, so there is nothing to learn: leave it out")
     return conversation
@@ -380,6 +437,14 @@ def _check_shown(conversation: Conversation, index: int, before: str, turn: str)
                 f"tools: the base model's chat template does not show the tool {name}: use a base model whose "
                 "template knows tools, or leave tools out"
             )
+
+
+def _without_thoughts(conversation: Conversation, index: int) -> FailureError:
+    return conversation.place.failure(
+        f"{conversation.field(index)}.{_REASONING}: the base model's chat template does not show it here, so the model "
+        "would learn to answer without a thought: use a base model whose template shows it, write it into content as "
+        "that model writes its thoughts (often between <think> and </think>), or leave it out"
+    )
 
 
 def _rewritten(conversation: Conversation, index: int) -> FailureError:

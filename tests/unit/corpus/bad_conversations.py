@@ -182,10 +182,47 @@ CASES = (
         row=1,
     ),
     Case(
-        "a turn of weight 0",
-        chat(USER, {**ANSWER, "weight": 0}, USER, ANSWER),
-        "train.jsonl row 1: messages[1].weight: is 0, but every assistant turn is learned: split the "
-        "conversation where learning should start",
+        "all turns of weight 0",
+        chat(USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 0}),
+        "train.jsonl row 1: messages: has no assistant turn to learn from: all are of weight 0",
+        row=1,
+    ),
+    Case(
+        "half a weight",
+        chat(USER, {**ANSWER, "weight": 0.5}),
+        "train.jsonl row 1: messages[1].weight: must be 0 or 1, is 0.5",
+        row=1,
+    ),
+    Case(
+        "a completion of weight 0",
+        rows({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}),
+        "train.jsonl row 1: completion: has no assistant turn to learn from: all are of weight 0",
+        row=1,
+    ),
+    Case(
+        "an answer of weight 0, for DPO",
+        rows({"prompt": [USER], "chosen": [ANSWER], "rejected": [{**OTHER, "weight": 0}]}),
+        "train.jsonl row 1: rejected: has a turn of weight 0, but answers are compared as a whole: leave the weights "
+        "out",
+        flags=("--method=DPO",),
+        row=1,
+    ),
+    Case(
+        "thoughts that are no text",
+        chat(USER, {**ANSWER, "reasoning_content": ["a"]}),
+        "train.jsonl row 1: messages[1].reasoning_content: must be a string, is a list",
+        row=1,
+    ),
+    Case(
+        "a user who thinks",
+        chat({**USER, "thinking": "Hm."}, ANSWER),
+        "train.jsonl row 1: messages[0].thinking: is given for a turn of user, only assistants think: leave it out",
+        row=1,
+    ),
+    Case(
+        "thoughts in two versions",
+        chat(USER, {**ANSWER, "reasoning_content": "Hm.", "thinking": "Ah."}),
+        "train.jsonl row 1: messages[1].thinking: differs from reasoning_content beside it: keep one",
         row=1,
     ),
     Case(
@@ -300,25 +337,11 @@ CASES = (
         row=1,
     ),
     Case(
-        "a prompt with a call, for SFT",
-        rows({"prompt": [USER, CALLING, RESULT], "completion": [ANSWER]}),
-        "train.jsonl row 1: prompt: has an assistant turn, which would be learned as well: write these "
-        "rows as messages if it should be",
-        row=1,
-    ),
-    Case(
         "turns as Python writes them",
         b"messages\n\"[{'role': 'user'}]\"\n",
         "train.csv row 1: messages: must be a list, is a string that holds none: not valid JSON: Expecting property "
         "name enclosed in double quotes at character 3",
         file="train.csv",
-        row=1,
-    ),
-    Case(
-        "a prompt with an assistant turn, for SFT",
-        rows({"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}),
-        "train.jsonl row 1: prompt: has an assistant turn, which would be learned as well: write these "
-        "rows as messages if it should be",
         row=1,
     ),
 )
