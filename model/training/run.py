@@ -18,7 +18,7 @@ from model.training.config import TrainSettings
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.output.progress import PeerLog, ProgressLog
 from model.training.processes import interruption, parallel, process
-from model.training.weights import adapters, basemodel
+from model.training.weights import adapters, basemodel, hub
 
 EVALUATION_WORDS = {"evaluationLoss": "loss", "baseEvaluationLoss": "baseLoss"}
 """What a progress line calls the results' losses."""
@@ -90,6 +90,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     manifest = build.read_manifest(directory)
     build.check_devices(settings)
     parallel.connect(cuda=process.uses_cuda(settings.gpus))
+    settings = _pinned(settings)
     if settings.gpus == 0:
         basemodel.leave_out_bitsandbytes()
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
@@ -107,6 +108,12 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     } | trainer.run_state.timings
     _run_loop(trainer, checkpoint)
     return _finish(trainer, directory, data, checkpoint.step if checkpoint else 0)
+
+
+def _pinned(settings: TrainSettings) -> TrainSettings:
+    """Return the settings with the commit that the first process has found on the hub."""
+    revision = hub.pin(settings).base_model_revision if parallel.world().first else None
+    return settings.model_copy(update={"base_model_revision": parallel.gather(revision)[0]})
 
 
 def _clean_up(directory: RunDirectory) -> None:

@@ -1,4 +1,4 @@
-"""A small server of the protocol that `huggingface_hub` speaks: dataset repositories with commits, in memory."""
+"""A small server of the protocol that `huggingface_hub` speaks: repositories with commits, in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 _API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+?)(?:/revision/(?P<revision>.+)|/(?P<refs>refs))?")
-_FILE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_FILE = re.compile(r"(?:/datasets)?/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
 @dataclass
 class Repository:
-    """A dataset repository.
+    """A repository of a dataset or a model.
 
     Parameters
     ----------

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from model import exits
-from model.exits import FailureError
 from model.training.commands import verify
 from model.training.processes import process
 from model.training.weights import basemodel
@@ -48,18 +46,13 @@ class Pair:
 
     def __init__(self, base_model: str | None, adapter: Path, *, max_new_tokens: int, system: str | None) -> None:
         directory = verify.find_adapter(adapter)
-        name = base_model or verify.recorded_base_model(adapter, directory)
-        if name is None:
-            raise FailureError(
-                exits.INVALID_CONFIGURATION, "InvalidSpec", f"{directory} names no base model: give --base-model"
-            )
-        basemodel.check(name)
+        name, revision = verify.choose_base_model(base_model, adapter, directory)
         import torch
 
         cuda = torch.cuda.is_available()
         bfloat16 = cuda or process.cpu_has_bfloat16()
-        self._tokenizer = basemodel.load_tokenizer(name, None)
-        model = verify.load_adapter(basemodel.load_model(name, None, bfloat16=bfloat16), name, directory)
+        self._tokenizer = basemodel.load_tokenizer(name, revision)
+        model = verify.load_adapter(basemodel.load_model(name, revision, bfloat16=bfloat16), name, directory)
         self._model = model.to("cuda" if cuda else "cpu").eval()
         self._max_new_tokens = max_new_tokens
         self._start = [] if system is None else [{"role": "system", "content": system}]

@@ -68,16 +68,13 @@ def merge(adapter: Path, base_model: str | None, output: Path, precision: str) -
         When something cannot be loaded, `output` exists, or the merged model answers differently.
     """
     directory = verify.find_adapter(adapter)
-    name = base_model or verify.recorded_base_model(adapter, directory)
-    if name is None:
-        raise _refused(f"{directory} names no base model: give --base-model")
     if output.exists():
         raise _refused(f"{output} exists already: name a directory that does not, nothing is overwritten")
-    base_directory = basemodel.check(name)
-    if base_directory is not None:
+    name, revision = verify.choose_base_model(base_model, adapter, directory)
+    if (base_directory := basemodel.check(name)) is not None:
         _refuse_quantized(base_directory)
-    model, stored = _load(name, directory)
-    tokenizer = basemodel.load_tokenizer(name, None)
+    model, stored = _load(name, revision, directory)
+    tokenizer = basemodel.load_tokenizer(name, revision)
     inputs, expected = _logits_before(model)
     merged = model.merge_and_unload(safe_merge=True)
     dtype = stored if precision == "Auto" else precision.lower()
@@ -114,13 +111,13 @@ def _refuse_quantized(base: Path) -> None:
         )
 
 
-def _load(base_model: str, adapter: Path) -> tuple[Any, str]:
+def _load(base_model: str, revision: str | None, adapter: Path) -> tuple[Any, str]:
     """Return base and adapter in float32, and the type that the base is stored in."""
     import torch
     from transformers import AutoConfig
 
-    stored = AutoConfig.from_pretrained(base_model).get_text_config().dtype
-    base = basemodel.load_model(base_model, None, bfloat16=False)
+    stored = AutoConfig.from_pretrained(base_model, revision=revision).get_text_config().dtype
+    base = basemodel.load_model(base_model, revision, bfloat16=False)
     config = read_json(adapter / "adapter_config.json")
     if _touches_tied_weights(base, config):
         # The adapter of one of the two must not change the other.

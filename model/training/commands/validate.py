@@ -59,7 +59,11 @@ class Findings:
         """Return the form for a person; what is wrong is told apart from it."""
         lines = []
         if base := self.parts.get("baseModel"):
-            facts = base.get("hub") or f"{base['directory']}: {base['type']}, {base['parameters']:,} parameters"
+            facts = (
+                f"{base['hub']} at commit {base['commit']}"
+                if "hub" in base
+                else f"{base['directory']}: {base['type']}, {base['parameters']:,} parameters"
+            )
             reads = f", reads {base['positions']:,} tokens" if base.get("positions") else ""
             lines.append(f"base model  {facts}{reads}")
         if parent := self.parts.get("parentAdapter"):
@@ -107,16 +111,17 @@ def _check_together(settings: TrainSettings, manifest: dict[str, Any] | None, fo
 
 
 def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
-    from model.training.weights import basemodel
+    from model.training.weights import basemodel, hub
 
     try:
         directory = basemodel.check(settings.base_model)
+        commit = None if directory else hub.find_commit(settings.base_model, settings.base_model_revision)
     except FailureError as failure:
         found.failures.append(_of_flag("--base-model", failure))
         return None
     if directory is None:
-        found.parts["baseModel"] = {"hub": settings.base_model}
-        found.warnings.append(f"{settings.base_model} was not looked at: it is on the hub")
+        found.parts["baseModel"] = {"hub": settings.base_model, "commit": commit}
+        found.warnings.append(f"the weights of {settings.base_model} were not looked at: they are on the hub")
         return None
     try:
         base = read_model(directory)

@@ -11,6 +11,7 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory, combined_digest, digest_directory
+from model.training.weights import basemodel, hub
 from model.training.weights.files import FilesError, ModelFiles, Tensor, read_header, read_json, read_model
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -115,7 +116,7 @@ def verify(path: Path, base_model: str | None) -> Findings:
 
 def base_model_files(path: Path, adapter: Path, base_model: str | None, findings: Findings) -> ModelFiles | None:
     """Return the files of the adapter's base, None (and a warning) when they are not here."""
-    directory = base_model or recorded_base_model(path, adapter)
+    directory = base_model or recorded_base_model(path, adapter)[0]
     if directory is None or not Path(directory).is_dir():
         if base_model is not None:
             findings.problems.append(f"{base_model} is no directory: --base-model takes the base model's")
@@ -131,19 +132,34 @@ def base_model_files(path: Path, adapter: Path, base_model: str | None, findings
     return files
 
 
-def recorded_base_model(path: Path, adapter: Path) -> str | None:
-    """Return the base model that the run's record names, or else the adapter's configuration."""
+def recorded_base_model(path: Path, adapter: Path) -> tuple[str | None, str | None]:
+    """Return the base model and its revision that the run's record names, or else the adapter's configuration."""
     for directory in (path, adapter.parent):
         try:
             config = read_json(RunDirectory(directory).training_config)["config"]
-            return str(config["baseModel"])
+            return str(config["baseModel"]), config.get("baseModelRevision")
         except (FilesError, KeyError, TypeError):
             continue
     try:
-        name = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+        config = read_json(adapter / "adapter_config.json")
     except FilesError:
-        return None
-    return str(name) if name else None
+        return None, None
+    return config.get("base_model_name_or_path") or None, config.get("revision")
+
+
+def choose_base_model(given: str | None, path: Path, adapter: Path) -> tuple[str, str | None]:
+    """Return the base model to put an adapter on, and its revision: the given one, or else the recorded one.
+
+    Raises
+    ------
+    FailureError
+        When none is given or recorded, or it is not there.
+    """
+    name, revision = (given, None) if given else recorded_base_model(path, adapter)
+    if name is None:
+        text = f"{adapter} names no base model: give --base-model"
+        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text)
+    return name, revision if basemodel.check(name) is not None else hub.find_commit(name, revision)
 
 
 def check_files(adapter: Path, base: ModelFiles | None, findings: Findings) -> None:

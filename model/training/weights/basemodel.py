@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def load_tokenizer(base_model: str, revision: str | None) -> Any:
     """Return the base model's tokenizer."""
     from transformers import AutoTokenizer
 
-    return _translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
+    return translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
 
 
 def leave_out_bitsandbytes() -> None:
@@ -123,7 +124,7 @@ def load_model(base_model: str, revision: str | None, *, bfloat16: bool, quantiz
     from transformers import AutoModelForCausalLM
 
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    model, report = _translated(
+    model, report = translated(
         base_model,
         revision,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -175,9 +176,15 @@ def check_fit(model: Any, settings: TrainSettings, *, largest_token: int, longes
         )
 
 
-def _translated(base_model: str, revision: str | None, load: Any) -> Any:
+def translated(base_model: str, revision: str | None, load: Callable[[], Any]) -> Any:
+    """Return what `load` gives, with the errors of hub and libraries put into words.
+
+    Raises
+    ------
+    FailureError
+        When the model is not there, refused, out of reach or broken.
+    """
     from huggingface_hub import errors
-    from safetensors import SafetensorError
 
     where = f"{base_model} at revision {revision}" if revision else base_model
     try:
@@ -187,25 +194,46 @@ def _translated(base_model: str, revision: str | None, load: Any) -> Any:
         if any(isinstance(link, errors.GatedRepoError) for link in chain):
             text = f"{where}: access to it must be granted to the owner of the token first"
             raise FailureError(exits.ACCESS_DENIED, "AccessDenied", text) from error
+        if isinstance(error, errors.RemoteEntryNotFoundError):
+            raise _missing(f"{where} on the hub is no model that can be trained: it has no config.json") from error
         if status := _http_status(chain):
             raise _refused(where, status) from error
-        if any(isinstance(link, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError) for link in chain):
+        if any(isinstance(link, ConnectionError | TimeoutError) or _is_transport(link) for link in chain):
             text = f"{where} cannot be downloaded, for the hub is out of reach, and here is no directory of that name"
             raise FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text) from error
         if known := exits.storage_failure(error):
             raise known from error
-        if isinstance(error, OSError | ValueError | KeyError | SafetensorError):
+        if isinstance(error, OSError | ValueError | KeyError) or _is_broken_file(error):
             raise _missing(f"{where} cannot be loaded: {error}") from error
         raise
 
 
+def _is_broken_file(error: Exception) -> bool:
+    from safetensors import SafetensorError
+
+    return isinstance(error, SafetensorError)
+
+
+def _is_transport(error: BaseException) -> bool:
+    """Whether the hub's client could not get through."""
+    from huggingface_hub import errors
+
+    return isinstance(error, errors.LocalEntryNotFoundError) or (
+        isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError)
+    )
+
+
 def _refused(where: str, status: int) -> FailureError:
+    nowhere = "and here is no directory of that name"
     if status in (401, 403):
         # The hub answers so for what does not exist, too, so as not to tell which private names exist.
-        text = f"{where}: the hub answered {status}: it is private, gated or does not exist; check the name and token"
+        text = (
+            f"{where}: the hub answered {status}: it is private, gated or does not exist, {nowhere}; check the name "
+            "and the token"
+        )
         return FailureError(exits.ACCESS_DENIED, "AccessDenied", text)
     if status == 404:
-        return _missing(f"{where} does not exist on the hub")
+        return _missing(f"{where} does not exist on the hub, {nowhere}")
     return FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", f"{where}: the hub answered {status}")
 
 
