@@ -206,7 +206,7 @@ def _invalid(text: str) -> FailureError:
 def _warnings(report: Report, settings: ExportSettings) -> list[str]:
     warnings = []
     if dropped := report.problems.invalid_rows:
-        shown = "; ".join(report.problems.shown[:3]) + ("; ..." if report.problems.count > 3 else "")
+        shown = report.problems.first(3)
         warnings.append(f"{_rows(dropped, 'invalid row is', 'invalid rows are')} left out: {shown}")
     if duplicates := report.duplicates.count:
         at_least = "at least " if report.duplicates.is_lower_bound else ""

@@ -121,7 +121,8 @@ class Shaper:
 
     def _unknown(self, row: Fields) -> str:
         needed = _choice(self._forms, self._columns)
-        text = f"has {names(row.value) or 'no fields'}, but {self._method} needs {needed}: map the columns"
+        has = names(row.value) or "no fields"
+        text = f"has {has}, but {self._method} needs {needed}: map the columns with --column (columns in a TrainingRun)"
         guesses = {
             field: next((name for name in row.value if name in _LIKELY.get(field, ())), None) for field in _LIKELY
         }

@@ -25,16 +25,36 @@ def test_a_single_problem_is_told_plainly() -> None:
 def test_many_problems_are_counted_and_the_first_are_shown() -> None:
     problems = Problems("train.jsonl")
     for row in range(3, 33):
-        error = InvalidRowError(
-            [Problem("prompt", "is empty", "empty"), Problem("completion", "is missing", "missing")]
-        )
+        error = InvalidRowError([Problem("prompt", "is empty", "empty"), Problem("completion", "is odd", "character")])
         problems.add(Record(row, None, "a.jsonl"), error)
     message = problems.failure().message
     assert message.startswith("train.jsonl has 60 problems in 30 rows: a.jsonl row 3: prompt: is empty; ")
     assert message.count("; ") == SHOWN_PROBLEMS
     assert message.endswith("; and 40 more")
-    assert problems.kinds == {"empty": 30, "missing": 30}
+    assert problems.kinds == {"empty": 30, "character": 30}
     assert problems.failure().row == 3
+
+
+def test_what_all_rows_of_a_file_lack_is_told_once_for_each_file() -> None:
+    problems = Problems("*.csv")
+    for file, rows in (("a.csv", 400), ("b.csv", 2), ("c.csv", 1)):
+        for row in range(1, rows + 1):
+            problems.add(Record(row, None, file), InvalidRowError([Problem("", "has no fields", "unknownShape")]))
+    assert problems.shown == [
+        "a.csv row 1: has no fields (also rows 2, 3, 4 and 396 more)",
+        "b.csv row 1: has no fields (also row 2)",
+        "c.csv row 1: has no fields",
+    ]
+    assert problems.failure().message == "*.csv has 403 problems in 403 rows: " + "; ".join(problems.shown)
+    assert problems.first(2) == "; ".join(problems.shown[:2]) + "; ..."
+    assert problems.first(3) == "; ".join(problems.shown)
+
+
+def test_one_problem_of_all_rows_is_told_plainly() -> None:
+    problems = Problems("train.csv")
+    for row in range(1, 4):
+        problems.add(Record(row, None), InvalidRowError([Problem("completion", "is missing", "missing")]))
+    assert problems.failure().message == "train.csv row 1: completion: is missing (also rows 2, 3)"
 
 
 def test_what_a_file_holds_cannot_disturb_a_terminal() -> None:

@@ -160,21 +160,22 @@ CASES = (
         "text only",
         rows({"text": "a"}),
         "train.jsonl row 1: has text, but SFT needs prompt and completion, or messages, or conversations,"
-        " or instruction and output: map the columns",
+        " or instruction and output: map the columns with --column (columns in a TrainingRun)",
         row=1,
     ),
     Case(
         "an empty object",
         rows({}),
         "train.jsonl row 1: has no fields, but SFT needs prompt and completion, or messages, or "
-        "conversations, or instruction and output: map the columns",
+        "conversations, or instruction and output: map the columns with --column (columns in a TrainingRun)",
         row=1,
     ),
     Case(
         "a field of another name",
         rows({"question": "a", "answer": "b"}),
         "train.jsonl row 1: has question, answer, but SFT needs prompt and completion, or messages, or "
-        "conversations, or instruction and output: map the columns, perhaps prompt=question and "
+        "conversations, or instruction and output: map the columns with --column (columns in a "
+        "TrainingRun), perhaps prompt=question and "
         "completion=answer",
         row=1,
     ),
@@ -205,7 +206,7 @@ CASES = (
     Case(
         "all rows invalid and dropped",
         rows({"prompt": ""}, {"prompt": "a"}),
-        "train.jsonl has no usable row, 2 are invalid: row 1: completion: is missing; row 2: completion: is missing",
+        "train.jsonl has no usable row, 2 are invalid: row 1: completion: is missing (also row 2)",
         flags=("--invalid-rows=Drop",),
         row=1,
     ),
@@ -258,7 +259,7 @@ CASES = (
         "a JSON object in a .json file",
         json.dumps({"data": [PAIR]}).encode(),
         "train.json row 1: has data, but SFT needs prompt and completion, or messages, or conversations, "
-        "or instruction and output: map the columns",
+        "or instruction and output: map the columns with --column (columns in a TrainingRun)",
         file="train.json",
         row=1,
     ),
@@ -279,7 +280,8 @@ CASES = (
         "CSV: no such column",
         b"question,answer\na,b\n",
         "train.csv row 1: has question, answer, but SFT needs prompt and completion, or messages, or "
-        "conversations, or instruction and output: map the columns, perhaps prompt=question and "
+        "conversations, or instruction and output: map the columns with --column (columns in a "
+        "TrainingRun), perhaps prompt=question and "
         "completion=answer",
         file="train.csv",
         row=1,
