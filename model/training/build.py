@@ -46,6 +46,11 @@ class Data:
         """What goes through the model in training and in evaluations, without what is empty."""
         return [rows for rows in (*self.sequences, *_sequences(self.held_out)) if len(rows)]
 
+    @property
+    def longest_row(self) -> int:
+        """The tokens of the longest of those."""
+        return max(max(rows.lengths) for rows in self.all_sequences)
+
 
 def _sequences(examples: TokenRows | PreferenceRows) -> list[TokenRows]:
     return [examples] if isinstance(examples, TokenRows) else [examples.chosen, examples.rejected]
@@ -150,7 +155,7 @@ def load_model(settings: TrainSettings, data: Data) -> Any:
         model,
         settings,
         largest_token=max(max(rows.ids) for rows in data.all_sequences),
-        longest_row=max(max(rows.lengths) for rows in data.all_sequences),
+        longest_row=data.longest_row,
     )
     return model if settings.parent_adapter is None else adapters.attach_parent(model, settings)
 
@@ -167,8 +172,9 @@ def build_trainer(
     """Return the trainer, and the checkpoint that it goes on from."""
     import torch
 
-    from model.training.loop.batches import Collator, LengthGroupedBatches
+    from model.training.loop.batches import LengthGroupedBatches
     from model.training.loop.footprint import choose_micro_batch_size
+    from model.training.loop.layout import Collator, Layout
     from model.training.loop.trainer import TrainerParts
 
     lengths = data.rows.lengths
@@ -202,7 +208,7 @@ def build_trainer(
         settings=settings,
         total_steps=total_steps,
         batches=batches,
-        collator=Collator(_pad_token_id(tokenizer), packed=False),
+        collator=Collator(_pad_token_id(tokenizer), Layout.PADDED),
         checkpoints=store,
         log=log,
         poster=StatusPoster(registry.post_status) if registry else None,
@@ -210,9 +216,10 @@ def build_trainer(
         probe=cuda and free,
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
-    choose_packing(trainer, cuda=cuda)
+    choose_layout(trainer, longest_row=data.longest_row, cuda=cuda)
     warnings = [fit_memory(trainer, data) if free and not cuda else None, compare_arithmetic(trainer, cuda=cuda)]
-    report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches.of_all())
+    padded = parts.collator.layout is Layout.PADDED
+    report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches.of_all() if padded else None)
     if parallel.world().first:
         report.write(directory)
     log.emit(
@@ -223,6 +230,7 @@ def build_trainer(
         tokens=sum(lengths),
         longestRow=data.longest_sequence,
         microBatchSize=batches.micro_batch_size,
+        layout=str(parts.collator.layout),
         precision=settings.precision,
         threads=torch.get_num_threads(),
         tokenReport=report.document(),
@@ -275,22 +283,28 @@ def fit_memory(trainer: Any, data: Data) -> str | None:
     return found.warning()
 
 
-def choose_packing(trainer: Any, *, cuda: bool) -> None:
-    """Join rows where that was asked for, or where it pays, provided that no row sees another.
+def choose_layout(trainer: Any, *, longest_row: int, cuda: bool) -> None:
+    """Join a micro-batch's rows where that was asked for, or where it pays, provided that no row sees another.
 
-    It pays with flash attention, which skips what lies outside a row. Any other attention computes the whole square of
-    a joined sequence, while rows of similar length have hardly any padding.
+    It pays where attention skips what lies outside a row: ours on a CPU, flash attention on a GPU. Any other computes
+    the whole square of a joined sequence, while rows of similar length have hardly any padding.
 
     Raises
     ------
     FailureError
         When it was asked for, and the model mixes joined rows up.
     """
-    from model.training.loop.batches import mixes_joined_rows
+    from model.training.loop.attention import use_segments
+    from model.training.loop.layout import Layout, mixes_joined_rows
 
-    wanted = trainer.parts.settings.packing
+    wanted, collator = trainer.parts.settings.packing, trainer.parts.collator
+    if wanted == "Disabled":
+        return
+    if not cuda and use_segments(trainer.model, longest_row=longest_row):
+        collator.layout = Layout.SEGMENTED
+        return
     attention = str(getattr(trainer.model.config.get_text_config(), "_attn_implementation", None))
-    if wanted == "Disabled" or (wanted == "Auto" and not (cuda and "flash" in attention)):
+    if wanted == "Auto" and not (cuda and "flash" in attention):
         return
     if reason := mixes_joined_rows(trainer.model):
         if wanted == "Enabled":
@@ -301,7 +315,7 @@ def choose_packing(trainer: Any, *, cuda: bool) -> None:
                 "training.packing (--packing) to Disabled",
             )
         return
-    trainer.parts.collator.packed = True
+    collator.layout = Layout.JOINED
 
 
 def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
@@ -312,7 +326,7 @@ def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
     now = {
         "device": "GPU" if cuda else "CPU",
         "precision": trainer.parts.settings.precision,
-        "packing": "Enabled" if trainer.parts.collator.packed else "Disabled",
+        "layout": str(trainer.parts.collator.layout),
         "threads": torch.get_num_threads(),
     }
     before, state.arithmetic = state.arithmetic, now

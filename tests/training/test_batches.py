@@ -9,15 +9,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from model.training.loop.batches import (  # noqa: E402 - torch first, or there is nothing to import
+from model.training.loop.batches import LengthGroupedBatches  # noqa: E402 - torch first, or there is nothing to import
+from model.training.loop.footprint import choose_micro_batch_size  # noqa: E402 - as above
+from model.training.loop.layout import (  # noqa: E402 - as above
+    NOT_OF_TOKENS,
     Collator,
-    LengthGroupedBatches,
+    Layout,
     PairCollator,
     count_rows,
+    count_tokens,
+    learned_counts,
+    learned_tokens,
+    shared_prompt,
     split,
 )
-from model.training.loop.footprint import choose_micro_batch_size  # noqa: E402 - as above
-from model.training.loop.scoring import learned_counts  # noqa: E402 - as above
 from model.training.rows.tokens import IGNORED  # noqa: E402 - as above
 
 END = 2
@@ -67,48 +72,93 @@ def rows(*lengths: int) -> list[dict[str, Any]]:
 
 
 def test_padding_is_masked_by_length_though_it_is_the_end_token() -> None:
-    batch = Collator(END, packed=False)(rows(3, 5))
+    batch = Collator(END, Layout.PADDED)(rows(3, 5))
     assert batch["input_ids"].tolist() == [[10, 11, END, END, END], [10, 11, 12, 13, END]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[IGNORED, 11, END, IGNORED, IGNORED], [IGNORED, 11, 12, 13, END]]
 
 
 def test_joined_rows_keep_their_positions() -> None:
-    batch = Collator(END, packed=True)(rows(3, 4))
+    batch = Collator(END, Layout.JOINED)(rows(3, 4))
     assert batch["input_ids"].tolist() == [[10, 11, END, 10, 11, 12, END]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3]]
     assert batch["labels"].tolist() == [[IGNORED, 11, END, IGNORED, 11, 12, END]]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_batches_are_split_between_rows(packed: bool) -> None:
-    batch = Collator(END, packed=packed)(rows(3, 4, 5))
+@pytest.mark.parametrize("layout", Layout)
+def test_batches_are_split_between_rows(layout: Layout) -> None:
+    batch = Collator(END, layout)(rows(3, 4, 5))
     assert count_rows(batch) == 3
+    assert count_tokens(batch) == 12
     parts = split(batch, 2)
     assert [count_rows(part) for part in parts] == [2, 1]
+    assert_joined(parts, batch)
+
+
+def assert_joined(parts: list[dict[str, Any]], batch: dict[str, Any]) -> None:
+    """The parts are the batch, cut."""
     for name, tensor in batch.items():
-        assert torch.equal(torch.cat([part[name] for part in parts], dim=1 if packed else 0), tensor)
+        along_tokens = "segments" in batch and name not in NOT_OF_TOKENS
+        assert torch.equal(torch.cat([part[name] for part in parts], dim=1 if along_tokens else 0), tensor)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_pair_stays_together_in_every_part(packed: bool) -> None:
-    laid_out = rows(3, 9, 4, 8, 5, 7, 6, 6, 7, 5)
-    pairs = [
-        {
-            "pair": number,
-            **{f"{side}_{name}": row[name] for side, row in (("chosen", a), ("rejected", b)) for name in a},
-        }
-        for number, (a, b) in enumerate(zip(laid_out[::2], laid_out[1::2], strict=True))
-    ]
-    batch = PairCollator(Collator(END, packed=packed))(pairs)
+@pytest.mark.parametrize("layout", Layout)
+def test_a_pair_stays_together_in_every_part(layout: Layout) -> None:
+    batch = PairCollator(Collator(END, layout))(make_pairs(3, 9, 4, 8, 5, 7, 6, 6, 7, 5))
     assert learned_counts(batch).tolist() == [2, 8, 3, 7, 4, 6, 5, 5, 6, 4]
     for parts, expected in ((1, [10]), (2, [6, 4]), (4, [4, 4, 2]), (8, [2, 2, 2, 2, 2])):
         cut = split(batch, parts, rows_per_example=2)
         assert [count_rows(part) for part in cut] == expected
         assert [len(part["pair"]) * 2 for part in cut] == expected
         assert torch.cat([learned_counts(part) for part in cut]).tolist() == learned_counts(batch).tolist()
-        for name, tensor in batch.items():
-            assert torch.equal(torch.cat([part[name] for part in cut], dim=tensor.ndim - 1 if packed else 0), tensor)
+        assert_joined(cut, batch)
+
+
+def make_pairs(*lengths: int) -> list[dict[str, Any]]:
+    """Pairs from the lengths of chosen and rejected rows in turn."""
+    laid_out = rows(*lengths)
+    return [
+        {
+            "pair": number,
+            **{f"{side}_{name}": row[name] for side, row in (("chosen", a), ("rejected", b)) for name in a},
+        }
+        for number, (a, b) in enumerate(zip(laid_out[::2], laid_out[1::2], strict=True))
+    ]
+
+
+def test_answers_share_their_prompt() -> None:
+    pair = {
+        "pair": 0,
+        "chosen_input_ids": [7, 8, 9, 10, END],
+        "chosen_labels": [IGNORED, IGNORED, IGNORED, 10, END],
+        "rejected_input_ids": [7, 8, 9, 11, 12, END],
+        "rejected_labels": [IGNORED, IGNORED, IGNORED, 11, 12, END],
+    }
+    batch = PairCollator(Collator(END, Layout.SEGMENTED))([pair])
+    assert batch["input_ids"].tolist() == [[7, 8, 9, 10, END, 11, 12, END]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
+    assert batch["segments"].tolist() == [[5, 0], [3, 3]]
+    assert learned_counts(batch).tolist() == [2, 3]
+    assert count_tokens(batch) == 11
+    tokens, places = learned_tokens(batch)
+    assert tokens.tolist() == [10, END, 11, 12, END]
+    assert places.tolist() == [2, 3, 2, 5, 6]  # both first tokens are predicted at the prompt's end
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "shared"),
+    [
+        ([7, 8, 9], [7, 8, 10], 2),
+        ([7, 9, 9], [7, 8, 10], 1),  # the prompts end otherwise
+        ([6, 8, 9], [7, 8, 10], 0),
+        ([7, 8, 9], [7, 8, 9], 2),  # the first learned token is the answer's own though it is the same
+    ],
+)
+def test_what_is_shared_ends_before_the_first_learned_token(
+    chosen: list[int], rejected: list[int], shared: int
+) -> None:
+    labels = [IGNORED, IGNORED, 1]
+    assert shared_prompt({"input_ids": chosen, "labels": labels}, {"input_ids": rejected, "labels": labels}) == shared
 
 
 def test_the_micro_batch_follows_from_the_longest_row() -> None:

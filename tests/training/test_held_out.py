@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from model import exits  # noqa: E402 - torch first, or there is nothing to import
 from model.exits import FailureError  # noqa: E402 - as above
 from model.training.build import Data, load_model, trainer_class  # noqa: E402 - as above
-from model.training.loop.batches import count_rows  # noqa: E402 - as above
+from model.training.loop.layout import count_rows  # noqa: E402 - as above
 from model.training.rows.tokens import TokenRows  # noqa: E402 - as above
 from tests.training.trainers import make_settings, make_trainer, random_pairs, random_rows, shake  # noqa: E402 - as above
 

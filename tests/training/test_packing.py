@@ -15,7 +15,7 @@ import transformers  # noqa: E402 - torch first, or there is nothing to import
 from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.training import build  # noqa: E402 - as above
-from model.training.loop.batches import mixes_joined_rows  # noqa: E402 - as above
+from model.training.loop.layout import Layout, mixes_joined_rows  # noqa: E402 - as above
 from tests.training.trainers import make_settings, make_trainer, random_pairs, random_rows  # noqa: E402 - as above
 
 SMALL = {"vocab_size": 403, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
@@ -83,7 +83,7 @@ def test_packing_is_refused_for_a_model_that_mixes_rows_up(
         return plain(self, *arguments, **options)
 
     settings = make_settings(base_model, tmp_path, method=method, packing="Enabled")
-    assert make_trainer(settings, tokenizer, examples).parts.collator.packed
+    assert make_trainer(settings, tokenizer, examples).parts.collator.layout is Layout.SEGMENTED
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", without_positions)
     with pytest.raises(
         FailureError, match=r"--packing=Enabled: .* cannot train on joined rows, a row's tokens"
@@ -93,7 +93,20 @@ def test_packing_is_refused_for_a_model_that_mixes_rows_up(
 
 
 def test_auto_joins_where_it_pays(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(make_settings(base_model, tmp_path), tokenizer, random_rows(8))
-    assert not trainer.parts.collator.packed
-    build.choose_packing(trainer, cuda=True)
-    assert not trainer.parts.collator.packed  # sdpa would compute the whole square of the joined sequence
+    trainer = make_trainer(make_settings(base_model, tmp_path, packing="Disabled"), tokenizer, random_rows(8))
+    collator = trainer.parts.collator
+    assert collator.layout is Layout.PADDED
+    object.__setattr__(trainer.parts, "settings", make_settings(base_model, tmp_path))
+    build.choose_layout(trainer, longest_row=100, cuda=True)
+    assert collator.layout is Layout.PADDED  # sdpa would compute the whole square of the joined sequence
+    build.choose_layout(trainer, longest_row=100, cuda=False)
+    assert collator.layout is Layout.SEGMENTED
+
+
+def test_eager_attention_pads_unless_told_otherwise(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(make_settings(base_model, tmp_path, packing="Disabled"), tokenizer, random_rows(8))
+    trainer.model.set_attn_implementation("eager")
+    for packing, layout in (("Auto", Layout.PADDED), ("Enabled", Layout.JOINED)):
+        object.__setattr__(trainer.parts, "settings", make_settings(base_model, tmp_path, packing=packing))
+        build.choose_layout(trainer, longest_row=100, cuda=False)
+        assert trainer.parts.collator.layout is layout

@@ -18,8 +18,9 @@ from model import exits  # noqa: E402 - torch first, or there is nothing to impo
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import RunDirectory  # noqa: E402 - as above
 from model.training.config import TrainSettings  # noqa: E402 - as above
-from model.training.loop.batches import Collator, LengthGroupedBatches  # noqa: E402 - as above
+from model.training.loop.batches import LengthGroupedBatches  # noqa: E402 - as above
 from model.training.loop.checkpoint import CheckpointStore, RunState  # noqa: E402 - as above
+from model.training.loop.layout import Collator, Layout  # noqa: E402 - as above
 from model.training.loop.sft import SupervisedTrainer  # noqa: E402 - as above
 from model.training.loop.trainer import TrainerParts  # noqa: E402 - as above
 from model.training.output.progress import ProgressLog  # noqa: E402 - as above
@@ -53,7 +54,9 @@ def build(base_model: Path, tokenizer: Any, encoded: TokenRows, tmp_path: Path) 
             settings=settings,
             total_steps=settings.max_steps or 0,
             batches=batches,
-            collator=Collator(tokenizer.pad_token_id, packed=settings.packing == "Enabled"),
+            collator=Collator(
+                tokenizer.pad_token_id, Layout.JOINED if settings.packing == "Enabled" else Layout.PADDED
+            ),
             checkpoints=CheckpointStore(tmp_path / "checkpoints", {}),
             log=ProgressLog(io.StringIO(), tmp_path / "metrics.jsonl"),
             poster=None,

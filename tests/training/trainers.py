@@ -12,8 +12,9 @@ import torch
 
 from model.training import build
 from model.training.config import TrainSettings
-from model.training.loop.batches import Collator, LengthGroupedBatches
+from model.training.loop.batches import LengthGroupedBatches
 from model.training.loop.checkpoint import CheckpointStore, RunState
+from model.training.loop.layout import Collator, Layout
 from model.training.loop.trainer import TrainerParts
 from model.training.output.progress import ProgressLog
 from model.training.processes import parallel
@@ -93,14 +94,14 @@ def make_trainer(
         settings=settings,
         total_steps=settings.max_steps or (settings.epochs or 1) * batches.steps_per_epoch,
         batches=batches,
-        collator=Collator(tokenizer.pad_token_id, packed=False),
+        collator=Collator(tokenizer.pad_token_id, Layout.PADDED),
         checkpoints=CheckpointStore(settings.run_directory / "checkpoints", {}),
         log=ProgressLog(io.StringIO(), settings.run_directory / "metrics.jsonl"),
         poster=None,
         state=RunState(),
     )
     trainer = (kind or build.trainer_class(settings))(model, tokenizer, examples, examples, parts)
-    build.choose_packing(trainer, cuda=False)
+    build.choose_layout(trainer, longest_row=max(examples.lengths), cuda=False)
     return trainer
 
 

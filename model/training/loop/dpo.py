@@ -21,8 +21,8 @@ from trl import DPOConfig, DPOTrainer
 
 from model.training.config import TrainSettings
 from model.training.loop.arguments import common_arguments
-from model.training.loop.batches import PairCollator
-from model.training.loop.scoring import learned_counts, sequence_logps
+from model.training.loop.layout import PairCollator, learned_counts
+from model.training.loop.scoring import sequence_logps
 from model.training.loop.trainer import TrainerParts, TrainingLoop
 from model.training.processes import parallel
 from model.training.rows.tokens import PreferenceRows

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from model.training.loop import memory
-from model.training.loop.batches import Collator, PairCollator, count_rows, split
+from model.training.loop.layout import Batch, Collator, PairCollator, count_rows, split
 from model.training.processes import parallel
 
 Sums = dict[str, float]
-Batch = dict[str, torch.Tensor]
 
 
 class HeldOut:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from model.training.loop.batches import count_rows
-from model.training.rows.tokens import IGNORED
+from model.training.loop.attention import uses_segments
+from model.training.loop.layout import learned_counts, learned_tokens
 
-NOT_FOR_THE_MODEL = frozenset({"labels", "pair"})
+FOR_THE_MODEL = ("input_ids", "attention_mask", "position_ids")
 
 
 def token_losses(model: Any, batch: dict[str, torch.Tensor], *, reduction: str = "none") -> torch.Tensor:
@@ -26,18 +26,19 @@ def token_losses(model: Any, batch: dict[str, torch.Tensor], *, reduction: str =
     model
         A causal language model.
     batch
-        Padded or joined rows, see `batches.Collator`.
+        Rows that are laid out, see `layout.Collator`.
     reduction
         none or sum.
     """
-    labels = batch["labels"][:, 1:]
-    learned = labels != IGNORED
-    visible = {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_THE_MODEL}
-    with _shown_to_output_layer(model.get_output_embeddings(), learned):
-        logits = model(**visible, use_cache=False).logits[0]
+    tokens, places = learned_tokens(batch)
+    inputs: dict[str, Any] = {name: batch[name] for name in FOR_THE_MODEL if name in batch}
+    if "segments" in batch and uses_segments(model):
+        inputs["segments"] = [tuple(row) for row in batch["segments"].tolist()]
+    with _shown_to_output_layer(model.get_output_embeddings(), places):
+        logits = model(**inputs, use_cache=False).logits[0]
     if logits.dtype != torch.float64:
         logits = logits.float()
-    return cross_entropy(logits, labels[learned], reduction=reduction)
+    return cross_entropy(logits, tokens, reduction=reduction)
 
 
 def sequence_logps(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,24 +51,15 @@ def sequence_logps(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Te
     return -torch.stack([part.sum() for part in losses.split(counts.tolist())]), counts
 
 
-def learned_counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the number of learned tokens of each row, (rows,)."""
-    learned = batch["labels"][:, 1:] != IGNORED
-    if "position_ids" not in batch:
-        return learned.sum(dim=1)
-    rows = (batch["position_ids"] == 0).cumsum(dim=1)[:, 1:] - 1
-    return torch.bincount(rows[learned], minlength=count_rows(batch))
-
-
 @contextlib.contextmanager
-def _shown_to_output_layer(layer: torch.nn.Module, learned: torch.Tensor) -> Iterator[None]:
-    """Show the output layer the positions before the learned tokens only, as one row.
+def _shown_to_output_layer(layer: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
+    """Show the output layer these places of the flattened batch only, as one row.
 
     A hook and not a call of the layer: what models do to their logits afterwards (scale, cap) stays theirs.
     """
 
     def select(_layer: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (arguments[0][:, :-1][learned][None],)
+        return (arguments[0].flatten(0, 1)[places][None],)
 
     hook = layer.register_forward_pre_hook(select)
     try:

@@ -9,9 +9,10 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from model.training.loop.arguments import common_arguments
+from model.training.loop.layout import learned_counts
 from model.training.loop.scoring import token_losses
 from model.training.loop.trainer import TrainerParts, TrainingLoop
-from model.training.rows.tokens import IGNORED, TokenRows
+from model.training.rows.tokens import TokenRows
 from model.training.weights.adapters import in_float32, new_adapter
 
 
@@ -50,18 +51,14 @@ class SupervisedTrainer(TrainingLoop, SFTTrainer):
     ) -> Any:
         """Return the sum of the learned tokens' losses over `num_items_in_batch`."""
         total = token_losses(model, inputs, reduction="sum")
-        loss = total / (_count_learned(inputs) if num_items_in_batch is None else num_items_in_batch)
+        loss = total / (learned_counts(inputs).sum() if num_items_in_batch is None else num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
     def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         """Return the summed loss and the number of the learned tokens."""
         loss = float(token_losses(self.model, batch, reduction="sum"))
-        return {"loss": loss, "tokens": float(_count_learned(batch))}
+        return {"loss": loss, "tokens": float(learned_counts(batch).sum())}
 
     def mean_loss(self, sums: Mapping[str, float]) -> float:
         """Return the mean loss of a learned token."""
         return sums["loss"] / sums["tokens"]
-
-
-def _count_learned(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return (batch["labels"][:, 1:] != IGNORED).sum()

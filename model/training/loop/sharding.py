@@ -17,8 +17,8 @@ from model import exits
 from model.exits import FailureError
 from model.training.config import TrainSettings
 from model.training.loop import generators, memory
-from model.training.loop.batches import Collator, PairCollator, count_rows, split
-from model.training.loop.held_out import Batch, HeldOut, Sums
+from model.training.loop.held_out import HeldOut, Sums
+from model.training.loop.layout import Batch, Collator, PairCollator, count_rows, split
 from model.training.loop.trainer import TrainerParts, TrainingLoop
 from model.training.processes import interruption, parallel
 

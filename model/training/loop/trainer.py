@@ -26,10 +26,11 @@ from model import exits
 from model.exits import FailureError
 from model.training.config import TrainSettings
 from model.training.loop import generators, memory
-from model.training.loop.batches import Collator, LengthGroupedBatches, count_rows, split
+from model.training.loop.batches import LengthGroupedBatches
 from model.training.loop.callbacks import StepEnd
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
 from model.training.loop.held_out import HeldOut
+from model.training.loop.layout import Collator, count_rows, count_tokens, split
 from model.training.loop.schedule import share_of_peak
 from model.training.output.progress import PeerLog, ProgressLog, RemainingTime, StatusPoster, trainer_status
 from model.training.processes import interruption, parallel
@@ -206,7 +207,7 @@ class TrainingLoop(Trainer):
         full = [batch for batch in samples if count_rows(batch)]
         self._step_items, self._step_tokens, self._padded_tokens = parallel.totals(
             int(items),
-            sum(_count_tokens(batch) for batch in full),
+            sum(count_tokens(batch) for batch in full),
             sum(batch["input_ids"].numel() for batch in full),
         )
         self._learned_tokens = self._step_items
@@ -476,11 +477,6 @@ class TrainingLoop(Trainer):
                 Path(checkpoint) / generator_name(world.rank, world.size), Path(directory) / generator_name(0, 1)
             )
             super()._load_rng_state(directory)
-
-
-def _count_tokens(batch: dict[str, torch.Tensor]) -> int:
-    mask = batch.get("attention_mask")
-    return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def check_finite(loss: float, step: int) -> None:

@@ -1,0 +1,139 @@
+"""Attention that is told where each of several joined rows begins, and computes nothing across their borders.
+
+torch's attention would compute the whole square of the joined sequence and throw most of it away. Here each row is a
+call of its own. A row may begin with tokens of the row before it: a pair's answers share their prompt, whose tokens
+then go through the model once. Krishna and others describe this for DPO on GPUs (https://arxiv.org/abs/2410.20305).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "segments"
+FULL, SLIDING = "full_attention", "sliding_attention"
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: Sequence[tuple[int, int]] | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each row; without `segments` as torch's attention does.
+
+    Parameters
+    ----------
+    module, query, key, value, attention_mask
+        As transformers calls an attention: (1, heads, tokens, size of a head). The mask is not looked at.
+    segments
+        For each row its own tokens, and how many it shares with the beginning of the row before it.
+    options
+        What transformers passes besides: `scaling` and `dropout` count.
+    """
+    if segments is None:
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return output
+    outputs, start, before = [], 0, 0
+    for length, shared in segments:
+        own, prompt = slice(start, start + length), slice(before, before + shared)
+        keys, values = key[:, :, own], value[:, :, own]
+        if shared:
+            keys = torch.cat([key[:, :, prompt], keys], dim=2)
+            values = torch.cat([value[:, :, prompt], values], dim=2)
+        attended = scaled_dot_product_attention(
+            query[:, :, own],
+            keys,
+            values,
+            attn_mask=_sees(length, shared, query.device) if shared else None,
+            dropout_p=options.get("dropout", 0.0),
+            scale=options.get("scaling"),
+            is_causal=not shared,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(attended.transpose(1, 2))
+        start, before = start + length, start
+    return torch.cat(outputs, dim=1), None
+
+
+def _sees(length: int, shared: int, device: torch.device) -> torch.Tensor:
+    """Return which of the shared and its own tokens each token sees, (length, shared + length)."""
+    return torch.ones(length, shared + length, dtype=torch.bool, device=device).tril(diagonal=shared)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def uses_segments(model: Any) -> bool:
+    """Whether a model's attention is to be told the segments of joined rows."""
+    return getattr(model.config.get_text_config(), "_attn_implementation", None) == NAME
+
+
+def use_segments(model: Any, *, longest_row: int) -> bool:
+    """Let a model on a CPU attend by segments; return whether it does, which takes a trial.
+
+    The model must call its attention as transformers' own models do, attend to all that precedes, and give joined rows
+    the logits that each gets alone. Otherwise it is left as it was. No random numbers are drawn.
+
+    Parameters
+    ----------
+    model
+        A causal language model, with an adapter or without.
+    longest_row
+        The tokens of the longest row: a window of attention that is wider changes nothing.
+    """
+    config = model.config.get_text_config()
+    if (
+        model.get_input_embeddings().weight.device.type != "cpu"
+        or getattr(config, "_attn_implementation", None) != "sdpa"
+        or getattr(model, "is_gradient_checkpointing", False)
+        or not _sees_all(config, longest_row)
+    ):
+        return False
+    model.set_attn_implementation(NAME)
+    if uses_segments(model) and _keeps_rows_apart(model):
+        return True
+    model.set_attn_implementation("sdpa")
+    return False
+
+
+def _sees_all(config: Any, longest_row: int) -> bool:
+    """Whether each token of such a row sees all before it in all layers."""
+    kinds = set(getattr(config, "layer_types", None) or (FULL,))
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "attention_chunk_size", None) or not kinds <= {FULL, SLIDING}:
+        return False
+    return window is None or window >= longest_row
+
+
+def _keeps_rows_apart(model: Any) -> bool:
+    """Whether three joined rows, of which one shares tokens with its neighbour, get the logits that they get alone."""
+    rows = [2, 3, 5, 7, 11], [3, 2, 13, 4], [3, 2, 5]
+    shared, ids = 2, [*rows[0], *rows[1], *rows[2][2:]]
+    segments = [(5, 0), (4, 0), (1, shared)]
+    positions = [*range(5), *range(4), shared]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            joined = model(torch.tensor([ids]), position_ids=torch.tensor([positions]), segments=segments).logits[0]
+            alone = [model(torch.tensor([row])).logits[0] for row in rows]
+    except TypeError:  # it takes no segments, or no positions
+        return False
+    finally:
+        model.train(training)
+    expected = torch.cat([*alone[:2], alone[2][shared:]])
+    furthest = float((joined - expected).abs().max() / expected.std())
+    return furthest < _TOLERANCE.get(joined.dtype, 0.1)
