@@ -151,7 +151,48 @@ def test_several_configurations_need_a_choice(server: Hub, source: Any) -> None:
     server.repository("o/d", {**FILES, "README.md": card(CONFIGURATIONS)})
     found = failure(source())
     assert found.code == 2
-    assert "choose one in front of the split, for example de.train; there is de, en" in found.message
+    assert found.message == (
+        "o/d has several configurations and none is the default: write one in front of the split and a dot, as in "
+        "--split=de.train (split in a TrainingRun); there is de, en"
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "example"), [("en", "en.train"), ("eng.test", "en.test"), ("x.test", "de.test"), ("test", "de.test")]
+)
+def test_a_name_that_is_nearly_a_configuration_is_proposed(server: Hub, source: Any, split: str, example: str) -> None:
+    server.repository("o/d", {**FILES, "README.md": card(CONFIGURATIONS)})
+    assert f"--split={example} " in failure(source(split)).message
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("fr.train", "no split fr.train in its configuration de: did you mean train?; for another"),
+        ("en.tset", "no split tset in its configuration en: there is held_out, train; for another"),
+        ("held_out", "no split held_out in its configuration de: there is test, train; for another"),
+    ],
+)
+def test_a_split_that_is_missing_is_told_with_the_configurations(
+    server: Hub, source: Any, split: str, said: str
+) -> None:
+    server.repository("o/d", {**FILES, "README.md": card(CONFIGURATIONS + "  default: true\n")})
+    found = failure(source(split))
+    assert found.code == 10
+    assert said in found.message
+    assert found.message.endswith(" (split in a TrainingRun); there is de, en")
+
+
+def test_of_two_configurations_the_longer_name_is_meant(server: Hub, source: Any) -> None:
+    text = "configs:\n- config_name: a\n  data_files: x.jsonl\n- config_name: a.b\n  data_files: y.jsonl"
+    server.repository("o/d", {"x.jsonl": lines("x"), "y.jsonl": lines("y"), "README.md": card(text)})
+    assert rows(source("a.b.train")) == [("", 1, "y")]
+
+
+def test_of_many_configurations_the_first_are_listed(server: Hub, source: Any) -> None:
+    text = "configs:\n" + "".join(f"- config_name: c{n:02}\n  data_files: x.jsonl\n" for n in range(25))
+    server.repository("o/d", {"x.jsonl": lines("x"), "README.md": card(text)})
+    assert failure(source()).message.endswith("there is c00, c01, c02, c03, c04, c05, c06, c07, c08, c09 and 15 more")
 
 
 def test_a_card_that_cannot_be_read_is_passed_over(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections import Counter
@@ -97,9 +98,7 @@ class HubSource:
             return configuration, split, []
         wanted = split if split in splits else patterns.SPLIT_WORDS.get(split, split)
         if wanted not in splits:
-            raise does_not_exist(
-                f"{self.repository} has no split {self.split}: {patterns.neighbours(split, sorted(splits))}"
-            )
+            raise self._no_split(split, sorted(splits), configuration, sorted(configurations))
         return configuration, wanted, splits[wanted]
 
     def _configurations(self, paths: Sequence[str], commit: str) -> dict[str, Mapping[str, Any]]:
@@ -121,7 +120,7 @@ class HubSource:
 
     def _configuration(self, configurations: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
         """Return the configuration to use, empty for none, and the split in it."""
-        for name in configurations:
+        for name in sorted(configurations, key=len, reverse=True):  # of a and a.b the longer is meant
             if self.split.startswith(f"{name}."):
                 return name, self.split.removeprefix(f"{name}.")
         default = [name for name, entry in configurations.items() if entry.get("default")]
@@ -130,9 +129,16 @@ class HubSource:
             return (chosen[0] if chosen else ""), self.split
         names = sorted(configurations)
         raise invalid_spec(
-            f"{self.repository} has several configurations and none is the default: choose one in front of the split, "
-            f"for example {names[0]}.{self.split}; there is {', '.join(names[: patterns.SHOWN])}"
+            f"{self.repository} has several configurations and none is the default: {_how_to_choose(names, self.split)}"
         )
+
+    def _no_split(self, split: str, splits: list[str], configuration: str, configurations: list[str]) -> FailureError:
+        """Say which splits there are, and which configurations when the split may be of another."""
+        of_which = f" in its configuration {configuration}" if len(configurations) > 1 else ""
+        text = f"{self.repository} has no split {split}{of_which}: {patterns.neighbours(split, splits)}"
+        if len(configurations) > 1:
+            text += f"; for another configuration {_how_to_choose(configurations, split)}"
+        return does_not_exist(text)
 
     def _one_format(self, files: list[str], split: str) -> list[str]:
         """Return the files of the format that most have, as the hub's own tools do: others hold the same rows again."""
@@ -236,6 +242,17 @@ class HubSource:
         text = " ".join(str(error).split()) or type(error).__name__
         token = self.environment.get("HF_TOKEN")
         return text.replace(token, "***") if token else text
+
+
+def _how_to_choose(configurations: Sequence[str], given: str) -> str:
+    """Say how to choose a configuration, by the example of the one that is nearest to what was given."""
+    before, dot, after = given.rpartition(".")
+    near = difflib.get_close_matches(before if dot else given, configurations, n=1)
+    split = after if dot or not near else "train"  # a configuration's name alone says no split
+    example = f"{near[0] if near else configurations[0]}.{split}"
+    more = f" and {len(configurations) - patterns.SHOWN} more" if len(configurations) > patterns.SHOWN else ""
+    there = f"there is {', '.join(configurations[: patterns.SHOWN])}{more}"
+    return f"write one in front of the split and a dot, as in --split={example} (split in a TrainingRun); {there}"
 
 
 def _may_hold_data(path: str) -> bool:
