@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -16,6 +17,10 @@ from typing import Any
 
 _API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+?)(?:/revision/(?P<revision>.+)|/(?P<refs>refs))?")
 _FILE = re.compile(r"(?:/datasets)?/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+
+
+HELD_SECONDS = 120
+"""Longest time for which a content is held back: a test that has failed must end."""
 
 
 @dataclass
@@ -65,6 +70,8 @@ class Hub:
         """When set, every request is answered with this HTTP status."""
         self.cut_off = False
         """When set, a file's content ends in its middle."""
+        self.held: threading.Event | None = None
+        """When there is one, a file's content stops in its middle until it is set."""
 
     def repository(self, name: str, files: Mapping[str, bytes], **access: Any) -> Repository:
         """Create a repository with one commit."""
@@ -145,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"ETag": f'"{tag}"', "X-Repo-Commit": commit}
             if with_body:
                 hub.downloads[path] += 1
-            self._send(200, content, headers, with_body=with_body, cut_off=hub.cut_off)
+            self._send(200, content, headers, with_body=with_body, cut_off=hub.cut_off, held=hub.held)
 
     def _send(
         self,
@@ -155,11 +162,17 @@ class _Handler(BaseHTTPRequestHandler):
         *,
         with_body: bool = True,
         cut_off: bool = False,
+        held: threading.Event | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:
-            self.wfile.write(content[: len(content) // 2] if cut_off else content)
+            half = len(content) // 2 if cut_off or held else len(content)
+            self.wfile.write(content[:half])
+            if held:
+                held.wait(HELD_SECONDS)
+                with contextlib.suppress(ConnectionError):  # the reader may have been killed
+                    self.wfile.write(content[half:])
         self.close_connection = self.close_connection or cut_off

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from model import exits
+from model import exits, hubcache
 from model.data.readers import DataFile, has_data_extension, read
 from model.data.records import Record
 from model.data.sources import patterns
@@ -189,10 +189,11 @@ class HubSource:
 
     @cached_property
     def _client(self) -> Any:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
+        hubcache.prepare(Path(self._cache or constants.HF_HUB_CACHE))
         return HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self.environment.get("HF_TOKEN"))
 
     @contextmanager

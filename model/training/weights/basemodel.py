@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model import exits
+from model import exits, hubcache
 from model.exits import FailureError
 from model.training.config import TrainSettings
 
@@ -50,9 +50,12 @@ def read_ahead(directory: Path) -> None:
 
 
 def load_tokenizer(base_model: str, revision: str | None) -> Any:
-    """Return the base model's tokenizer."""
+    """Return the base model's tokenizer; the first thing that may be downloaded, in every process."""
+    from huggingface_hub import constants
     from transformers import AutoTokenizer
 
+    if check(base_model) is None:
+        hubcache.prepare(Path(constants.HF_HUB_CACHE))
     return translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
 
 

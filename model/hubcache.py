@@ -1,0 +1,64 @@
+"""The hub's cache, which the runs of a claim share: safe for pods that are killed while they download.
+
+The hub's client downloads a file under a lock, to a name of its own, and renames it when it is complete. So a lock
+that fails costs a second download, and a lock that stays costs the run: where the file system has no flock, the
+client's lock is a file that says who holds it, and that of a pod that was killed is waited for without end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+import time
+from pathlib import Path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system that has no locks."""
+
+ABANDONED_SECONDS = 3600.0
+"""A download that has not grown for so long is nobody's: one that gets no byte is given up within seconds."""
+
+
+def prepare(cache: Path) -> None:
+    """Remove what killed processes have left half downloaded; without locks in the file system, do without them.
+
+    To be called before the first download of a process. A cache that cannot be written to is left alone: then
+    nothing is downloaded, or the client says why not.
+
+    Parameters
+    ----------
+    cache
+        The client's folder of repositories (`HF_HUB_CACHE`).
+    """
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        _remove_abandoned(cache)
+    if not _has_locks(cache):
+        from huggingface_hub import file_download
+
+        file_download.WeakFileLock = _no_lock
+
+
+def _remove_abandoned(cache: Path) -> None:
+    before = time.time() - ABANDONED_SECONDS
+    for path in cache.glob("*/blobs/*.incomplete"):
+        if path.stat().st_mtime < before:
+            path.unlink()
+
+
+def _has_locks(cache: Path) -> bool:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in NO_LOCKS
+    return True
+
+
+def _no_lock(_path: str | os.PathLike[str], *, timeout: float | None = None) -> contextlib.nullcontext[None]:
+    """Return what stands for the client's lock: everybody may download."""
+    del timeout
+    return contextlib.nullcontext()
