@@ -36,11 +36,13 @@ class Recipe:
         name: the image's name.
         dockerfile: path in the repository.
         inputs: paths in the repository, files or folders; nothing else can be copied into the image.
+        stage: the Dockerfile's stage to stop after; the last one by default.
     """
 
     name: str
     dockerfile: str
     inputs: tuple[str, ...]
+    stage: str = ""
 
 
 RECIPES = {
@@ -51,6 +53,10 @@ RECIPES = {
     ),
     "trainer": Recipe("finetune-trainer", "images/trainer/Dockerfile", ("locks/training.txt", "model")),
 }
+LIBRARIES = Recipe(
+    "finetune-trainer-libraries", "images/trainer/Dockerfile", ("locks/training.txt",), stage="libraries"
+)
+"""The trainer's image without the project's code: what is made from it need not be made again when that changes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,11 @@ class Built:
 
 def build_known(name: str, *, engine: Engine | None = None) -> Built:
     """Build one of the project's own images, ``operator`` or ``trainer``, on the base image of this machine."""
-    recipe = RECIPES[name]
+    return build_recipe(RECIPES[name], engine=engine)
+
+
+def build_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Built:
+    """Build an image of this repository on the base image of this machine."""
     engine = engine or detect()
     return build(
         recipe.name,
@@ -78,6 +88,7 @@ def build_known(name: str, *, engine: Engine | None = None) -> Built:
         REPOSITORY,
         base_image(engine),
         inputs=recipe.inputs,
+        stage=recipe.stage,
         engine=engine,
     )
 
@@ -89,6 +100,7 @@ def build(
     base: str,
     *,
     inputs: Sequence[str] = (".",),
+    stage: str = "",
     engine: Engine | None = None,
 ) -> Built:
     """Build an image where its content has changed, and remove its older versions.
@@ -99,6 +111,7 @@ def build(
         context: the folder that its COPY lines start from.
         base: ``name:tag`` of the base: one that was built here, or a public one that was pulled.
         inputs: the files and folders of the context that it may copy; all by default.
+        stage: the Dockerfile's stage to stop after; the last one by default.
         engine: what to build with; found out by default.
 
     Raises:
@@ -122,6 +135,7 @@ def build(
                         tag=tag,
                         dockerfile=dockerfile,
                         context=staged,
+                        stage=stage,
                         arguments={"BASE_IMAGE": engine.local_reference(base) if engine.image_id(base) else base},
                         secrets=host_access.secrets(Path(scratch), environment=host_access.current()),
                     )

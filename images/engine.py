@@ -35,6 +35,7 @@ class BuildRequest:
         tag: ``name:tag`` of the result.
         dockerfile: how to build it.
         context: the folder that COPY reads from.
+        stage: the Dockerfile's stage to stop after; the last one where it is empty.
         arguments: values of the Dockerfile's ARGs.
         secrets: files that RUN steps can mount by their id and that never reach the image.
     """
@@ -42,6 +43,7 @@ class BuildRequest:
     tag: str
     dockerfile: Path
     context: Path
+    stage: str = ""
     arguments: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Path] = field(default_factory=dict)
 
@@ -269,6 +271,7 @@ def detect() -> Engine:
 
 def _build_flags(request: BuildRequest) -> list[str]:
     flags = [f"--build-arg={name}={value}" for name, value in request.arguments.items()]
+    flags += [f"--target={request.stage}"] if request.stage else []
     return flags + [f"--secret=id={name},src={path}" for name, path in request.secrets.items()]
 
 

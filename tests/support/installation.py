@@ -38,7 +38,8 @@ def build_images(cluster: Cluster) -> Images:
     """Build what has changed and make it available to the cluster's nodes."""
     operator, trainer = build.build_known("operator"), build.build_known("trainer")
     folder = ROOT / "examples" / "base-model"
-    base_model = build.build("finetune-base-model", folder / "Dockerfile", folder, trainer.tag)
+    libraries = build.build_recipe(build.LIBRARIES)
+    base_model = build.build("finetune-base-model", folder / "Dockerfile", folder, libraries.tag)
     made = {"operator": operator, "trainer": trainer, "base_model": base_model}
     return Images(
         **{name: cluster.load_image(image.tag) for name, image in made.items()},
@@ -95,7 +96,7 @@ class Installation:
 
     def provide_base_model(self, kubectl: Kubectl, *, tiny: bool = False) -> None:
         """Put the base model on the claim `base-models` of a namespace; does nothing when it is there."""
-        if is_true(kubectl.find("job", "base-model"), "Complete"):
+        if is_true(kubectl.find("jobs", "base-model"), "Complete"):
             return
         text = (ROOT / "examples" / "base-model" / "job.yaml").read_text().replace("__IMAGE__", self.images.base_model)
         if tiny:

@@ -11,7 +11,7 @@ import pytest
 
 from images import build, host_access, run, shell
 from images.base import rootfs
-from images.build import RECIPES, content_key
+from images.build import LIBRARIES, RECIPES, content_key
 
 
 @pytest.fixture
@@ -71,6 +71,14 @@ def test_a_dockerfile_copies_its_recipes_inputs_and_nothing_else(recipe: build.R
         assert any(source == name or source.startswith(f"{name}/") for name in recipe.inputs)
     for name in recipe.inputs:
         assert any(source == name or source.startswith(f"{name}/") for source in copied)
+
+
+def test_what_is_made_from_the_trainers_libraries_stays_when_the_code_changes() -> None:
+    lines = (shell.REPOSITORY / LIBRARIES.dockerfile).read_text().splitlines()
+    first = lines[: lines.index(f"FROM {LIBRARIES.stage}")]
+    assert f"FROM ${{BASE_IMAGE}} AS {LIBRARIES.stage}" in first
+    assert [line.split()[1:-1] for line in first if line.startswith("COPY ")] == [list(LIBRARIES.inputs)]
+    assert set(LIBRARIES.inputs) == set(RECIPES["trainer"].inputs) - {"model"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
