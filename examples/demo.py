@@ -148,7 +148,7 @@ def follow(team: Kubectl, document: dict[str, Any], report: Report) -> dict[str,
     said = ""
     pod: dict[str, Any] = {}
     while True:
-        run = team.find("trainingrun", name) or {}
+        run = team.find("trainingruns", name) or {}
         pods = team.items("pods", f"finetune.dev/run={name},finetune.dev/role=train")
         pod = pods[-1] if pods else pod
         marks = {"acceptedSeconds": is_true(run, "Accepted"), "podStartedSeconds": has_started(pod)}

@@ -34,10 +34,15 @@ def api(api_server: ApiServerOnly) -> KubeApi:
     return KubeApi.from_kubeconfig(api_server.kubeconfig)
 
 
+@pytest.fixture(scope="session")
+def everywhere(api_server: ApiServerOnly) -> Kubectl:
+    """kubectl and its proxy, for all tests."""
+    return Kubectl(kubeconfig=api_server.kubeconfig, bin_dir=api_server.bin_dir)
+
+
 @pytest.fixture
-def kubectl(api_server: ApiServerOnly) -> Kubectl:
+def kubectl(everywhere: Kubectl) -> Kubectl:
     """kubectl in a namespace of the test's own."""
-    everywhere = Kubectl(kubeconfig=api_server.kubeconfig, bin_dir=api_server.bin_dir)
     namespace = f"t-{uuid.uuid4().hex[:8]}"
     everywhere("create", "namespace", namespace)
     return everywhere.at(namespace)

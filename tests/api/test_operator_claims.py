@@ -18,7 +18,7 @@ def claim(name: str) -> dict[str, Any]:
 
 def refusal(world: World, name: str, message: str) -> dict[str, Any]:
     """The Event of a claim for which no volume could be made."""
-    made = world.kubectl.find("pvc", name)
+    made = world.kubectl.find("persistentvolumeclaims", name)
     assert made is not None
     about = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": name, "uid": made["metadata"]["uid"]}
     return {

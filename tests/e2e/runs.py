@@ -77,7 +77,7 @@ def in_phase(team: Kubectl, *phases: str, name: str = "run", seconds: float = 90
     """Wait until the run is in one of these phases."""
 
     def look() -> Document | None:
-        run = team.find("trainingrun", name)
+        run = team.find("trainingruns", name)
         return run if run and (run.get("status") or {}).get("phase") in phases else None
 
     return dict(team.wait_for(f"{name} in phase {' or '.join(phases)}", look, seconds=seconds))
@@ -89,18 +89,21 @@ def pods(team: Kubectl, name: str = "run") -> list[Document]:
 
 
 def trainer_log(team: Kubectl, name: str = "run") -> list[Document]:
-    """The trainer's JSON lines."""
-    text = team(
-        "logs", f"--selector=finetune.dev/run={name},finetune.dev/role=train", "--container=trainer", "--tail=-1"
-    )
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    """The JSON lines of the trainers that have started."""
+    texts = [team.log(pod["metadata"]["name"], "trainer") for pod in pods(team, name) if has_started(pod)]
+    return [json.loads(line) for text in texts for line in text.splitlines() if line.startswith("{")]
+
+
+def has_started(pod: Document) -> bool:
+    """The trainer of a pod is running or has ended."""
+    [trainer] = pod["status"].get("containerStatuses") or [{"state": {}}]
+    return "running" in trainer["state"] or "terminated" in trainer["state"]
 
 
 def first_steps(team: Kubectl, steps: int = 2, name: str = "run") -> None:
     """Wait until the trainer has made a few steps."""
 
     def look() -> bool:
-        running = [p for p in pods(team, name) if p["status"]["phase"] == "Running"]
-        return bool(running) and any(line.get("step", 0) >= steps for line in trainer_log(team, name))
+        return any(line.get("step", 0) >= steps for line in trainer_log(team, name))
 
     team.wait_for(f"{steps} steps of {name}", look, seconds=90)

@@ -43,6 +43,11 @@ def scale(installation: Installation, deployment: str, replicas: int) -> None:
     )
 
 
+def left_of_runs(team: Kubectl) -> list[runs.Document]:
+    """The Jobs and the pods of all runs."""
+    return [each for kind in ("jobs", "pods") for each in team.items(kind, "finetune.dev/run")]
+
+
 @pytest.mark.usefixtures("registry_needed")
 def test_a_killed_trainer_goes_on_from_its_checkpoint(
     cluster: Cluster, installation: Installation, tiny: Kubectl, tmp_path: Path
@@ -88,10 +93,10 @@ def test_deleting_a_run_removes_its_pods_also_while_the_operator_is_away(
     scale(installation, OPERATOR, 0)
     try:
         tiny("delete", "trainingrun", "done", "running", "--timeout=10s")
-        tiny.wait_for("no Job and no pod", lambda: not tiny.items("jobs,pods", "finetune.dev/run"), seconds=10)
+        tiny.wait_for("no Job and no pod", lambda: not left_of_runs(tiny), seconds=10)
     finally:
         scale(installation, OPERATOR, 1)
-    assert tiny.find("persistentvolumeclaim", done["status"]["output"]["claimName"])
+    assert tiny.find("persistentvolumeclaims", done["status"]["output"]["claimName"])
     with installation.registry(tiny) as registry:
         found = registry.json("adapter", "show", "done")
     assert found["sha256"] == done["status"]["result"]["adapter"]["sha256"]

@@ -1,20 +1,39 @@
-"""kubectl as a person uses it, for tests and the demo: one process a call, answers as text or JSON."""
+"""kubectl as a person uses it, for tests and the demo: one process a call, answers as text or JSON.
+
+What is asked again and again until it comes true goes through one `kubectl proxy`: a process for each question takes an
+eighth of a second of a core, and those who wait would take it from what they wait for.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import re
 import subprocess
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.2
+REQUEST_SECONDS = 30.0
 
 Document = dict[str, Any]
+
+GROUPS = {
+    "deployments": "apis/apps/v1",
+    "jobs": "apis/batch/v1",
+    "persistentvolumeclaims": "api/v1",
+    "pods": "api/v1",
+    "trainingruns": "apis/finetune.dev/v1alpha1",
+}
+"""Where the API has the kinds that tests wait for."""
 
 
 class CommandError(Exception):
@@ -23,6 +42,64 @@ class CommandError(Exception):
     def __init__(self, argv: Sequence[str], code: int, output: str) -> None:
         self.output = output
         super().__init__(f"{' '.join(argv)}: exit code {code}: {output.strip()[-4000:]}")
+
+
+class Proxy:
+    """A `kubectl proxy` on the loopback, started by the first question and ended with its last user.
+
+    Parameters
+    ----------
+    environment: in which kubectl finds the cluster.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._url = ""
+
+    def get(self, path: str, **query: str) -> str | None:
+        """The answer to a GET; None when there is no such object. Raises CommandError."""
+        url = f"{self._started()}/{path}?{urllib.parse.urlencode(query)}"
+        try:
+            with urllib.request.urlopen(url, timeout=REQUEST_SECONDS) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise CommandError(["GET", path], error.code, error.read().decode()) from error
+        except OSError as error:
+            raise CommandError(["GET", path], 1, str(error)) from error
+
+    def _started(self) -> str:
+        if not self._url:
+            # Our own kubectl also ends when the pipe's other end is closed, however this process ends.
+            read_end, write_end = os.pipe()
+            process, self._url = serving(
+                ["kubectl", "proxy", "--port=0"],
+                {**self._environment, "LIFELINE_FD": str(read_end)},
+                pass_fds=(read_end,),
+            )
+            os.close(read_end)
+            weakref.finalize(self, _end, process, write_end)
+        return self._url
+
+
+def serving(
+    argv: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
+) -> tuple[subprocess.Popen[str], str]:
+    """A process that says at which port of the loopback it listens, and its URL. Raises CommandError."""
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment, pass_fds=pass_fds)
+    line = process.stdout.readline() if process.stdout else ""
+    found = re.search(r"127\.0\.0\.1:(\d+)", line)
+    if found is None:
+        process.terminate()
+        raise CommandError(argv, process.wait(10), f"no port in {line!r}")
+    return process, f"http://127.0.0.1:{found.group(1)}"
+
+
+def _end(process: subprocess.Popen[str], lifeline: int) -> None:
+    process.terminate()
+    process.communicate(timeout=10)
+    os.close(lifeline)
 
 
 class Kubectl:
@@ -39,10 +116,13 @@ class Kubectl:
         self.kubeconfig = kubeconfig
         self.bin_dir = bin_dir
         self.namespace = namespace
+        self._proxy = Proxy(self.environment)
 
     def at(self, namespace: str) -> Kubectl:
         """The same cluster, another namespace."""
-        return Kubectl(kubeconfig=self.kubeconfig, bin_dir=self.bin_dir, namespace=namespace)
+        other = copy.copy(self)
+        other.namespace = namespace
+        return other
 
     @property
     def environment(self) -> dict[str, str]:
@@ -68,15 +148,25 @@ class Kubectl:
         return json.loads(self(*arguments, "--output=json"))
 
     def find(self, kind: str, name: str) -> Document | None:
-        """One object; None when it does not exist."""
-        text = self("get", kind, name, "--ignore-not-found", "--output=json")
-        found: Document | None = json.loads(text) if text.strip() else None
+        """One object of a kind, in the plural; None when it does not exist. Raises CommandError."""
+        text = self._proxy.get(f"{self._path(kind)}/{name}")
+        found: Document | None = json.loads(text) if text else None
         return found
 
     def items(self, kind: str, selector: str = "") -> list[Document]:
-        """The objects of a kind that match a label selector."""
-        found: list[Document] = self.json("get", kind, f"--selector={selector}")["items"]
+        """The objects of a kind, in the plural, that match a label selector. Raises CommandError."""
+        text = self._proxy.get(self._path(kind), labelSelector=selector)
+        if text is None:
+            raise CommandError(["GET", kind], 404, f"the API server does not serve {kind}")
+        found: list[Document] = json.loads(text)["items"]
         return found
+
+    def log(self, pod: str, container: str) -> str:
+        """What a container has written so far; nothing where it has not started. Raises CommandError."""
+        return self._proxy.get(f"{self._path('pods')}/{pod}/log", container=container) or ""
+
+    def _path(self, kind: str) -> str:
+        return f"{GROUPS[kind]}/namespaces/{self.namespace}/{kind}"
 
     def apply(self, *documents: Mapping[str, Any]) -> str:
         """`kubectl apply` of these objects. Raises CommandError with the API server's sentence."""
@@ -97,16 +187,12 @@ class Kubectl:
     def forward(self, service: str, port: int) -> Iterator[str]:
         """A port-forward to a Service, as the base URL on the loopback."""
         argv = ["kubectl", "--namespace", self.namespace, "port-forward", f"service/{service}", f":{port}"]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=self.environment) as process:
-            try:
-                line = process.stdout.readline() if process.stdout else ""
-                found = re.search(r"127\.0\.0\.1:(\d+)", line)
-                if found is None:
-                    raise CommandError(argv, process.poll() or 0, f"no port in {line!r}")
-                yield f"http://127.0.0.1:{found.group(1)}"
-            finally:
-                process.terminate()
-                process.wait(10)
+        process, url = serving(argv, self.environment)
+        try:
+            yield url
+        finally:
+            process.terminate()
+            process.communicate(timeout=10)
 
 
 def is_true(run: Document | None, condition: str) -> bool:

@@ -60,7 +60,7 @@ class World:
         return [w for w in seen if not w.path.endswith("/events") and "/datasets/" not in w.path]
 
     def run(self, name: str = "support") -> Document | None:
-        return self.kubectl.find("trainingrun", name)
+        return self.kubectl.find("trainingruns", name)
 
     def apply(self, name: str = "support", **spec: Any) -> str:
         return self.kubectl.apply(manifest(name, **spec))
