@@ -10,9 +10,9 @@ from model.data.records import InvalidRowError, Record, printable
 from model.exits import FailureError
 
 SHOWN_PROBLEMS = 20
-SHOWN_REPETITIONS = 3
+SHOWN_REPETITIONS = 9
 
-_OF_THE_FILE = frozenset({"missing", "mixedShapes", "unknownShape"})
+_OF_THE_FILE = frozenset({"missing", "mixedShapes", "notUtf8", "unknownShape", "wrongType"})
 """Kinds that all rows of a file often share, as when its columns are not mapped: told once, with the other rows."""
 
 
@@ -60,7 +60,8 @@ class Problems:
             self.first_row = record.number
         for problem in error.problems:
             self.kinds[problem.kind] += 1
-            key = (record.file, str(problem), 0 if problem.kind in _OF_THE_FILE else self.count)
+            what = problem.kind if problem.kind == "notUtf8" else str(problem)  # the byte differs from row to row
+            key = (record.file, what, 0 if problem.kind in _OF_THE_FILE else self.count)
             if (told := self._told.get(key)) is not None:
                 told.again(record.number)
             elif len(self._told) < SHOWN_PROBLEMS:
@@ -100,7 +101,7 @@ def place(record: Record) -> str:
 
 def empty_failure(problems: Problems) -> FailureError:
     """Return the failure of a dataset without a usable row."""
-    message = f"{problems.source} has no rows"
+    message = f"{problems.source} has no rows: check that it is the right one"
     if problems.invalid_rows:
         message = f"{problems.source} has no usable row, {problems.invalid_rows} are invalid: "
         message += problems.first(3)

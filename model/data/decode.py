@@ -17,6 +17,9 @@ from model.data.records import InvalidRowError, Problem
 MAX_LINE_BYTES = 16 << 20
 """A longer line is an invalid row: it would be held in memory whole, and no model could read it."""
 
+TOO_LONG = f"is longer than {MAX_LINE_BYTES >> 20} MiB"
+SHORTEN = ": shorten it, or write several rows"
+
 MAX_DEPTH = 100
 """Lists and objects within each other; Python's and other parsers give up at different depths beyond."""
 
@@ -40,11 +43,11 @@ def decode_line(line: bytes) -> Any:
         When the line is too long, is not UTF-8, or is not one JSON value.
     """
     if len(line) > MAX_LINE_BYTES:
-        raise InvalidRowError([Problem("", f"is longer than {MAX_LINE_BYTES >> 20} MiB", "tooLong")])
+        raise InvalidRowError([Problem("", TOO_LONG + SHORTEN, "tooLong")])
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidRowError([_not_utf8(line, error.start)]) from error
+        raise InvalidRowError([not_utf8(line[error.start], f"at byte {error.start + 1}")]) from error
     return decode_text(text)
 
 
@@ -69,7 +72,7 @@ def explain(error: ValueError | RecursionError, text: str, start: int = 0) -> In
         problem = error.problem
     elif isinstance(error, json.JSONDecodeError):
         where = f"{error.msg.removesuffix(' at')} at character {error.pos - start + 1}"
-        problem = Problem("", f"not valid JSON: {where}", "notJson")
+        problem = Problem("", f"not valid JSON: {where}{_remedy(text, error.pos)}", "notJson")
     elif isinstance(error, RecursionError):
         problem = _TOO_DEEP
     else:
@@ -102,8 +105,24 @@ def check_depth(text: str) -> None:
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
-def _not_utf8(line: bytes, start: int) -> Problem:
-    return Problem("", f"not UTF-8: byte 0x{line[start]:02x} at byte {start + 1}", "notUtf8")
+def _remedy(text: str, position: int) -> str:
+    """Return what to do about JSON that breaks off at a position, where that is plain to see."""
+    there = text[position : position + 1]
+    if there == "'" or text.startswith("'", position - 1):
+        return ": this is Python's way to write it, use json.dumps"
+    if there == "," and not text[position + 1 :].strip():
+        return ": leave out the comma after the row"
+    if there in "{\r" and "{" in text[position : position + 2]:
+        return ": end each row with a line feed"
+    if not text[:position].strip() and there not in ("", "[", "{"):
+        return ": an object goes from { to }"
+    return ""
+
+
+def not_utf8(byte: int, where: str) -> Problem:
+    """Return the problem of a row with a byte that is no text."""
+    remedy = "store the file as UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+    return Problem("", f"not UTF-8: byte 0x{byte:02x} {where}: {remedy}", "notUtf8")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

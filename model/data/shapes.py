@@ -97,6 +97,10 @@ class Shaper:
         if (other := next((other for other in (*self._forms, *self._others) if other.fits(row)), None)) is not None:
             text = f"has {other.words}, but {self._decided_by} has {form.words}: use one of the two"
             raise InvalidRowError([Problem("", text, "mixedShapes")])
+        if not _found(form, row):
+            has = names(row.value) or "no fields"
+            text = f"has {has}, but {self._decided_by} has {form.words}: use the same fields in all rows"
+            raise InvalidRowError([Problem("", text, "mixedShapes")])
         if missing := _missing(form, row):
             raise InvalidRowError(missing)
 
@@ -123,15 +127,23 @@ class Shaper:
         needed = _choice(self._forms, self._columns)
         has = names(row.value) or "no fields"
         text = f"has {has}, but {self._method} needs {needed}: map the columns with --column (columns in a TrainingRun)"
-        guesses = {
-            field: next((name for name in row.value if name in _LIKELY.get(field, ())), None) for field in _LIKELY
-        }
-        found = [f"{field}={name}" for field, name in guesses.items() if name and field in self._forms[0].fields]
+        if inner := next((key for key, held in row.value.items() if self._holds_rows(held)), None):
+            return f"{text}; or, if {inner} holds the rows, write these alone, as `jq -c '.{inner}[]'` does"
+        found = [f"{field}={name}" for field in self._forms[0].fields if (name := _guess(field, row.value))]
         return f"{text}, perhaps {' and '.join(found)}" if found else text
+
+    def _holds_rows(self, value: Any) -> bool:
+        first = value[0] if isinstance(value, list) and value else None
+        return isinstance(first, Mapping) and any(form.fits(Fields(first, {})) for form in self._forms)
 
     def _failure(self, record: Record, text: str) -> FailureError:
         message = printable(f"{self._source} {_where(record)}: {text}")
         return FailureError(exits.DATASET_INVALID, "DatasetInvalid", message, row=record.number)
+
+
+def _guess(field: str, there: Mapping[str, Any]) -> str | None:
+    likely = (field, *_LIKELY.get(field, ()))
+    return next((name for name in there if str(name).lower() in likely), None)
 
 
 def candidates(method: str, columns: Mapping[str, str]) -> list[Form]:

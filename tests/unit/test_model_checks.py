@@ -41,7 +41,7 @@ def test_what_all_rows_of_a_file_lack_is_told_once_for_each_file() -> None:
         for row in range(1, rows + 1):
             problems.add(Record(row, None, file), InvalidRowError([Problem("", "has no fields", "unknownShape")]))
     assert problems.shown == [
-        "a.csv row 1: has no fields (also rows 2, 3, 4 and 396 more)",
+        "a.csv row 1: has no fields (also rows 2, 3, 4, 5, 6, 7, 8, 9, 10 and 390 more)",
         "b.csv row 1: has no fields (also row 2)",
         "c.csv row 1: has no fields",
     ]
@@ -64,7 +64,7 @@ def test_what_a_file_holds_cannot_disturb_a_terminal() -> None:
 
 
 def test_nothing_usable() -> None:
-    assert empty_failure(Problems("train.jsonl")).message == "train.jsonl has no rows"
+    assert empty_failure(Problems("train.jsonl")).message == "train.jsonl has no rows: check that it is the right one"
 
 
 def test_duplicates_are_counted_and_placed() -> None:

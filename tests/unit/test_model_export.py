@@ -229,7 +229,7 @@ def test_invalid_rows_are_dropped_on_request(run: Exporter) -> None:
 @pytest.mark.parametrize(
     ("lines", "flags", "message"),
     [
-        ([""], [], "train.jsonl has no rows"),
+        ([""], [], "train.jsonl has no rows: check that it is the right one"),
         (
             ["{", "["],
             ["--invalid-rows=Drop"],

@@ -41,8 +41,7 @@ PARQUET = (
     Case(
         "Parquet: numbers",
         parquet(prompt=[1, 2], completion=["b", "c"]),
-        "rows.parquet has 2 problems in 2 rows: row 1: prompt: must be a string, is a number; "
-        "row 2: prompt: must be a string, is a number",
+        "rows.parquet row 1: prompt: must be a string, is a number (also row 2)",
         row=1,
         file="rows.parquet",
     ),
@@ -75,7 +74,10 @@ PARQUET = (
         file="rows.parquet",
     ),
     Case(
-        "Parquet: no rows", parquet(prompt=pa.array([], pa.string())), "rows.parquet has no rows", file="rows.parquet"
+        "Parquet: no rows",
+        parquet(prompt=pa.array([], pa.string())),
+        "rows.parquet has no rows: check that it is the right one",
+        file="rows.parquet",
     ),
 )
 CASES = [*bad_texts.CASES, *bad_conversations.CASES, *PARQUET]

@@ -22,6 +22,9 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).enco
 ARRAY = json.dumps(ROWS, ensure_ascii=False, indent=1).encode()
 CSV = ("prompt,completion\n" + "".join(f"{row['prompt']},{row['completion']}\n" for row in ROWS)).encode()
 
+TO_UTF8 = ": store the file as UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+QUOTES = ": close each quote, and double those within a field"
+
 
 def packed(content: bytes) -> bytes:
     """Compress without the time, so that the tests have the same names in every process."""
@@ -120,7 +123,7 @@ def test_json_lines_name_the_line_as_a_person_counts() -> None:
         (2, {"a": 1}),
         (4, "not valid JSON: Expecting value at character 8"),
         (5, {"a": 2}),
-        (6, "not UTF-8: byte 0xff at byte 8"),
+        (6, f"not UTF-8: byte 0xff at byte 8{TO_UTF8}"),
         (7, [1]),
     ]
 
@@ -132,7 +135,7 @@ def test_a_malformed_element_spoils_only_its_own_row() -> None:
         (2, "not valid JSON: Expecting ':' delimiter at character 13"),
         (3, {"a": 'x]"},{'}),
         (4, "not valid JSON: Expecting value at character 1"),
-        (5, "not UTF-8: byte 0xff at character 8"),
+        (5, f"not UTF-8: byte 0xff at character 8{TO_UTF8}"),
         (6, 7),
         (7, {"a": 3}),
     ]
@@ -169,12 +172,18 @@ def test_csv_rows_are_records_whatever_lines_they_take() -> None:
     content = b'prompt,completion\n"two\nlines, one ""field""",c1\n\nx\n"a"b,c\np4,"\xff"\np5,c5\n"open,c6\np7,c7\n'
     assert outcome(records("a.csv", content)) == [
         (1, {"prompt": 'two\nlines, one "field"', "completion": "c1"}),
-        (2, "has 1 fields, but the header names 2: quote fields that hold commas"),
-        (3, "not valid CSV: ',' expected after '\"'"),
-        (4, "not UTF-8: byte 0xff"),
+        (2, "has 1 field, but the header names 2: quote fields that hold commas"),
+        (3, f"not valid CSV: ',' expected after '\"'{QUOTES}"),
+        (4, f"not UTF-8: byte 0xff in completion{TO_UTF8}"),
         (5, {"prompt": "p5", "completion": "c5"}),
-        (6, "not valid CSV: unexpected end of data"),
+        (6, f"not valid CSV: unexpected end of data{QUOTES}"),
     ]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_csv_fields_may_be_separated_otherwise(mark: str) -> None:
+    content = f'prompt{mark}"a, b; c|d"\n"x{mark}y"{mark}z\n'.encode()
+    assert outcome(records("a.csv", content)) == [(1, {"prompt": f"x{mark}y", "a, b; c|d": "z"})]
 
 
 def test_a_quote_that_is_left_open_does_not_swallow_the_file() -> None:

@@ -56,6 +56,13 @@ def test_a_link_to_nowhere_is_told_from_a_name_that_is_not_there(tmp_path: Path)
         )
 
 
+def test_a_link_to_itself_is_not_read_again(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("a.jsonl")
+    found = failure(FileSource("volume", tmp_path / "a.jsonl"))
+    assert found.message == f"{tmp_path}/a.jsonl is a link that leads back to itself: name the file"
+    assert found.code == 10
+
+
 def test_a_file_that_goes_away_is_read_again(tmp_path: Path) -> None:
     write(tmp_path, a_jsonl=line("1"), b_jsonl=line("2"))
     records = FileSource("volume", tmp_path).records()

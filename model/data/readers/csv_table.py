@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from model import exits
-from model.data.decode import MAX_LINE_BYTES
+from model.data.decode import MAX_LINE_BYTES, TOO_LONG, not_utf8
 from model.data.readers.files import DataFile, check_columns
-from model.data.readers.lines import TOO_LONG, invalid, skip_line, too_long
+from model.data.readers.lines import invalid, skip_line, too_long
 from model.data.readers.sniff import delimiter
-from model.data.records import Record
+from model.data.records import InvalidRowError, Record
 from model.exits import FailureError
 
 
@@ -42,11 +42,13 @@ def csv_table(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
         except _TooLongError:
             value = too_long(": is a quote left open?")
         except csv.Error as error:
-            value = invalid(f"not valid CSV: {error}")
+            value = invalid(f"not valid CSV: {error}: close each quote, and double those within a field")
         if value is None:
             number -= 1  # a blank line
             continue
-        yield Record(number, value if lines.problem is None else invalid(lines.problem, "notUtf8"), file.label)
+        if lines.undecoded is not None:
+            value = InvalidRowError([not_utf8(lines.undecoded, _where(value))])
+        yield Record(number, value, file.label)
 
 
 class _Lines:
@@ -55,14 +57,14 @@ class _Lines:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._bytes = 0
-        self.problem: str | None = None
-        """What keeps the current record from being read as text."""
+        self.undecoded: int | None = None
+        """The byte that keeps the current record from being read as text."""
         self._first: bytes | None = stream.readline(MAX_LINE_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
         self.delimiter = delimiter(self._first.decode("utf-8", "replace"))
 
     def begin_record(self) -> None:
         self._bytes = 0
-        self.problem = None
+        self.undecoded = None
 
     def __iter__(self) -> _Lines:
         return self
@@ -80,7 +82,7 @@ class _Lines:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
-            self.problem = f"not UTF-8: byte 0x{line[error.start]:02x}"
+            self.undecoded = line[error.start]
             return line.decode("utf-8", "replace")
 
 
@@ -89,8 +91,8 @@ def _header(rows: Any, lines: _Lines, file: DataFile) -> list[str]:
         header: list[str] = next((row for row in rows if row), [])
     except (csv.Error, _TooLongError) as error:
         raise _refusal(file, f"has a header that cannot be read: {error or TOO_LONG}") from error
-    if lines.problem is not None:
-        raise _refusal(file, f"has a header that is {lines.problem}: store it as UTF-8")
+    if lines.undecoded is not None:
+        raise _refusal(file, f"has a header that is {not_utf8(lines.undecoded, 'in it')}")
     names = [name.strip() for name in header]
     check_columns(file, names)
     return names
@@ -100,8 +102,18 @@ def _row(cells: list[str], header: list[str]) -> Any:
     if not cells:
         return None
     if len(cells) != len(header):
-        return invalid(f"has {len(cells)} fields, but the header names {len(header)}: quote fields that hold commas")
+        return invalid(f"has {_fields(len(cells))}, but the header names {len(header)}: quote fields that hold commas")
     return dict(zip(header, cells, strict=True))
+
+
+def _fields(number: int) -> str:
+    return "1 field" if number == 1 else f"{number} fields"
+
+
+def _where(value: Any) -> str:
+    """Say in which column the first character stands that could not be decoded."""
+    cells = value.items() if isinstance(value, dict) else ()
+    return next((f"in {name}" for name, cell in cells if "\ufffd" in cell), "in it")
 
 
 def _refusal(file: DataFile, text: str) -> FailureError:

@@ -10,10 +10,10 @@ from itertools import count
 from typing import Any, BinaryIO
 
 from model import exits
-from model.data.decode import DECODER, MAX_DEPTH, MAX_LINE_BYTES, check_depth, explain
+from model.data.decode import DECODER, MAX_DEPTH, MAX_LINE_BYTES, check_depth, explain, not_utf8
 from model.data.readers.files import DataFile, damaged
-from model.data.readers.lines import invalid, too_long
-from model.data.records import Record
+from model.data.readers.lines import too_long
+from model.data.records import InvalidRowError, Record
 from model.exits import FailureError
 
 CHUNK_BYTES = 256 << 10
@@ -132,7 +132,7 @@ class _Text:
         start, self._position = self._position, end
         if self._has_undecoded and (match := _UNDECODED.search(self._buffer, start, end)) is not None:
             byte = ord(match[0]) - 0xDC00
-            return invalid(f"not UTF-8: byte 0x{byte:02x} at character {match.start() - start + 1}", "notUtf8")
+            return InvalidRowError([not_utf8(byte, f"at character {match.start() - start + 1}")])
         if self._buffer.count("[", start, end) + self._buffer.count("{", start, end) > MAX_DEPTH:
             try:
                 check_depth(self._buffer[start:end])

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from model.data.decode import MAX_LINE_BYTES, decode_line
+from model.data.decode import MAX_LINE_BYTES, SHORTEN, TOO_LONG, decode_line
 from model.data.records import InvalidRowError, Problem, Record
-
-TOO_LONG = f"is longer than {MAX_LINE_BYTES >> 20} MiB"
 
 
 class LineReader(Protocol):
@@ -45,7 +43,7 @@ def invalid(text: str, kind: str = "unreadable", *, field: str = "") -> InvalidR
     return InvalidRowError([Problem(field, text, kind)])
 
 
-def too_long(remark: str = "") -> InvalidRowError:
+def too_long(remark: str = SHORTEN) -> InvalidRowError:
     """Return what stands for a row that is longer than `MAX_LINE_BYTES`."""
     return invalid(f"{TOO_LONG}{remark}", "tooLong")
 

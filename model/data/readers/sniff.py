@@ -82,7 +82,7 @@ def text_start(head: bytes) -> bytes:
 def delimiter(header: str) -> str:
     """Return what separates the fields of a CSV file's first line; what stands in quotes separates nothing."""
     bare = _QUOTED.sub("", header)
-    return next((mark for mark in (",", "\t", ";") if mark in bare), ",")
+    return next((mark for mark in (",", "\t", ";", "|") if mark in bare), ",")
 
 
 def _looks_like_csv(start: bytes) -> bool:

@@ -115,6 +115,8 @@ class FileSource:
             if missing != self.path:
                 return SourceInterruptedError(f"{missing} went away while {self.path} was read")
             return does_not_exist(f"{missing} does not exist: {self._nearest()}")
+        if error.errno == errno.ELOOP:
+            return does_not_exist(f"{error.filename or self.path} is a link that leads back to itself: name the file")
         known = exits.storage_failure(error)
         text = f"cannot read {error.filename or self.path}: {error.strerror or error}"
         return known or FailureError(exits.UNAVAILABLE, "DatasetUnavailable", text)

@@ -248,7 +248,7 @@ CASES = (
         "ShareGPT: a broken function call",
         rows({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "add(1)"}]}),
         "train.jsonl row 1: conversations[1].value: must hold a call as JSON: not valid JSON: Expecting "
-        "value at character 1",
+        "value at character 1: an object goes from { to }",
         row=1,
     ),
     Case("Alpaca: no output", rows({"instruction": "a", "input": ""}), "train.jsonl row 1: output: is missing", row=1),
@@ -340,7 +340,7 @@ CASES = (
         "turns as Python writes them",
         b"messages\n\"[{'role': 'user'}]\"\n",
         "train.csv row 1: messages: must be a list, is a string that holds none: not valid JSON: Expecting property "
-        "name enclosed in double quotes at character 3",
+        "name enclosed in double quotes at character 3: this is Python's way to write it, use json.dumps",
         file="train.csv",
         row=1,
     ),

@@ -7,9 +7,9 @@ import json
 from tests.unit.corpus.cases import PAIR, Case, rows
 
 CASES = (
-    Case("empty file", b"", "train.jsonl has no rows"),
-    Case("only blank lines", b"\n \n\r\n", "train.jsonl has no rows"),
-    Case("only a byte order mark", b"\xef\xbb\xbf\n", "train.jsonl has no rows"),
+    Case("empty file", b"", "train.jsonl has no rows: check that it is the right one"),
+    Case("only blank lines", b"\n \n\r\n", "train.jsonl has no rows: check that it is the right one"),
+    Case("only a byte order mark", b"\xef\xbb\xbf\n", "train.jsonl has no rows: check that it is the right one"),
     Case(
         "missing comma",
         rows(PAIR) + b'{"prompt": "a" "completion": "b"}\n',
@@ -19,7 +19,21 @@ CASES = (
     Case(
         "single quotes",
         b"{'prompt': 'a', 'completion': 'b'}\n",
-        "train.jsonl row 1: not valid JSON: Expecting property name enclosed in double quotes at character 2",
+        "train.jsonl row 1: not valid JSON: Expecting property name enclosed in double quotes at character 2: "
+        "this is Python's way to write it, use json.dumps",
+        row=1,
+    ),
+    Case(
+        "a comma after each row",
+        b'{"prompt": "a", "completion": "b"},\n{"prompt": "c", "completion": "d"},\n',
+        "train.jsonl has 2 problems in 2 rows: row 1: not valid JSON: Extra data at character 35: leave out the comma "
+        "after the row; row 2: not valid JSON: Extra data at character 35: leave out the comma after the row",
+        row=1,
+    ),
+    Case(
+        "an old Macintosh's line ends",
+        b'{"prompt": "a", "completion": "b"}\r{"prompt": "c", "completion": "d"}\r',
+        "train.jsonl row 1: not valid JSON: Extra data at character 36: end each row with a line feed",
         row=1,
     ),
     Case(
@@ -31,10 +45,39 @@ CASES = (
     Case(
         "two values on a line",
         b'{"prompt": "a", "completion": "b"} {"prompt": "c", "completion": "d"}\n',
-        "train.jsonl row 1: not valid JSON: Extra data at character 36",
+        "train.jsonl row 1: not valid JSON: Extra data at character 36: end each row with a line feed",
         row=1,
     ),
-    Case("no json at all", b"prompt: a\n", "train.jsonl row 1: not valid JSON: Expecting value at character 1", row=1),
+    Case(
+        "no json at all",
+        b"prompt: a\n",
+        "train.jsonl row 1: not valid JSON: Expecting value at character 1: an object goes from { to }",
+        row=1,
+    ),
+    Case(
+        "fields in capitals",
+        b"Prompt,Answer\na,b\nc,d\n",
+        "train.csv row 1: has Prompt, Answer, but SFT needs prompt and completion, or messages, or conversations, or "
+        "instruction and output: map the columns with --column (columns in a TrainingRun), perhaps prompt=Prompt and "
+        "completion=Answer (also row 2)",
+        file="train.csv",
+        row=1,
+    ),
+    Case(
+        "Windows-1252 in CSV",
+        "prompt,completion\na,é\nb,ü\n".encode("cp1252"),
+        "train.csv row 1: not UTF-8: byte 0xe9 in completion: store the file as UTF-8, for example with `iconv -f "
+        "WINDOWS-1252 -t UTF-8` (also row 2)",
+        file="train.csv",
+        row=1,
+    ),
+    Case(
+        "rows of other fields",
+        rows(PAIR, {"question": "a"}, {"question": "b"}),
+        "train.jsonl row 2: has question, but row 1 has prompt and completion: use the same fields in all rows (also "
+        "row 3)",
+        row=2,
+    ),
     Case(
         "NaN",
         b'{"prompt": "a", "completion": "b", "score": NaN}\n',
@@ -74,13 +117,14 @@ CASES = (
     Case(
         "a line longer than 16 MiB",
         b'{"prompt": "a", "completion": "' + b"x" * (16 << 20) + b'"}\n' + rows(PAIR),
-        "train.jsonl row 1: is longer than 16 MiB",
+        "train.jsonl row 1: is longer than 16 MiB: shorten it, or write several rows",
         row=1,
     ),
     Case(
         "latin-1",
         '{"prompt": "a", "completion": "caf\xe9"}\n'.encode("latin-1"),
-        "train.jsonl row 1: not UTF-8: byte 0xe9 at byte 35",
+        "train.jsonl row 1: not UTF-8: byte 0xe9 at byte 35: store the file as UTF-8, for example with "
+        "`iconv -f WINDOWS-1252 -t UTF-8`",
         row=1,
     ),
     Case(
@@ -259,7 +303,8 @@ CASES = (
         "a JSON object in a .json file",
         json.dumps({"data": [PAIR]}).encode(),
         "train.json row 1: has data, but SFT needs prompt and completion, or messages, or conversations, "
-        "or instruction and output: map the columns with --column (columns in a TrainingRun)",
+        "or instruction and output: map the columns with --column (columns in a TrainingRun); or, if "
+        "data holds the rows, write these alone, as `jq -c '.data[]'` does",
         file="train.json",
         row=1,
     ),
