@@ -143,7 +143,7 @@ def train(arguments: Sequence[str]) -> None:
         manifest = local.export_dataset(command, place.directory)
         tell(f"dataset: {terminal.dataset_line(manifest)}")
     tell("loading libraries and model ...")
-    count = launch.processes(settings)
+    count = parallel.planned(settings)
     if count > 1 and not parallel.is_launched():
         launch.train(settings, count)
     else:
@@ -152,7 +152,7 @@ def train(arguments: Sequence[str]) -> None:
         from model.training.run import train as train_run
 
         train_run(settings, output)
-    if command.plot is not None:
+    if command.plot is not None and parallel.first():
         tell(f"loss curve in {_picture(place.directory, command.plot)}")
 
 
@@ -322,7 +322,7 @@ def _last_words(failure: FailureError) -> str:
 
 def _teller() -> Callable[[str], None]:
     """Return what tells a person how it goes; where nobody reads, or the parent says it, it says nothing."""
-    if terminal.is_terminal(sys.stdout) and parallel.PARENT not in os.environ:
+    if terminal.is_terminal(sys.stdout) and parallel.PARENT not in os.environ and parallel.first():
         return lambda text: print(text, file=sys.stderr, flush=True)
     return lambda _text: None
 

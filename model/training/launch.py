@@ -34,13 +34,6 @@ QUIET = (exits.OK, exits.INTERRUPTED, exits.LOST_PEERS)
 """Exit codes of processes that are not to blame."""
 
 
-def processes(settings: TrainSettings) -> int:
-    """Return how many processes are to train: one for each GPU, or as many as were asked for on the CPU."""
-    if settings.pretended_gpus and not Path("/dev/nvidiactl").exists():
-        return 1
-    return settings.gpus if settings.gpus > 0 else settings.processes
-
-
 def train(settings: TrainSettings, count: int) -> None:
     """Train in `count` processes; return when the run is done and its last words are said.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from model import exits
+from model.exits import FailureError
 from model.training.commands import verify
 from model.training.processes import process
 from model.training.weights import basemodel
@@ -22,6 +24,8 @@ class Conversation:
 
     base: list[Message] = field(default_factory=list)
     adapter: list[Message] = field(default_factory=list)
+    forgotten: int = 0
+    """Questions that no longer fit what the model reads at once, by the side that had to forget more."""
 
 
 class Pair:
@@ -54,40 +58,69 @@ class Pair:
         self._tokenizer = basemodel.load_tokenizer(name, revision)
         model = verify.load_adapter(basemodel.load_model(name, revision, bfloat16=bfloat16), name, directory)
         self._model = model.to("cuda" if cuda else "cpu").eval()
+        self._positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._max_new_tokens = max_new_tokens
         self._start = [] if system is None else [{"role": "system", "content": system}]
 
     def ask(self, prompt: str, conversation: Conversation) -> dict[str, str]:
-        """Return `{prompt, base, adapter}`, the likeliest answers, and add them to the conversation."""
+        """Return `{prompt, base, adapter}`, the likeliest answers, and add them to the conversation.
+
+        The oldest questions and answers are forgotten when they leave no room for the answer.
+
+        Raises
+        ------
+        FailureError
+            When the question alone leaves none; the conversation is as it was.
+        """
         turn = {"role": "user", "content": prompt}
-        conversation.base.append(turn)
-        conversation.adapter.append(turn)
+        base_turns, base_ids = self._fit([*conversation.base, turn])
+        adapter_turns, adapter_ids = self._fit([*conversation.adapter, turn])
         with self._model.disable_adapter():
-            base = self._generate(conversation.base)
-        tuned = self._generate(conversation.adapter)
-        conversation.base.append({"role": "assistant", "content": base})
-        conversation.adapter.append({"role": "assistant", "content": tuned})
+            base = self._generate(base_ids)
+        tuned = self._generate(adapter_ids)
+        kept = min(len(base_turns), len(adapter_turns)) // 2
+        conversation.forgotten += max(len(conversation.base), len(conversation.adapter)) // 2 - kept
+        conversation.base = [*base_turns, {"role": "assistant", "content": base}]
+        conversation.adapter = [*adapter_turns, {"role": "assistant", "content": tuned}]
         return {"prompt": prompt, "base": base, "adapter": tuned}
 
-    def _generate(self, messages: list[Message]) -> str:
-        import torch
+    def _fit(self, messages: list[Message]) -> tuple[list[Message], Any]:
+        """Return the newest messages after which the answer has room, and their tokens."""
+        ids = self._encode(messages)
+        while self._positions is not None and ids.shape[1] + self._max_new_tokens > self._positions:
+            if len(messages) < 3:
+                raise FailureError(
+                    exits.INVALID_CONFIGURATION,
+                    "InvalidSpec",
+                    f"the question has {ids.shape[1]} tokens with its template, the answer may have "
+                    f"{self._max_new_tokens}, and the model reads {self._positions} in all: ask a shorter one, or "
+                    "lower --max-new-tokens",
+                )
+            messages = messages[2:]
+            ids = self._encode(messages)
+        return messages, ids
 
+    def _encode(self, messages: list[Message]) -> Any:
         tokenizer = self._tokenizer
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template([*self._start, *messages], tokenize=False, add_generation_prompt=True)
             inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
         else:
             inputs = tokenizer(messages[-1]["content"], return_tensors="pt")
-        ids = inputs["input_ids"].to(self._model.device)
+        return inputs["input_ids"].to(self._model.device)
+
+    def _generate(self, ids: Any) -> str:
+        import torch
+
         with torch.no_grad():
             output = self._model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=self._max_new_tokens,
                 do_sample=False,
-                pad_token_id=tokenizer.eos_token_id,
+                pad_token_id=self._tokenizer.eos_token_id,
             )
-        answered: str = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        answered: str = self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         return answered.strip()
 
 
@@ -119,7 +152,18 @@ def converse(pair: Pair, output: TextIO, read: Callable[[str], str] = input) -> 
         elif prompt.startswith("/"):
             print(HELP, file=output, flush=True)
         elif prompt:
-            print(side_by_side(pair.ask(prompt, conversation)), file=output, flush=True)
+            print(_answer_in(conversation, pair, prompt), file=output, flush=True)
+
+
+def _answer_in(conversation: Conversation, pair: Pair, prompt: str) -> str:
+    before = conversation.forgotten
+    try:
+        answers = pair.ask(prompt, conversation)
+    except FailureError as failure:  # the next question may be shorter
+        return failure.message
+    new = conversation.forgotten - before
+    note = f"\n(the oldest {new} questions and answers are forgotten: the model reads no more at once)" if new else ""
+    return note + side_by_side(answers)
 
 
 def _indent(text: str) -> str:

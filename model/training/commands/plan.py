@@ -30,9 +30,9 @@ from model.training.loop.footprint import (
     activation_bytes_per_token,
     choose_micro_batch_size,
 )
-from model.training.loop.memory import container_limit, free_bytes
+from model.training.loop.memory import GPU_GROWTH, HostMemory, container_limit, free_bytes
 from model.training.output import terminal
-from model.training.processes import process
+from model.training.processes import parallel, process
 from model.training.weights.files import FilesError, ModelFiles, lora_parameters, read_json, read_model
 
 CUDA_CONTEXT_BYTES = 600 << 20
@@ -71,6 +71,8 @@ class Plan:
     seconds: float | None
     measured: bool
     device: str
+    processes: int
+    """How many processes train together; `amounts.micro_batch_size`, `memory` and `available` are those of one."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -88,6 +90,7 @@ class Plan:
             "longestRow": self.amounts.longest_row,
             "microBatchSize": self.amounts.micro_batch_size,
             "steps": self.steps,
+            "processes": self.processes,
             "device": self.device,
             "measured": self.measured,
             "memoryBytes": self.memory,
@@ -101,16 +104,19 @@ class Plan:
         """Return the form for a person."""
         about = "" if self.amounts.exact else "about "
         share = 100 * self.trainable / self.files.parameters
+        size, at_once = self.command.batch_size, self.amounts.micro_batch_size
+        each = "" if self.processes == 1 else f" in each of {self.processes} processes"
         lines = [
             f"parameters  {self.files.parameters:,}, of which {self.trainable:,} are trained ({share:.2f} % more)",
             f"dataset     {self.amounts.rows:,} rows, {about}{self.amounts.tokens:,} tokens",
             f"longest row {about}{self.amounts.longest_row:,} tokens",
-            f"steps       {self.steps:,} of {self.command.batch_size} rows, {self.amounts.micro_batch_size} at once",
+            f"steps       {self.steps:,} of {size} rows, {at_once} at once{each}",
             f"device      {self.device}",
         ]
         lines += [f"  {name:32}{terminal.size(value):>12}" for name, value in self.memory.items()]
         available = "" if self.available is None else f" of {terminal.size(self.available)}"
-        lines.append(f"peak memory {terminal.size(self.peak)}{available}{'' if self.measured else ', estimated'}")
+        how = "" if self.measured else ", estimated"
+        lines.append(f"peak memory {terminal.size(self.peak)}{available}{each}{how}")
         if self.seconds is not None:
             lines.append(f"time        about {terminal.duration(self.seconds)}")
         return "\n".join([*lines, *(f"warning     {text}" for text in self.warnings)])
@@ -140,10 +146,10 @@ def make_plan(command: PlanCommand, *, probe: bool) -> Plan:
         raise FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", str(error)) from error
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
         run = RunDirectory(Path(scratch))
-        _bring_dataset(command, run)
+        bring_dataset(command, run)
         settings = with_parent(command.settings(run.path, "plan"))
         measured = _probe(settings, run) if probe else None
-        return _put_together(command, settings, files, estimate_amounts(settings, run), measured)
+        return _put_together(command, settings, files, estimate_amounts(settings, files, run), measured)
 
 
 def with_parent(settings: TrainSettings) -> TrainSettings:
@@ -155,12 +161,14 @@ def with_parent(settings: TrainSettings) -> TrainSettings:
     return adapters.with_parent(settings.resolved())
 
 
-def _bring_dataset(command: PlanCommand, run: RunDirectory) -> None:
+def bring_dataset(command: PlanCommand, run: RunDirectory) -> None:
     """Put a dataset into the scratch directory: the given one, the run's own, or rows of the greatest length."""
     if command.dataset is not None:
         local.export_dataset(command, run.path)
     elif (exported := RunDirectory(command.run_directory)).manifest.is_file():
-        run.dataset.symlink_to(exported.dataset.resolve())
+        run.dataset.mkdir()
+        for name in ("train_rows", "evaluation_rows", "manifest"):  # file by file: what is made goes beside the links
+            getattr(run, name).symlink_to(getattr(exported, name).resolve())
     else:
         run.dataset.mkdir()
         text = "a " * (4 * command.max_length)
@@ -179,7 +187,7 @@ def _bring_dataset(command: PlanCommand, run: RunDirectory) -> None:
         write_json(run.manifest, manifest)
 
 
-def estimate_amounts(settings: TrainSettings, run: RunDirectory) -> Amounts:
+def estimate_amounts(settings: TrainSettings, files: ModelFiles, run: RunDirectory) -> Amounts:
     """Return the amounts as the rows' characters suggest them."""
     sequences = 2 if settings.method == "DPO" else 1
 
@@ -194,10 +202,38 @@ def estimate_amounts(settings: TrainSettings, run: RunDirectory) -> Amounts:
         tokens=sum(rows),
         held_out_tokens=sum(held_out),
         longest_row=longest,
-        micro_batch_size=settings.micro_batch_size
-        or choose_micro_batch_size(settings.batch_size, longest * sequences, cuda=settings.gpus > 0),
+        micro_batch_size=rows_at_once(
+            settings, files, longest * sequences, cuda=settings.gpus > 0, room=share_of_memory(settings)
+        ),
         exact=False,
     )
+
+
+def rows_at_once(settings: TrainSettings, files: ModelFiles, longest: int, *, cuda: bool, room: int | None) -> int:
+    """Return the micro-batch with which each process of a run would begin here.
+
+    Parameters
+    ----------
+    settings
+        The run's settings, with all defaults.
+    files
+        The base model's.
+    longest
+        Tokens of the longest example, of both rows of a pair.
+    cuda
+        Whether the training will be on GPUs.
+    room
+        Memory that one process may take on a CPU, in bytes; None where that is not known.
+    """
+    count = parallel.planned(settings)
+    rows = settings.micro_batch_size or choose_micro_batch_size(
+        math.ceil(settings.batch_size / count), longest, cuda=cuda
+    )
+    if settings.micro_batch_size or cuda or room is None:
+        return rows
+    parts = memory_by_part(settings, files, longest, cuda=False)
+    per_row = parts.pop("activations") + parts.pop("logits")
+    return HostMemory(limit=room, fixed=sum(parts.values()), per_row=per_row).rows(rows)
 
 
 def _put_together(
@@ -213,21 +249,16 @@ def _put_together(
             micro_batch_size=probe["microBatchSize"],
             exact=True,
         )
-    trainable = lora_parameters(
-        files,
-        settings.lora_target_modules or [],
-        settings.lora_rank or 0,
-        dora=settings.lora_variant == "DoRA",
-    )
-    memory = _memory(settings, files, trainable, amounts, cuda=cuda)
+    sequences = 2 if settings.method == "DPO" else 1
+    memory = memory_by_part(settings, files, amounts.micro_batch_size * sequences * amounts.longest_row, cuda=cuda)
     if probe is not None:
         memory = calibrate(memory, probe)
     steps = settings.max_steps or (settings.epochs or 1) * math.ceil(amounts.rows / settings.batch_size)
-    available = probe["gpu"]["totalBytes"] if probe and probe["gpu"] else None if cuda else available_bytes()
+    available = probe["gpu"]["totalBytes"] if probe and probe["gpu"] else None if cuda else share_of_memory(settings)
     plan = Plan(
         command=command,
         files=files,
-        trainable=trainable,
+        trainable=trained_parameters(settings, files),
         amounts=amounts,
         memory=memory,
         available=available,
@@ -235,7 +266,17 @@ def _put_together(
         seconds=_seconds(settings, amounts, steps, probe) if probe else None,
         measured=probe is not None,
         device=_device(settings, probe, cuda=cuda),
+        processes=parallel.planned(settings),
     )
+    if cuda and not settings.micro_batch_size:
+        plan.warnings.append(
+            f"on a GPU the training tries up to {GPU_GROWTH} times as many rows at once, and keeps what fits: its "
+            "probe line tells how many; --micro-batch-size settles it"
+        )
+    if settings.sharding != "None":
+        plan.warnings.append(
+            "with --sharding=Full each process keeps a part of the weights; here they are counted whole"
+        )
     if available is not None and plan.peak > available:
         plan.warnings.append(
             "it does not fit: lower --micro-batch-size or --max-length, or use --precision=BFloat16"
@@ -245,13 +286,23 @@ def _put_together(
     return plan
 
 
-def _memory(
-    settings: TrainSettings, files: ModelFiles, trainable: int, amounts: Amounts, *, cuda: bool
-) -> dict[str, int]:
+def share_of_memory(settings: TrainSettings) -> int | None:
+    """Return the memory that one of the processes may take."""
+    available = available_bytes()
+    return None if available is None else available // parallel.planned(settings)
+
+
+def trained_parameters(settings: TrainSettings, files: ModelFiles) -> int:
+    """Return how many parameters the adapter has."""
+    targets, rank = settings.lora_target_modules or [], settings.lora_rank or 0
+    return lora_parameters(files, targets, rank, dora=settings.lora_variant == "DoRA")
+
+
+def memory_by_part(settings: TrainSettings, files: ModelFiles, tokens: int, *, cuda: bool) -> dict[str, int]:
+    """Return what a process holds, by part, while so many tokens go through the model at once."""
+    trainable = trained_parameters(settings, files)
     half = settings.precision == "BFloat16" or (settings.precision == "Auto" and (cuda or process.cpu_has_bfloat16()))
     item = 2 if half else 4
-    sequences = 2 if settings.method == "DPO" else 1
-    tokens = amounts.micro_batch_size * sequences * amounts.longest_row
     per_token = activation_bytes_per_token(
         files.text_config,
         item_bytes=item,
@@ -326,7 +377,10 @@ def _seconds(settings: TrainSettings, amounts: Amounts, steps: int, probe: dict[
     share = steps * settings.batch_size / max(1, amounts.rows)
     evaluations = steps // settings.evaluation_steps + 2
     forward = amounts.held_out_tokens * evaluations / 3
-    return probe["startSeconds"] + per_token * (amounts.tokens * share + forward)
+    # GPUs work side by side; processes on the CPU have the same cores between them as the probe had.
+    return probe["startSeconds"] + per_token * (amounts.tokens * share + forward) / (
+        parallel.planned(settings) if settings.gpus else 1
+    )
 
 
 def _device(settings: TrainSettings, probe: dict[str, Any] | None, *, cuda: bool) -> str:

@@ -45,9 +45,10 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     """Return what the two steps cost, and what the whole dataset amounts to."""
     output = process.prepare()
 
-    from model.training.loop.footprint import choose_micro_batch_size
+    from model.training.commands.plan import rows_at_once, share_of_memory
     from model.training.run import train
     from model.training.weights import adapters, basemodel
+    from model.training.weights.files import read_model
 
     build.trainer_class(settings)
     settings = adapters.with_parent(settings)
@@ -56,10 +57,12 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
     data = build.read_data(settings, directory, build.read_manifest(directory), tokenizer)
     lengths = data.rows.lengths
-    micro_batch_size = settings.micro_batch_size or choose_micro_batch_size(
-        settings.batch_size,
+    micro_batch_size = rows_at_once(
+        settings,
+        read_model(Path(settings.base_model)),
         data.longest_sequence * len(data.sequences),
         cuda=process.uses_cuda(settings.gpus),
+        room=share_of_memory(settings),
     )
     small = settings.model_copy(
         update={

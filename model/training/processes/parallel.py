@@ -16,10 +16,12 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from model import exits
 from model.exits import FailureError
+from model.training.config import TrainSettings
 from model.training.processes import interruption
 
 RENDEZVOUS = "FINETUNE_RENDEZVOUS"
@@ -51,6 +53,18 @@ _world = World()
 def world() -> World:
     """Return this process's place; it is alone unless `enter` found others."""
     return _world
+
+
+def planned(settings: TrainSettings) -> int:
+    """Return how many processes are to train: one for each GPU, or as many as were asked for on the CPU."""
+    if settings.pretended_gpus and not Path("/dev/nvidiactl").exists():
+        return 1
+    return settings.gpus if settings.gpus > 0 else settings.processes
+
+
+def first() -> bool:
+    """Whether this process, started by whichever launcher, is the first one or alone."""
+    return int(os.environ.get("RANK", _world.rank)) == 0
 
 
 def is_launched() -> bool:

@@ -1,0 +1,87 @@
+"""The plan's micro-batch is that of the training: for the memory that there is, and for several processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.files import RunDirectory
+from model.training import cli
+from model.training.commands import plan
+from model.training.config import TrainSettings
+from model.training.local import PlanCommand, export_dataset
+from model.training.weights.files import ModelFiles, read_model
+from tests.support.safetensors_files import write_base
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> ModelFiles:
+    write_base(tmp_path / "base")
+    return read_model(tmp_path / "base")
+
+
+def settings(**changes: Any) -> TrainSettings:
+    values = {"method": "SFT", "run_directory": Path("r"), "run_uid": "u", "base_model": "base", **changes}
+    return TrainSettings.model_validate({"precision": "Float32", **values}).resolved()
+
+
+def test_the_micro_batch_is_lowered_to_the_memory(base: ModelFiles) -> None:
+    roomy = plan.rows_at_once(settings(), base, 200, cuda=False, room=8 * GIB)
+    assert roomy == plan.rows_at_once(settings(), base, 200, cuda=False, room=None) == 8
+    memory = plan.memory_by_part(settings(), base, 200, cuda=False)
+    row = memory["activations"] + memory["logits"]
+    room = round((sum(memory.values()) + 2.5 * row) / 0.9)
+    assert plan.rows_at_once(settings(), base, 200, cuda=False, room=room) == 3
+    assert plan.rows_at_once(settings(), base, 200, cuda=False, room=GIB // 2) == 1
+    assert plan.rows_at_once(settings(micro_batch_size=8), base, 200, cuda=False, room=GIB // 2) == 8
+    assert plan.rows_at_once(settings(gpus=1), base, 200, cuda=True, room=GIB // 2) == 16
+
+
+def test_a_step_is_dealt_over_the_processes(base: ModelFiles) -> None:
+    assert plan.rows_at_once(settings(batch_size=6, processes=4), base, 20, cuda=False, room=None) == 2
+    assert plan.rows_at_once(settings(batch_size=16, gpus=4), base, 20, cuda=True, room=None) == 4
+    alone, two = (plan.share_of_memory(settings(processes=count)) for count in (1, 2))
+    assert alone is not None
+    assert two is not None
+    assert two < 0.75 * alone
+
+
+def test_a_plan_says_what_is_meant_for_each_process(
+    base: ModelFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(base.directory.parent)
+    arguments = ["plan", "--method=SFT", "--base-model=base", "--no-probe", "--batch-size=8"]
+    assert cli.main([*arguments, "--processes=4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["processes"], found["microBatchSize"], found["warnings"]) == (4, 2, [])
+    assert cli.main([*arguments, "--gpus=2", "--sharding=Full"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["processes"], found["microBatchSize"]) == (2, 4)
+    assert "tries up to 4 times as many rows" in found["warnings"][0]
+    assert "here they are counted whole" in found["warnings"][1]
+    command = PlanCommand.model_validate(
+        {"method": "SFT", "base_model": "base", "processes": 2, "batch_size": 8, "max_length": 99}
+    )
+    text = plan.make_plan(command, probe=False).text()
+    assert "4 at once in each of 2 processes" in text
+
+
+def test_a_plan_leaves_a_run_s_directory_as_it_is(base: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base.directory.parent)
+    rows = [json.dumps({"prompt": f"{n}?", "completion": f"{n}."}) + "\n" for n in range(3)]
+    Path("rows.jsonl").write_text("".join(rows))
+    run, scratch = RunDirectory(Path("run")), RunDirectory(Path("scratch"))
+    values = {"method": "SFT", "base_model": "base"}
+    export_dataset(PlanCommand.model_validate(values | {"dataset": "rows.jsonl"}), run.path)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    scratch.path.mkdir()
+    plan.bring_dataset(PlanCommand.model_validate(values | {"run_directory": run.path}), scratch)
+    assert scratch.train_rows.read_bytes() == run.train_rows.read_bytes()
+    (scratch.dataset / "tokens.json").touch()
+    (scratch.dataset / "tokens.json").replace(scratch.manifest)  # as files are written here
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
