@@ -172,6 +172,8 @@ def _read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem
         if turn.get(key) is not None:
             check_text(turn[key], f"{where}.{key}", problems)
             message[key] = turn[key]
+    if turn.get("function_call") is not None:
+        problems.append(Problem(f"{where}.function_call", "is not read: write the call as tool_calls", "toolCall"))
     if reasoning := _reasoning(turn, where, role, problems):
         message["reasoning_content"] = reasoning
     if (weight := turn.get("weight")) is not None:

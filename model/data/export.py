@@ -113,7 +113,7 @@ def examine(
         report.duplicates.add(value, record)
         report.measure(content)
         take(value, record, encoded)
-    report.shape, report.detected = shaper.shape, shaper.detected
+    report.shape, report.detected, report.warnings = shaper.shape, shaper.detected, shaper.warnings
     return report
 
 
@@ -159,7 +159,7 @@ def _export_once(settings: ExportSettings, directory: RunDirectory, source: Sour
         report = examine(source, settings.method, settings.column, files.add, seed=settings.seed)
         files.deal()
         report.rows, report.evaluation_rows, report.example = files.rows, files.evaluation_rows, files.example
-        report.warnings = _warnings(report, settings)
+        report.warnings += _warnings(report, settings)
         document = report.document()
         failure = _verdict(report, settings)
         _tell(directory, document, settings, failed=failure is not None)

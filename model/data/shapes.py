@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model import exits
-from model.data.conversations import unread_keys
+from model.data.conversations import REASONING_KEYS, unread_keys
 from model.data.formats import FORMS, Content, Fields, Form, Shape
 from model.data.records import InvalidRowError, Problem, Record, printable
 from model.data.texts import kind, names
@@ -49,6 +49,8 @@ class Shaper:
         self._decided_by = ""
         self.detected = ""
         """What was found, in words; empty before the first whole row."""
+        self.warnings: list[str] = []
+        """What the first whole row has that its user may believe to be learned."""
 
     @property
     def shape(self) -> Shape | None:
@@ -84,6 +86,7 @@ class Shaper:
             self._form = fitting[0]
             self._decided_by = _where(record)
             self.detected = self._words(fitting[0], row)
+            self.warnings = _unlearned(fitting[0], row)
             return fitting[0]
         if other := next((form for form in self._others if form.fits(row)), None):
             raise self._failure(record, self._for_another_method(other))
@@ -139,6 +142,16 @@ class Shaper:
     def _failure(self, record: Record, text: str) -> FailureError:
         message = printable(f"{self._source} {_where(record)}: {text}")
         return FailureError(exits.DATASET_INVALID, "DatasetInvalid", message, row=record.number)
+
+
+def _unlearned(form: Form, row: Fields) -> list[str]:
+    used = {row.name(field) for field in form.fields}
+    return [
+        f"the column {key} is not used, so the model learns to answer without it: write it into the answers, or as "
+        f"reasoning_content of a turn in messages"
+        for key in REASONING_KEYS
+        if key not in used and row.value.get(key)
+    ]
 
 
 def _guess(field: str, there: Mapping[str, Any]) -> str | None:

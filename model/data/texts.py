@@ -38,7 +38,7 @@ def short(value: Any) -> str:
 
 def names(keys: Any) -> str:
     """Return the first keys of a row, for messages."""
-    shown = [str(key)[:SHOWN_CHARACTERS] for key in list(keys)[:8]]
+    shown = [str(key)[:SHOWN_CHARACTERS] or "''" for key in list(keys)[:8]]
     return ", ".join(shown) + (", ..." if len(keys) > len(shown) else "")
 
 

@@ -210,6 +210,20 @@ def test_what_was_found_out_is_told_and_kept(run: Exporter, capsys: pytest.Captu
     assert (manifest["detected"], manifest["duplicates"]) == ("prompt and completion", 1)
 
 
+def test_thoughts_in_a_column_of_their_own_are_not_passed_over_in_silence(
+    run: Exporter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f'{{"prompt": "p{n}", "completion": "c", "reasoning": "Hm.", "": 1}}' for n in range(9)]
+    assert run(lines=lines) == 0
+    said = capsys.readouterr().err
+    assert "prompt and completion; not used: reasoning, ''\n" in said
+    assert "warning: the column reasoning is not used, so the model learns to answer without it: write it into" in said
+    warnings = json.loads(run.directory.report.read_text())["warnings"]
+    assert len(warnings) == 2
+    assert run("--column=completion=reasoning", lines=lines) == 0
+    assert len(json.loads(run.directory.report.read_text())["warnings"]) == 1
+
+
 def test_the_report_is_printed_on_request(run: Exporter, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):  # the second time it is done already, and what was found out is still known
         assert run("--report", lines=LINES) == 0

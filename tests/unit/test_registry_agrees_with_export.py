@@ -125,6 +125,7 @@ ONLY_THE_EXPORT = {
         "an answer of weight 0, for DPO",
         "thoughts that are no text",
         "a user who thinks",
+        "a call in the old form",
         "thoughts in two versions",
         "a prompt of another conversation",
         "a prompt with a system turn that the answers lack",

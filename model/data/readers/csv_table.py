@@ -90,6 +90,9 @@ def _header(rows: Any, lines: _Lines, file: DataFile) -> list[str]:
     try:
         header: list[str] = next((row for row in rows if row), [])
     except (csv.Error, _TooLongError) as error:
+        if "new-line" in str(error):  # Python's advice is for programs
+            text = r"ends its lines with carriage returns alone: convert it with `tr '\r' '\n'`"
+            raise _refusal(file, text) from error
         raise _refusal(file, f"has a header that cannot be read: {error or TOO_LONG}") from error
     if lines.undecoded is not None:
         raise _refusal(file, f"has a header that is {not_utf8(lines.undecoded, 'in it')}")

@@ -12,12 +12,13 @@ from typing import Any, BinaryIO
 from model import exits
 from model.data.decode import DECODER, MAX_DEPTH, MAX_LINE_BYTES, check_depth, explain, not_utf8
 from model.data.readers.files import DataFile, damaged
-from model.data.readers.lines import too_long
+from model.data.readers.lines import invalid, too_long
 from model.data.records import InvalidRowError, Record
 from model.exits import FailureError
 
 CHUNK_BYTES = 256 << 10
 
+_NOTHING = invalid("is missing: leave out the comma before it", "notJson")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OUTSIDE = re.compile(r'["\[\]{},]')
 _INSIDE = re.compile(r'"|\\.?', re.DOTALL)
@@ -39,7 +40,7 @@ def json_array(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
     else:
         for number in count(1):
             try:
-                value = text.value()
+                value = _NOTHING if text.next() in (",", "]") else text.value()
             except _UnfinishedError as error:
                 raise _unfinished(file, number, error) from error
             yield Record(number, value, file.label)

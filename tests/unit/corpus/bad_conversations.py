@@ -214,6 +214,12 @@ CASES = (
         row=1,
     ),
     Case(
+        "a call in the old form",
+        chat(USER, {**ANSWER, "function_call": {"name": "f", "arguments": "{}"}}),
+        "train.jsonl row 1: messages[1].function_call: is not read: write the call as tool_calls",
+        row=1,
+    ),
+    Case(
         "a user who thinks",
         chat({**USER, "thinking": "Hm."}, ANSWER),
         "train.jsonl row 1: messages[0].thinking: is given for a turn of user, only assistants think: leave it out",

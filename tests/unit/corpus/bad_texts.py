@@ -309,6 +309,19 @@ CASES = (
         row=1,
     ),
     Case(
+        "a comma before the array's end",
+        b'[{"prompt": "a", "completion": "b"},]',
+        "train.json row 2: is missing: leave out the comma before it",
+        file="train.json",
+        row=2,
+    ),
+    Case(
+        "CSV with an old Macintosh's line ends",
+        b"prompt,completion\ra,b\r",
+        r"train.csv ends its lines with carriage returns alone: convert it with `tr '\r' '\n'`",
+        file="train.csv",
+    ),
+    Case(
         "an array that is cut off",
         b'[{"prompt": "a", "completion": "b"}, {"prompt": "c"',
         "train.json is cut off after row 1; copy it again",
