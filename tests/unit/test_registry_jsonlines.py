@@ -65,7 +65,7 @@ def test_the_shape_follows_from_the_keys(row: dict[str, object], shape: str) -> 
     ("line", "complaint", "hint"),
     [
         (b'{"prompt": "a", "completion": ', "line 3: not valid JSON", "one complete JSON object"),
-        (b'{"prompt": "\xff", "completion": ""}', "line 3: not UTF-8: byte 0xff at byte 13", "UTF-8"),
+        (b'{"prompt": "\xff", "completion": ""}', "line 3: not UTF-8: byte 0xff at byte 13", "iconv -f WINDOWS-1252"),
         (b'{"prompt": "a", "completion": "b", "x": 1e999}', "line 3: holds 1e999, which is too large", "Infinity"),
         (b'{"prompt": "a", "completion": "b", "x": {"y": 1, "y": 2}}', 'line 3: the key "y" stands twice', "once"),
         (b'{"prompt": "a", "completion": "b\\u0000"}', "line 3: completion: holds a NUL character, at ch", "mend it"),
@@ -151,6 +151,12 @@ def test_no_rows_are_no_dataset(content: bytes) -> None:
     [
         (b"\x1f\x8b\x08\x00", "gzip"),
         (b"[\n" + GOOD, "jq -c"),
+        (b"PAR1\x15\x04\x15", "this is a Parquet file"),
+        (GOOD.decode().encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
+        (GOOD.decode().encode("utf-16-le"), "iconv -f UTF-16 -t UTF-8"),
+        (GOOD.decode().encode("cp1252"), "iconv -f WINDOWS-1252 -t UTF-8"),
+        (GOOD.replace(b"\n", b"\r"), "tr '\\r' '\\n'"),
+        (b"prompt,completion\na,b\n", "from a table with pandas"),
     ],
 )
 def test_the_usual_wrong_files_are_recognised(content: bytes, hint: str) -> None:

@@ -27,6 +27,14 @@ from .strictjson import decode
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_FROM_A_TABLE = "pandas: to_json(orient='records', lines=True)"
+_OTHER_FILES = (
+    (b"[", "this looks like a JSON array: write one object a line instead (jq -c '.[]' file.json)"),
+    (b"\x1f\x8b", "this is a gzip file: decompress it first"),
+    (b"PAR1", f"this is a Parquet file: write its rows as JSON lines (with {_FROM_A_TABLE})"),
+    (b"\xff\xfe", "this is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`"),
+    (b"\xfe\xff", "this is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`"),
+)
 # In JSON a NUL character or half of a surrogate pair is written as an escape: a line without these is not searched.
 _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
@@ -135,10 +143,21 @@ class JsonLinesReader:
 
 
 def _json_hint(line: bytes, number: int) -> str:
-    if number == 1 and line.lstrip().startswith(b"["):
-        return "this looks like a JSON array: write one object a line instead (jq -c '.[]' file.json)"
-    if number == 1 and line.startswith(b"\x1f\x8b"):
-        return "this is a gzip file: decompress it first"
+    if number == 1:
+        start = line.lstrip()
+        for beginning, hint in _OTHER_FILES:
+            if start.startswith(beginning):
+                return hint
+        if b"\0" in start[:8]:
+            return "this is binary, or UTF-16 text: convert text with `iconv -f UTF-16 -t UTF-8`"
+        if not start.startswith(b"{"):
+            return f"this is no JSON: write one object a line (from a table with {_FROM_A_TABLE})"
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return "store the file as UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+    if b"}\r{" in line:
+        return r"end each row with a line feed: convert the file with `tr '\r' '\n'`"
     return "every line is one complete JSON object, in UTF-8, without NaN or Infinity, each key once"
 
 
