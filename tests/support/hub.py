@@ -17,6 +17,8 @@ from typing import Any
 
 _API = re.compile(r"/api/datasets/(?P<name>[^/]+/[^/]+?)(?:/revision/(?P<revision>.+)|/(?P<refs>refs))?")
 _FILE = re.compile(r"(?:/datasets)?/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_FOLDER = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)/(?P<path>.+)")
+"""What a folder holds; no repository has one, and the answer is that there is none."""
 
 
 HELD_SECONDS = 120
@@ -70,8 +72,10 @@ class Hub:
         """When set, every request is answered with this HTTP status."""
         self.cut_off = False
         """When set, a file's content ends in its middle."""
-        self.held: threading.Event | None = None
-        """When there is one, a file's content stops in its middle until it is set."""
+        self.heads: Counter[str] = Counter()
+        """How often somebody asked for what is known about each path, which comes before a download."""
+        self.held: dict[str, threading.Event] = {}
+        """Paths whose content stops in its middle until the event is set."""
 
     def repository(self, name: str, files: Mapping[str, bytes], **access: Any) -> Repository:
         """Create a repository with one commit."""
@@ -110,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
         path = urllib.parse.unquote(self.path.split("?")[0])
-        request = _API.fullmatch(path) or _FILE.fullmatch(path)
+        request = _API.fullmatch(path) or _FILE.fullmatch(path) or _FOLDER.fullmatch(path)
         repository = hub.repositories.get(request["name"]) if request else None
         shown = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if hub.failing is not None:
@@ -150,9 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
             content = files[path]
             tag = hashlib.sha256(content).hexdigest()
             headers = {"ETag": f'"{tag}"', "X-Repo-Commit": commit}
-            if with_body:
-                hub.downloads[path] += 1
-            self._send(200, content, headers, with_body=with_body, cut_off=hub.cut_off, held=hub.held)
+            (hub.downloads if with_body else hub.heads)[path] += 1
+            self._send(200, content, headers, with_body=with_body, cut_off=hub.cut_off, held=hub.held.get(path))
 
     def _send(
         self,

@@ -34,8 +34,8 @@ def server() -> Iterator[Hub]:
         rows = "".join(json.dumps({"prompt": "x" * 1000}) + "\n" for _ in range(COUNT))
         made.repository("o/d", {"train.jsonl": rows.encode()})
         yield made
-        if made.held:
-            made.held.set()
+        for event in made.held.values():
+            event.set()
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -53,13 +53,14 @@ def test_a_killed_download_is_waited_for_by_nobody(server: Hub, tmp_path: Path, 
             [sys.executable, "-c", before + READ], env=environment, stdout=subprocess.PIPE, text=True
         )
 
-    server.held = threading.Event()
+    released = server.held["train.jsonl"] = threading.Event()
     first = start()
     try:
         eventually(lambda: list(tmp_path.glob("hub/*/blobs/*.incomplete")))
         second = start()
+        eventually(lambda: server.heads["train.jsonl"] == 2)
         first.kill()
-        server.held.set()
+        released.set()
         assert second.communicate(timeout=60)[0] == f"{COUNT}\n"
     finally:
         first.kill()
