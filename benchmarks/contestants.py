@@ -5,7 +5,7 @@
 stock     TRL as it comes; on a CPU that cannot multiply bfloat16, in float32, without which it would be useless there
 literal   TRL as it comes, bfloat16 or not
 tuned     TRL with what its own flags offer for this: weights in the fitting type, nothing computed twice
-floor     a plain loop over the same modules as the trainer's: no trainer, no metrics, no logits of unlearned tokens
+floor     a plain loop over the same modules, rows and layers as the trainer's: no trainer, no metrics
 
 Each prints a JSON line a step, as the trainer does, and goes through the same batches in the same order.
 """
@@ -97,6 +97,7 @@ def train_bare(task: Task, steps: int) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
+    from model.training.loop.attention import use_segments
     from model.training.weights import adapter_layers
 
     torch.manual_seed(SEED)
@@ -106,6 +107,8 @@ def train_bare(task: Task, steps: int) -> None:
     lora.lora_dropout = task.dropout_percent / 100
     model = get_peft_model(base, lora)
     adapter_layers.fuse(model)
+    if not use_segments(model, longest_row=1):
+        raise SystemExit(f"{task.base_model} does not attend by segments: the loop and the trainer would differ")
     model.train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE[task.method], weight_decay=0.0, fused=True)
@@ -124,58 +127,34 @@ def train_bare(task: Task, steps: int) -> None:
 
 def supervised_loss(model: Any, batch: list[dict[str, Any]]) -> Any:
     """Return the mean loss of the learned tokens."""
-    import torch
+    from model.training.loop.layout import Collator, Layout
+    from model.training.loop.scoring import token_losses
 
-    ids, labels, mask = padded([(row["input_ids"], row["labels"]) for row in batch])
-    logits, learned = learned_logits(model, ids, labels, mask)
-    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][learned])
+    return token_losses(model, Collator(0, Layout.SEGMENTED)(batch)).mean()
 
 
 def preference_loss(model: Any, batch: list[dict[str, Any]]) -> Any:
     """Return the mean sigmoid loss of the pairs; the reference is the model without its adapter."""
     import torch
 
-    sides = [
-        (row["prompt_ids"] + row[side], [IGNORED] * len(row["prompt_ids"]) + row[side])
-        for side in ("chosen_ids", "rejected_ids")
-        for row in batch
-    ]
-    ids, labels, mask = padded(sides)
+    from model.training.loop.layout import Collator, Layout, PairCollator
+    from model.training.loop.scoring import sequence_logps
+
+    pairs = PairCollator(Collator(0, Layout.SEGMENTED))(
+        [
+            {
+                f"{side}_{name}": [*filler, *pair[f"{side}_ids"]]
+                for side in ("chosen", "rejected")
+                for name, filler in (("input_ids", pair["prompt_ids"]), ("labels", [IGNORED] * len(pair["prompt_ids"])))
+            }
+            | {"pair": number}
+            for number, pair in enumerate(batch)
+        ]
+    )
     with torch.no_grad(), model.disable_adapter():
-        reference = sequence_log_probabilities(model, ids, labels, mask)
-    gain = sequence_log_probabilities(model, ids, labels, mask) - reference
-    return -torch.nn.functional.logsigmoid(BETA * (gain[: len(batch)] - gain[len(batch) :])).mean()
-
-
-def sequence_log_probabilities(model: Any, ids: Any, labels: Any, mask: Any) -> Any:
-    """Return the summed log-probability of each row's learned tokens, (rows,)."""
-    import torch
-
-    logits, learned = learned_logits(model, ids, labels, mask)
-    values = -torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][learned], reduction="none")
-    return torch.zeros(len(ids), dtype=values.dtype).index_add(0, learned.nonzero()[:, 0], values)
-
-
-def learned_logits(model: Any, ids: Any, labels: Any, mask: Any) -> tuple[Any, Any]:
-    """Return the logits of the learned tokens, (tokens, vocabulary), and where they stand, (rows, width - 1)."""
-    learned = labels[:, 1:] != IGNORED
-    base = model.get_base_model()
-    hidden = base.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return base.lm_head(hidden[:, :-1][learned]), learned
-
-
-def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Any, Any, Any]:
-    """Return ids, labels and attention mask, each (rows, longest)."""
-    import torch
-
-    width = max(len(ids) for ids, _ in rows)
-    ids, labels = (torch.full((len(rows), width), fill) for fill in (0, IGNORED))
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, (row, wanted) in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        labels[index, : len(row)] = torch.tensor(wanted)
-        mask[index, : len(row)] = 1
-    return ids, labels, mask
+        reference = sequence_logps(model, pairs)[0]
+    gain = (sequence_logps(model, pairs)[0] - reference).view(-1, 2)
+    return -torch.nn.functional.logsigmoid(BETA * (gain[:, 0] - gain[:, 1])).mean()
 
 
 def repeated(given: list[list[Any]], steps: int) -> Iterator[list[Any]]:

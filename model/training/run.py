@@ -106,6 +106,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
         "startTime": process.timestamp(process.start_time()),
         "modelLoadedTime": model_loaded,
     } | trainer.run_state.timings
+    process.settle()
     _run_loop(trainer, checkpoint)
     return _finish(trainer, directory, data, checkpoint.step if checkpoint else 0)
 

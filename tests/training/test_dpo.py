@@ -20,6 +20,7 @@ from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import combined_digest, digest_directory  # noqa: E402 - as above
 from model.training.loop import dpo, generators  # noqa: E402 - as above
+from model.training.loop.attention import use_segments  # noqa: E402 - as above
 from model.training.loop.dpo import PreferenceTrainer  # noqa: E402 - as above
 from model.training.loop.scoring import sequence_logps  # noqa: E402 - as above
 from model.training.weights.adapters import Reference  # noqa: E402 - as above
@@ -64,6 +65,9 @@ def test_the_reference_has_no_dropout_and_draws_no_random_numbers(
     assert trainer.model.training
     assert set(weights(trainer.model)) == trainable
     plain = AutoModelForCausalLM.from_pretrained(base_model).eval()
+    with pytest.raises(ValueError, match="attends by segments"):
+        sequence_logps(plain, batch)
+    assert use_segments(plain, longest_row=100)
     assert torch.allclose(logps, sequence_logps(plain, batch)[0], atol=1e-4)
 
 

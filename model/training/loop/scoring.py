@@ -29,11 +29,22 @@ def token_losses(model: Any, batch: dict[str, torch.Tensor], *, reduction: str =
         Rows that are laid out, see `layout.Collator`.
     reduction
         none or sum.
+
+    Raises
+    ------
+    ValueError
+        When rows share a prompt and the model would not see it.
     """
     tokens, places = learned_tokens(batch)
     inputs: dict[str, Any] = {name: batch[name] for name in FOR_THE_MODEL if name in batch}
-    if "segments" in batch and uses_segments(model):
-        inputs["segments"] = [tuple(row) for row in batch["segments"].tolist()]
+    if "segments" in batch:
+        segments = [(own, shared) for own, shared in batch["segments"].tolist()]
+        if uses_segments(model):
+            inputs["segments"] = segments
+        elif any(shared for _, shared in segments):
+            raise ValueError(
+                "rows that share a prompt need a model that attends by segments: see attention.use_segments"
+            )
     with _shown_to_output_layer(model.get_output_embeddings(), places):
         logits = model(**inputs, use_cache=False).logits[0]
     if logits.dtype != torch.float64:

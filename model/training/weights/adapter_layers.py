@@ -107,4 +107,4 @@ def _keep(x: torch.Tensor, share: float) -> tuple[torch.Tensor | None, float]:
 
 
 def _masked(x: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-    return x if keep is None else x * keep.to(x.dtype)
+    return x if keep is None else keep.to(x.dtype).mul_(x)
