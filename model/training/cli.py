@@ -21,7 +21,6 @@ if __name__ == "__main__":
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -280,8 +279,6 @@ COMMANDS: dict[str, Command] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; a failure's reason is in the termination message."""
-    if terminal.is_terminal(sys.stderr):
-        warnings.simplefilter("ignore", FutureWarning)  # of the libraries' authors, for the callers of their functions
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h", "help"):
         print(overview())
@@ -393,6 +390,7 @@ def run(arguments: Sequence[str]) -> NoReturn:
         signal.signal(signal.SIGINT, _interrupt)
     else:  # there is nothing to save, and what was begun can be cleaned up
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    process.quiet()
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from model.exits import FailureError
 from model.training.commands.chat import Conversation, Pair, converse
+from tests.support.hub import Hub, hub
+from tests.training.harness import DEADLINE_SECONDS, Run, wait_for
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +44,7 @@ def test_a_long_conversation_forgets_its_oldest_turns(base_model: Path, lora: Pa
         pair.ask(question, conversation)
         for turns in (conversation.base, conversation.adapter):
             assert [turn["role"] for turn in turns[:2]] == ["user", "assistant"]
-            assert turns[-2]["content"] == questions[number]
+            assert turns[-2]["content"] == question
             assert len(turns) // 2 + conversation.forgotten >= number + 1
     assert 0 < conversation.forgotten < len(questions) - 1
     assert min(len(conversation.base), len(conversation.adapter)) == 2 * (len(questions) - conversation.forgotten)
@@ -57,3 +68,69 @@ def test_a_conversation_says_what_it_forgets_and_goes_on_after_a_refusal(base_mo
     assert "ask a shorter one" in output.getvalue()
     assert "(the oldest 1 questions and answers are forgotten: the model reads no more at once)" in output.getvalue()
     assert output.getvalue().count("adapter  ") == 4
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    with hub() as served:
+        yield served
+
+
+def start(run: Run, *interpreter: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a real command line: what is said on the way, and read from the environment on import, counts."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.Popen(
+        [*(interpreter or (sys.executable,)), "-m", "model.training.cli", *run.arguments()],
+        cwd=run.path,
+        env=known | {"PYTHONPATH": str(REPOSITORY)} | environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def interrupt(run: Run, process: subprocess.Popen[str], step: int) -> str:
+    """Send SIGTERM once this step was made, and return what was said on standard error."""
+    wait_for(lambda: run.steps()[-1:] >= [step] or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    return process.communicate(timeout=DEADLINE_SECONDS)[1]
+
+
+def test_torchrun_may_start_the_processes(base_model: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    run = Run(tmp_path, base_model, max_steps=60, checkpoint_steps=60, processes=2).export(rows)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    interrupt(run, start(run, *torchrun), 3)
+    (saved,) = (run.directory / "checkpoints").glob("checkpoint-*")
+    assert (saved / "rng_state_1.pth").exists()
+    step = int(saved.name.rpartition("-")[2])
+    process = start(run, *torchrun)
+    said = process.communicate(timeout=DEADLINE_SECONDS)[1]
+    assert process.returncode == 0, said
+    assert "Warning" not in said  # the libraries' own, which nobody here can act on
+    assert run.steps() == list(range(1, 61))
+    assert run.events("resume")[0]["step"] == step >= 3
+    result = run.said()["result"]
+    assert (result["steps"], result["resumedFromStep"]) == (60, step)
+    assert len(run.events("end")) == 1  # the first process alone tells
+
+
+def test_a_branch_that_moves_between_attempts_changes_nothing(
+    server: Hub, base_model: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in base_model.iterdir()}
+    repository = server.repository("owner/tiny", files)
+    first = repository.revisions["main"]
+    environment = {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
+    run = Run(tmp_path, Path("owner/tiny"), base_model_name=None, max_steps=60, checkpoint_steps=60).export(rows)
+    interrupt(run, start(run, **environment), 3)
+    config = json.loads(files["config.json"])
+    moved = {"config.json": json.dumps(config | {"rms_norm_eps": 0.1}).encode()}
+    assert repository.commit({**files, **moved}) != first
+    process = start(run, **environment)
+    said = process.communicate(timeout=DEADLINE_SECONDS)[1]
+    assert process.returncode == 0, said
+    assert not [event for event in run.events("resume") if "skipped" in event]
+    assert run.said()["result"]["resumedFromStep"] >= 3
+    assert run.said()["baseModel"] == {"name": "owner/tiny", "revision": first}
+    adapter = json.loads((run.directory / "adapter/adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("owner/tiny", first)

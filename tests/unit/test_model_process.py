@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import threading
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -171,3 +173,20 @@ def test_the_files_of_a_run_are_where_the_contract_says(tmp_path: Path) -> None:
         "dataset/train.jsonl", "dataset/evaluation.jsonl", "dataset/manifest.json", "checkpoints", "adapter",
         "metrics.jsonl", "training_config.json",
     ]  # fmt: skip
+
+
+def test_libraries_are_quiet_but_for_what_hinders_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    with warnings.catch_warnings(record=True) as shown:
+        process.quiet()
+        warnings.warn("this will be removed in v6", FutureWarning, stacklevel=1)
+        warnings.warn("CUDA initialization: the NVIDIA driver is too old", UserWarning, stacklevel=1)
+    assert [str(warning.message)[:19] for warning in shown] == ["CUDA initialization"]
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+    monkeypatch.setattr(sys, "warnoptions", ["default"])
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        process.quiet()
+        warnings.warn("this will be removed in v6", FutureWarning, stacklevel=1)
+    assert len(shown) == 1

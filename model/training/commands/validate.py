@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -215,8 +214,7 @@ def _can_count() -> bool:
 
 def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Findings) -> None:
     """Tokenise the rows as a run would, and report what they are like."""
-    for name, value in process.ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    process.quiet()
     from model.training import build
     from model.training.weights import basemodel
 
