@@ -212,6 +212,16 @@ def test_the_table_tells_what_a_run_is_and_how_far(api: KubeApi, kubectl: Kubect
     assert (row["GPUS"], row["ATTEMPTS"], row["DURATION"], row["REASON"]) == ("1", "2", "120", "DatasetInvalid")
 
 
+def test_the_table_names_method_and_parent(api: KubeApi, kubectl: Kubectl) -> None:
+    code, answer = api.request("POST", RUNS, manifest("child", method="DPO", parentAdapter={"name": "support"}))
+    assert code == 201, answer
+    try:
+        row = columns(kubectl("get", "trun", "child", "-o", "wide"))
+        assert (row["METHOD"], row["PARENT"], row["DATASET"]) == ("DPO", "support", "docs")
+    finally:
+        api.request("DELETE", f"{RUNS}/child")
+
+
 @pytest.mark.parametrize(
     ("source", "shown"),
     [

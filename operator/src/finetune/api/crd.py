@@ -52,6 +52,7 @@ PRINTER_COLUMNS: tuple[dict[str, Any], ...] = (
         "['name','repository','uri','claimName']",
         "priority": 1,
     },
+    {"name": "Parent", "type": "string", "jsonPath": ".spec.parentAdapter.name", "priority": 1},
     {"name": "GPUs", "type": "integer", "jsonPath": ".spec.resources.gpus", "priority": 1},
     {"name": "Attempts", "type": "integer", "jsonPath": ".status.attempts", "priority": 1},
     {"name": "Duration", "type": "integer", "jsonPath": ".status.durationSeconds", "priority": 1,
