@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,16 @@ def test_export_understands_every_flag(dataset: dict[str, Any], monkeypatch: pyt
     assert settings.invalid_rows == dataset.get("invalidRows", "Fail")
     assert settings.source == next(iter(dataset))
     assert settings.column == dataset.get("columns", {})
+    held_out = dataset.get("evaluation", {"percent": 5})
+    assert (settings.evaluation_percent, settings.evaluation_max_rows) == (
+        held_out.get("percent"),
+        held_out.get("maxRows"),
+    )
+    source = dataset[settings.source]
+    for field in ("query", "repository", "revision", "split", "uri", "endpoint"):
+        assert getattr(settings, field) == source.get(field), field
+    file = source.get("path", source.get("key"))
+    assert settings.path == (Path("/source") / file if file else None)
 
 
 def choices(model: Any, name: str) -> set[str]:
