@@ -73,7 +73,8 @@ def test_a_template_never_gets_the_weight() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_can_learn_the_last_one() -> None:
     thought = {**YES, "content": "<think>the</think>Yes?"}
-    text = masked(make_tokenizer("thinking"), USER, {**thought, "weight": 0}, USER, thought)
+    earlier = {**SEEN, "content": "<think>so</think>Yes?"}
+    text = masked(make_tokenizer("thinking"), USER, earlier, USER, thought)
     assert text == (
         f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}Yes?<|im_end|>\n"
         f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦<think>\nthe\n</think>\n\nYes?<|im_end|>⟧"
