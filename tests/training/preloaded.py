@@ -1,13 +1,21 @@
-"""What the server of new processes imports once for all of them."""
+"""What the server of new processes imports and computes once for all of them."""
 
 from __future__ import annotations
 
 import gc
 
-from model.training import run
-from model.training.loop import dpo, sft
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.models.llama import modeling_llama
 
-__all__ = ["dpo", "run", "sft"]
+from model.training import run
+from model.training.commands import chat, verify
+from model.training.loop import dpo, sft
+from tests.training import faults, programs, ranks
+
+__all__ = ["chat", "dpo", "faults", "modeling_llama", "programs", "ranks", "run", "sft", "verify"]
+
+# Every process that loads a model would compile a thousand regular expressions for this.
+get_checkpoint_conversion_mapping("llama")
 
 # A collection in a child would otherwise walk through, and copy, all that the libraries made on import.
 gc.collect()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +16,14 @@ from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 
 from model.exits import FailureError
-from model.training import cli
+from model.training import cli, launch
+from model.training.loop.layout import count_rows
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.sharding import sharded
 from model.training.loop.trainer import StepGivenUpError
 from model.training.processes import interruption, parallel
 from model.training.processes.parallel import World
+from tests.training import programs
 from tests.training.trainers import events, make_settings, make_trainer, random_pairs, random_rows, shake, weights
 
 
@@ -40,7 +44,7 @@ class SmallSecondDevice(SupervisedTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run out of memory when there are more."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if parallel.world().rank == 1 and len(inputs["input_ids"]) > 1:
+        if parallel.world().rank == 1 and count_rows(inputs) > 1:
             raise torch.OutOfMemoryError("injected")
         return loss
 
@@ -123,4 +127,10 @@ def launched(arguments: list[str]) -> None:
 def command(arguments: list[str], path: str) -> None:
     """Run a command whose own processes find the packages, whatever the server of this one was started with."""
     os.environ["PYTHONPATH"] = path
+    cli.run(arguments)
+
+
+def copying_command(arguments: list[str]) -> None:
+    """Run a command whose own processes begin as copies of this one, and import nothing anew."""
+    launch.subprocess = SimpleNamespace(Popen=programs.copied, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined]
     cli.run(arguments)

@@ -11,8 +11,6 @@ import select
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import time
 from pathlib import Path
@@ -26,8 +24,9 @@ from model.training import cli
 from model.training.output import plot
 from model.training.output.plot import Losses
 from tests.training.conftest import make_rows
+from tests.training.harness import finish
+from tests.training.programs import run_program, start_program
 
-REPOSITORY = Path(__file__).parents[2]
 DEADLINE_SECONDS = 180.0
 RUN = "runs/rows-base-sft"
 
@@ -35,18 +34,12 @@ RUN = "runs/rows-base-sft"
 class Terminal:
     """The program in a pseudo terminal, and what it shows there."""
 
-    def __init__(self, directory: Path, *arguments: str, size: tuple[int, int] = (24, 100)) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, size: tuple[int, int] = (24, 100), fresh: bool = False
+    ) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-        environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "model.training.cli", *arguments],
-            cwd=directory,
-            env={**os.environ, **environment, "PYTHONWARNINGS": "ignore"},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-        )
+        self.process = start_program(directory, arguments, [slave] * 3, fresh=fresh)
         os.close(slave)
         self.shown = ""
 
@@ -61,10 +54,14 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def interrupt(self) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGINT)
+
     def finish(self) -> int:
         while self._read():
             pass
-        return self.process.wait(DEADLINE_SECONDS)
+        return finish(self.process)
 
     def _read(self) -> bool:
         if not select.select([self._master], [], [], DEADLINE_SECONDS)[0]:
@@ -90,19 +87,17 @@ USUAL = ("--method=SFT", "--base-model=base", "--dataset=rows.jsonl", "--batch-s
 
 @pytest.fixture(scope="module")
 def first(workplace: Path) -> Terminal:
-    """The first run, finished."""
-    terminal = Terminal(workplace, "train", *USUAL, "--plot", "--evaluation-steps=5")
+    """The first run, finished; its process imports everything, as a person's does."""
+    terminal = Terminal(workplace, "train", *USUAL, "--plot", "--evaluation-steps=5", fresh=True)
     assert terminal.finish() == 0, terminal.shown
     return terminal
 
 
 def call(workplace: Path, *arguments: str, code: int = 0) -> Any:
     """Run a command without a terminal and return the JSON that it prints last."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "model.training.cli", *arguments]
-    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]) if done.stdout else done.stderr
+    done = run_program(workplace, *arguments)
+    assert done.code == code, done.errors
+    return json.loads(done.output.splitlines()[-1]) if done.output else done.errors
 
 
 def test_one_command_trains_and_tells_a_person_how_it_goes(first: Terminal, workplace: Path) -> None:
@@ -135,8 +130,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(workplace: Path) -> None:
     arguments = ("train", *USUAL, "--name=stopped", "--epochs=40")
     terminal = Terminal(workplace, *arguments, size=(0, 0))  # as in a container
     terminal.wait_for("step 3/")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.finish() == exits.INTERRUPTED
+    terminal.interrupt()
+    assert terminal.finish() == exits.INTERRUPTED, terminal.shown
     assert "the same command goes on from there" in terminal.shown
     again = Terminal(workplace, *arguments)
     again.wait_for("going on from step ")

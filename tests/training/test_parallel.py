@@ -24,12 +24,6 @@ from tests.training.harness import PROCESSES, Run, finish, wait_for
 ROWS = 22  # with 5 a step, 2 in the last one
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the processes that a process starts find the packages."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-
-
 def trained(tmp_path: Path, base_model: Path, method: str, size: int, micro: int = 2, **changes: Any) -> list[Any]:
     """Train in `size` processes that share nothing but the rendezvous; return what each has in the end."""
     import torch
@@ -118,7 +112,7 @@ def run(base_model: Path, tmp_path: Path) -> Run:
 
 
 def start(run: Run) -> Any:
-    return run.start(ranks.command, os.environ["PYTHONPATH"])
+    return run.start(ranks.copying_command)
 
 
 def test_a_run_of_two_processes_and_its_attempts(run: Run) -> None:
@@ -140,7 +134,7 @@ def test_a_run_of_two_processes_and_its_attempts(run: Run) -> None:
 
 def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(run: Run, tmp_path: Path) -> None:
     """With dropout, for which each process has random numbers of its own."""
-    run.flags |= {"max_steps": 150, "evaluation_steps": 20}
+    run.flags |= {"max_steps": 150, "evaluation_steps": 20, "checkpoint_steps": 25}
     whole = Run(tmp_path / "whole", Path(run.flags["base_model"]))
     shutil.copytree(run.directory / "dataset", whole.directory / "dataset")
     whole.flags = run.flags | {"run_directory": whole.directory}
@@ -158,7 +152,9 @@ def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(run: Run, t
 
 
 def test_a_run_of_two_processes_is_finished_once(run: Run) -> None:
-    assert finish(start(run)) == 0
+    """The first time in processes that import everything, as the ones of a pod do."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    assert finish(run.start(ranks.command, path)) == 0
     result = run.said()["result"]
     assert run.steps() == [1, 2, 3, 4, 5, 6]
     assert result["steps"] == 6

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from model.training.weights.files import read_header
+from tests.training.programs import run_program
 
 SHAPES: dict[str, dict[str, int]] = {
     "deep": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "vocab_size": 512},
@@ -85,6 +86,6 @@ def test_the_peak_is_within_15_percent(name: str, tokenizer: Any, rows_file: Pat
     assert plan["microBatchSize"] == start["microBatchSize"]
     adapter = read_header(tmp_path / "runs/rows-base-sft/adapter/adapter_model.safetensors")
     assert plan["parameters"]["trainable"] == sum(tensor.elements for tensor in adapter.values())
-    calculated = json.loads(run(tmp_path, "plan", "--no-probe", *arguments)[0])
+    calculated = json.loads(run_program(tmp_path, "plan", "--no-probe", *arguments).output)
     assert calculated["parameters"] == plan["parameters"]
     assert calculated["peakBytes"] == pytest.approx(peak, rel=0.35)

@@ -16,6 +16,7 @@ import pytest
 
 from model.training import cli
 from tests.training.harness import BASE_MODEL_NAME, TERMINATION_LOG, Run
+from tests.training.programs import run_program
 
 STEPS = 24
 
@@ -213,16 +214,15 @@ def test_standard_output_is_json_lines_and_nothing_else(run: Run) -> None:
     assert done.stdout == (run.directory / "metrics.jsonl").read_text()
 
 
-def test_chat_answers_with_and_without_the_adapter(reference: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_chat_answers_with_and_without_the_adapter(reference: Run, tmp_path: Path) -> None:
     adapter = f"--adapter={reference.directory / 'adapter'}"
-    command = [sys.executable, "-m", "model.training.cli", "chat", f"--base-model={reference.flags['base_model']}"]
-    command += [adapter, "--prompt=What is 3 times 3?", "--prompt=One, two?", "--max-new-tokens=8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    flags = [adapter, "--prompt=What is 3 times 3?", "--prompt=One, two?", "--max-new-tokens=8"]
+    done = run_program(tmp_path, "chat", f"--base-model={reference.flags['base_model']}", *flags)
+    assert done.code == 0, done.errors
+    answers = [json.loads(line) for line in done.output.splitlines()]
     assert [answer["prompt"] for answer in answers] == ["What is 3 times 3?", "One, two?"]
     assert answers[0]["adapter"].startswith("It is")
     assert not answers[0]["base"].startswith("It is")
-    del capfd
 
 
 def assert_same_result(run: Run, reference: Run) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from tests.training import ranks
 from tests.training.conftest import make_rows
 from tests.training.harness import PROCESSES, Run, finish, wait_for
 from tests.training.test_parallel import start, trained
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the processes that a process starts find the packages."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
 
 
 @pytest.mark.parametrize("method", ["SFT", "DPO"])
@@ -87,7 +80,7 @@ def run(base_model: Path, tmp_path: Path) -> Run:
 
 def test_a_sharded_run_ends_with_the_bits_of_one_that_is_not(run: Run) -> None:
     """With dropout, evaluations in which the rows do not divide, and an attempt of each kind."""
-    run.flags |= {"max_steps": 60, "evaluation_steps": 20}
+    run.flags |= {"max_steps": 60, "evaluation_steps": 20, "checkpoint_steps": 10}
     whole = Run(run.path / "whole", Path(run.flags["base_model"]))
     shutil.copytree(run.directory / "dataset", whole.directory / "dataset")
     whole.flags = run.flags | {"run_directory": whole.directory, "sharding": "None"}
