@@ -121,9 +121,14 @@ def test_a_mistyped_base_model_is_told_before_the_rows_are_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text(ROW)
+    for directory in ("mistypd", "a/mistypd", "a/bb"):
+        Path(directory).mkdir(parents=True)
+        Path(directory, "config.json").touch()
     code = cli.main([command, "--method=SFT", f"--base-model={name}", "--dataset=rows.jsonl", "--name=r"])
     assert code == exits.DOES_NOT_EXIST
-    assert f"{name} does not exist on the hub, and here is no directory of that name" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{name} does not exist on the hub, and here is no directory of that name, did you mean" in told
+    assert ("a/mistypd?" in told) == (name == "a/mistyped")
     assert not Path("runs/r/dataset").exists()
 
 

@@ -81,6 +81,12 @@ def test_a_path_without_a_model_is_named(name: str) -> None:
     assert str(Path(name)) in caught.value.message
 
 
+def test_a_file_in_the_place_of_a_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(FailureError, match=r"rows\.jsonl is a file: name the directory"):
+        basemodel.check(str(tmp_path / "rows.jsonl"))
+
+
 def test_events_go_to_both_streams_and_hold_no_broken_numbers(tmp_path: Path) -> None:
     output = io.StringIO()
     log = ProgressLog(output, tmp_path / "deep" / "metrics.jsonl")

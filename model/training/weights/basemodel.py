@@ -12,6 +12,7 @@ from typing import Any
 
 from model import exits, hubcache
 from model.exits import FailureError
+from model.flags import suggest
 from model.training.config import TrainSettings
 
 _READ_AHEAD_BYTES = 8 << 30
@@ -31,6 +32,8 @@ def check(base_model: str) -> Path | None:
         if not (path / "config.json").is_file():
             raise _missing(f"{path} holds no model: it has no config.json")
         return path
+    if path.exists():
+        raise _missing(f"{path} is a file: name the directory with a model's config.json and weights")
     if path.is_absolute() or base_model.startswith((".", "~")) or base_model.count("/") > 1:
         raise _missing(f"{path} does not exist{_neighbours(path)}")
     return None
@@ -200,9 +203,9 @@ def translated(base_model: str, revision: str | None, load: Callable[[], Any]) -
         if isinstance(error, errors.RemoteEntryNotFoundError):
             raise _missing(f"{where} on the hub is no model that can be trained: it has no config.json") from error
         if status := _http_status(chain):
-            raise _refused(where, status) from error
+            raise _refused(base_model, where, status) from error
         if any(isinstance(link, ConnectionError | TimeoutError) or _is_transport(link) for link in chain):
-            text = f"{where} cannot be downloaded, for the hub is out of reach, and here is no directory of that name"
+            text = f"{where} cannot be downloaded, for the hub is out of reach, {_nowhere(base_model)}"
             raise FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text) from error
         if known := exits.storage_failure(error):
             raise known from error
@@ -226,13 +229,20 @@ def _is_transport(error: BaseException) -> bool:
     )
 
 
-def _refused(where: str, status: int) -> FailureError:
-    nowhere = "and here is no directory of that name"
+def _nowhere(base_model: str) -> str:
+    """Return that there is no such directory, and the model's that may have been meant."""
+    path = Path(base_model)
+    models = {str(entry.parent): None for entry in path.parent.glob("*/config.json")}
+    return f"and here is no directory of that name{suggest(str(path), models)}"
+
+
+def _refused(base_model: str, where: str, status: int) -> FailureError:
+    nowhere = _nowhere(base_model)
     if status in (401, 403):
         # The hub answers so for what does not exist, too, so as not to tell which private names exist.
         text = (
-            f"{where}: the hub answered {status}: it is private, gated or does not exist, {nowhere}; check the name "
-            "and the token"
+            f"{where}: the hub answered {status}: it is private, gated or does not exist; check the name and the "
+            f"token; {nowhere.removeprefix('and ')}"
         )
         return FailureError(exits.ACCESS_DENIED, "AccessDenied", text)
     if status == 404:
