@@ -30,23 +30,18 @@ def running(root: Path) -> list[int]:
     return [identity.pid for identity in find(programs=PROGRAMS, argument_prefix=f"{root}/")]
 
 
-def test_nothing_is_left_after_down() -> None:
-    server = ApiServerOnly()
-    server.up()
-    root = server.kubeconfig.parent
-    assert len(running(root)) == 2
-    server.down()
-    assert running(root) == []
-    assert not root.exists()
-
-
-def test_several_do_not_see_each_other() -> None:
+def test_several_do_not_see_each_other_and_leave_nothing_behind() -> None:
     with ApiServerOnly() as one, ApiServerOnly() as two:
+        roots = [server.kubeconfig.parent for server in (one, two)]
+        assert [len(running(root)) for root in roots] == [2, 2]
         first, second = (KubeApi.from_kubeconfig(server.kubeconfig) for server in (one, two))
         first.apply("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "only-one"}})
         assert first.get("/api/v1/namespaces/only-one") is not None
         assert second.is_ready()
         assert second.get("/api/v1/namespaces/only-one") is None
+    for root in roots:
+        assert running(root) == []
+        assert not root.exists()
 
 
 def test_one_whose_programs_were_killed_can_be_ended_and_started_again() -> None:
@@ -78,26 +73,24 @@ def test_it_ends_with_a_user_that_was_killed_and_its_folder_is_removed_by_the_ne
         assert not root.exists()
 
 
-def test_a_token_of_any_audience_is_reviewed() -> None:
-    with ApiServerOnly() as server:
-        api = KubeApi.from_kubeconfig(server.kubeconfig)
-        accounts = "/api/v1/namespaces/default/serviceaccounts"
-        api.apply(accounts, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "runner"}})
-        request = {
+def test_a_token_of_any_audience_is_reviewed(api: KubeApi) -> None:
+    accounts = "/api/v1/namespaces/default/serviceaccounts"
+    api.apply(accounts, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "runner"}})
+    request = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "spec": {"audiences": ["some/where"]},
+    }
+    code, issued = api.request("POST", f"{accounts}/runner/token", request)
+    assert code == 201
+    for audience, accepted in (("some/where", True), ("else/where", False)):
+        review = {
             "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenRequest",
-            "spec": {"audiences": ["some/where"]},
+            "kind": "TokenReview",
+            "spec": {"token": issued["status"]["token"], "audiences": [audience]},
         }
-        code, issued = api.request("POST", f"{accounts}/runner/token", request)
-        assert code == 201
-        for audience, accepted in (("some/where", True), ("else/where", False)):
-            review = {
-                "apiVersion": "authentication.k8s.io/v1",
-                "kind": "TokenReview",
-                "spec": {"token": issued["status"]["token"], "audiences": [audience]},
-            }
-            _, answer = api.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", review)
-            assert answer["status"].get("authenticated", False) is accepted
+        _, answer = api.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", review)
+        assert answer["status"].get("authenticated", False) is accepted
 
 
 def test_using_it_before_it_is_up_says_so() -> None:
