@@ -46,7 +46,7 @@ programs: $(VENV)/ready ## Build the cluster's programs into the cache; compiler
 	$(BIN)/python -m tests.cluster build
 
 api: programs ## The API, the operator and the registry's authentication against a real API server
-	$(BIN)/pytest -n 2 --dist loadfile tests/api
+	$(BIN)/pytest -n 2 --dist worksteal tests/api
 
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
 	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist loadfile --durations=12 tests/training
@@ -55,7 +55,7 @@ chaos: $(VENV)/ready ## A hundred runs killed at random moments, each resumed to
 	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos
 
 e2e: $(VENV)/ready ## The whole, on the local cluster with real pods
-	$(BIN)/pytest -n 2 --dist loadgroup tests/e2e
+	$(BIN)/pytest -n 2 --dist loadfile tests/e2e
 
 cluster: $(VENV)/ready ## Start the local cluster and leave it running
 	$(BIN)/python -m tests.cluster up

@@ -12,20 +12,20 @@ from tests.support.installation import RELEASE, Installation
 from tests.support.kubectl import Kubectl
 
 LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 100, "checkpointSteps": 20}
-pytestmark = pytest.mark.xdist_group("survival")
 
 REGISTRY = f"deployment/{RELEASE}-registry"
 OPERATOR = f"deployment/{RELEASE}"
 
 
 def kill_process(cluster: Cluster, kubectl: Kubectl, words: str) -> None:
-    """SIGKILL the one process on the node whose command line contains these words, once it is there."""
+    """SIGKILL the one process in the node's pods whose command line contains these words, once it is there."""
 
     def find() -> list[str]:
-        return cluster.node_shell(["pgrep", "--full", "--", words]).stdout.split()
+        found = cluster.node_shell(["pgrep", "--full", "--", words]).stdout.split()
+        return [pid for pid in found if "kubepods" in cluster.node_shell(["cat", f"/proc/{pid}/cgroup"]).stdout]
 
     found = kubectl.wait_for(f"a process with {words!r} in its command line", find)
-    assert len(found) == 1, f"processes with {words!r} in their command line: {found}"
+    assert len(found) == 1, f"processes with {words!r} in their command line, in pods: {found}"
     assert cluster.node_shell(["kill", "-KILL", found[0]]).returncode == 0
 
 
