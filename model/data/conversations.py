@@ -168,6 +168,13 @@ def _read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem
         message["content"] = _content(turn, content, spelling, problems, empty=calling or role == "tool")
     if calls:
         message["tool_calls"] = calls
+    if len(turn) > 2:  # most turns are but role and content
+        _read_further(turn, where, role, message, problems)
+    return message
+
+
+def _read_further(turn: Any, where: str, role: str | None, message: Message, problems: list[Problem]) -> None:
+    """Add to a message what its turn has beside role, content and calls."""
     for key in ("name", "tool_call_id"):
         if turn.get(key) is not None:
             check_text(turn[key], f"{where}.{key}", problems)
@@ -181,7 +188,6 @@ def _read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem
             problems.append(Problem(f"{where}.weight", f"must be 0 or 1, is {short(weight)}", "weight"))
         elif weight == 0 and role == "assistant":
             message["weight"] = 0
-    return message
 
 
 def _reasoning(turn: Any, where: str, role: str | None, problems: list[Problem]) -> str | None:
