@@ -17,10 +17,13 @@ import torch
 
 from model.exits import FailureError
 from model.training.commands.chat import Conversation, Pair, converse
+from model.training.commands.verify import recorded_base_model
 from tests.support.hub import Hub, hub
 from tests.training.harness import DEADLINE_SECONDS, Run, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
+SECONDS = 2 * DEADLINE_SECONDS
+"""These start interpreters that import everything anew, several at once."""
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +94,9 @@ def start(run: Run, *interpreter: str, **environment: str) -> subprocess.Popen[s
 
 def interrupt(run: Run, process: subprocess.Popen[str], step: int) -> str:
     """Send SIGTERM once this step was made, and return what was said on standard error."""
-    wait_for(lambda: run.steps()[-1:] >= [step] or process.poll() is not None)
+    wait_for(lambda: run.steps()[-1:] >= [step] or process.poll() is not None, SECONDS)
     process.send_signal(signal.SIGTERM)
-    return process.communicate(timeout=DEADLINE_SECONDS)[1]
+    return process.communicate(timeout=SECONDS)[1]
 
 
 def test_torchrun_may_start_the_processes(base_model: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_torchrun_may_start_the_processes(base_model: Path, rows: list[dict[str,
     assert (saved / "rng_state_1.pth").exists()
     step = int(saved.name.rpartition("-")[2])
     process = start(run, *torchrun)
-    said = process.communicate(timeout=DEADLINE_SECONDS)[1]
+    said = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 0, said
     assert "Warning" not in said  # the libraries' own, which nobody here can act on
     assert run.steps() == list(range(1, 61))
@@ -127,10 +130,12 @@ def test_a_branch_that_moves_between_attempts_changes_nothing(
     moved = {"config.json": json.dumps(config | {"rms_norm_eps": 0.1}).encode()}
     assert repository.commit({**files, **moved}) != first
     process = start(run, **environment)
-    said = process.communicate(timeout=DEADLINE_SECONDS)[1]
+    said = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 0, said
     assert not [event for event in run.events("resume") if "skipped" in event]
     assert run.said()["result"]["resumedFromStep"] >= 3
     assert run.said()["baseModel"] == {"name": "owner/tiny", "revision": first}
-    adapter = json.loads((run.directory / "adapter/adapter_config.json").read_text())
-    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("owner/tiny", first)
+    adapter = run.directory / "adapter"
+    assert recorded_base_model(run.directory, adapter) == ("owner/tiny", first)  # what chat and merge load
+    alone = adapter.rename(tmp_path / "adapter")
+    assert recorded_base_model(alone, alone) == ("owner/tiny", first)
