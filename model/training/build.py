@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model import exits
 from model.exits import FailureError
@@ -17,6 +17,9 @@ from model.training.processes import parallel, process
 from model.training.rows.report import token_report
 from model.training.rows.tokens import DigestedLines, PreferenceRows, RowEncoder, TokenRows
 from model.training.weights import adapters, basemodel
+
+if TYPE_CHECKING:
+    from model.training.loop.trainer import TrainerParts
 
 MANIFEST_KEYS = ("version", "bytes", "sha256")
 PREFERENCE_SHAPES = ("preference", "preference-messages")
@@ -160,6 +163,39 @@ def load_model(settings: TrainSettings, data: Data) -> Any:
     return model if settings.parent_adapter is None else adapters.attach_parent(model, settings)
 
 
+@dataclass(frozen=True)
+class Resumption:
+    """What earlier attempts have left.
+
+    Attributes
+    ----------
+    store
+        The run's checkpoints.
+    checkpoint
+        The newest whole one, to go on from.
+    skipped
+        Names of others that cannot be gone on from, each with the reason.
+    """
+
+    store: CheckpointStore
+    checkpoint: Checkpoint | None
+    skipped: list[tuple[str, str]]
+
+    @property
+    def step(self) -> int:
+        """The step that was made last."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+
+def look_back(settings: TrainSettings, directory: RunDirectory, data: Data, total_steps: int) -> Resumption:
+    """Return what earlier attempts have left of the same run."""
+    store = CheckpointStore(
+        directory.checkpoints, fingerprint(settings, data, total_steps), processes=parallel.world().size
+    )
+    skipped: list[tuple[str, str]] = []
+    return Resumption(store, store.newest(lambda name, reason: skipped.append((name, reason))), skipped)
+
+
 def build_trainer(
     *,
     settings: TrainSettings,
@@ -170,36 +206,22 @@ def build_trainer(
     model: Any,
 ) -> tuple[Any, Checkpoint | None]:
     """Return the trainer, and the checkpoint that it goes on from."""
-    import torch
-
     from model.training.loop.batches import LengthGroupedBatches
-    from model.training.loop.footprint import choose_micro_batch_size
     from model.training.loop.layout import Collator, Layout
     from model.training.loop.trainer import TrainerParts
 
-    lengths = data.rows.lengths
-    total_steps = settings.max_steps or (settings.epochs or 1) * math.ceil(len(lengths) / settings.batch_size)
-    store = CheckpointStore(
-        directory.checkpoints, fingerprint(settings, data, total_steps), processes=parallel.world().size
-    )
-    skipped: list[tuple[str, str]] = []
-    checkpoint = store.newest(lambda name, reason: skipped.append((name, reason)))
-    state = checkpoint.state if checkpoint else RunState()
+    total_steps = settings.max_steps or (settings.epochs or 1) * math.ceil(len(data.rows) / settings.batch_size)
+    past = look_back(settings, directory, data, total_steps)
+    state = past.checkpoint.state if past.checkpoint else RunState()
     cuda = process.uses_cuda(settings.gpus)
     # How a step is cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise.
-    share = math.ceil(settings.batch_size / parallel.world().size)
-    free = not (settings.micro_batch_size or state.micro_batch_size)
-    micro_batch_size = (
-        settings.micro_batch_size
-        or state.micro_batch_size
-        or choose_micro_batch_size(share, data.longest_sequence * len(data.sequences), cuda=cuda)
-    )
-    state.micro_batch_size = micro_batch_size
-    settings = settings.model_copy(update={"micro_batch_size": micro_batch_size})
+    given = settings.micro_batch_size or state.micro_batch_size
+    state.micro_batch_size = given or _first_micro_batch_size(settings, data, cuda=cuda)
+    settings = settings.model_copy(update={"micro_batch_size": state.micro_batch_size})
     batches = LengthGroupedBatches(
-        lengths,
+        data.rows.lengths,
         batch_size=settings.batch_size,
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=state.micro_batch_size,
         seed=settings.seed,
         world=parallel.world(),
     )
@@ -209,39 +231,54 @@ def build_trainer(
         total_steps=total_steps,
         batches=batches,
         collator=Collator(_pad_token_id(tokenizer), Layout.PADDED),
-        checkpoints=store,
+        checkpoints=past.store,
         log=log,
         poster=StatusPoster(registry.post_status) if registry else None,
         state=state,
-        probe=cuda and free,
+        probe=cuda and not given,
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
     choose_layout(trainer, longest_row=data.longest_row, cuda=cuda)
-    warnings = [fit_memory(trainer, data) if free and not cuda else None, compare_arithmetic(trainer, cuda=cuda)]
+    warnings = [fit_memory(trainer, data) if not given and not cuda else None, compare_arithmetic(trainer, cuda=cuda)]
     padded = parts.collator.layout is Layout.PADDED
     report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches.of_all() if padded else None)
     if parallel.world().first:
         report.write(directory)
-    log.emit(
+    _announce(trainer, data, past, report.document(), [warning for warning in warnings if warning])
+    return trainer, past.checkpoint
+
+
+def _first_micro_batch_size(settings: TrainSettings, data: Data, *, cuda: bool) -> int:
+    from model.training.loop.footprint import choose_micro_batch_size
+
+    share = math.ceil(settings.batch_size / parallel.world().size)
+    return choose_micro_batch_size(share, data.longest_sequence * len(data.sequences), cuda=cuda)
+
+
+def _announce(trainer: Any, data: Data, past: Resumption, token_document: dict[str, Any], warnings: list[str]) -> None:
+    """Tell what is going to be trained on, how, and from where."""
+    import torch
+
+    parts: TrainerParts = trainer.parts
+    parts.log.emit(
         "start",
-        totalSteps=total_steps,
+        totalSteps=parts.total_steps,
         rows=len(data.rows),
         evaluationRows=len(data.held_out),
-        tokens=sum(lengths),
+        tokens=sum(data.rows.lengths),
         longestRow=data.longest_sequence,
-        microBatchSize=batches.micro_batch_size,
+        microBatchSize=parts.batches.micro_batch_size,
         layout=str(parts.collator.layout),
-        precision=settings.precision,
+        precision=parts.settings.precision,
         threads=torch.get_num_threads(),
-        tokenReport=report.document(),
+        tokenReport=token_document,
     )
-    for name, reason in skipped:
-        log.emit("resume", skipped=name, reason=reason)
-    for warning in filter(None, warnings):
-        log.emit("warning", step=checkpoint.step if checkpoint else 0, message=warning)
-    if checkpoint is not None:
-        log.emit("resume", step=checkpoint.step)
-    return trainer, checkpoint
+    for name, reason in past.skipped:
+        parts.log.emit("resume", skipped=name, reason=reason)
+    for warning in warnings:
+        parts.log.emit("warning", step=past.step, message=warning)
+    if past.checkpoint is not None:
+        parts.log.emit("resume", step=past.step)
 
 
 def trainer_class(settings: TrainSettings) -> Any:
