@@ -201,7 +201,14 @@ def test_tokens_are_counted_in_three_ways(reference: Run) -> None:
     said, lines = reference.said()["result"], reference.events("train")
     for key in ("tokens", "learnedTokens", "paddedTokens"):
         assert said[key] == sum(line[key] for line in lines)
-    assert said["learnedTokens"] < said["tokens"] < said["paddedTokens"]
+    assert said["learnedTokens"] < said["tokens"] == said["paddedTokens"]  # joined rows have no padding
+
+
+def test_padding_is_counted_where_rows_are_padded(run: Run) -> None:
+    run.flags = run.flags | {"max_steps": 2, "packing": "Disabled"}
+    assert run.train() == 0
+    said = run.said()["result"]
+    assert said["tokens"] < said["paddedTokens"]
 
 
 def test_standard_output_is_json_lines_and_nothing_else(run: Run) -> None:
