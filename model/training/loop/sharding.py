@@ -131,12 +131,10 @@ class ShardedHeldOut(HeldOut):
 
     def batches(self, collator: Collator | PairCollator, size: int) -> Iterator[Batch]:
         """Return this process's batches; where the others have one more, one that counts for nothing."""
-        order = sorted(range(len(self._lengths)), key=lambda row: -self._lengths[row])
-        world = parallel.world()
-        for start in range(0, len(order), world.size * size):
-            rows = order[start + world.rank * size :][:size]
+        shortest = min(range(len(self._lengths)), key=lambda row: self._lengths[row], default=0)
+        for rows in self._batches(size):
             self._borrowed = not rows
-            yield collator([self._examples[row] for row in rows or order[-1:]])
+            yield self._laid_out(collator, rows or [shortest])
 
     def measure(self, batch: Batch, measure: Callable[[Batch], Sums], *, max_length: int) -> Sums:  # noqa: ARG002
         """Return a batch's sums, or zeros."""

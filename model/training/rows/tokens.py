@@ -99,8 +99,24 @@ class Outcomes:
         )
 
 
+class Counted:
+    """What rows and pairs say alike about those that did not stay as they were."""
+
+    outcomes: Outcomes
+
+    @property
+    def truncated(self) -> int:
+        """The examples that were cut."""
+        return self.outcomes.truncated.count
+
+    @property
+    def dropped(self) -> int:
+        """The examples that were left out."""
+        return self.outcomes.dropped
+
+
 @dataclass
-class TokenRows:
+class TokenRows(Counted):
     """Tokenised rows in flat arrays, 8 bytes a token; `offsets[i]` to `offsets[i + 1]` is row i."""
 
     ids: array[int] = field(default_factory=lambda: array("i"))
@@ -123,16 +139,6 @@ class TokenRows:
         return self.ids[span], self.labels[span]
 
     @property
-    def truncated(self) -> int:
-        """The rows that were cut."""
-        return self.outcomes.truncated.count
-
-    @property
-    def dropped(self) -> int:
-        """The rows that were left out."""
-        return self.outcomes.dropped
-
-    @property
     def lengths(self) -> list[int]:
         """The number of tokens of each row."""
         return [end - start for start, end in pairwise(self.offsets)]
@@ -153,7 +159,7 @@ class TokenRows:
 
 
 @dataclass
-class PreferenceRows:
+class PreferenceRows(Counted):
     """Tokenised preference pairs: row i of `chosen` and row i of `rejected` are whole sequences with the same prompt.
 
     Labels are on the answers alone.
@@ -165,16 +171,6 @@ class PreferenceRows:
 
     def __len__(self) -> int:
         return len(self.chosen)
-
-    @property
-    def truncated(self) -> int:
-        """The pairs that were cut."""
-        return self.outcomes.truncated.count
-
-    @property
-    def dropped(self) -> int:
-        """The pairs that were left out."""
-        return self.outcomes.dropped
 
     @property
     def lengths(self) -> list[int]:
