@@ -106,4 +106,4 @@ def first_steps(team: Kubectl, steps: int = 2, name: str = "run") -> None:
     def look() -> bool:
         return any(line.get("step", 0) >= steps for line in trainer_log(team, name))
 
-    team.wait_for(f"{steps} steps of {name}", look, seconds=90)
+    team.wait_for(f"{steps} steps of {name}", look, seconds=FINISH_SECONDS)

@@ -58,16 +58,12 @@ def test_a_supervised_run_ends_with_a_registered_adapter(
     assert team.json("get", "trainingrun", "run")["metadata"]["resourceVersion"] == done["metadata"]["resourceVersion"]
 
 
-def test_a_configmap_is_enough_for_a_small_dataset(tiny: Kubectl) -> None:
-    dataset = runs.config_map(tiny, runs.lines(runs.rows(24)))
-    tiny.apply(runs.manifest(dataset=dataset))
-    assert runs.succeeded(tiny)["status"]["result"]["steps"] == 8
-
-
-def test_a_file_on_a_claim_is_a_dataset(tiny: Kubectl) -> None:
-    """The rows that one run has exported are another run's dataset."""
+def test_a_small_configmap_is_a_dataset_and_so_is_a_file_on_a_claim(tiny: Kubectl) -> None:
+    """The rows that the first run has exported are the second run's dataset."""
     tiny.apply(runs.manifest("first", dataset=runs.config_map(tiny, runs.lines(runs.rows(24)))))
-    output = runs.succeeded(tiny, "first")["status"]["output"]
+    first = runs.succeeded(tiny, "first")["status"]
+    assert first["result"]["steps"] == 8
+    output = first["output"]
     volume = {"claimName": output["claimName"], "path": f"{output['path']}/dataset/train.jsonl"}
     tiny.apply(runs.manifest("second", dataset={"volume": volume, "evaluation": {"percent": 0}}))
     done = runs.succeeded(tiny, "second")
@@ -75,22 +71,21 @@ def test_a_file_on_a_claim_is_a_dataset(tiny: Kubectl) -> None:
     assert "evaluationLoss" not in done["status"]["result"]
 
 
-def test_chat_messages(tiny: Kubectl) -> None:
-    chats = [
+def chats(count: int) -> list[runs.Document]:
+    """Rows of the shape `messages`."""
+    return [
         {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
-        for row in runs.rows(24)
+        for row in runs.rows(count)
     ]
-    dataset = runs.config_map(tiny, runs.lines(chats), name="chats")
-    tiny.apply(runs.manifest(dataset=dataset))
-    done = runs.succeeded(tiny)
-    assert done["status"]["dataset"]["rows"] > 0
 
 
 @pytest.mark.usefixtures("registry_needed")
-def test_preferences_on_top_of_an_adapter(installation: Installation, tiny: Kubectl, tmp_path: Path) -> None:
+def test_preferences_on_top_of_an_adapter_for_chats(installation: Installation, tiny: Kubectl, tmp_path: Path) -> None:
     """The parent's claim is mounted read-only, the parent is trained further, and the lineage names it."""
-    tiny.apply(runs.manifest("first", dataset=runs.config_map(tiny, runs.lines(runs.rows(24))), lora={"rank": 4}))
-    parent = runs.succeeded(tiny, "first")["status"]["result"]["adapter"]
+    tiny.apply(runs.manifest("first", dataset=runs.config_map(tiny, runs.lines(chats(24))), lora={"rank": 4}))
+    first = runs.succeeded(tiny, "first")["status"]
+    assert first["dataset"]["rows"] > 0
+    parent = first["result"]["adapter"]
     pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "I do not know."} for r in runs.rows(24)]
     path = tmp_path / "pairs.jsonl"
     path.write_text(runs.lines(pairs))
