@@ -76,6 +76,7 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
 
 
 async def _push(client: RegistryClient, arguments: argparse.Namespace) -> str:
+    arguments.file.open("rb").close()  # what cannot be read fails here: the client would take it for a lost connection
     version, created = await client.push_dataset(arguments.namespace, arguments.name, arguments.file)
     if arguments.output == "json":
         return _json(version)
