@@ -81,8 +81,8 @@ def check_devices(settings: TrainSettings) -> None:
         raise FailureError(
             exits.GPU_UNAVAILABLE,
             "GPUUnavailable",
-            f"{settings.gpus} GPUs were requested and none is usable: check the node's driver and the pod's runtime "
-            "class, or set resources.gpus to 0 to train on the CPU",
+            f"{settings.gpus} GPUs were requested and none is usable: leave --gpus out (resources.gpus: 0) to train on "
+            "the CPU, or check the machine's driver and, in a cluster, the pod's runtime class",
         )
     basemodel.check_quantization(settings.quantization, cuda=settings.gpus > 0 and usable)
     problems = settings.sharding_problems()  # once more: a parent brings its variant

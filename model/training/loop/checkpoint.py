@@ -201,7 +201,8 @@ class CheckpointStore:
                 exits.INVALID_CONFIGURATION,
                 "InvalidSpec",
                 f"{path} was made by {_count(manifest['processes'])} and this run has {_count(self._processes)}: what "
-                "comes next depends on that; train with as many GPUs as before, or start a new run",
+                "comes next depends on that; train with as many GPUs or processes (--gpus, --processes) as "
+                "before, or start a new run",
             )
         if absent := [name for name in _required(self._processes) if name not in manifest["files"]]:
             raise ValueError(f"lacks {', '.join(absent)}")
