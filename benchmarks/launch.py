@@ -24,7 +24,7 @@ def main() -> int:
     work = out / "bench-training"
     try:
         trainer = build.build_known("trainer").tag
-        code = 0 if (work / "models" / MODEL).is_dir() else make_model(trainer, work)
+        code = 0 if (work / "models" / MODEL).is_dir() else make_model(work)
         if code == 0:
             code = run_in_image(trainer, command(sys.argv[1:]), environment=os.environ, scratch=work)
     except shell.CommandError as error:
@@ -35,10 +35,10 @@ def main() -> int:
     return code
 
 
-def make_model(trainer: str, work: Path) -> int:
+def make_model(work: Path) -> int:
     """Make the base model's directory with the demo's image, and return the exit code."""
     folder = shell.REPOSITORY / "examples" / "base-model"
-    tag = build.build("finetune-base-model", folder / "Dockerfile", folder, trainer).tag
+    tag = build.build("finetune-base-model", folder / "Dockerfile", folder, build.build_recipe(build.LIBRARIES).tag).tag
     (work / "models").mkdir(parents=True, exist_ok=True)
     convert = ["python", "/opt/base-model/convert.py", f"--directory={SCRATCH}/models", MODEL]
     return run_in_image(tag, convert, environment={}, scratch=work)
