@@ -134,7 +134,7 @@ def test_a_run_of_two_processes_and_its_attempts(run: Run) -> None:
 
 def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(run: Run, tmp_path: Path) -> None:
     """With dropout, for which each process has random numbers of its own."""
-    run.flags |= {"max_steps": 150, "evaluation_steps": 20, "checkpoint_steps": 25}
+    run.flags |= {"max_steps": 60, "evaluation_steps": 20, "checkpoint_steps": 10}
     whole = Run(tmp_path / "whole", Path(run.flags["base_model"]))
     shutil.copytree(run.directory / "dataset", whole.directory / "dataset")
     whole.flags = run.flags | {"run_directory": whole.directory}
