@@ -49,7 +49,7 @@ api: programs ## The API, the operator and the registry's authentication against
 	$(BIN)/pytest -n 2 --dist worksteal tests/api
 
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
-	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist loadfile --durations=12 tests/training
+	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist worksteal --durations=12 tests/training
 
 chaos: $(VENV)/ready ## A hundred runs killed at random moments, each resumed to the same bits
 	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos

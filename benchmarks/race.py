@@ -144,10 +144,10 @@ class Contestant:
         self._process.kill()
         self._process.wait()
 
-    def mean_loss(self) -> float:
-        """Return the mean of the losses that it told."""
-        losses = [float(event["loss"]) for event in self.events if "loss" in event]
-        return sum(losses) / len(losses)
+    @property
+    def losses(self) -> list[float]:
+        """The losses that it told, step by step."""
+        return [float(event["loss"]) for event in self.events if "loss" in event]
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks import startup
@@ -117,7 +118,8 @@ def measure_method(bench: Bench, method: str, plan: Plan) -> tuple[dict[str, Any
     walkers = [bench.contestant(name, method, steps=steps, threads=len(cpus)) for name in ("ours", "floor", "stock")]
     tell(f"{method}: {plan.wall_rounds} rounds of {plan.wall_steps} steps by the clock")
     walls = run_race(walkers, plan.wall_rounds, plan.wall_steps, cpus=cpus)
-    losses = {contestant.name: round(contestant.mean_loss(), 4) for contestant in contestants}
+    told = min(len(contestant.losses) for contestant in contestants)  # the last one's may not have been waited for
+    losses = {contestant.name: round(fmean(contestant.losses[:told]), 4) for contestant in contestants}
     tell(f"{method}: mean losses {losses}")
     return speeds(blocks, walls) | {"meanLoss": losses}, contestants[0].peak_mib
 

@@ -76,3 +76,16 @@ def make_rows(count: int) -> list[dict[str, Any]]:
         {"prompt": f"What is {n} times {n}?", "completion": " ".join(["It is", *["really"] * (n % 6), f"{n * n}."])}
         for n in range(count)
     ]
+
+
+@pytest.fixture
+def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms in float64: Llama's round to float32, the gradient of a prompt once for both answers or once for each."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        scale = (hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+        return self.weight * hidden * scale
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)

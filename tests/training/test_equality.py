@@ -14,7 +14,6 @@ torch = pytest.importorskip("torch")
 from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402 - torch first, or there is nothing to import
 from torch.nn.functional import log_softmax, logsigmoid  # noqa: E402 - as above
 from transformers import AutoModelForCausalLM, TrainerCallback  # noqa: E402 - as above
-from transformers.models.llama.modeling_llama import LlamaRMSNorm  # noqa: E402 - as above
 
 from model.training.loop import dpo  # noqa: E402 - as above
 from model.training.loop.layout import Layout  # noqa: E402 - as above
@@ -182,17 +181,6 @@ def test_sft_goes_on_from_a_parent(base_model: Path, tokenizer: Any, tmp_path: P
     assert_equal(trainer, model, token_mean(model))
 
 
-@pytest.fixture
-def _exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms in float64: Llama's round to float32, the gradient of a prompt once for both answers or once for each."""
-
-    def norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-        scale = (hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
-        return self.weight * hidden * scale
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
-
-
 def pair_mean(policy: Any, reference: Any, settings: Any) -> Callable[[list[int]], torch.Tensor]:
     """The losses as their papers write them, one pair at a time."""
     beta, smoothing = settings.dpo_beta, settings.dpo_label_smoothing
@@ -226,7 +214,7 @@ FIRST_LOSSES = {"Sigmoid": math.log(2), "IPO": 25.0, "Hinge": 1.0, "RobustSigmoi
 """What a policy that is the reference loses, with beta 0.1."""
 
 
-@pytest.mark.usefixtures("_exact_norms")
+@pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize(
     ("loss", "micro_batch_size"),
     [*(("Sigmoid", size) for size in MICRO_BATCHES), ("IPO", 3), ("Hinge", 3), ("RobustSigmoid", 3)],
@@ -244,7 +232,7 @@ def test_dpo(base_model: Path, tokenizer: Any, tmp_path: Path, loss: str, micro_
     assert loop.losses[-1] < loop.losses[0]
 
 
-@pytest.mark.usefixtures("_exact_norms")
+@pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize("changes", [{"packing": "Disabled"}, {"dpo_sft_weight": 0.5}, {"dpo_beta": 0.7}])
 @pytest.mark.parametrize("micro_batch_size", [3, 8])
 def test_dpo_otherwise(
@@ -257,7 +245,7 @@ def test_dpo_otherwise(
     assert_equal(trainer, model, pair_mean(model, load_base(base_model), settings))
 
 
-@pytest.mark.usefixtures("_exact_norms")
+@pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize("remembered", [True, False])
 def test_dpo_compares_with_the_parent(
     base_model: Path, tokenizer: Any, parent: Path, monkeypatch: pytest.MonkeyPatch, remembered: bool

@@ -13,6 +13,7 @@ from model import exits
 from model.exits import FailureError
 from model.training import build
 from model.training.loop import memory
+from model.training.loop.layout import count_rows
 from model.training.loop.memory import HostMemory, container_limit, find_rows, free_bytes
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.trainer import TrainingLoop
@@ -79,7 +80,7 @@ class OneTooMany(SupervisedTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run out of memory when there are more rows, after random numbers were drawn and with gradients there."""
-        rows = len(inputs["input_ids"])
+        rows = count_rows(inputs)
         self.passes.append(rows)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if rows > self.limit:

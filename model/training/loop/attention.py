@@ -45,15 +45,14 @@ def attend(
     if segments is None:
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return output
-    outputs, start, before = [], 0, 0
-    for length, shared in segments:
-        own, prompt = slice(start, start + length), slice(before, before + shared)
-        keys, values = key[:, :, own], value[:, :, own]
-        if shared:
-            keys = torch.cat([key[:, :, prompt], keys], dim=2)
-            values = torch.cat([value[:, :, prompt], values], dim=2)
+    lengths = [length for length, _ in segments]
+    # Cut all at once: on the way back that is one copy, where slices would fill a whole sequence with zeros for each.
+    cut = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]
+    outputs, before = [], [key, value]
+    for (length, shared), own, *seen in zip(segments, *cut, strict=True):
+        keys, values = seen if not shared else _behind(before, seen, shared)
         attended = scaled_dot_product_attention(
-            query[:, :, own],
+            own,
             keys,
             values,
             attn_mask=_sees(length, shared, query.device) if shared else None,
@@ -63,8 +62,13 @@ def attend(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(attended.transpose(1, 2))
-        start, before = start + length, start
+        before = seen
     return torch.cat(outputs, dim=1), None
+
+
+def _behind(before: Sequence[torch.Tensor], row: Sequence[torch.Tensor], shared: int) -> list[torch.Tensor]:
+    """Return a row's keys and values behind the first ones of the row before it."""
+    return [torch.cat([first[:, :, :shared], own], dim=2) for first, own in zip(before, row, strict=True)]
 
 
 def _sees(length: int, shared: int, device: torch.device) -> torch.Tensor:
