@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from tests.support.kubectl import Kubectl, is_true
+from tests.support.kubectl import CommandError, Kubectl, is_true
 from tests.support.world import DIGEST, World, a_world, eventually
 
 PREFERENCE: dict[str, Any] = {"method": "DPO", "parentAdapter": {"name": "support"}}
@@ -79,7 +79,7 @@ async def test_the_version_is_found_once_even_when_a_newer_one_comes_before_the_
     await eventually("the second Job", lambda: world.job_of("two"))
     world.start_pod("two")
     await world.phase("Training", "two")
-    refuse_jobs(world)
+    await refuse_jobs(world)
     world.apply("preferred", **PREFERENCE)
     waiting = await eventually("the pinned parent", lambda: pinned(world))
     assert waiting["status"]["parentAdapter"]["version"] == 1
@@ -97,11 +97,20 @@ QUOTA_STATUS = '{"status": {"hard": {"count/jobs.batch": "0"}, "used": {"count/j
 """What the quota controller, which is not there, would write."""
 
 
-def refuse_jobs(world: World) -> None:
-    """A quota that keeps every further Job away."""
+async def refuse_jobs(world: World) -> None:
+    """A quota that keeps every further Job away, once the API server, which learns of it by watching, refuses one."""
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}}
     world.kubectl.apply({**quota, "spec": {"hard": {"count/jobs.batch": "0"}}})
     world.kubectl("patch", "resourcequota", "q", "--subresource=status", "--type=merge", f"--patch={QUOTA_STATUS}")
+
+    def refused() -> bool:
+        try:
+            world.kubectl("create", "job", "probe", "--image=none", "--dry-run=server")
+        except CommandError as error:
+            return "exceeded quota" in str(error)
+        return False
+
+    await eventually("the quota", refused)
 
 
 def pinned(world: World) -> dict[str, Any] | None:
@@ -113,13 +122,13 @@ def pinned(world: World) -> dict[str, Any] | None:
 async def test_another_adapter_in_the_place_of_the_recorded_one_is_not_trained_on(world: World, tmp_path: Path) -> None:
     """As after a registry was restored from an old backup, and the number was given to another run's adapter."""
     await succeeded(world, "support")
-    refuse_jobs(world)
+    await refuse_jobs(world)
     world.apply("preferred", **PREFERENCE)
     await eventually("the pinned parent", lambda: pinned(world))
     with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as database, database:
         database.execute("UPDATE adapter_versions SET sha256 = ?", ("0" * 64,))
-    world.kubectl("delete", "resourcequota", "q")
     failed = await world.phase("Failed", "preferred")
+    world.kubectl("delete", "resourcequota", "q")
     assert failed["status"]["failure"]["reason"] == "ParentAdapterUnavailable"
     assert f"SHA-256 was {DIGEST}, and now is {'0' * 64}" in failed["status"]["failure"]["message"]
     assert failed["status"]["parentAdapter"]["sha256"] == DIGEST
