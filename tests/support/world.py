@@ -71,10 +71,13 @@ class World:
         return found[0] if found else None
 
     async def phase(self, phase: str, name: str = "support") -> Document:
-        found = await eventually(
-            f"{name} is {phase}",
-            lambda: (run := self.run(name)) and (run.get("status") or {}).get("phase") == phase and run,
-        )
+        try:
+            found = await eventually(
+                f"{name} is {phase}",
+                lambda: (run := self.run(name)) and (run.get("status") or {}).get("phase") == phase and run,
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {(self.run(name) or {}).get('status')}") from None
         return dict(found)
 
     def start_pod(self, name: str = "support") -> None:
