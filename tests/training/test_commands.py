@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,13 @@ def start(run: Run, *interpreter: str, **environment: str) -> subprocess.Popen[s
     )
 
 
+def free_port() -> int:
+    """A port of this machine's that was free just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 def interrupt(run: Run, process: subprocess.Popen[str], step: int) -> str:
     """Send SIGTERM once this step was made, and return what was said on standard error."""
     wait_for(lambda: run.steps()[-1:] >= [step] or process.poll() is not None, SECONDS)
@@ -101,12 +109,14 @@ def interrupt(run: Run, process: subprocess.Popen[str], step: int) -> str:
 
 def test_torchrun_may_start_the_processes(base_model: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     run = Run(tmp_path, base_model, max_steps=60, checkpoint_steps=60, processes=2).export(rows)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    interrupt(run, start(run, *torchrun), 3)
+    # Not --standalone: it looks for the machine by its name, which in a container need not lead anywhere.
+    address = ("--master-addr=127.0.0.1", f"--master-port={free_port()}")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *address)
+    interrupt(run, start(run, *torchrun, GLOO_SOCKET_IFNAME="lo"), 3)
     (saved,) = (run.directory / "checkpoints").glob("checkpoint-*")
     assert (saved / "rng_state_1.pth").exists()
     step = int(saved.name.rpartition("-")[2])
-    process = start(run, *torchrun)
+    process = start(run, *torchrun, GLOO_SOCKET_IFNAME="lo")
     said = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 0, said
     assert "Warning" not in said  # the libraries' own, which nobody here can act on
