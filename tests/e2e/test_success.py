@@ -112,7 +112,7 @@ def test_preferences_on_top_of_an_adapter_for_chats(installation: Installation, 
 
 
 def test_suspending_saves_and_resuming_goes_on(tiny: Kubectl) -> None:
-    long = {"batchSize": 4, "maxLength": 128, "maxSteps": 150, "checkpointSteps": 1000}
+    long = {"batchSize": 4, "maxLength": 128, "maxSteps": 800, "checkpointSteps": 1000}
     run = runs.manifest(training=long, dataset=runs.config_map(tiny, runs.lines(runs.rows(64))))
     tiny.apply(run)
     runs.first_steps(tiny)
