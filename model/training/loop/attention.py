@@ -2,7 +2,7 @@
 
 torch's attention would compute the whole square of the joined sequence and throw most of it away. Here each row is a
 call of its own. A row may begin with tokens of the row before it: a pair's answers share their prompt, whose tokens
-then go through the model once. Krishna and others describe this for DPO on GPUs (https://arxiv.org/abs/2410.20305).
+then go through the model once. Wang and Hegde describe this for DPO on GPUs (https://arxiv.org/abs/2410.20305).
 """
 
 from __future__ import annotations
