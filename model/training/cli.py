@@ -187,6 +187,7 @@ def merge(arguments: Sequence[str]) -> None:
     output = process.prepare()
     from model.training.commands.merge import merge as merge_adapter
 
+    process.settle()
     merged = merge_adapter(settings.adapter, settings.base_model, settings.output, settings.precision)
     _show(merged.document(), merged.text, output)
 
@@ -216,6 +217,7 @@ def chat(arguments: Sequence[str]) -> None:
     output = process.prepare()
     from model.training.commands.chat import Pair, answer, converse, side_by_side
 
+    process.settle()
     pair = Pair(settings.base_model, settings.adapter, max_new_tokens=settings.max_new_tokens, system=settings.system)
     if talks:
         converse(pair, output)

@@ -134,7 +134,7 @@ def _keeps_rows_apart(model: Any) -> bool:
         with torch.no_grad():
             joined = model(torch.tensor([ids]), position_ids=torch.tensor([positions]), segments=segments).logits[0]
             alone = [model(torch.tensor([row])).logits[0] for row in rows]
-    except TypeError:  # it takes no segments, or no positions
+    except (TypeError, ValueError):  # it takes no segments, or no positions
         return False
     finally:
         model.train(training)

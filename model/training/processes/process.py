@@ -54,8 +54,7 @@ def prepare() -> TextIO:
 
 
 def settle() -> None:
-    """Look for garbage from now on, and never in what is there already: call it when all is loaded."""
-    gc.freeze()
+    """Look for garbage again: to be called once all is imported."""
     gc.enable()
 
 
