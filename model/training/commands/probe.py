@@ -50,6 +50,8 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     from model.training.weights import adapters, basemodel
     from model.training.weights.files import read_model
 
+    if settings.gpus == 0:
+        basemodel.leave_out_bitsandbytes()
     build.trainer_class(settings)
     settings = adapters.with_parent(settings)
     libraries = resident_bytes()
