@@ -331,8 +331,8 @@ def choose_layout(trainer: Any, *, longest_row: int, cuda: bool) -> None:
     FailureError
         When it was asked for, and the model mixes joined rows up.
     """
-    from model.training.loop.attention import use_segments
-    from model.training.loop.layout import Layout, mixes_joined_rows
+    from model.training.loop.attention import mixes_joined_rows, use_segments
+    from model.training.loop.layout import Layout
 
     wanted, collator = trainer.parts.settings.packing, trainer.parts.collator
     if wanted == "Disabled":

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from aiohttp import ClientSession
 
 from finetune.clients.registry import RegistryClient
 from tests.support.kubectl import CommandError, Kubectl
+from tests.support.ports import free_port
 from tests.support.processes import Server, client_tls, plain_kubeconfig
 from tests.support.proxy import RecordingProxy, Write
 
@@ -247,10 +247,3 @@ async def wait_until_ready(url: str) -> None:
                         return
             await asyncio.sleep(0.05)
     raise TimeoutError(f"{url} is not ready")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

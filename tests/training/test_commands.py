@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from model.exits import FailureError
 from model.training.commands.chat import Conversation, Pair, converse
 from model.training.commands.verify import recorded_base_model
 from tests.support.hub import Hub, hub
+from tests.support.ports import free_port
 from tests.training.harness import DEADLINE_SECONDS, Run, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -91,13 +91,6 @@ def start(run: Run, *interpreter: str, **environment: str) -> subprocess.Popen[s
         stdout=subprocess.DEVNULL,
         text=True,
     )
-
-
-def free_port() -> int:
-    """A port of this machine's that was free just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def interrupt(run: Run, process: subprocess.Popen[str], step: int) -> str:

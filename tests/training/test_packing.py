@@ -15,7 +15,8 @@ import transformers  # noqa: E402 - torch first, or there is nothing to import
 from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.training import build  # noqa: E402 - as above
-from model.training.loop.layout import Layout, mixes_joined_rows  # noqa: E402 - as above
+from model.training.loop.attention import mixes_joined_rows  # noqa: E402 - as above
+from model.training.loop.layout import Layout  # noqa: E402 - as above
 from tests.training.trainers import make_settings, make_trainer, random_pairs, random_rows  # noqa: E402 - as above
 
 SMALL = {"vocab_size": 403, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}

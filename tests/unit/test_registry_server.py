@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from finetune.cli.main import main
 from finetune.registry.server import InvalidSettings, Settings, is_loopback
+from tests.support.ports import free_port
 from tests.support.postgresql import PostgreSQL
 from tests.support.registry import adapter_document, pairs, run_document, serving
 
@@ -49,12 +49,6 @@ def finetune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         return Outcome(code, output.out, output.err)
 
     return run
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

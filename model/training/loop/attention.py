@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from model.training.loop.layout import Collator, Layout
+
 NAME = "segments"
 FULL, SLIDING = "full_attention", "sliding_attention"
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -141,3 +143,36 @@ def _keeps_rows_apart(model: Any) -> bool:
     expected = torch.cat([*alone[:2], alone[2][shared:]])
     furthest = float((joined - expected).abs().max() / expected.std())
     return furthest < _TOLERANCE.get(joined.dtype, 0.1)
+
+
+def mixes_joined_rows(model: Any) -> str | None:
+    """Try whether a model keeps joined rows apart; return in words why not, None when it does.
+
+    A token of the first row is changed, which must change nothing in the second; and the second alone must get the
+    logits that it gets behind the first. The model is left as it was and draws no random numbers.
+    """
+    device = model.get_input_embeddings().weight.device
+    first, other, second = ([2, 3, 5, 7, 11], [2, 3, 6, 7, 11], [3, 2, 13, 4])
+    join = Collator(0, Layout.JOINED)
+    training = model.training
+    model.eval()
+
+    def last_logits(*rows: list[int]) -> torch.Tensor:
+        batch = join([{"input_ids": row, "labels": row} for row in rows])
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits[0, -len(second) :]
+        return logits.double()
+
+    try:
+        with torch.no_grad():
+            joined, changed, alone = last_logits(first, second), last_logits(other, second), last_logits(second)
+    except TypeError as error:
+        return f"it takes no positions ({error})"
+    finally:
+        model.train(training)
+    spread = float(alone.std())
+    if float((joined - changed).abs().max()) > 1e-6 * spread:
+        return "a row's tokens change what the model says about the next row"
+    if float((joined - alone).abs().max()) > 0.1 * spread:
+        return "a row's logits depend on where in the joined sequence it stands"
+    return None

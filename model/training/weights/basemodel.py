@@ -205,7 +205,10 @@ def translated(base_model: str, revision: str | None, load: Callable[[], Any]) -
         if status := _http_status(chain):
             raise _refused(base_model, where, status) from error
         if any(isinstance(link, ConnectionError | TimeoutError) or _is_transport(link) for link in chain):
-            text = f"{where} cannot be downloaded, for the hub is out of reach, {_nowhere(base_model)}"
+            text = (
+                f"{where} cannot be downloaded, for the hub is out of reach, {_nowhere(base_model)}: try again when it "
+                f"answers, or get it elsewhere (hf download {base_model} --local-dir DIRECTORY) and name the directory"
+            )
             raise FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text) from error
         if known := exits.storage_failure(error):
             raise known from error
@@ -247,7 +250,8 @@ def _refused(base_model: str, where: str, status: int) -> FailureError:
         return FailureError(exits.ACCESS_DENIED, "AccessDenied", text)
     if status == 404:
         return _missing(f"{where} does not exist on the hub, {nowhere}")
-    return FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", f"{where}: the hub answered {status}")
+    text = f"{where}: the hub answered {status}: try again later"
+    return FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text)
 
 
 def _http_status(chain: list[BaseException]) -> int | None:
