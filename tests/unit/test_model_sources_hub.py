@@ -259,6 +259,27 @@ def test_a_private_repository_needs_its_token(server: Hub, source: Any) -> None:
     assert wrong.message.endswith("HTTP 401: Invalid credentials in Authorization header; check HF_TOKEN")
 
 
+def test_a_newline_after_the_token_is_not_part_of_it(server: Hub, source: Any) -> None:
+    """Secrets that are made of files end with one."""
+    server.repository("o/d", {"train.jsonl": lines("1")}, token=TOKEN)
+    assert rows(source(token=f"{TOKEN}\n")) == [("", 1, "1")]
+    server.failing = 503
+    with pytest.raises(SourceInterruptedError, match=r"failed for Bearer \*\*\*"):
+        source(token=f"{TOKEN}\n").description()
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN} x", f"{TOKEN}\nx", f"{TOKEN}\0", f"{TOKEN}\u00e9", f"{TOKEN}\u2026"])
+def test_what_cannot_be_a_token_is_sent_to_nobody(server: Hub, source: Any, token: str) -> None:
+    server.repository("o/d", {"train.jsonl": lines("1")}, token=TOKEN)
+    found = failure(source(token=token))
+    assert (found.code, found.reason) == (5, "AccessDenied")
+    assert found.message == (
+        "HF_TOKEN holds more than a token (spaces, line breaks or letters with accents): store the token alone in the "
+        "Secret, as the hub showed it"
+    )
+    assert not server.downloads
+
+
 def test_a_gated_repository(server: Hub, source: Any) -> None:
     server.repository("o/d", {"train.jsonl": lines("1")}, token=TOKEN, gated=True)
     found = failure(source(token="hf_other"))

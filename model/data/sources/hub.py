@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,7 +195,17 @@ class HubSource:
 
         disable_progress_bars()
         hubcache.prepare(Path(self._cache or constants.HF_HUB_CACHE))
-        return HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self.environment.get("HF_TOKEN"))
+        return HfApi(endpoint=self.environment.get("HF_ENDPOINT"), token=self._token)
+
+    @property
+    def _token(self) -> str | None:
+        token = self.environment.get("HF_TOKEN", "").strip()  # a Secret made of a file ends with a newline
+        if re.search(r"[^!-~]", token):  # no header could carry it, and the error about that would show it
+            raise access_denied(
+                "HF_TOKEN holds more than a token (spaces, line breaks or letters with accents): store the token alone "
+                "in the Secret, as the hub showed it"
+            )
+        return token or None
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -241,8 +252,7 @@ class HubSource:
     def _shown(self, error: object) -> str:
         """Return an error's text in one line, without the token."""
         text = " ".join(str(error).split()) or type(error).__name__
-        token = self.environment.get("HF_TOKEN")
-        return text.replace(token, "***") if token else text
+        return text.replace(self._token, "***") if self._token else text
 
 
 def _how_to_choose(configurations: Sequence[str], given: str) -> str:
