@@ -84,12 +84,16 @@ class Form:
         """All fields that its rows may have."""
         return self.required + self.optional
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The fields that say whether a row's texts are turns."""
+        return self.required[-1:] if "completion" in self.required else ("chosen", "rejected")
+
     def fits(self, row: Fields) -> bool:
         """Whether a row has all that this form requires."""
         if not all(row.has(field) for field in self.required):
             return False
-        answers = self.required[-1:] if "completion" in self.required else ("chosen", "rejected")
-        return self.conversations is None or self.conversations == any(map(row.has_turns, answers))
+        return self.conversations is None or self.conversations == any(map(row.has_turns, self.answers))
 
 
 def _texts(row: Fields, *fields: str) -> Content:

@@ -32,6 +32,8 @@ class InvalidRowError(Exception):
     """A row that cannot be used; `problems` names every field to blame."""
 
     def __init__(self, problems: list[Problem]) -> None:
+        if not problems:
+            raise ValueError("a row is refused with at least one problem")
         super().__init__("; ".join(map(str, problems)))
         self.problems = problems
 

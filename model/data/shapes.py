@@ -13,7 +13,7 @@ from model import exits
 from model.data.conversations import REASONING_KEYS, unread_keys
 from model.data.formats import FORMS, Content, Fields, Form, Shape
 from model.data.records import InvalidRowError, Problem, Record, printable
-from model.data.texts import kind, names
+from model.data.texts import kind, names, not_a_list
 from model.exits import FailureError
 
 _LIKELY = {
@@ -92,7 +92,7 @@ class Shaper:
             raise self._failure(record, self._for_another_method(other))
         form, found = max(((form, _found(form, row)) for form in self._forms), key=lambda pair: pair[1])
         if found:
-            raise InvalidRowError(_missing(form, row))
+            raise InvalidRowError(_missing(form, row) or _of_the_other_kind(form, row, self._columns))
         raise InvalidRowError([Problem("", self._unknown(row), "unknownShape")])
 
     def _check_complete(self, form: Form, row: Fields) -> None:
@@ -179,6 +179,16 @@ def _missing(form: Form, row: Fields) -> list[Problem]:
         elif row.value[name] is None:
             problems.append(Problem(name, "must not be null", "missing"))
     return problems
+
+
+def _of_the_other_kind(form: Form, row: Fields, columns: Mapping[str, str]) -> list[Problem]:
+    """Return what is wrong with a row that has all fields, its answer as text where the form has turns or reversed."""
+    field = next(field for field in form.answers if row.has_turns(field) != form.conversations)
+    value, needed = row.get(field), ("a list of turns", "turns") if form.conversations else ("text", "text")
+    text = f"must be {needed[0]}, is {not_a_list(value) if form.conversations else kind(value)}"
+    mapped = [name for name in columns if name in form.optional] or columns
+    why = f"only rows of {needed[1]} have {', '.join(mapped)}, which --column maps (columns in a TrainingRun)"
+    return [Problem(row.name(field), f"{text}: {why}", "wrongType")]
 
 
 def _found(form: Form, row: Fields) -> int:

@@ -22,6 +22,11 @@ def test_a_single_problem_is_told_plainly() -> None:
     assert (failure.code, failure.row) == (3, 7)
 
 
+def test_no_row_is_refused_without_a_reason() -> None:
+    with pytest.raises(ValueError, match="at least one problem"):
+        InvalidRowError([])
+
+
 def test_many_problems_are_counted_and_the_first_are_shown() -> None:
     problems = Problems("train.jsonl")
     for row in range(3, 33):

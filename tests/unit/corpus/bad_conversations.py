@@ -343,6 +343,38 @@ CASES = (
         row=1,
     ),
     Case(
+        "tools mapped, beside texts",
+        rows(*[{"q": "a", "a": "b", "f": []}] * 2),
+        "train.jsonl row 1: a: must be a list of turns, is a string: only rows of turns have tools, which --column "
+        "maps (columns in a TrainingRun) (also row 2)",
+        flags=("--column=prompt=q", "--column=completion=a", "--column=tools=f"),
+        row=1,
+    ),
+    Case(
+        "system mapped, beside texts, and dropped",
+        rows({**PAIR, "s": "c"}),
+        "train.jsonl has no usable row, 1 are invalid: row 1: completion: must be a list of turns, is a string: only "
+        "rows of turns have system, which --column maps (columns in a TrainingRun)",
+        flags=("--column=system=s", "--invalid-rows=Drop"),
+        row=1,
+    ),
+    Case(
+        "tools mapped, beside texts, for DPO",
+        rows({**PREFERENCE, "f": []}),
+        "train.jsonl row 1: chosen: must be a list of turns, is a string: only rows of turns have tools, which "
+        "--column maps (columns in a TrainingRun)",
+        flags=("--method=DPO", "--column=tools=f"),
+        row=1,
+    ),
+    Case(
+        "an instruction mapped, beside turns",
+        rows({"q": "a", "chosen": "b", "rejected": [OTHER]}),
+        "train.jsonl row 1: rejected: must be text, is a list: only rows of text have instruction, which --column maps "
+        "(columns in a TrainingRun)",
+        flags=("--method=DPO", "--column=instruction=q"),
+        row=1,
+    ),
+    Case(
         "turns as Python writes them",
         b"messages\n\"[{'role': 'user'}]\"\n",
         "train.csv row 1: messages: must be a list, is a string that holds none: not valid JSON: Expecting property "
