@@ -76,7 +76,7 @@ def explain(error: ValueError | RecursionError, text: str, start: int = 0) -> In
     elif isinstance(error, RecursionError):
         problem = _TOO_DEEP
     else:
-        digits = max(map(len, re.findall(r"\d+", text[start:])), default=0)
+        digits = max(map(len, _DIGITS_OR_STRING.findall(text, start)), default=0)
         problem = Problem("", f"holds a number of {digits} digits", "number")
     return InvalidRowError([problem])
 
@@ -103,6 +103,7 @@ def check_depth(text: str) -> None:
 
 
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_DIGITS_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|(\d+)', re.DOTALL)  # of a string nothing is found
 
 
 def _remedy(text: str, position: int) -> str:

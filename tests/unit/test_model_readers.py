@@ -141,6 +141,12 @@ def test_a_malformed_element_spoils_only_its_own_row() -> None:
     ]
 
 
+def test_a_missing_element_keeps_nothing_of_the_others() -> None:
+    first, second, _ = (record.value for record in records("a.json", b"[,,]"))
+    assert first is not second
+    assert str(first) == "is missing: leave out the comma before it"
+
+
 def test_an_element_that_nests_too_deep() -> None:
     deep = b'{"a": ' + b"[" * 150 + b"]" * 150 + b"}"
     deeper = b"[" * 100_000 + b"]" * 100_000

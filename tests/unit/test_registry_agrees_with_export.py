@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -48,6 +49,22 @@ LINES = [
     b"{'a': 1}",
     b'{"a": 1,}',
 ]
+
+
+def test_the_digits_of_a_long_number_are_counted_alike_and_not_those_of_texts() -> None:
+    line = b'{"a": "\\"' + b"1" * 6000 + b'", "b": ' + b"9" * 5000 + b"}"
+    for decoder in (decode, decode_line):
+        with pytest.raises((ValueError, InvalidRowError), match=r"^holds a number of 5000 digits$"):
+            decoder(line)
+
+
+def test_a_key_that_stands_twice_among_many_is_found_at_once() -> None:
+    line = json.dumps({str(number): 0 for number in range(20_000)})[:-1].encode() + b', "19999": 0}'
+    began = time.process_time()
+    for decoder in (decode, decode_line):
+        with pytest.raises((ValueError, InvalidRowError), match=r"19999\b.* stands twice"):
+            decoder(line)
+    assert time.process_time() - began < 1  # many seconds, when each key is looked for among all others
 
 
 def refusal(*lines: bytes) -> str | None:

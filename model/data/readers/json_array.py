@@ -18,7 +18,6 @@ from model.exits import FailureError
 
 CHUNK_BYTES = 256 << 10
 
-_NOTHING = invalid("is missing: leave out the comma before it", "notJson")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OUTSIDE = re.compile(r'["\[\]{},]')
 _INSIDE = re.compile(r'"|\\.?', re.DOTALL)
@@ -40,7 +39,7 @@ def json_array(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
     else:
         for number in count(1):
             try:
-                value = _NOTHING if text.next() in (",", "]") else text.value()
+                value = _nothing() if text.next() in (",", "]") else text.value()
             except _UnfinishedError as error:
                 raise _unfinished(file, number, error) from error
             yield Record(number, value, file.label)
@@ -192,6 +191,11 @@ class _Scanner:
             elif self._open and mark == self._open[-1]:  # a bracket that closes nothing is passed over
                 self._open.pop()
         return -1
+
+
+def _nothing() -> InvalidRowError:
+    """Return what stands for an element that is not there: one for each, as an exception keeps who raised it."""
+    return invalid("is missing: leave out the comma before it", "notJson")
 
 
 def _unfinished(file: DataFile, number: int, error: _UnfinishedError) -> FailureError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any
 
 MAX_DEPTH = 100
@@ -31,7 +32,7 @@ def decode(line: bytes) -> Any:
     except _RefusedError:
         raise
     except ValueError:  # only the conversion of a number that is longer than Python reads
-        digits = max(map(len, re.findall(r"\d+", text)), default=0)
+        digits = max(map(len, _DIGITS_OR_STRING.findall(text)), default=0)
         raise ValueError(f"holds a number of {digits} digits") from None
 
 
@@ -51,13 +52,13 @@ def _depth(text: str) -> int:
 
 
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_DIGITS_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|(\d+)', re.DOTALL)  # of a string nothing is found
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise _RefusedError(f"the key {json.dumps(twice[:60])} stands twice in one object, which of the two is meant?")
     return result
 
