@@ -15,7 +15,7 @@ from typing import Any
 from model.data.records import InvalidRowError, Problem
 
 MAX_LINE_BYTES = 16 << 20
-"""A longer line is an invalid row: it would be held in memory whole, and no model could read it."""
+"""A longer line, without its line break, is an invalid row: it would be held in memory whole, and no model could read it."""
 
 TOO_LONG = f"is longer than {MAX_LINE_BYTES >> 20} MiB"
 SHORTEN = ": shorten it, or write several rows"
@@ -42,13 +42,18 @@ def decode_line(line: bytes) -> Any:
     InvalidRowError
         When the line is too long, is not UTF-8, or is not one JSON value.
     """
-    if len(line) > MAX_LINE_BYTES:
+    if is_too_long(line):
         raise InvalidRowError([Problem("", TOO_LONG + SHORTEN, "tooLong")])
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRowError([not_utf8(line[error.start], f"at byte {error.start + 1}")]) from error
     return decode_text(text)
+
+
+def is_too_long(line: bytes) -> bool:
+    """Whether a line has more than `MAX_LINE_BYTES` before its line break, as the registry counts them."""
+    return len(line) - line.endswith(b"\n") > MAX_LINE_BYTES
 
 
 def decode_text(text: str) -> Any:

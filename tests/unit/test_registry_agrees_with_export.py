@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import time
 from typing import Any
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from finetune.registry.errors import InvalidRows
 from finetune.registry.jsonlines import JsonLinesReader
 from finetune.registry.strictjson import decode
-from model.data.decode import decode_line
+from model.data.decode import MAX_LINE_BYTES, decode_line
+from model.data.readers import bounded_lines, json_lines
 from model.data.records import InvalidRowError, Record
 from model.data.shapes import Shaper
 from model.exits import FailureError
@@ -65,6 +68,33 @@ def test_a_key_that_stands_twice_among_many_is_found_at_once() -> None:
         with pytest.raises((ValueError, InvalidRowError), match=r"19999\b.* stands twice"):
             decoder(line)
     assert time.process_time() - began < 1  # many seconds, when each key is looked for among all others
+
+
+@pytest.mark.parametrize(
+    ("mark", "end", "beyond"),
+    [
+        (b"", b"\n", 0),
+        (b"", b"\n", 1),
+        (codecs.BOM_UTF8, b"\r\n", 0),
+        (codecs.BOM_UTF8, b"\n", 1),
+        (codecs.BOM_UTF8, b"", 5),
+    ],
+)
+def test_a_line_is_as_long_for_both(mark: bytes, end: bytes, beyond: int) -> None:
+    start, stop = mark + b'{"prompt": "a", "completion": "', b'"}' + end
+    text = b"x" * (MAX_LINE_BYTES + beyond - len((start + stop).removesuffix(b"\n")))
+    line = start + text + stop
+    reader = JsonLinesReader()
+    if not beyond:
+        reader.feed(line)
+        assert reader.finish().rows == 1
+    else:
+        with pytest.raises(InvalidRows, match="longer than 16 MiB"):
+            reader.feed(line)
+            reader.finish()
+    (record,) = json_lines(bounded_lines(io.BytesIO(line)))
+    assert str(record.value).startswith("is longer than 16 MiB: ") == (beyond > 0)
+    assert isinstance(record.value, InvalidRowError) == (beyond > 0)
 
 
 def refusal(*lines: bytes) -> str | None:

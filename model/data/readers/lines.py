@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from model.data.decode import MAX_LINE_BYTES, SHORTEN, TOO_LONG, decode_line
+from model.data.decode import MAX_LINE_BYTES, SHORTEN, TOO_LONG, decode_line, is_too_long
 from model.data.records import InvalidRowError, Problem, Record
 
 
@@ -20,7 +20,7 @@ def bounded_lines(file: LineReader) -> Iterator[bytes]:
     """Yield a file's lines; of one that is too long only the first `MAX_LINE_BYTES` + 1 bytes, without its rest."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         yield line
-        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+        if is_too_long(line) and not line.endswith(b"\n"):
             skip_line(file)
 
 
@@ -33,7 +33,7 @@ def skip_line(file: LineReader) -> None:
 def json_lines(lines: Iterable[bytes], file: str = "") -> Iterator[Record]:
     """Yield one record a line, numbered from 1; blank lines count but are no records."""
     for number, line in enumerate(lines, start=1):
-        content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 and not is_too_long(line) else line
         if content and not content.isspace():
             yield Record(number, _decode(content), file)
 
