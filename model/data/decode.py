@@ -125,6 +125,10 @@ def _remedy(text: str, position: int) -> str:
     return ""
 
 
+UNDECODED = re.compile("[\udc80-\udcff]")
+"""What stands for a byte that is no text, where bytes are decoded with `surrogateescape`."""
+
+
 def not_utf8(byte: int, where: str) -> Problem:
     """Return the problem of a row with a byte that is no text."""
     remedy = "store the file as UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`"

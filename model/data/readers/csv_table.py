@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from model import exits
-from model.data.decode import MAX_LINE_BYTES, TOO_LONG, not_utf8
+from model.data.decode import MAX_LINE_BYTES, TOO_LONG, UNDECODED, not_utf8
 from model.data.readers.files import DataFile, check_columns
 from model.data.readers.lines import invalid, skip_line, too_long
 from model.data.readers.sniff import delimiter
 from model.data.records import InvalidRowError, Record
 from model.exits import FailureError
+
+
+_RETURNS = r"ends a line with a carriage return alone: convert the file with `tr '\r' '\n'`, or quote the field"
 
 
 class _TooLongError(Exception):
@@ -42,7 +45,8 @@ def csv_table(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
         except _TooLongError:
             value = too_long(": is a quote left open?")
         except csv.Error as error:
-            value = invalid(f"not valid CSV: {error}: close each quote, and double those within a field")
+            remedy = "close each quote, and double those within a field"
+            value = invalid(_RETURNS if _is_about_returns(error) else f"not valid CSV: {error}: {remedy}")
         if value is None:
             number -= 1  # a blank line
             continue
@@ -83,22 +87,26 @@ class _Lines:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
             self.undecoded = line[error.start]
-            return line.decode("utf-8", "replace")
+            return line.decode("utf-8", "surrogateescape")
 
 
 def _header(rows: Any, lines: _Lines, file: DataFile) -> list[str]:
     try:
         header: list[str] = next((row for row in rows if row), [])
     except (csv.Error, _TooLongError) as error:
-        if "new-line" in str(error):  # Python's advice is for programs
-            text = r"ends its lines with carriage returns alone: convert it with `tr '\r' '\n'`"
-            raise _refusal(file, text) from error
-        raise _refusal(file, f"has a header that cannot be read: {error or TOO_LONG}") from error
+        if _is_about_returns(error):
+            raise _refusal(file, _RETURNS) from error
+        raise _refusal(file, f"has a header that cannot be read: {str(error) or TOO_LONG}") from error
     if lines.undecoded is not None:
         raise _refusal(file, f"has a header that is {not_utf8(lines.undecoded, 'in it')}")
     names = [name.strip() for name in header]
     check_columns(file, names)
     return names
+
+
+def _is_about_returns(error: Exception) -> bool:
+    """Whether a carriage return stands outside of quotes and before no line feed; Python's advice is for programs."""
+    return "new-line" in str(error)
 
 
 def _row(cells: list[str], header: list[str]) -> Any:
@@ -116,7 +124,7 @@ def _fields(number: int) -> str:
 def _where(value: Any) -> str:
     """Say in which column the first character stands that could not be decoded."""
     cells = value.items() if isinstance(value, dict) else ()
-    return next((f"in {name}" for name, cell in cells if "\ufffd" in cell), "in it")
+    return next((f"in {name}" for name, cell in cells if UNDECODED.search(cell)), "in it")
 
 
 def _refusal(file: DataFile, text: str) -> FailureError:

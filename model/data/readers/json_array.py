@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any, BinaryIO
 
 from model import exits
-from model.data.decode import DECODER, MAX_DEPTH, MAX_LINE_BYTES, check_depth, explain, not_utf8
+from model.data.decode import DECODER, MAX_DEPTH, MAX_LINE_BYTES, UNDECODED, check_depth, explain, not_utf8
 from model.data.readers.files import DataFile, damaged
 from model.data.readers.lines import invalid, too_long
 from model.data.records import InvalidRowError, Record
@@ -21,7 +21,6 @@ CHUNK_BYTES = 256 << 10
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OUTSIDE = re.compile(r'["\[\]{},]')
 _INSIDE = re.compile(r'"|\\.?', re.DOTALL)
-_UNDECODED = re.compile("[\udc80-\udcff]")
 
 
 def json_array(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
@@ -130,7 +129,7 @@ class _Text:
 
     def _passed(self, value: Any, end: int) -> Any:
         start, self._position = self._position, end
-        if self._has_undecoded and (match := _UNDECODED.search(self._buffer, start, end)) is not None:
+        if self._has_undecoded and (match := UNDECODED.search(self._buffer, start, end)) is not None:
             byte = ord(match[0]) - 0xDC00
             return InvalidRowError([not_utf8(byte, f"at character {match.start() - start + 1}")])
         if self._buffer.count("[", start, end) + self._buffer.count("{", start, end) > MAX_DEPTH:
@@ -158,7 +157,7 @@ class _Text:
         data = self._stream.read(CHUNK_BYTES)
         self._ended = not data
         text = self._decoder.decode(data, final=self._ended)
-        self._has_undecoded = self._has_undecoded or _UNDECODED.search(text) is not None
+        self._has_undecoded = self._has_undecoded or UNDECODED.search(text) is not None
         self._buffer = self._buffer[self._position :] + text
         self._position = 0
         return bool(text) or not self._ended

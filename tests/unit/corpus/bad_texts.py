@@ -318,8 +318,30 @@ CASES = (
     Case(
         "CSV with an old Macintosh's line ends",
         b"prompt,completion\ra,b\r",
-        r"train.csv ends its lines with carriage returns alone: convert it with `tr '\r' '\n'`",
+        r"train.csv ends a line with a carriage return alone: convert the file with `tr '\r' '\n'`, or quote the field",
         file="train.csv",
+    ),
+    Case(
+        "CSV: a carriage return in a row",
+        b"prompt,completion\na,b\rc\nd,e\n",
+        r"train.csv row 1: ends a line with a carriage return alone: convert the file with `tr '\r' '\n'`, or quote the "
+        "field",
+        file="train.csv",
+        row=1,
+    ),
+    Case(
+        "CSV: a header without end",
+        b'prompt,"completion\n' + (b"x" * (1 << 20) + b"\n") * 17,
+        "train.csv has a header that cannot be read: is longer than 16 MiB",
+        file="train.csv",
+    ),
+    Case(
+        "Windows-1252 in CSV, beside a character that replaces another",
+        b"prompt,completion\n\xef\xbf\xbd,\xe9\n",
+        "train.csv row 1: not UTF-8: byte 0xe9 in completion: store the file as UTF-8, for example with `iconv -f "
+        "WINDOWS-1252 -t UTF-8`",
+        file="train.csv",
+        row=1,
     ),
     Case(
         "an array that is cut off",
