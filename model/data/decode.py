@@ -48,7 +48,7 @@ def decode_line(line: bytes) -> Any:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRowError([not_utf8(line[error.start], f"at byte {error.start + 1}")]) from error
-    return decode_text(text)
+    return decode_text(text, is_row=True)
 
 
 def is_too_long(line: bytes) -> bool:
@@ -56,8 +56,8 @@ def is_too_long(line: bytes) -> bool:
     return len(line) - line.endswith(b"\n") > MAX_LINE_BYTES
 
 
-def decode_text(text: str) -> Any:
-    """Return the JSON value of a text.
+def decode_text(text: str, *, is_row: bool = False) -> Any:
+    """Return the JSON value of a text, which is a whole row or stands in a field of one.
 
     Raises
     ------
@@ -68,16 +68,18 @@ def decode_text(text: str) -> Any:
         check_depth(text)
         return DECODER.decode(text)
     except ValueError as error:
-        raise explain(error, text) from error
+        raise explain(error, text, is_row=is_row) from error
 
 
-def explain(error: ValueError | RecursionError, text: str, start: int = 0) -> InvalidRowError:
+def explain(
+    error: ValueError | RecursionError, text: str, start: int = 0, *, is_row: bool = False
+) -> InvalidRowError:
     """Say what an error of `DECODER` means for the row that begins at `start` of a text and ends with the text."""
     if isinstance(error, RefusedError):
         problem = error.problem
     elif isinstance(error, json.JSONDecodeError):
         where = f"{error.msg.removesuffix(' at')} at character {error.pos - start + 1}"
-        problem = Problem("", f"not valid JSON: {where}{_remedy(text, error.pos)}", "notJson")
+        problem = Problem("", f"not valid JSON: {where}{_remedy(error, start, is_row=is_row)}", "notJson")
     elif isinstance(error, RecursionError):
         problem = _TOO_DEEP
     else:
@@ -111,16 +113,16 @@ _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _DIGITS_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|(\d+)', re.DOTALL)  # of a string nothing is found
 
 
-def _remedy(text: str, position: int) -> str:
-    """Return what to do about JSON that breaks off at a position, where that is plain to see."""
-    there = text[position : position + 1]
-    if there == "'" or text.startswith("'", position - 1):
+def _remedy(error: json.JSONDecodeError, start: int, *, is_row: bool) -> str:
+    """Return what to do about JSON that breaks off, where that is plain to see."""
+    there, rest = error.doc[error.pos : error.pos + 1], error.doc[error.pos + 1 :]
+    if there == "'" and error.msg.startswith(("Expecting value", "Expecting property name")):
         return ": this is Python's way to write it, use json.dumps"
-    if there == "," and not text[position + 1 :].strip():
-        return ": leave out the comma after the row"
-    if there in "{\r" and "{" in text[position : position + 2]:
-        return ": end each row with a line feed"
-    if not text[:position].strip() and there not in ("", "[", "{"):
+    if error.msg == "Extra data" and is_row:
+        if there == "," and not rest.strip():
+            return ": leave out the comma after the row"
+        return ": end each row with a line feed" if there == "{" else ""
+    if not error.doc[start : error.pos].strip() and there not in ("", "[", "{"):
         return ": an object goes from { to }"
     return ""
 

@@ -134,7 +134,7 @@ def test_a_malformed_element_spoils_only_its_own_row() -> None:
         (1, {"a": 1}),
         (2, "not valid JSON: Expecting ':' delimiter at character 13"),
         (3, {"a": 'x]"},{'}),
-        (4, "not valid JSON: Expecting value at character 1"),
+        (4, "not valid JSON: Expecting value at character 1: an object goes from { to }"),
         (5, f"not UTF-8: byte 0xff at character 8{TO_UTF8}"),
         (6, 7),
         (7, {"a": 3}),

@@ -162,6 +162,8 @@ ONLY_THE_EXPORT = {
         "a call by the user",
         "a call without a name",
         "a call with broken arguments",
+        "a call with arguments twice",
+        "a call with a comma after its arguments",
         "a call with a list as arguments",
         "calls that are no list",
         "tools that are no list",

@@ -158,6 +158,20 @@ CASES = (
         row=1,
     ),
     Case(
+        "a call with arguments twice",
+        chat(USER, {**CALLING, "tool_calls": [{"name": "f", "arguments": '{"a": 1}{"b": 2}'}]}),
+        "train.jsonl row 1: messages[1].tool_calls[0].arguments: must be an object, or one as JSON: not valid JSON: "
+        "Extra data at character 9",
+        row=1,
+    ),
+    Case(
+        "a call with a comma after its arguments",
+        chat(USER, {**CALLING, "tool_calls": [{"name": "f", "arguments": '{"a": 1},'}]}),
+        "train.jsonl row 1: messages[1].tool_calls[0].arguments: must be an object, or one as JSON: not valid JSON: "
+        "Extra data at character 9",
+        row=1,
+    ),
+    Case(
         "a call with a list as arguments",
         chat(USER, {**CALLING, "tool_calls": [{"name": "f", "arguments": [1]}]}),
         "train.jsonl row 1: messages[1].tool_calls[0].arguments: must be an object, is a list",

@@ -55,6 +55,24 @@ CASES = (
         row=1,
     ),
     Case(
+        "no json at all, ending with a quote",
+        b"say 'a'",
+        "train.jsonl row 1: not valid JSON: Expecting value at character 1: an object goes from { to }",
+        row=1,
+    ),
+    Case(
+        "missing colon",
+        b'{"prompt" {"a": 1}}\n',
+        "train.jsonl row 1: not valid JSON: Expecting ':' delimiter at character 11",
+        row=1,
+    ),
+    Case(
+        "a quote after a value",
+        b'{"prompt": "a"\', "completion": "b"}\n',
+        "train.jsonl row 1: not valid JSON: Expecting ',' delimiter at character 15",
+        row=1,
+    ),
+    Case(
         "fields in capitals",
         b"Prompt,Answer\na,b\nc,d\n",
         "train.csv row 1: has Prompt, Answer, but SFT needs prompt and completion, or messages, or conversations, or "
