@@ -6,6 +6,7 @@ invalid like any other row with a missing field.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from model import exits
 from model.data.conversations import REASONING_KEYS, unread_keys
 from model.data.formats import FORMS, Content, Fields, Form, Shape
 from model.data.records import InvalidRowError, Problem, Record, printable
-from model.data.texts import kind, names, not_a_list
+from model.data.texts import SHOWN_CHARACTERS, kind, names, not_a_list
 from model.exits import FailureError
 
 _LIKELY = {
@@ -130,8 +131,10 @@ class Shaper:
         needed = _choice(self._forms, self._columns)
         has = names(row.value) or "no fields"
         text = f"has {has}, but {self._method} needs {needed}: map the columns with --column (columns in a TrainingRun)"
-        if inner := next((key for key, held in row.value.items() if self._holds_rows(held)), None):
-            return f"{text}; or, if {inner} holds the rows, write these alone, as `jq -c '.{inner}[]'` does"
+        short = (key for key in row.value if len(key) <= SHOWN_CHARACTERS)
+        if inner := next((key for key in short if self._holds_rows(row.value[key])), None):
+            quoted = json.dumps(inner).replace("'", r"\u0027")  # for a shell within single quotes
+            return f"{text}; or, if {inner} holds the rows, write these alone, as `jq -c '.[{quoted}][]'` does"
         found = [f"{field}={name}" for field in self._forms[0].fields if (name := _guess(field, row.value))]
         return f"{text}, perhaps {' and '.join(found)}" if found else text
 

@@ -129,6 +129,7 @@ ONLY_THE_EXPORT = {
         "text only",
         "an empty object",
         "a field of another name",
+        "rows under a key as long as a text",
         "ShareGPT: an unknown speaker",
         "ShareGPT: no value",
         "ShareGPT: a broken function call",

@@ -322,8 +322,24 @@ CASES = (
         json.dumps({"data": [PAIR]}).encode(),
         "train.json row 1: has data, but SFT needs prompt and completion, or messages, or conversations, "
         "or instruction and output: map the columns with --column (columns in a TrainingRun); or, if "
-        "data holds the rows, write these alone, as `jq -c '.data[]'` does",
+        "data holds the rows, write these alone, as `jq -c '.[\"data\"][]'` does",
         file="train.json",
+        row=1,
+    ),
+    Case(
+        "a JSON object with rows under a key that a shell or jq would take apart",
+        json.dumps({"Kim's rows": [PAIR]}).encode(),
+        "train.json row 1: has Kim's rows, but SFT needs prompt and completion, or messages, or conversations, or "
+        "instruction and output: map the columns with --column (columns in a TrainingRun); or, if Kim's rows holds the "
+        "rows, write these alone, as `jq -c '.[\"Kim\\u0027s rows\"][]'` does",
+        file="train.json",
+        row=1,
+    ),
+    Case(
+        "rows under a key as long as a text",
+        rows({"x" * 100_000: [PAIR]}),
+        f"train.jsonl row 1: has {'x' * 40}, but SFT needs prompt and completion, or messages, or conversations, or "
+        "instruction and output: map the columns with --column (columns in a TrainingRun)",
         row=1,
     ),
     Case(
