@@ -168,7 +168,7 @@ def _read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem
         message["content"] = _content(turn, content, spelling, problems, empty=calling or role == "tool")
     if calls:
         message["tool_calls"] = calls
-    if len(turn) > 2:  # most turns are but role and content
+    if len(turn) > 2 or spelling.content not in turn:  # most turns are but role and content
         _read_further(turn, where, role, message, problems)
     return message
 

@@ -191,13 +191,15 @@ def normalise_preference_turns(row: Fields) -> Content:
     Without a prompt, or with one that both answers repeat, the prompt is what the answers have in common.
     """
     problems: list[Problem] = []
-    system, prompt = _system(row, problems), _prompt_turns(row, problems) if row.has("prompt") else []
+    system = _system(row, problems)
+    prompt = without_weights(_prompt_turns(row, problems)) if row.has("prompt") else []
     chosen, rejected = (read_turns(row.get(field), row.name(field), problems) for field in ("chosen", "rejected"))
     tools = _tools(row, problems)
     _raise(problems)
-    _check_different({"chosen": chosen, "rejected": rejected}, row)
+    unweighted = {"chosen": without_weights(chosen), "rejected": without_weights(rejected)}
+    _check_different(unweighted, row)
     if chosen[0]["role"] != "assistant" or not prompt:
-        given, prompt = prompt, _common(chosen, rejected)
+        given, prompt = prompt, _common(**unweighted)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         _check_common(prompt, given, row)
     field = "prompt" if row.has("prompt") else "chosen"
@@ -207,7 +209,7 @@ def normalise_preference_turns(row: Fields) -> Content:
         check_order(rejected, row.name("rejected"), problems, before=prompt)
         _check_all_learned(row, {"chosen": chosen, "rejected": rejected}, problems)
     _raise(problems)
-    return {"prompt": system + without_weights(prompt), "chosen": chosen, "rejected": rejected, **tools}
+    return {"prompt": system + prompt, "chosen": chosen, "rejected": rejected, **tools}
 
 
 def _check_all_learned(row: Fields, answers: dict[str, list[Message]], problems: list[Problem]) -> None:

@@ -63,6 +63,8 @@ def test_prompt_and_completion(value: Any, content: Any) -> None:
         ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
          {"messages": [USER, ANSWER]}),
         ({"conversations": [USER, ANSWER]}, {"messages": [USER, ANSWER]}),
+        ({"messages": [USER, CALLING, {"role": "tool", "tool_call_id": "7"}, ANSWER]},
+         {"messages": [USER, CALLING, {"role": "tool", "content": "", "tool_call_id": "7"}, ANSWER]}),
         ({"conversations": [{"from": "human", "value": "Why?"},
                             {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
                             {"from": "observation", "value": "2"}, {"from": "gpt", "value": "Because."}],
@@ -116,6 +118,16 @@ def test_messages(value: Any, content: Any) -> None:
          {"prompt": [{"role": "system", "content": "Be brief."}, USER], "chosen": [ANSWER], "rejected": [OTHER]}),
         ({"prompt": [USER, SEEN, USER], "chosen": [THOUGHT], "rejected": [ANSWER]}, "preference-messages",
          {"prompt": [USER, ANSWER, USER], "chosen": [THOUGHT], "rejected": [ANSWER]}),
+        *(
+            (value, "preference-messages", {"prompt": [USER, ANSWER, USER], "chosen": [OTHER], "rejected": [ANSWER]})
+            for value in (
+                {"prompt": [USER, SEEN, USER],
+                 "chosen": [USER, ANSWER, USER, OTHER], "rejected": [USER, ANSWER, USER, ANSWER]},
+                {"prompt": [USER, ANSWER, USER],
+                 "chosen": [USER, SEEN, USER, OTHER], "rejected": [USER, SEEN, USER, ANSWER]},
+                {"chosen": [USER, SEEN, USER, OTHER], "rejected": [USER, ANSWER, USER, ANSWER]},
+            )
+        ),
         ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER, USER, OTHER]}, "preference-messages",
          {"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER, USER, OTHER]}),
     ],

@@ -148,6 +148,7 @@ ONLY_THE_EXPORT = {
         "alpaca for DPO",
         "chosen equal to rejected",
         "chat: chosen equal to rejected",
+        "chat: chosen equal to rejected but for weights",
     },
     "the order of turns, their weights, thoughts and calls of tools, which the trainer's version decides": {
         "system after the start",

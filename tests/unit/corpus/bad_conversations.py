@@ -234,6 +234,13 @@ CASES = (
         row=1,
     ),
     Case(
+        "a call in the old form without content",
+        chat(USER, {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}),
+        "train.jsonl has 2 problems in 1 row: row 1: messages[1].content: is missing; row 1: "
+        "messages[1].function_call: is not read: write the call as tool_calls",
+        row=1,
+    ),
+    Case(
         "a user who thinks",
         chat({**USER, "thinking": "Hm."}, ANSWER),
         "train.jsonl row 1: messages[0].thinking: is given for a turn of user, only assistants think: leave it out",
@@ -288,6 +295,13 @@ CASES = (
     Case(
         "chat: chosen equal to rejected",
         rows({"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}),
+        "train.jsonl row 1: chosen: is equal to rejected: nothing can be learned from that",
+        flags=("--method=DPO",),
+        row=1,
+    ),
+    Case(
+        "chat: chosen equal to rejected but for weights",
+        rows({"chosen": [USER, {**ANSWER, "weight": 0}, USER, ANSWER], "rejected": [USER, ANSWER, USER, ANSWER]}),
         "train.jsonl row 1: chosen: is equal to rejected: nothing can be learned from that",
         flags=("--method=DPO",),
         row=1,
