@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finetune.registry.errors import InvalidRows
@@ -202,6 +202,8 @@ def test_what_the_export_refuses_is_refused_at_upload(case: Case) -> None:
         assert message.startswith(f"line {case.row}: ")
 
 
+QUESTION = [{"role": "user", "content": "a"}]
+ANSWER = {"role": "assistant", "content": "a"}
 ROLES = st.sampled_from(["system", "user", "assistant", "tool", "human", "gpt", "function_call", "bot", None, 1])
 TEXTS = st.sampled_from(
     [
@@ -241,6 +243,8 @@ ROWS = st.dictionaries(st.sampled_from(FIELDS), TEXTS | TURNS | PARTS, max_size=
 
 
 @given(ROWS)
+@example({"prompt": "a", "chosen": "", "rejected": "d", "completion": "ok"})
+@example({"chosen": [*QUESTION, {**ANSWER, "content": "b"}], "rejected": [*QUESTION, ANSWER], "messages": []})
 def test_what_is_refused_at_upload_no_run_could_use(row: dict[str, Any]) -> None:
     if (message := refusal(json.dumps(row).encode())) is None:
         return

@@ -133,9 +133,20 @@ def test_turns_that_no_run_could_read_are_named(messages: object, complaint: str
     assert caught.value.message.startswith(f"line 1: {complaint}")
 
 
+@pytest.mark.parametrize("escape", [rb"\u0000", rb"\\u0000", rb"\u005cu0000", rb"\\u\u0030000", rb"\u005c\u0075d800"])
+def test_a_character_that_is_none_is_found_however_often_it_is_escaped(escape: bytes) -> None:
+    turns = rb'"[{\"role\": \"user\", \"content\": \"a%b\"}, {\"role\": \"assistant\", \"content\": \"b\"}]"' % escape
+    with pytest.raises(InvalidRows, match=r"^line 1: messages(\[0\].content: holds|: must be a list)"):
+        read(b'{"messages": ' + turns + b"}")
+
+
 def test_what_only_some_runs_would_read_is_kept() -> None:
     unused = {"x": "a\0", "y": "\ud800", "messages": None}
     assert read(json.dumps({"prompt": "a", "completion": "b", **unused}).encode()).rows == 1
+    pair = {"prompt": "a", "chosen": "", "rejected": "d"}
+    assert read(json.dumps({**pair, "completion": "ok"}).encode()).shape == "preference"  # SFT learns the completion
+    turns = {"messages": [], "chosen": TURNS, "rejected": TURNS}
+    assert read(json.dumps(turns).encode()).shape == "messages"  # DPO learns the difference
     calling = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     assert read(json.dumps({"messages": [*TURNS, calling, {"role": "tool", "content": ""}]}).encode()).rows == 1
 

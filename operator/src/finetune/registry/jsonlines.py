@@ -14,7 +14,6 @@ are let pass, as a run's export does; blank lines count as lines.
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +34,6 @@ _OTHER_FILES = (
     (b"\xff\xfe", "this is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`"),
     (b"\xfe\xff", "this is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`"),
 )
-# In JSON a NUL character or half of a surrogate pair is written as an escape: a line without these is not searched.
-_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +105,12 @@ class JsonLinesReader:
                 hint="all rows of a dataset have one shape: split the file, or add the missing keys",
             )
         if form.fields:
-            self._check(row, form, line, number)
+            self._check(row, form, number)
         self._rows += 1
 
     @staticmethod
-    def _check(row: dict[str, Any], form: Form, line: bytes, number: int) -> None:
-        problem = problem_of(row, form, suspicious=_SUSPICIOUS.search(line) is not None)
+    def _check(row: dict[str, Any], form: Form, number: int) -> None:
+        problem = problem_of(row, form)
         if problem is not None:
             raise InvalidRows(
                 f"line {number}: {problem}",

@@ -1,8 +1,9 @@
 """What a row is by its keys, and whether the fields that make it so hold what every run would ask of them.
 
 Checked is what each run refuses that reads these fields by these names: values of the wrong type, null or empty texts,
-characters that are none, turns without a known role. Left to a run's export is what depends on the run: which columns
-it maps, its method, in which order turns may follow upon each other, whether two answers differ, and calls of tools.
+characters that are none, turns without a known role. Left to a run's export is what depends on the run, or on its
+trainer's version: which columns it maps, its method, whether two answers differ, in which order turns may follow upon
+each other, and what they hold beside role and content: calls of tools, weights, thoughts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _FIELDS: tuple[tuple[Shape, tuple[str, ...]], ...] = (  # the first match wins
     ("prompt-completion", ("prompt", "completion")),
     ("messages", ("messages",)),
 )
-_OTHERS = (("conversations",), ("instruction", "output"), ("chosen", "rejected"))
+_PAIR = ("chosen", "rejected")
+_LEARNED = (("prompt", "completion"), ("messages",), ("conversations",), ("instruction", "output"))
+_OTHERS = (*_LEARNED[2:], _PAIR)
 """Rows that a run may read although fields of the shapes above are there, and null."""
 
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -52,30 +55,36 @@ class Form:
 def form_of(row: Mapping[str, Any]) -> Form:
     """The form of a row, by its fields and whether its answers are text or lists; further fields are allowed."""
     for shape, fields in _FIELDS:
-        if all(row.get(field) is not None for field in fields):
+        if _has(row, fields):
             return _form(row, shape, fields)
-    if not any(all(row.get(field) is not None for field in fields) for fields in _OTHERS):
+    if not any(_has(row, fields) for fields in _OTHERS):
         for shape, fields in _FIELDS:
             if all(field in row for field in fields):
                 return _form(row, shape, fields)
     return Form("other")
 
 
-def problem_of(row: Mapping[str, Any], form: Form, *, suspicious: bool) -> str | None:
-    """What is wrong with the first field that is wrong, None when all are right.
-
-    `suspicious` says that the row may hold characters that are none; these are searched for only then.
-    """
+def problem_of(row: Mapping[str, Any], form: Form) -> str | None:
+    """What is wrong with the first field that is wrong, None when all are right or some run does not read them."""
     for field in form.fields:
         value = row[field]
         turns = (_as_turns(value) if field == "prompt" else _as_list(value)) if form.turns else value
         if form.turns and not (field == "prompt" and isinstance(turns, str)):
-            problem = _turns_problem(turns, field, suspicious=suspicious)
+            problem = _turns_problem(turns, field)
         else:
-            problem = _text_problem(value, field, suspicious=suspicious)
+            problem = _text_problem(value, field)
         if problem is not None:
-            return problem
+            return None if _serves_both_methods(row) else problem
     return None
+
+
+def _has(row: Mapping[str, Any], fields: tuple[str, ...]) -> bool:
+    return all(row.get(field) is not None for field in fields)
+
+
+def _serves_both_methods(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a pair of answers and also what SFT reads: each method passes over the other's fields."""
+    return _has(row, _PAIR) and any(_has(row, fields) for fields in _LEARNED)
 
 
 def _form(row: Mapping[str, Any], shape: Shape, fields: tuple[str, ...]) -> Form:
@@ -107,19 +116,21 @@ def _holds_turns(value: Any) -> bool:
     return isinstance(turns, list) and (not turns or isinstance(turns[0], dict))
 
 
-def _text_problem(value: Any, field: str, *, suspicious: bool, empty: bool = False) -> str | None:
+def _text_problem(value: Any, field: str, *, empty: bool = False) -> str | None:
     if type(value) is not str:
         return f"{field}: must be a string, is {_kind(value)}"
     if not value or value.isspace():
         return None if empty else f"{field}: is empty"
-    if suspicious and "\0" in value:
+    if "\0" in value:
         return f"{field}: holds a NUL character, at character {value.index(chr(0)) + 1}"
-    if suspicious and any("\ud800" <= character <= "\udfff" for character in value):
+    try:
+        value.encode()
+    except UnicodeEncodeError:
         return f"{field}: holds half of a surrogate pair, which is no character"
     return None
 
 
-def _turns_problem(value: Any, field: str, *, suspicious: bool) -> str | None:
+def _turns_problem(value: Any, field: str) -> str | None:
     if not isinstance(value, list):
         return f"{field}: must be a list of messages, is {_kind(value)}"
     if not value:
@@ -135,13 +146,13 @@ def _turns_problem(value: Any, field: str, *, suspicious: bool) -> str | None:
         if not isinstance(role, str) or role not in roles:
             is_what = f"is {_short(role)}" if role_key in turn else "is missing"
             return f"{where}.{role_key}: must be one of {', '.join(sorted(roles))}, {is_what}"
-        problem = _content_problem(turn, f"{where}.{content_key}", role, content_key, suspicious=suspicious)
+        problem = _content_problem(turn, f"{where}.{content_key}", role, content_key)
         if problem is not None:
             return problem
     return None
 
 
-def _content_problem(turn: dict[str, Any], field: str, role: str, key: str, *, suspicious: bool) -> str | None:
+def _content_problem(turn: dict[str, Any], field: str, role: str, key: str) -> str | None:
     content = turn.get(key)
     if role == "function_call":
         return None  # a call as JSON, which the export reads
@@ -151,7 +162,7 @@ def _content_problem(turn: dict[str, Any], field: str, role: str, key: str, *, s
     if key not in turn:
         return f"{field}: is missing"
     if not isinstance(content, list):
-        return _text_problem(content, field, suspicious=suspicious, empty=empty)
+        return _text_problem(content, field, empty=empty)
     if not content:
         return f"{field}: is empty"
     for index, part in enumerate(content):
@@ -160,7 +171,7 @@ def _content_problem(turn: dict[str, Any], field: str, role: str, key: str, *, s
             return f"{where}: must be an object, is {_kind(part)}"
         if part.get("type") != "text":
             return f"{where}.type: must be 'text', is {_short(part.get('type'))}: other content cannot be trained on"
-        if (problem := _text_problem(part.get("text"), f"{where}.text", suspicious=suspicious)) is not None:
+        if (problem := _text_problem(part.get("text"), f"{where}.text")) is not None:
             return problem
     return None
 
