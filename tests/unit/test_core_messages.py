@@ -21,7 +21,8 @@ def test_no_words_are_no_message() -> None:
 
 
 def change(path: str, value: Any) -> str:
-    document = json.loads(json.dumps({**o.RESULT, "lossHistory": [{"step": 1, "loss": "2.9"}]}))
+    further = {"lossHistory": [{"step": 1, "loss": "2.9"}], "baseModel": {"name": "smollm2-135m"}}
+    document = json.loads(json.dumps({**o.RESULT, **further}))
     *parents, last = path.split(".")
     part = document
     for parent in parents:
@@ -45,6 +46,9 @@ def change(path: str, value: Any) -> str:
         ("dataset.sha256", "c" * 65),
         ("timings.firstStepTime", "soon"),
         ("timings.firstStepTime", "2026-11-24T06:00:20"),
+        ("baseModel.name", "a\ud800"),
+        ("baseModel.name", "a" * 513),
+        ("baseModel.revision", "a\nb"),
         ("lossHistory.0.loss", "9" * 40),
         ("lossHistory.0.step", -1),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -109,6 +110,21 @@ def test_the_parent_is_shown_from_what_the_registry_said_and_from_the_job() -> N
     )
 
 
+@pytest.mark.parametrize("digest", ["", None])
+def test_a_parent_whose_digest_the_job_does_not_say_is_the_registrys(digest: str | None) -> None:
+    run = o.run(**o.PREFERENCE)
+    spec = build_job(run, o.SETTINGS, o.PARENT)["spec"]
+    trainer = spec["template"]["spec"]["containers"][0]
+    trainer["args"] = [flag for flag in trainer["args"] if "sha256" not in flag]
+    if digest is not None:
+        trainer["args"].append(f"--parent-adapter-sha256={digest}")
+    made = {**o.job(), "spec": spec}
+    assert status_of(run, observe(made)).parent_adapter is None
+    known = status_of(run, observe(made, parent=o.PARENT)).parent_adapter
+    assert known is not None
+    assert known.sha256 == o.PARENT.sha256
+
+
 def test_no_success_without_a_registered_adapter() -> None:
     done = o.pod("p1", "Succeeded", export=EXPORTED, trainer=o.ended(0, o.RESULT))
     status = status_of(o.run(), observe(o.job("Complete"), done, registry_error="no answer"))
@@ -130,6 +146,14 @@ def test_a_failure_names_reason_row_and_remedy() -> None:
     assert condition(status, "Stalled") == ("True", "DatasetInvalid")
     assert condition(status, "DatasetReady") == ("False", "DatasetInvalid")
     assert status.phase == "Failed"
+
+
+def test_a_failure_told_with_half_a_surrogate_pair_is_a_status_all_the_same() -> None:
+    pod = o.pod("p1", "Failed", export=o.ended(3, {"failure": {"reason": "DatasetInvalid", "message": "a\ud800b"}}))
+    status = status_of(o.run(), observe(o.job("Failed", reason="PodFailurePolicy"), pod))
+    assert status.failure is not None
+    assert (status.failure.reason, status.failure.message) == ("DatasetInvalid", "a?b")
+    json.dumps(status.to_dict(), ensure_ascii=False).encode()
 
 
 def test_attempts_outlive_their_pods_and_count_once() -> None:

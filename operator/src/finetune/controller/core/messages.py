@@ -2,19 +2,20 @@
 
 They come from a container, so nothing in them is trusted to be there or to have the right type: a document that does
 not fit is kept as plain text, and the run goes on by its exit codes. What becomes part of the status is read by the
-status' own models (`DatasetStatus`, `Measurements`, `LossPoint`): what fits here fits there, and a status that the API
-server refuses would hold up its run for ever. The other documents are apart, for people never see them.
+status' own models (`DatasetStatus`, `Measurements`, `LossPoint`), and what the registry is told of the base model by
+its own: what fits here fits there, and a document that cannot be written would hold up its run for ever. The other documents are apart, for people never see them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from finetune.api.registry import BaseModelReference
 from finetune.api.status import Count, DatasetStatus, LossPoint, Measurements
 
 MAXIMUM_TEXT = 1024
@@ -25,11 +26,16 @@ class _Document(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
 
 
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
 class FailureMessage(_Document):
     """Why a container gave up."""
 
     reason: str = Field(max_length=64)
-    message: str
+    message: Annotated[str, AfterValidator(_without_surrogates)]
+    """What happened; half of a surrogate pair, which JSON may escape and a status cannot hold, is a question mark."""
     row: Count | None = None
 
 
@@ -71,13 +77,6 @@ class TimingsMessage(_Document):
     first_step_time: AwareDatetime | None = None
 
 
-class BaseModelMessage(_Document):
-    """What the trainer trained on; `revision` is a commit or a digest of the files."""
-
-    name: str
-    revision: str | None = None
-
-
 class Message(_Document):
     """A termination message; every part is optional."""
 
@@ -85,7 +84,7 @@ class Message(_Document):
     interrupted: InterruptedMessage | None = None
     result: ResultMessage | None = None
     dataset: DatasetStatus | None = None
-    base_model: BaseModelMessage | None = None
+    base_model: BaseModelReference | None = None
     timings: TimingsMessage | None = None
     loss_history: tuple[LossPoint, ...] = ()
     text: str = ""

@@ -254,10 +254,11 @@ def _parent_in(job_spec: Document) -> ParentView | None:
     trainer: Document = next((c for c in pod.get("containers", ()) if c["name"] == TRAINER_CONTAINER), {})
     flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in trainer.get("args", ()))
     name, _, version = flags.get(PARENT_NAME_FLAG, "").rpartition("/")
-    if not name or not version.isdecimal():
+    sha256 = flags.get(PARENT_SHA256_FLAG)
+    if not name or not version.isdecimal() or not sha256:
         return None
     claim = _claim_at(PARENT_ADAPTER_MOUNT, pod, trainer)
-    return ParentView(name=name, version=int(version), sha256=flags.get(PARENT_SHA256_FLAG, ""), claim_name=claim)
+    return ParentView(name=name, version=int(version), sha256=sha256, claim_name=claim)
 
 
 def _claim_at(path: str, pod: Document, container: Document) -> str:
