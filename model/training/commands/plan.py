@@ -323,7 +323,7 @@ def memory_by_part(settings: TrainSettings, files: ModelFiles, tokens: int, *, c
 
 def weight_bytes(files: ModelFiles, quantization: str, item_bytes: int) -> int:
     """Return what the base's weights take; a quantized layer has a scale for every 64 (NF4) or every row (Int8)."""
-    linear = sum(tensor.elements for tensor in files.layers(["all-linear"]).values())
+    linear = sum(tensor.elements for tensor in files.linear.values())
     per_element = {"NF4": 0.5 + 4 / 64, "Int8": 1.0}.get(quantization, float(item_bytes))
     return round(linear * per_element) + (files.parameters - linear) * item_bytes
 

@@ -89,7 +89,7 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
                 train_dataset=pair_dataset(pairs),
                 processing_class=tokenizer,
                 data_collator=PairCollator(parts.collator),
-                peft_config=new_adapter(settings) if settings.parent_adapter is None else None,
+                peft_config=new_adapter(settings, model) if settings.parent_adapter is None else None,
             )
         self._as_reference = Reference(self.model)
         # The reference's numbers never change: those of a pair that comes again are remembered.

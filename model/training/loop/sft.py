@@ -42,7 +42,7 @@ class SupervisedTrainer(TrainingLoop, SFTTrainer):
                 train_dataset=rows.as_dataset(),
                 processing_class=tokenizer,
                 data_collator=parts.collator,
-                peft_config=new_adapter(parts.settings) if parts.settings.parent_adapter is None else None,
+                peft_config=new_adapter(parts.settings, model) if parts.settings.parent_adapter is None else None,
             )
         self.start(parts, held_out.as_dataset(), held_out.lengths)
 

@@ -17,6 +17,7 @@ from model.exits import FailureError
 from model.files import combined_digest, digest_directory
 from model.flags import flag
 from model.training.config import TrainSettings
+from model.training.weights.files import EXPERT_LAYERS, has_experts
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -86,6 +87,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"--parent-adapter={path} trains whole layers, biases or tokens beside LoRA's matrices, which this trainer "
             "does not: merge it into the base model and train a new adapter on that"
         )
+    if config.get("target_parameters"):
+        raise _of_experts(path)
     return config
 
 
@@ -146,7 +149,11 @@ def attach_parent(model: Any, settings: TrainSettings) -> Any:
         saved = load_file(path / WEIGHTS)
         attached = PeftModel.from_pretrained(model, str(path), config=config, is_trainable=True)
     except (RuntimeError, ValueError, SafetensorError) as error:
+        if config.target_parameters:  # PEFT has found out that older names mean experts
+            raise _of_experts(path) from error
         raise _invalid(f"the parent adapter {path} does not fit {settings.base_model}: {error}") from error
+    if config.target_parameters:
+        raise _of_experts(path)
     loaded = get_peft_model_state_dict(attached, save_embedding_layers=False)
     # PEFT leaves what it does not find at random, and only warns.
     wrong = [n for n in loaded if n not in saved or not torch.equal(loaded[n].cpu(), saved[n].to(loaded[n].dtype))]
@@ -156,21 +163,96 @@ def attach_parent(model: Any, settings: TrainSettings) -> Any:
     return attached
 
 
-def new_adapter(settings: TrainSettings) -> Any:
-    """Return the `LoraConfig` of a new adapter."""
+def new_adapter(settings: TrainSettings, model: Any) -> Any:
+    """Return the `LoraConfig` of a new adapter of a base model.
+
+    `all-linear` stands for the linear layers but the output layer and, in a mixture of experts, all that has the names
+    of experts' layers. Experts are many, see few tokens each, and mostly are one parameter for all: PEFT adapts that
+    only without dropout and DoRA. The shared ones and dense layers in between are left out with them, for PEFT goes by
+    names and takes them for experts in most models.
+
+    Raises
+    ------
+    FailureError
+        When a layer that is named cannot be adapted.
+    """
     from peft import LoraConfig
 
-    modules = settings.lora_target_modules
+    modules = settings.lora_target_modules or []
     assert settings.lora_dropout_percent is not None  # the settings are resolved
+    if modules == ["all-linear"]:
+        modules = _linear_layers(model)
+    else:
+        _check_named(modules, model, settings.base_model)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout_percent / 100,
-        target_modules="all-linear" if modules == ["all-linear"] else modules,
+        target_modules=modules,
         use_rslora=settings.lora_variant == "RSLoRA",
         use_dora=settings.lora_variant == "DoRA",
     )
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """Return the names of the layers that `all-linear` stands for."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    modules = dict(model.named_modules())
+    left_out = EXPERT_LAYERS if any(map(has_experts, modules)) else frozenset()
+    names = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and module is not head
+        and not has_experts(name)
+        and name.rpartition(".")[2] not in left_out
+    ]
+    experts = {leaf for leaf in {name.rpartition(".")[2] for name in names} if _means_experts(leaf, model)}
+    return [name for name in names if name.rpartition(".")[2] not in experts]
+
+
+def _check_named(names: list[str], model: Any, base_model: str) -> None:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    known = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    modules = dict(model.named_modules())
+    for name in names:
+        found = [module for path, module in modules.items() if f".{path}".endswith(f".{name}")]
+        problem = None
+        if _means_experts(name, model):
+            problem = "belongs to the experts of a mixture, or has their layers' name, and those are not adapted"
+        elif not all(isinstance(module, known) for module in found):
+            problem = "is no linear layer"
+        if problem:
+            layers = sorted({path.rpartition(".")[2] for path in _linear_layers(model)})
+            raise FailureError(
+                exits.INVALID_CONFIGURATION,
+                "InvalidSpec",
+                f"--lora-target-modules (lora.targetModules): {name} of {base_model} {problem}; those that can be are "
+                f"{', '.join(layers)}",
+            )
+
+
+def _means_experts(name: str, model: Any) -> bool:
+    """Whether PEFT would adapt a mixture's experts or router in place of the layers of this name.
+
+    In older files each expert has layers of its own. PEFT goes by their names, and takes the shared experts' and the
+    dense layers' for them where these are called alike.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # it is one half of a parameter: gate_proj without up_proj
+        return True
+    return bool(config.target_parameters)
 
 
 @contextlib.contextmanager
@@ -241,6 +323,13 @@ def _conflict(name: str, given: Any, theirs: Any, path: Path) -> FailureError:
         exits.INVALID_CONFIGURATION,
         "InvalidSpec",
         f"{flag(name)} is {told}, the parent adapter {path} has {has}: leave it out, it comes from the parent",
+    )
+
+
+def _of_experts(path: Path) -> FailureError:
+    return _invalid(
+        f"--parent-adapter={path} adapts the experts or the router of a mixture, which this trainer does not: merge it "
+        "into the base model and train a new adapter on that"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ ITEM_BYTES = {
 }  # fmt: skip
 _NO_LAYERS = ("embed", "wte", "wpe", "lm_head", "norm", "shared.weight", "output.weight")
 """Parts of the names of two-dimensional weights that are no linear layers to adapt."""
+_ROUTERS = ("gate", "router")
+EXPERT_LAYERS = frozenset({*_ROUTERS, "gate_proj", "up_proj", "gate_up_proj", "down_proj", "w1", "w2", "w3"})
+"""Names of a mixture's routers and experts' layers; shared experts and dense layers between have the same ones."""
 
 
 class FilesError(Exception):
@@ -70,17 +73,38 @@ class ModelFiles:
         names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
         return any((self.directory / name).is_file() for name in names)
 
-    def layers(self, wanted: Iterable[str]) -> dict[str, Tensor]:
-        """Return the linear layers of the given names; `all-linear`: all but the embeddings and the head."""
-        names = set(wanted)
-        linear = {
+    @property
+    def linear(self) -> dict[str, Tensor]:
+        """The linear layers but the head, as they are when loaded: a mixture's experts are one parameter for all."""
+        layers = {
             name.removesuffix(".weight"): tensor
             for name, tensor in self.tensors.items()
             if name.endswith(".weight") and len(tensor.shape) == 2 and not any(part in name for part in _NO_LAYERS)
         }
+        if not self._is_mixture:
+            return layers
+        return {name: t for name, t in layers.items() if not has_experts(name) and not _ends_in(name, _ROUTERS)}
+
+    @property
+    def _is_mixture(self) -> bool:
+        return any(map(has_experts, self.tensors))
+
+    def layers(self, wanted: Iterable[str]) -> dict[str, Tensor]:
+        """Return the linear layers of the given names; `all-linear`: those that it stands for (`adapters`)."""
+        names = set(wanted)
         if "all-linear" in names:
-            return linear
-        return {name: t for name, t in linear.items() if any(name == n or name.endswith("." + n) for n in names)}
+            left_out = EXPERT_LAYERS if self._is_mixture else ()
+            return {name: t for name, t in self.linear.items() if not _ends_in(name, left_out)}
+        return {name: t for name, t in self.linear.items() if any(name == n or name.endswith("." + n) for n in names)}
+
+
+def has_experts(name: str) -> bool:
+    """Whether a tensor or module is one of a mixture's experts, or holds them."""
+    return "experts" in name.split(".")
+
+
+def _ends_in(name: str, names: Collection[str]) -> bool:
+    return name.rpartition(".")[2] in names
 
 
 def read_model(directory: Path) -> ModelFiles:
