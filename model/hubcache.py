@@ -25,16 +25,15 @@ ABANDONED_SECONDS = 3600.0
 def prepare(cache: Path) -> None:
     """Remove what killed processes have left half downloaded; without locks in the file system, do without them.
 
-    To be called before the first download of a process. A cache that cannot be written to is left alone: then
-    nothing is downloaded, or the client says why not.
+    To be called before the first download of a process. What cannot be removed is left, and a cache that cannot be
+    written to: then nothing is downloaded, or the client says why not.
 
     Parameters
     ----------
     cache
         The client's folder of repositories (`HF_HUB_CACHE`).
     """
-    with contextlib.suppress(PermissionError, FileNotFoundError):
-        _remove_abandoned(cache)
+    _remove_abandoned(cache)
     if not _has_locks(cache):
         from huggingface_hub import file_download
 
@@ -43,9 +42,11 @@ def prepare(cache: Path) -> None:
 
 def _remove_abandoned(cache: Path) -> None:
     before = time.time() - ABANDONED_SECONDS
-    for path in cache.glob("*/blobs/*.incomplete"):
-        if path.stat().st_mtime < before:
-            path.unlink()
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        for path in cache.glob("*/blobs/*.incomplete"):
+            with contextlib.suppress(OSError):  # another process was faster, or the file is not ours to remove
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
 
 def _has_locks(cache: Path) -> bool:

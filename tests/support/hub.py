@@ -70,6 +70,8 @@ class Hub:
         """How often the content of each path was sent."""
         self.failing: int | None = None
         """When set, every request is answered with this HTTP status."""
+        self.failed = 0
+        """How many requests were answered so."""
         self.cut_off = False
         """When set, a file's content ends in its middle."""
         self.heads: Counter[str] = Counter()
@@ -118,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = hub.repositories.get(request["name"]) if request else None
         shown = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if hub.failing is not None:
+            hub.failed += 1
             # Proxies repeat a request's headers in their error pages.
             self._send(hub.failing, b"", {"X-Error-Message": f"failed for {self.headers.get('Authorization')}"})
         elif request is None or repository is None:

@@ -81,6 +81,22 @@ def test_what_nobody_downloads_any_more_is_removed(tmp_path: Path) -> None:
     assert sorted(blobs.iterdir()) == [growing, whole]
 
 
+def test_what_cannot_be_removed_keeps_nothing_else(tmp_path: Path) -> None:
+    """As when another process removes a file between the listing and the removal, or a network disk loses it."""
+    blobs = tmp_path / "models--o--m" / "blobs"
+    blobs.mkdir(parents=True)
+    long_ago = time.time() - 2 * hubcache.ABANDONED_SECONDS
+    for name in ("a", "c", "e"):
+        path = blobs / f"{name}.incomplete"
+        path.write_bytes(b"x")
+        os.utime(path, (long_ago, long_ago))
+    (blobs / "b.incomplete").symlink_to(blobs / "gone")  # listed and not there
+    (blobs / "d.incomplete").mkdir()  # there, and no file
+    os.utime(blobs / "d.incomplete", (long_ago, long_ago))
+    hubcache.prepare(tmp_path)
+    assert sorted(path.name for path in blobs.iterdir()) == ["b.incomplete", "d.incomplete"]
+
+
 def test_a_cache_that_cannot_be_made_is_left_to_the_client(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     hubcache.prepare(tmp_path / "file" / "hub")
