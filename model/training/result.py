@@ -18,7 +18,8 @@ from model.training.config import TrainSettings
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM knows for --max-lora-rank."""
+"""The values that vLLM knows for --max-lora-rank. It loads adapters of that rank or any lower one."""
+VLLM_DEFAULT_RANK = 16
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "safetensors", "finetune-operator")
 
 
@@ -112,24 +113,31 @@ def verify_adapter(model: Any, directory: Path) -> None:
 
 
 def serving_warnings(config: Any) -> list[str]:
-    """Return what stands in the way of serving the adapter with vLLM, for each hindrance a sentence.
+    """Return what stands in the way of serving an adapter with vLLM, for each hindrance a sentence without full stop.
 
     Parameters
     ----------
     config
-        The adapter's `LoraConfig`.
+        The adapter's `LoraConfig`, or what has the same r, rank_pattern, use_dora, bias and modules_to_save.
     """
-    warnings = []
+    hindrances = []
     if config.use_dora:
-        warnings.append("vLLM does not load DoRA adapters: merge it into the base model to serve it")
-    if config.modules_to_save or config.bias != "none":
-        warnings.append("vLLM does not load adapters with whole layers or biases: merge it into the base model")
-    if config.r > VLLM_RANKS[-1]:
-        warnings.append(f"vLLM loads adapters up to rank {VLLM_RANKS[-1]}, this one has {config.r}")
-    elif config.r not in VLLM_RANKS:
-        larger = min(rank for rank in VLLM_RANKS if rank > config.r)
-        warnings.append(f"vLLM has no --max-lora-rank={config.r}: serve the adapter with --max-lora-rank={larger}")
-    return warnings
+        hindrances.append("vLLM does not load DoRA adapters: merge it into the base model to serve it")
+    if config.modules_to_save:
+        whole = ", ".join(config.modules_to_save)
+        hindrances.append(f"vLLM does not load adapters with whole layers ({whole}): merge it into the base model")
+    if config.bias != "none":
+        hindrances.append(f"vLLM does not load adapters with biases ({config.bias}): merge it into the base model")
+    rank = max([config.r, *(config.rank_pattern or {}).values()])
+    if rank > VLLM_RANKS[-1]:
+        hindrances.append(f"vLLM loads adapters up to rank {VLLM_RANKS[-1]}, this one has {rank}")
+    elif rank > VLLM_DEFAULT_RANK:
+        enough = min(known for known in VLLM_RANKS if known >= rank)
+        hindrances.append(
+            f"vLLM loads adapters up to rank {VLLM_DEFAULT_RANK} unless told otherwise, this one has {rank}: serve it "
+            f"with --max-lora-rank={enough}"
+        )
+    return hindrances
 
 
 def build_document(

@@ -24,6 +24,21 @@ def test_a_model_s_files_tell_its_size_and_its_layers(tmp_path: Path) -> None:
     assert lora_parameters(files, ["q_proj"], 4, dora=True) == 2 * (4 * (8 + 8) + 8)
 
 
+def test_experts_and_what_is_called_like_them_are_left_out(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    shapes = base_shapes()
+    moe = {name: shape for name, shape in shapes.items() if "layers.1.mlp" not in name} | {
+        "model.layers.1.mlp.gate.weight": (4, 8),
+        "model.layers.1.mlp.experts.0.up_proj.weight": (16, 8),
+        "model.layers.1.mlp.shared_expert.up_proj.weight": (16, 8),
+    }
+    write_safetensors(base / "model.safetensors", moe)
+    files = read_model(base)
+    assert {name.rpartition(".")[2] for name in files.layers(["all-linear"])} == {"q_proj", "v_proj"}
+    assert set(files.layers(["up_proj"])) == {"model.layers.0.mlp.up_proj", "model.layers.1.mlp.shared_expert.up_proj"}
+    assert not files.layers(["gate"])
+
+
 def test_a_model_in_several_files(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     (base / "model.safetensors").unlink()
@@ -91,6 +106,31 @@ def test_an_adapter_of_another_base(tmp_path: Path) -> None:
     assert any("the base model has no layer model.layers.0.self_attn.q_proj" in problem for problem in problems)
 
 
+def renamed(shapes: dict[str, tuple[int, ...]], old: str, new: str) -> dict[str, tuple[int, ...]]:
+    return {name.replace(old, new): shape for name, shape in shapes.items()}
+
+
+def test_files_may_wrap_the_names_otherwise_than_the_model(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
+    wrapped = renamed(base_shapes(), "model.layers.", "language_model.model.layers.")
+    write_safetensors(base / "model.safetensors", wrapped)
+    path = adapter / "adapter_model.safetensors"
+    shapes = {name: tensor.shape for name, tensor in read_header(path).items()}
+    write_safetensors(path, renamed(shapes, "model.layers.", "model.language_model.layers."))
+    findings = look(adapter, base)
+    assert (findings.problems, findings.warnings) == ([], [])
+    write_safetensors(base / "model.safetensors", renamed(wrapped, "layers.1", "layers.0"))
+    assert "no layer model.language_model.layers.1.self_attn.q_proj" in look(adapter, base).problems[0]
+
+
+def test_names_that_the_files_do_not_have_are_no_proof(tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
+    write_safetensors(base / "model.safetensors", renamed(base_shapes(), "self_attn.q_proj", "attention.query"))
+    findings = look(adapter, base)
+    assert findings.problems == []
+    assert "2 of its layers, as model.layers.0.self_attn.q_proj, are not in the base" in findings.warnings[0]
+
+
 def test_half_an_adapter(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     name = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -105,8 +145,10 @@ def test_half_an_adapter(tmp_path: Path) -> None:
     ("rank", "config", "said"),
     [
         (16, {}, None),
-        (24, {}, "--max-lora-rank 32"),
-        (1000, {}, "rank 1000 is above 512"),
+        (12, {}, None),
+        (24, {}, "--max-lora-rank=32"),
+        (64, {}, "--max-lora-rank=64"),
+        (1000, {}, "up to rank 512, this one has 1000"),
         (8, {"use_dora": True}, "DoRA"),
         (8, {"bias": "all"}, "biases"),
         (8, {"modules_to_save": ["lm_head"]}, "whole layers (lm_head)"),

@@ -121,7 +121,10 @@ def test_an_unexpected_exception_keeps_its_text(capsys: pytest.CaptureFixture[st
     ("changes", "words"),
     [
         ({}, None),
+        ({"r": 12}, None),
         ({"r": 24}, "--max-lora-rank=32"),
+        ({"r": 64}, "--max-lora-rank=64"),
+        ({"rank_pattern": {"q_proj": 32}}, "--max-lora-rank=32"),
         ({"r": 600}, "up to rank 512"),
         ({"use_dora": True}, "DoRA"),
         ({"bias": "all"}, "biases"),
@@ -133,7 +136,8 @@ def test_what_a_server_does_not_load_is_said(changes: dict[str, Any], words: str
 
     from model.training.result import serving_warnings
 
-    config = SimpleNamespace(**{"r": 16, "use_dora": False, "bias": "none", "modules_to_save": None, **changes})
+    plain = {"r": 16, "rank_pattern": {}, "use_dora": False, "bias": "none", "modules_to_save": None}
+    config = SimpleNamespace(**{**plain, **changes})
     warnings = serving_warnings(config)
     assert len(warnings) == (words is not None)
     assert words is None or words in warnings[0]

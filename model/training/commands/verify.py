@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
+import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory, combined_digest, digest_directory
+from model.training.result import serving_warnings
 from model.training.weights import basemodel, hub
-from model.training.weights.files import FilesError, ModelFiles, Tensor, read_header, read_json, read_model
+from model.training.weights.files import (
+    FilesError,
+    ModelFiles,
+    Tensor,
+    has_experts,
+    read_header,
+    read_json,
+    read_model,
+)
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank may be; an adapter's rank may be lower than that."""
+_WRAPPERS = frozenset({"base_model", "model", "language_model", "text_model", "vision_model", "transformer"})
+"""Parts of layers' names that come and go between files, versions of transformers, and models within models."""
+_LEFT_OUT = {"rank_pattern": None, "use_dora": False, "bias": "none", "modules_to_save": None}
+"""What a configuration says by leaving it out, as far as vLLM is concerned."""
 
 
 @dataclass
@@ -74,18 +87,24 @@ def load_adapter(model: Any, base_model: str, adapter: Path) -> Any:
         When the adapter is damaged, of another kind, or made for another base model.
     """
     findings = Findings()
-    base = None
-    with contextlib.suppress(FilesError):  # weights of another format: what was loaded from them is compared below
-        base = read_model(Path(base_model)) if Path(base_model).is_dir() else None
-    check_files(adapter, base, findings)
+    check_files(adapter, None, findings)
+    if not findings.problems:
+        _check_modules(model, adapter, findings)
     problems = findings.problems
     if not problems:
         from peft import PeftModel
 
-        try:
-            return PeftModel.from_pretrained(model, str(adapter))
-        except (RuntimeError, ValueError) as error:
-            problems = [str(error).partition("\n")[0]]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                tuned = PeftModel.from_pretrained(model, str(adapter))
+            except (RuntimeError, ValueError) as error:
+                problems = [str(error).partition("\n")[0]]
+        # PEFT leaves weights that it does not find at random, and says no more than that.
+        missing = [str(one.message) for one in told if "missing adapter keys" in str(one.message)]
+        if not problems and not missing:
+            return tuned
+        problems += [text[:300] for text in missing]
     text = f"{adapter} cannot be put on {base_model}: {'; '.join(problems)}"
     raise FailureError(exits.CRASH, "AdapterInvalid", text)
 
@@ -180,9 +199,9 @@ def check_files(adapter: Path, base: ModelFiles | None, findings: Findings) -> N
         "parameters": sum(tensor.elements for tensor in tensors.values()),
     }
     _check_pairs(tensors, findings)
-    _check_vllm(config, findings)
+    findings.warnings += serving_warnings(SimpleNamespace(**_LEFT_OUT | config | {"r": int(config.get("r") or 0)}))
     if base is not None:
-        _check_shapes(tensors, base, findings)
+        _warn_of_unknown(_check_shapes(tensors, _layers_in_files(base), findings), findings)
 
 
 def _plain(value: Any) -> str:
@@ -209,53 +228,84 @@ def _check_pairs(tensors: dict[str, Tensor], findings: Findings) -> None:
             findings.problems.append(f"{name} is there without {other}")
 
 
-def _check_shapes(tensors: dict[str, Tensor], base: ModelFiles, findings: Findings) -> None:
-    known = _suffixes(base)
+def _check_modules(model: Any, adapter: Path, findings: Findings) -> None:
+    """Compare an adapter with a loaded model, where each layer has the name that PEFT will look for."""
+    layers = {}
+    for name, module in model.named_modules():
+        shape = getattr(getattr(module, "weight", None), "shape", ())
+        if hasattr(module, "in_features"):  # the weight of a quantized layer has another shape
+            layers[name] = Tensor("", (module.out_features, module.in_features))
+        elif len(shape) == 2:
+            layers[name] = Tensor("", tuple(shape[::-1] if hasattr(module, "nf") else shape))
+    unknown = _check_shapes(read_header(adapter / "adapter_model.safetensors"), _by_core(layers), findings)
+    # PEFT knows the names that experts, routers and their layers had when each was a layer of its own.
+    if not any(has_experts(name) for name, _ in model.named_modules()):
+        findings.problems += [f"the base model has no layer {name}" for name in unknown[:10]]
+
+
+def _check_shapes(tensors: dict[str, Tensor], known: dict[str, Tensor], findings: Findings) -> list[str]:
+    """Compare the adapter's matrices with the base's layers; return the layers that are not among these.
+
+    A layer that has its like in another place, as in layers.0 and layers.9, is known to be missing.
+    """
+    places = {_anywhere(name) for name in known}
+    unknown: dict[str, None] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B|embedding_A|embedding_B)(?:\.weight)?", name)
         if match is None or match[2].startswith("embedding"):
             continue
-        weight = known.get(match[1].removeprefix("model."))
-        if weight is None:
+        weight = known.get(_core(match[1]))
+        if weight is not None:
+            outputs, inputs = weight.shape[:2]
+            wanted, found = (inputs, tensor.shape[1]) if match[2] == "A" else (outputs, tensor.shape[0])
+            if wanted != found:
+                side = "inputs" if match[2] == "A" else "outputs"
+                findings.problems.append(f"{name}: has {found} {side}, the base model's layer has {wanted}")
+        elif _anywhere(_core(match[1])) in places:
             findings.problems.append(f"{name}: the base model has no layer {match[1]}")
-            continue
-        outputs, inputs = weight.shape[:2]
-        wanted, found = (inputs, tensor.shape[1]) if match[2] == "A" else (outputs, tensor.shape[0])
-        if wanted != found:
-            side = "inputs" if match[2] == "A" else "outputs"
-            findings.problems.append(f"{name}: has {found} {side}, the base model's layer has {wanted}")
+        else:
+            unknown[match[1]] = None
     if len(findings.problems) > 10:
         findings.problems[10:] = [f"and {len(findings.problems) - 10} more: it belongs to another base model"]
+    return list(unknown)
 
 
-def _suffixes(base: ModelFiles) -> dict[str, Tensor]:
-    """Return the base's layers by name without what wrappers put in front of it."""
+def _warn_of_unknown(unknown: list[str], findings: Findings) -> None:
+    if unknown:
+        findings.warnings.append(
+            f"{len(unknown)} of its layers, as {unknown[0]}, are not in the base model's files under this name: they "
+            "were not compared; chat and merge compare them with the loaded model"
+        )
+
+
+def _layers_in_files(base: ModelFiles) -> dict[str, Tensor]:
+    """Return the base's layers as outputs and inputs by the cores of their names."""
     transposed = base.config.get("model_type") == "gpt2"  # its Conv1D keeps inputs first
     # A head that is tied to the embeddings is not stored a second time.
     embeddings = [t for name, t in base.tensors.items() if name.endswith(("embed_tokens.weight", "wte.weight"))]
     tied = {"lm_head": embeddings[0]} if embeddings else {}
-    return tied | {
-        name.removesuffix(".weight").removeprefix("model."): Tensor(
-            tensor.dtype, tensor.shape[::-1] if transposed else tensor.shape
-        )
-        for name, tensor in base.tensors.items()
-        if name.endswith(".weight") and len(tensor.shape) == 2
-    }
+    return tied | _by_core(
+        {
+            name.removesuffix(".weight"): Tensor(tensor.dtype, tensor.shape[::-1] if transposed else tensor.shape)
+            for name, tensor in base.tensors.items()
+            if name.endswith(".weight") and len(tensor.shape) == 2
+        }
+    )
 
 
-def _check_vllm(config: dict[str, Any], findings: Findings) -> None:
-    rank = int(config.get("r") or 0)
-    needed = next((limit for limit in VLLM_RANKS if limit >= rank), None)
-    if needed is None:
-        findings.warnings.append(f"vLLM cannot load it: rank {rank} is above {VLLM_RANKS[-1]}")
-    elif needed > 16:
-        findings.warnings.append(f"vLLM needs --max-lora-rank {needed} for its rank of {rank}")
-    if config.get("use_dora"):
-        findings.warnings.append("vLLM cannot load it: it is a DoRA adapter; merge it into its base instead")
-    if config.get("bias", "none") != "none":
-        findings.warnings.append(f"vLLM cannot load it: it trains biases (bias: {config['bias']})")
-    if config.get("modules_to_save"):
-        findings.warnings.append(f"vLLM cannot load it: it holds whole layers ({', '.join(config['modules_to_save'])})")
+def _by_core(layers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return layers by the cores of their names, without those that then cannot be told apart."""
+    cores = Counter(map(_core, layers))
+    return {_core(name): tensor for name, tensor in layers.items() if cores[_core(name)] == 1}
+
+
+def _core(name: str) -> str:
+    """Return a layer's name without the wrappers."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _anywhere(core: str) -> str:
+    return re.sub(r"\d+", "*", core)
 
 
 def _check_numbers(path: Path, findings: Findings) -> None:
