@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,24 @@ def test_the_peak_is_within_15_percent(name: str, tokenizer: Any, rows_file: Pat
     calculated = json.loads(run_program(tmp_path, "plan", "--no-probe", *arguments).output)
     assert calculated["parameters"] == plan["parameters"]
     assert calculated["peakBytes"] == pytest.approx(peak, rel=0.35)
+
+
+def test_the_probe_trains_what_the_run_keeps_and_tells_nobody(tokenizer: Any, rows_file: Path, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", tokenizer, {**SHAPES["wide vocabulary"], "vocab_size": 512})
+    arguments = [
+        "--method=SFT",
+        f"--base-model={base}",
+        f"--dataset={rows_file}",
+        "--batch-size=2",
+        "--max-length=130",
+        "--too-long=Drop",
+        "--early-stopping-patience=2",
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        url = f"http://127.0.0.1:{registry.getsockname()[1]}"
+        plan = json.loads(run(tmp_path, "plan", *arguments, f"--registry-url={url}", "--namespace=team")[0])
+        registry.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has come
+            registry.accept()
+    assert 0 < plan["rows"] < 28
+    assert 100 < plan["longestRow"] <= 130

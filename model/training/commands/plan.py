@@ -353,9 +353,16 @@ def _probe(settings: TrainSettings, run: RunDirectory) -> dict[str, Any]:
     write_json(path, {key: value for key, value in settings.document().items() if value is not None})
     command = [sys.executable, "-m", "model.training.commands.probe", f"--config={path}"]
     environment = {**os.environ, "TERMINATION_LOG": str(run.path / "probe.log"), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(  # noqa: S603 - this interpreter, this package
-        command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter, this package
+            command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        text = (
+            f"two steps on the longest rows were not done after {terminal.duration(PROBE_SECONDS)}: lower --max-length "
+            "or --micro-batch-size; --no-probe only calculates"
+        )
+        raise FailureError(exits.CRASH, "ProbeFailed", text) from error
     try:
         measured = read_json(run.path / "probe.json")
     except FilesError:

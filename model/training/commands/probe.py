@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from model.training import build
 from model.training.config import TrainSettings
 from model.training.loop.memory import resident_bytes
 from model.training.processes import process
+from model.training.rows.tokens import PreferenceRows, RowEncoder, TokenRows
 
 RESULT = "probe.json"
 STEPS = 2
@@ -73,10 +74,16 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
             "micro_batch_size": micro_batch_size,
             "epochs": None,
             "max_steps": STEPS,
+            "checkpoint_steps": STEPS,  # none between the steps, whose time is taken
             "sharding": "None",
+            "early_stopping_patience": None,  # no row is held out
+            "registry_url": None,  # whatever the run is called, nobody asked for its progress
         }
     )
-    write_longest(directory, RunDirectory(small.run_directory), micro_batch_size)
+    encoder = RowEncoder(tokenizer, max_length=settings.max_length, too_long=settings.too_long)
+    encode = encoder.encode_preferences if settings.method == "DPO" else encoder.encode
+    chosen = longest_lines(directory.train_rows, data.rows, micro_batch_size, encode)
+    write_lines(directory, RunDirectory(small.run_directory), chosen)
     train(small, output)
     steps = _steps(RunDirectory(small.run_directory).metrics)
     age = (datetime.now(UTC) - process.start_time()).total_seconds()
@@ -94,14 +101,47 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def write_longest(source: RunDirectory, target: RunDirectory, count: int) -> None:
-    """Copy the longest rows, by their bytes, into another run's directory as its dataset."""
-    with source.train_rows.open("rb") as file:
-        lengths = [len(line) for line in file]
-    chosen = set(sorted(range(len(lengths)), key=lambda index: -lengths[index])[:count])
+def longest_lines(
+    path: Path, rows: TokenRows | PreferenceRows, count: int, encode: Callable[[Iterator[bytes], str], Any]
+) -> set[int]:
+    """Return the numbers, from 0, of the lines that became the longest rows, in tokens.
+
+    Parameters
+    ----------
+    path
+        The exported lines.
+    rows
+        What became of them; some may have been left out.
+    count
+        How many lines to return, as far as there are so many rows.
+    encode
+        What makes rows of lines.
+    """
+    enough = sorted(_sizes(rows), reverse=True)[:count][-1]
+    with path.open("rb") as file:
+        lines = list(file)
+    chosen: set[int] = set()
+    for number in sorted(range(len(lines)), key=lambda number: -len(lines[number])):
+        if len(chosen) == count:
+            break
+        if any(size >= enough for size in _sizes(encode(iter([lines[number]]), "the dataset's"))):
+            chosen.add(number)
+    return chosen
+
+
+def _sizes(rows: TokenRows | PreferenceRows) -> list[tuple[int, int]]:
+    """Return each example's longest sequence and its sum, in tokens."""
+    if isinstance(rows, TokenRows):
+        return [(length, length) for length in rows.lengths]
+    pairs = zip(rows.chosen.lengths, rows.rejected.lengths, strict=True)
+    return [(max(pair), sum(pair)) for pair in pairs]
+
+
+def write_lines(source: RunDirectory, target: RunDirectory, chosen: set[int]) -> None:
+    """Copy the lines of these numbers into another run's directory as its dataset."""
     target.dataset.mkdir(parents=True)
     with source.train_rows.open("rb") as file, target.train_rows.open("wb") as copy:
-        copy.writelines(line for index, line in enumerate(file) if index in chosen)
+        copy.writelines(line for number, line in enumerate(file) if number in chosen)
     target.evaluation_rows.touch()
     manifest = json.loads(source.manifest.read_text(encoding="utf-8"))
     files = [target.train_rows, target.evaluation_rows]
