@@ -15,7 +15,7 @@ from typing import Any
 from model.data.records import InvalidRowError, Problem
 
 MAX_LINE_BYTES = 16 << 20
-"""A longer line, without its line break, is an invalid row: it would be held in memory whole, and no model could read it."""
+"""A longer line, without its line break, is an invalid row: memory would hold it whole, and no model could read it."""
 
 TOO_LONG = f"is longer than {MAX_LINE_BYTES >> 20} MiB"
 SHORTEN = ": shorten it, or write several rows"
@@ -71,9 +71,7 @@ def decode_text(text: str, *, is_row: bool = False) -> Any:
         raise explain(error, text, is_row=is_row) from error
 
 
-def explain(
-    error: ValueError | RecursionError, text: str, start: int = 0, *, is_row: bool = False
-) -> InvalidRowError:
+def explain(error: ValueError | RecursionError, text: str, start: int = 0, *, is_row: bool = False) -> InvalidRowError:
     """Say what an error of `DECODER` means for the row that begins at `start` of a text and ends with the text."""
     if isinstance(error, RefusedError):
         problem = error.problem

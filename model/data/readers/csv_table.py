@@ -14,7 +14,6 @@ from model.data.readers.sniff import delimiter
 from model.data.records import InvalidRowError, Record
 from model.exits import FailureError
 
-
 _RETURNS = r"ends a line with a carriage return alone: convert the file with `tr '\r' '\n'`, or quote the field"
 
 

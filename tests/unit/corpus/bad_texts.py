@@ -358,8 +358,8 @@ CASES = (
     Case(
         "CSV: a carriage return in a row",
         b"prompt,completion\na,b\rc\nd,e\n",
-        r"train.csv row 1: ends a line with a carriage return alone: convert the file with `tr '\r' '\n'`, or quote the "
-        "field",
+        r"train.csv row 1: ends a line with a carriage return alone: convert the file with `tr '\r' '\n'`, or quote "
+        "the field",
         file="train.csv",
         row=1,
     ),

@@ -3,7 +3,8 @@
 They come from a container, so nothing in them is trusted to be there or to have the right type: a document that does
 not fit is kept as plain text, and the run goes on by its exit codes. What becomes part of the status is read by the
 status' own models (`DatasetStatus`, `Measurements`, `LossPoint`), and what the registry is told of the base model by
-its own: what fits here fits there, and a document that cannot be written would hold up its run for ever. The other documents are apart, for people never see them.
+its own: what fits here fits there, and a document that cannot be written would hold up its run for ever. The other
+documents are apart, for people never see them.
 """
 
 from __future__ import annotations
