@@ -9,10 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
+from model import exits
+from model.exits import FailureError
 from model.training.commands.chat import Conversation, Pair
 from model.training.commands.merge import merge
-from model.training.commands.verify import verify
+from model.training.commands.verify import load_adapter, verify
+from model.training.config import TrainSettings
+from model.training.weights import adapters
 from tests.training.harness import Run
 from tests.training.programs import run_program
 
@@ -99,3 +105,85 @@ def test_an_adapter_with_the_defaults_is_trained_and_used(
     assert merged.difference < 1e-3
     pair = Pair(str(base), run.directory, max_new_tokens=2, system=None)
     assert set(pair.ask("What?", Conversation())) == {"prompt", "base", "adapter"}
+
+
+def make_settings(directory: Path, **changes: Any) -> TrainSettings:
+    values = {"method": "SFT", "run_directory": directory, "run_uid": "u", "base_model": "base", **changes}
+    return adapters.with_parent(TrainSettings.model_validate(values).resolved())
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "said"),
+    [
+        ("mixtral", ["q_proj", "gate"], "gate of base belongs to the experts"),
+        ("mixtral", ["w1"], "w1 of base belongs to the experts"),
+        ("qwen3_moe", ["mlp.gate_proj"], "mlp.gate_proj of base belongs to the experts"),
+        ("gpt_oss", ["router"], "router of base is no linear layer; those that can be are k_proj, o_proj"),
+    ],
+)
+def test_layers_that_cannot_be_adapted_are_refused(kind: str, targets: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(FailureError, match=said) as caught:
+        adapters.new_adapter(make_settings(tmp_path, lora_target_modules=targets), MODELS[kind](32))
+    assert (caught.value.code, caught.value.reason) == (exits.INVALID_CONFIGURATION, "InvalidSpec")
+
+
+def test_shared_experts_are_adapted_where_they_are_named(tmp_path: Path) -> None:
+    model = qwen2_moe(32)
+    named = adapters.new_adapter(make_settings(tmp_path, lora_target_modules=["up_proj"]), model)
+    trained = {name for name, weight in get_peft_model(model, named).named_parameters() if weight.requires_grad}
+    assert len(trained) == 4
+    assert all(".shared_expert.up_proj.lora_" in name for name in trained)
+
+
+def of_experts(directory: Path) -> Path:
+    """Write an adapter with the names that each expert's own layers had."""
+    torch.manual_seed(3)
+    config = LoraConfig(target_modules=["q_proj", "w1", "w2", "w3"], r=4, init_lora_weights=False)
+    get_peft_model(mixtral(32), config).save_pretrained(directory)
+    path = directory / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    assert saved["target_parameters"]
+    return directory
+
+
+@pytest.mark.parametrize("dropout", [0, 5])
+def test_a_parent_that_adapts_experts_is_refused(dropout: int, tmp_path: Path) -> None:
+    parent = of_experts(tmp_path / "parent")
+    with pytest.raises(FailureError, match="adapts the experts or the router"):
+        make_settings(tmp_path, parent_adapter=parent)
+    path = parent / "adapter_config.json"
+    older = {"target_parameters": None, "target_modules": ["q_proj", "w1", "w2", "w3"], "rank_pattern": {}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | older))
+    settings = make_settings(tmp_path, parent_adapter=parent, lora_dropout_percent=dropout)
+    with pytest.raises(FailureError, match="adapts the experts or the router"):
+        adapters.attach_parent(mixtral(32), settings)
+
+
+def test_an_adapter_of_experts_can_be_looked_at_and_loaded(tmp_path: Path) -> None:
+    loaded = load_adapter(mixtral(32), "base", of_experts(tmp_path / "adapter"))
+    assert any("experts" in name for name, _ in loaded.named_parameters() if "lora_" in name)
+
+
+def rename(adapter: Path, old: str, new: str) -> None:
+    path = adapter / "adapter_model.safetensors"
+    save_file({name.replace(old, new): tensor for name, tensor in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "said"),
+    [
+        ("gemma3", "self_attn.q_proj", "attention.query", "no layer model.language_model.layers.0.attention.query"),
+        ("gemma3", "layers.1.", "layers.7.", "no layer model.language_model.layers.7.self_attn.q_proj"),
+        ("mixtral", "self_attn.q_proj", "attention.query", "missing adapter keys"),
+    ],
+)
+def test_weights_that_have_no_place_in_the_model_are_told(
+    kind: str, old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    model = MODELS[kind](32)
+    layers = r".*layers\.\d+\.self_attn\.q_proj" if kind == "mixtral" else r".*language_model.*q_proj"
+    config = LoraConfig(target_modules=layers)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    rename(tmp_path / "adapter", old, new)
+    with pytest.raises(FailureError, match=said):
+        load_adapter(MODELS[kind](32), "base", tmp_path / "adapter")

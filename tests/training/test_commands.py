@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,15 @@ def test_a_question_that_leaves_no_room_for_an_answer_is_refused(base_model: Pat
     with pytest.raises(FailureError, match="the model reads 512 in all: ask a shorter one, or lower --max-new-tokens"):
         pair.ask("why " * 600, conversation)
     assert conversation.base == before
+
+
+def test_a_system_message_without_a_template_is_refused(base_model: Path, lora: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(base_model, base)
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(FailureError, match=r"--system: .* has no chat template"):
+        Pair(str(base), lora, max_new_tokens=2, system="Be brief.")
+    assert Pair(str(base), lora, max_new_tokens=2, system=None).ask("What?", Conversation())["prompt"] == "What?"
 
 
 def test_a_conversation_says_what_it_forgets_and_goes_on_after_a_refusal(base_model: Path, lora: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from model import exits
 from model.exits import FailureError
 from model.training.commands.chat import Pair
 from model.training.commands.merge import merge
+from tests.support.hub import hub
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +106,32 @@ def test_a_quantized_base_is_refused(base_model: Path, tmp_path: Path) -> None:
     lora = adapter(base_model, tmp_path / "adapter", "q_proj")
     with pytest.raises(FailureError, match=r"quantized \(bitsandbytes\).*full-precision model"):
         merge(lora, str(base), tmp_path / "merged", "Auto")
+
+
+def test_a_quantized_base_on_the_hub_is_refused_before_its_weights_are_read(base_model: Path, tmp_path: Path) -> None:
+    config = json.loads((base_model / "config.json").read_text()) | {"quantization_config": {"quant_method": "awq"}}
+    adapter(base_model, tmp_path / "adapter", "q_proj")
+    with hub() as server:
+        server.repository("owner/tiny", {"config.json": json.dumps(config).encode()})
+        environment = {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "model.training.cli",
+                "merge",
+                "adapter",
+                "--output=merged",
+                "--base-model=owner/tiny",
+            ],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == exits.INVALID_CONFIGURATION
+    assert "the weights of owner/tiny are quantized (awq)" in done.stderr
 
 
 def test_a_merge_that_changes_the_answers_is_not_kept(

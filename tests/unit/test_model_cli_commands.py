@@ -99,7 +99,34 @@ def test_a_parent_is_compared_with_base_and_digest(workplace: Path, capsys: pyte
     assert (code, found["parentAdapter"]["rank"]) == (0, 8)
     other = hashlib.sha256(b"").hexdigest()
     code, found = validate(capsys, dataset, f"--parent-adapter={parent}", f"--parent-adapter-sha256={other}")
-    assert f"its digest is {digest}" in found["problems"][0]["message"]
+    assert f"has the SHA-256 {digest}, --parent-adapter-sha256 says {other}" in found["problems"][0]["message"]
+    assert len(found["problems"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "argument", "said"),
+    [
+        ({}, "--lora-rank=64", "--lora-rank is 64, the parent adapter parent has 8"),
+        ({"base_model_name_or_path": "example/other"}, "--base-model-name=example/tiny", "made for the base model"),
+        ({"modules_to_save": ["lm_head"]}, "--seed=1", "trains whole layers, biases or tokens"),
+        ({"bias": "all"}, "--seed=1", "trains whole layers, biases or tokens"),
+        ({"target_parameters": ["down_proj"]}, "--seed=1", "adapts the experts"),
+        ({"peft_type": "IA3"}, "--seed=1", "is a IA3 adapter"),
+    ],
+)
+def test_a_parent_that_training_refuses_is_refused(
+    config: dict[str, Any], argument: str, said: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_adapter(workplace / "parent", **config)
+    code, found = validate(capsys, "--dataset=rows.jsonl", "--parent-adapter=parent", argument)
+    assert code == exits.INVALID_CONFIGURATION
+    assert [said in problem["message"] for problem in found["problems"]] == [True]
+
+
+def test_a_parent_brings_a_variant_that_cannot_be_sharded(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_adapter(workplace / "parent", use_dora=True)
+    arguments = ("--dataset=rows.jsonl", "--parent-adapter=parent", "--processes=2", "--sharding=Full")
+    assert "cannot train DoRA" in validate(capsys, *arguments)[1]["problems"][0]["message"]
 
 
 def test_an_exported_dataset_is_recognised(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ class Pair:
     Raises
     ------
     FailureError
-        When the base model or the adapter cannot be loaded.
+        When the base model or the adapter cannot be loaded, or a system message has no place.
     """
 
     def __init__(self, base_model: str | None, adapter: Path, *, max_new_tokens: int, system: str | None) -> None:
@@ -56,6 +56,13 @@ class Pair:
         cuda = torch.cuda.is_available()
         bfloat16 = cuda or process.cpu_has_bfloat16()
         self._tokenizer = basemodel.load_tokenizer(name, revision)
+        if system is not None and not self._tokenizer.chat_template:
+            raise FailureError(
+                exits.INVALID_CONFIGURATION,
+                "InvalidSpec",
+                f"--system: the tokenizer of {name} has no chat template, and without one the model gets the question "
+                "alone: leave it out, or write it into the question",
+            )
         model = verify.load_adapter(basemodel.load_model(name, revision, bfloat16=bfloat16), name, directory)
         self._model = model.to("cuda" if cuda else "cpu").eval()
         self._positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

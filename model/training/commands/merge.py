@@ -13,7 +13,7 @@ from model.exits import FailureError
 from model.files import publish_directory
 from model.training.commands import verify
 from model.training.weights import basemodel
-from model.training.weights.files import FilesError, read_json
+from model.training.weights.files import read_json
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Allowed root mean square difference of the logits, as a share of their spread, by the type they are saved in."""
@@ -71,9 +71,8 @@ def merge(adapter: Path, base_model: str | None, output: Path, precision: str) -
     if output.exists():
         raise _refused(f"{output} exists already: name a directory that does not, nothing is overwritten")
     name, revision = verify.choose_base_model(base_model, adapter, directory)
-    if (base_directory := basemodel.check(name)) is not None:
-        _refuse_quantized(base_directory)
-    model, stored = _load(name, revision, directory)
+    stored = _stored_type(name, revision)
+    model = _load(name, revision, directory)
     tokenizer = basemodel.load_tokenizer(name, revision)
     inputs, expected = _logits_before(model)
     merged = model.merge_and_unload(safe_merge=True)
@@ -99,24 +98,31 @@ def merge(adapter: Path, base_model: str | None, output: Path, precision: str) -
     return Merged(output, dtype, parameters, difference)
 
 
-def _refuse_quantized(base: Path) -> None:
-    try:
-        quantized = read_json(base / "config.json").get("quantization_config")
-    except FilesError as error:
-        raise FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", str(error)) from error
-    if quantized:
-        raise _refused(
-            f"the weights in {base} are quantized ({quantized.get('quant_method')}), and rounding them again would "
-            "lose what was learned: give --base-model the full-precision model that they were made from"
-        )
+def _stored_type(base_model: str, revision: str | None) -> str:
+    """Return the type that the base's weights are stored in, from its configuration.
 
-
-def _load(base_model: str, revision: str | None, adapter: Path) -> tuple[Any, str]:
-    """Return base and adapter in float32, and the type that the base is stored in."""
-    import torch
+    Raises
+    ------
+    FailureError
+        When they are quantized.
+    """
     from transformers import AutoConfig
 
-    stored = AutoConfig.from_pretrained(base_model, revision=revision).get_text_config().dtype
+    config = basemodel.translated(
+        base_model, revision, lambda: AutoConfig.from_pretrained(base_model, revision=revision)
+    )
+    if quantized := getattr(config, "quantization_config", None):
+        raise _refused(
+            f"the weights of {base_model} are quantized ({quantized.get('quant_method')}), and rounding them again "
+            "would lose what was learned: give --base-model the full-precision model that they were made from"
+        )
+    return str(config.get_text_config().dtype or "float32").removeprefix("torch.")
+
+
+def _load(base_model: str, revision: str | None, adapter: Path) -> Any:
+    """Return base and adapter in float32."""
+    import torch
+
     base = basemodel.load_model(base_model, revision, bfloat16=False)
     config = read_json(adapter / "adapter_config.json")
     if _touches_tied_weights(base, config):
@@ -125,8 +131,7 @@ def _load(base_model: str, revision: str | None, adapter: Path) -> tuple[Any, st
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
         base.config.get_text_config().tie_word_embeddings = False
         base.config.tie_word_embeddings = False
-    model = verify.load_adapter(base, base_model, adapter).eval()
-    return model, str(stored or torch.float32).removeprefix("torch.")
+    return verify.load_adapter(base, base_model, adapter).eval()
 
 
 def _touches_tied_weights(base: Any, config: dict[str, Any]) -> bool:

@@ -13,13 +13,14 @@ from typing import Any
 
 from model import exits, flags
 from model.exits import FailureError
-from model.files import RunDirectory, combined_digest, digest_directory
+from model.files import RunDirectory
 from model.training import local
 from model.training.commands import verify
 from model.training.config import TrainSettings
 from model.training.local import TrainCommand
 from model.training.output import terminal
 from model.training.processes import process
+from model.training.weights import adapters
 from model.training.weights.files import FilesError, ModelFiles, read_json, read_model
 
 _NEEDED_TO_COUNT = ("transformers", "tokenizers", "torch")
@@ -156,17 +157,26 @@ def _check_parent(settings: TrainSettings, base: ModelFiles | None, found: Findi
     except FailureError as failure:
         found.failures.append(_of_flag("--parent-adapter", failure))
         return
+    settings, refused = settings.model_copy(update={"parent_adapter": directory}), None
+    try:
+        filled = adapters.with_parent(settings)
+    except FailureError as failure:
+        refused = failure
+    else:
+        refused = _all_in_one(filled.sharding_problems())  # once more: a parent brings its variant
     parent = verify.Findings({"directory": str(directory)})
     verify.check_files(directory, base, parent)
-    if settings.parent_adapter_sha256 is not None:
-        digest = combined_digest(digest_directory(directory))
-        if digest != settings.parent_adapter_sha256:
-            parent.problems.append(f"its digest is {digest}, not the {settings.parent_adapter_sha256} that was given")
     found.parts["parentAdapter"] = parent.facts
-    found.failures += [
-        FailureError(exits.DOES_NOT_EXIST, "AdapterInvalid", f"--parent-adapter={directory}: {text}")
-        for text in parent.problems
-    ]
+    found.failures += [refused] if refused else []
+    if refused is None or refused.reason != "AdapterInvalid":  # else it would say the same of the files
+        found.failures += [
+            FailureError(exits.INVALID_CONFIGURATION, "AdapterInvalid", f"--parent-adapter={directory}: {text}")
+            for text in parent.problems
+        ]
+
+
+def _all_in_one(problems: list[str]) -> FailureError | None:
+    return FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", "; ".join(problems)) if problems else None
 
 
 def _check_dataset(command: TrainCommand, scratch: Path, found: Findings) -> dict[str, Any] | None:
