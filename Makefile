@@ -55,7 +55,7 @@ chaos: $(VENV)/ready ## A hundred runs killed at random moments, each resumed to
 	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos
 
 e2e: $(VENV)/ready ## The whole, on the local cluster with real pods
-	$(BIN)/pytest -n 2 --dist loadfile tests/e2e
+	$(BIN)/pytest -n 3 --dist loadfile tests/e2e
 
 cluster: $(VENV)/ready ## Start the local cluster and leave it running
 	$(BIN)/python -m tests.cluster up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ class Data:
     def longest_row(self) -> int:
         """The tokens of the longest of those."""
         return max(max(rows.lengths) for rows in self.all_sequences)
+
+    def digest_of_tokens(self) -> str:
+        """Return a digest of the tokens: the same rows have others with another tokenizer or chat template."""
+        digest = hashlib.sha256()
+        for rows in self.all_sequences:
+            for values in (rows.ids, rows.labels, rows.offsets):
+                digest.update(values)
+        return digest.hexdigest()[:16]
 
 
 def _sequences(examples: TokenRows | PreferenceRows) -> list[TokenRows]:
@@ -382,8 +391,11 @@ def fingerprint(settings: TrainSettings, data: Data, total_steps: int) -> dict[s
         "dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight",
     )  # fmt: skip
     values = settings.model_dump(mode="json", include=set(names))
+    base_directory = basemodel.check(settings.base_model)
     return values | {
         "base_model": settings.recorded_base_model,
+        "base_model_files": basemodel.digest_of_files(base_directory) if base_directory else None,
+        "tokens": data.digest_of_tokens(),
         "dataset": data.document["sha256"],
         "total_steps": total_steps,
         "early_stopping": _early_stopping(settings),

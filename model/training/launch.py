@@ -74,15 +74,16 @@ def verdict(ends: Sequence[tuple[int, int]], *, interrupted: bool) -> tuple[int,
     Parameters
     ----------
     ends
-        Process and exit code in the order in which they ended, 128 and more for signals; without those that had to be
-        killed. The first that failed is to blame: others may have crashed for want of it.
+        Process and exit code in the order in which they ended, the negative number of the signal that ended it;
+        without those that had to be killed. The first that failed is to blame: others may have crashed for want of it.
     interrupted
         Whether SIGTERM was handed on.
     """
     codes: dict[int, int] = {}
-    for rank, code in ends:
-        # One that SIGTERM ended before it had a handler had nothing to lose.
-        codes[rank] = exits.INTERRUPTED if interrupted and code == 128 + signal.SIGTERM else code
+    for rank, end in ends:
+        code = end if end >= 0 else 128 - end
+        # One that SIGTERM itself ended had no handler yet, and nothing to lose. An exit code of 143 is another matter.
+        codes[rank] = exits.INTERRUPTED if interrupted and end == -signal.SIGTERM else code
         if codes[rank] not in QUIET:
             return codes[rank], rank
     if codes.get(0) != exits.OK and exits.INTERRUPTED in codes.values():
@@ -160,8 +161,7 @@ class Family:
         }
 
     def _wait(self, rank: int, child: subprocess.Popen[bytes]) -> None:
-        code = child.wait()
-        self._ended.put((rank, code if code >= 0 else 128 - code))
+        self._ended.put((rank, child.wait()))
 
     def _hand_on(self, _number: int, _frame: FrameType | None) -> None:
         self.interrupted = True
@@ -188,4 +188,6 @@ def _words(scratch: Path, rank: int) -> dict[str, Any]:
 
 
 def _how(code: int) -> str:
-    return f"exit code {code}" if code < 128 else f"signal {code - 128}, most likely for want of memory"
+    if code == 128 + signal.SIGKILL:
+        return f"signal {signal.SIGKILL}, most likely for want of memory"
+    return f"exit code {code}" if code < 128 else f"signal {code - 128}"

@@ -42,7 +42,7 @@ _locked: dict[Path, int] = {}
 
 _FREE = {
     "run_directory", "run_uid", "name", "plot", "print_config", "image", "registry_url", "registry_token_file",
-    "checkpoint_steps", "micro_batch_size", "gpus", "processes", "sharding",
+    "namespace", "checkpoint_steps", "micro_batch_size", "gpus", "processes", "sharding",
 }  # fmt: skip
 """Settings that do not decide what comes out: they may differ between the attempts of a run."""
 

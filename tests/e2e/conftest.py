@@ -1,8 +1,8 @@
 """One cluster and one installation for all end-to-end tests; every test has a namespace of its own.
 
-The tests run on two workers, each file on one of them. What takes the operator or the registry away is in one file
-(test_survival.py), so that it never happens twice at once; the others must live with it, except those that hold
-`registry_needed`.
+The tests run on three workers, for they mostly wait; each file is on one of them. What takes the operator or the
+registry away is in one file (test_survival.py), so that it never happens twice at once; the others must live with it,
+except those that hold `registry_needed`.
 """
 
 from __future__ import annotations

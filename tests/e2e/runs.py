@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.base import Cluster
 from tests.support.installation import Installation
 from tests.support.kubectl import Kubectl, is_true
 
@@ -15,6 +16,7 @@ Document = dict[str, Any]
 FINISH_SECONDS = 240.0
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m-instruct"
+LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 100, "checkpointSteps": 20}
 
 
 def manifest(name: str = "run", *, model: str = TINY, **spec: Any) -> Document:
@@ -107,3 +109,15 @@ def first_steps(team: Kubectl, steps: int = 2, name: str = "run") -> None:
         return any(line.get("step", 0) >= steps for line in trainer_log(team, name))
 
     team.wait_for(f"{steps} steps of {name}", look, seconds=FINISH_SECONDS)
+
+
+def kill_process(cluster: Cluster, kubectl: Kubectl, words: str) -> None:
+    """SIGKILL the one process in the node's pods whose command line contains these words, once it is there."""
+
+    def find() -> list[str]:
+        found = cluster.node_shell(["pgrep", "--full", "--", words]).stdout.split()
+        return [pid for pid in found if "kubepods" in cluster.node_shell(["cat", f"/proc/{pid}/cgroup"]).stdout]
+
+    found = kubectl.wait_for(f"a process with {words!r} in its command line", find)
+    assert len(found) == 1, f"processes with {words!r} in their command line, in pods: {found}"
+    assert cluster.node_shell(["kill", "-KILL", found[0]]).returncode == 0

@@ -109,18 +109,3 @@ def test_preferences_on_top_of_an_adapter_for_chats(installation: Installation, 
     trainer = runs.pods(tiny, "preferred")[-1]["spec"]["containers"][0]
     mounts = {mount["mountPath"]: mount for mount in trainer["volumeMounts"]}
     assert mounts["/models/parent"]["readOnly"] is True
-
-
-def test_suspending_saves_and_resuming_goes_on(tiny: Kubectl) -> None:
-    long = {"batchSize": 4, "maxLength": 128, "maxSteps": 800, "checkpointSteps": 1000}
-    run = runs.manifest(training=long, dataset=runs.config_map(tiny, runs.lines(runs.rows(64))))
-    tiny.apply(run)
-    runs.first_steps(tiny)
-    tiny("patch", "trainingrun", "run", "--type=merge", '--patch={"spec":{"suspend":true}}')
-    tiny.wait_for("no pod", lambda: not runs.pods(tiny))
-    assert is_true(runs.in_phase(tiny, "Suspended"), "Suspended")
-    tiny("patch", "trainingrun", "run", "--type=merge", '--patch={"spec":{"suspend":false}}')
-    done = runs.succeeded(tiny)
-    assert done["status"]["resumedFromStep"] > 0
-    assert done["status"]["attempts"] == 2
-    assert done["status"]["attemptHistory"][0]["reason"] == "Interrupted"

@@ -1,4 +1,4 @@
-"""What must not matter: killed trainers, killed operators, a registry that is away, deleted runs."""
+"""What must not matter: killed operators, a registry that is away, deleted runs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,8 @@ from tests.e2e import runs
 from tests.support.installation import RELEASE, Installation
 from tests.support.kubectl import Kubectl
 
-LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 100, "checkpointSteps": 20}
-
 REGISTRY = f"deployment/{RELEASE}-registry"
 OPERATOR = f"deployment/{RELEASE}"
-
-
-def kill_process(cluster: Cluster, kubectl: Kubectl, words: str) -> None:
-    """SIGKILL the one process in the node's pods whose command line contains these words, once it is there."""
-
-    def find() -> list[str]:
-        found = cluster.node_shell(["pgrep", "--full", "--", words]).stdout.split()
-        return [pid for pid in found if "kubepods" in cluster.node_shell(["cat", f"/proc/{pid}/cgroup"]).stdout]
-
-    found = kubectl.wait_for(f"a process with {words!r} in its command line", find)
-    assert len(found) == 1, f"processes with {words!r} in their command line, in pods: {found}"
-    assert cluster.node_shell(["kill", "-KILL", found[0]]).returncode == 0
 
 
 def scale(installation: Installation, deployment: str, replicas: int) -> None:
@@ -49,22 +35,6 @@ def left_of_runs(team: Kubectl) -> list[runs.Document]:
 
 
 @pytest.mark.usefixtures("registry_needed")
-def test_a_killed_trainer_goes_on_from_its_checkpoint(
-    cluster: Cluster, installation: Installation, tiny: Kubectl, tmp_path: Path
-) -> None:
-    runs.push(installation, tiny, tmp_path)
-    tiny.apply(runs.manifest(training=LONG))
-    runs.first_steps(tiny, 25)
-    uid = tiny.json("get", "trainingrun", "run")["metadata"]["uid"]
-    kill_process(cluster, tiny, f"cli train.*{uid}")
-    done = runs.succeeded(tiny)
-    assert [a["exitCode"] for a in done["status"]["attemptHistory"]] == [137, 0]
-    assert done["status"]["resumedFromStep"] >= 20
-    with installation.registry(tiny) as registry:
-        assert len(registry.json("adapter", "list", "run")) == 1
-
-
-@pytest.mark.usefixtures("registry_needed")
 def test_an_operator_that_is_killed_again_and_again(
     cluster: Cluster, installation: Installation, tiny: Kubectl, tmp_path: Path
 ) -> None:
@@ -72,7 +42,7 @@ def test_an_operator_that_is_killed_again_and_again(
     tiny.apply(runs.manifest())
     for phase in ("Pending", "Exporting", "Training"):
         runs.in_phase(tiny, phase, "Training", "Registering", "Succeeded")
-        kill_process(cluster, tiny, "finetune.* operator$")
+        runs.kill_process(cluster, tiny, "finetune.* operator$")
     done = runs.succeeded(tiny)
     assert len(tiny.items("jobs", "finetune.dev/run=run")) == 1
     with installation.registry(tiny) as registry:
@@ -88,7 +58,7 @@ def test_deleting_a_run_removes_its_pods_also_while_the_operator_is_away(
     kept = {"claim": {"size": "1Gi", "retain": True}}
     tiny.apply(runs.manifest("done", output=kept))
     done = runs.succeeded(tiny, "done")
-    tiny.apply(runs.manifest("running", training={**LONG, "maxSteps": 5000}))
+    tiny.apply(runs.manifest("running", training={**runs.LONG, "maxSteps": 5000}))
     runs.first_steps(tiny, name="running")
     scale(installation, OPERATOR, 0)
     try:
@@ -107,7 +77,7 @@ def test_with_the_registry_the_pod_and_the_operator_gone_the_claim_still_has_the
     installation: Installation, tiny: Kubectl, tmp_path: Path
 ) -> None:
     runs.push(installation, tiny, tmp_path)
-    tiny.apply(runs.manifest(training=LONG))
+    tiny.apply(runs.manifest(training=runs.LONG))
     runs.first_steps(tiny)
     scale(installation, REGISTRY, 0)
     try:

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import transformers  # noqa: E402 - torch first, or there is nothing to import
+from transformers.masking_utils import create_causal_mask  # noqa: E402 - as above
 
 from model.training.loop.attention import use_segments, uses_segments  # noqa: E402 - as above
 
@@ -37,23 +38,51 @@ def test_families_that_attend_by_segments(name: str, dtype: torch.dtype) -> None
     ("name", "options"),
     [
         ("Mistral", {**HEADS, "sliding_window": LONGEST - 1}),  # what is further away must not be seen
-        ("Gemma2", {**HEADS, "head_dim": 8, "attention": "eager"}),
-        ("Bloom", {"n_head": 2, "attention": "eager"}),
-        ("Mamba", {"state_size": 8, "attention": "eager"}),
+        ("Llama", {**HEADS, "layer_types": ["full_attention", "linear_attention"]}),
+        ("Llama", {**HEADS, "attention_chunk_size": LONGEST}),
+        ("Gemma2", {**HEADS, "head_dim": 8, "attention": "eager"}),  # it caps its scores, which torch's cannot
+        *(("Falcon", {"num_attention_heads": 4, "alibi": alibi}) for alibi in (False, True)),  # told by the trial
+        ("StableLm", HEADS),
     ],
 )
 def test_models_that_do_not(name: str, options: dict[str, Any]) -> None:
     model = make(name, **options)
     before = model.config._attn_implementation
+    assert before == options.get("attention", "sdpa")
     assert not use_segments(model, longest_row=LONGEST)
     assert model.config._attn_implementation == before
 
 
-def test_a_model_that_keeps_the_segments_to_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_sees_what_follows_is_told_by_the_trial() -> None:
+    model = make("Llama", **HEADS)
+    model.config.is_causal = False
+    assert not use_segments(model, longest_row=LONGEST)
+    assert not uses_segments(model)
+
+
+def test_joined_rows_need_no_mask() -> None:
+    """It would be a whole square, made in each pass and thrown away."""
+    model = make("Llama", **HEADS)
+    assert use_segments(model, longest_row=LONGEST)
+    inputs = torch.ones((1, 9, 32))
+    options = {"config": model.config, "inputs_embeds": inputs, "past_key_values": None}
+    joined = torch.tensor([[*range(5), *range(4)]])
+    assert create_causal_mask(attention_mask=None, position_ids=joined, **options) is None
+    padded = torch.ones((1, 9), dtype=torch.long)
+    padded[0, 6:] = 0
+    mask = create_causal_mask(attention_mask=padded, position_ids=None, **options)
+    assert not mask[..., 6:].any()
+
+
+@pytest.mark.parametrize("refusal", [None, TypeError, ValueError])
+def test_a_model_that_hands_no_segments_on_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, refusal: type[Exception] | None
+) -> None:
     plain = transformers.LlamaModel.forward
 
     def without_segments(self: Any, *arguments: Any, segments: Any = None, **options: Any) -> Any:
-        del segments
+        if segments is not None and refusal is not None:
+            raise refusal("segments")
         return plain(self, *arguments, **options)
 
     monkeypatch.setattr(transformers.LlamaModel, "forward", without_segments)

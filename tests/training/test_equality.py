@@ -233,7 +233,7 @@ def test_dpo(base_model: Path, tokenizer: Any, tmp_path: Path, loss: str, micro_
 
 
 @pytest.mark.usefixtures("exact_norms")
-@pytest.mark.parametrize("changes", [{"dpo_sft_weight": 0.5}, {"dpo_beta": 0.7}])
+@pytest.mark.parametrize("changes", [{"dpo_sft_weight": 0.5}, {"dpo_beta": 0.7}, {"gradient_checkpointing": "Enabled"}])
 @pytest.mark.parametrize("micro_batch_size", [3, 8])
 def test_dpo_otherwise(
     base_model: Path, tokenizer: Any, tmp_path: Path, changes: dict[str, Any], micro_batch_size: int

@@ -113,7 +113,10 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens(build: Build, encoded: T
     assert line["tokens"] == sum(encoded.lengths[row] for row in first)
 
 
-@pytest.mark.parametrize("changes", [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"packing": "Enabled"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"packing": "Enabled"}, {"gradient_checkpointing": "Enabled"}],
+)
 def test_how_a_batch_goes_through_the_model_does_not_change_what_is_learned(
     build: Build, changes: dict[str, Any]
 ) -> None:

@@ -52,6 +52,13 @@ def test_what_will_be_told_again_is_taken_out(path: Path, step: int, evaluated: 
     assert [file.name for file in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_damaged_line_goes(path: Path) -> None:
+    damaged = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*damaged[:2], b"\0\0\0\n", *damaged[2:]]))
+    forget_after(path, 3, evaluated=True)
+    assert kept(path) == [0, 1, 2, 3, 4, 5, 6, 9, 10]
+
+
 @pytest.mark.parametrize("half", ["", "x", '{"event": "tr'])
 def test_a_line_that_was_not_finished_goes(path: Path, half: str) -> None:
     with path.open("a") as file:

@@ -7,7 +7,8 @@ then go through the model once. Wang and Hegde describe this for DPO on GPUs (ht
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,8 +79,16 @@ def _sees(length: int, shared: int, device: torch.device) -> torch.Tensor:
     return torch.ones(length, shared + length, dtype=torch.bool, device=device).tril(diagonal=shared)
 
 
+def _mask(*, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+    """Return torch's mask of padded rows; without padding none is needed, and it would be a whole square."""
+    if attention_mask is None:
+        return None
+    mask: torch.Tensor | None = sdpa_mask(attention_mask=attention_mask, **options)
+    return mask
+
+
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)
 
 
 def uses_segments(model: Any) -> bool:
@@ -104,12 +113,12 @@ def use_segments(model: Any, *, longest_row: int) -> bool:
     if (
         model.get_input_embeddings().weight.device.type != "cpu"
         or getattr(config, "_attn_implementation", None) != "sdpa"
-        or getattr(model, "is_gradient_checkpointing", False)
         or not _sees_all(config, longest_row)
     ):
         return False
+    alone = _logits_alone(model)
     model.set_attn_implementation(NAME)
-    if uses_segments(model) and _keeps_rows_apart(model):
+    if uses_segments(model) and _keeps_rows_apart(model, alone):
         return True
     model.set_attn_implementation("sdpa")
     return False
@@ -124,25 +133,43 @@ def _sees_all(config: Any, longest_row: int) -> bool:
     return window is None or window >= longest_row
 
 
-def _keeps_rows_apart(model: Any) -> bool:
-    """Whether three joined rows, of which one shares tokens with its neighbour, get the logits that they get alone."""
-    rows = [2, 3, 5, 7, 11], [3, 2, 13, 4], [3, 2, 5]
-    shared, ids = 2, [*rows[0], *rows[1], *rows[2][2:]]
-    segments = [(5, 0), (4, 0), (1, shared)]
-    positions = [*range(5), *range(4), shared]
+_TRIAL = ([2, 3, 5, 7, 11], [3, 2, 13, 4], [3, 2, 5])
+_SHARED = 2
+"""How many tokens the trial's last row shares with the one before it."""
+
+
+def _logits_alone(model: Any) -> torch.Tensor:
+    """Return the logits of the trial's rows, each by itself, without those of the shared tokens."""
+    with _evaluating(model):
+        first, second, third = (model(torch.tensor([row]), use_cache=False).logits[0] for row in _TRIAL)
+    return torch.cat([first, second, third[_SHARED:]])
+
+
+def _keeps_rows_apart(model: Any, alone: torch.Tensor) -> bool:
+    """Whether joined rows, of which one shares tokens with its neighbour, get the logits that they get alone."""
+    first, second, third = _TRIAL
+    ids = torch.tensor([[*first, *second, *third[_SHARED:]]])
+    positions = torch.tensor([[*range(len(first)), *range(len(second)), *range(_SHARED, len(third))]])
+    segments = [(len(first), 0), (len(second), 0), (len(third) - _SHARED, _SHARED)]
+    try:
+        with _evaluating(model):
+            joined = model(ids, position_ids=positions, segments=segments, use_cache=False).logits[0]
+    except (TypeError, ValueError):  # it takes no segments, or no positions
+        return False
+    furthest = float((joined - alone).abs().max() / alone.std())
+    return furthest < _TOLERANCE.get(joined.dtype, 0.1)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout and gradients; afterwards the model is as it was."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            joined = model(torch.tensor([ids]), position_ids=torch.tensor([positions]), segments=segments).logits[0]
-            alone = [model(torch.tensor([row])).logits[0] for row in rows]
-    except (TypeError, ValueError):  # it takes no segments, or no positions
-        return False
+            yield
     finally:
         model.train(training)
-    expected = torch.cat([*alone[:2], alone[2][shared:]])
-    furthest = float((joined - expected).abs().max() / expected.std())
-    return furthest < _TOLERANCE.get(joined.dtype, 0.1)
 
 
 def mixes_joined_rows(model: Any) -> str | None:
@@ -154,8 +181,6 @@ def mixes_joined_rows(model: Any) -> str | None:
     device = model.get_input_embeddings().weight.device
     first, other, second = ([2, 3, 5, 7, 11], [2, 3, 6, 7, 11], [3, 2, 13, 4])
     join = Collator(0, Layout.JOINED)
-    training = model.training
-    model.eval()
 
     def last_logits(*rows: list[int]) -> torch.Tensor:
         batch = join([{"input_ids": row, "labels": row} for row in rows])
@@ -164,15 +189,13 @@ def mixes_joined_rows(model: Any) -> str | None:
         return logits.double()
 
     try:
-        with torch.no_grad():
+        with _evaluating(model):
             joined, changed, alone = last_logits(first, second), last_logits(other, second), last_logits(second)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         return f"it takes no positions ({error})"
-    finally:
-        model.train(training)
     spread = float(alone.std())
-    if float((joined - changed).abs().max()) > 1e-6 * spread:
+    if not float((joined - changed).abs().max()) <= 1e-6 * spread:  # nor when it is no number
         return "a row's tokens change what the model says about the next row"
-    if float((joined - alone).abs().max()) > 0.1 * spread:
+    if not float((joined - alone).abs().max()) <= 0.1 * spread:
         return "a row's logits depend on where in the joined sequence it stands"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LIBRARY_BYTES = 1000 << 20
@@ -11,11 +11,18 @@ OPTIMIZER_BYTES = 12
 """The gradient and Adam's two moments, each in float32."""
 ACTIVATIONS_HIDDEN, ACTIVATIONS_INNER, ACTIVATIONS_DROPOUT_HIDDEN = 14, 4, 5
 """Values kept per token and layer, in units of the hidden and the inner size: measured on Llama's layers."""
-LOGITS_BYTES = 8
-"""Per token and word of the vocabulary: the logits and their gradient, in float32."""
+LOGITS_BYTES = 12
+"""Per token and word of the vocabulary: the logits, their logarithms and the gradient, in float32."""
 CPU_MICRO_BATCH_ROWS = 8
 CPU_MICRO_BATCH_TOKENS = 2048
 GPU_MICRO_BATCH_TOKENS = 16384
+
+
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff")
+_EXPERTS = ("num_experts_per_tok", "moe_top_k")
+"""What families of models call the same thing."""
 
 
 def activation_bytes_per_token(
@@ -26,7 +33,7 @@ def activation_bytes_per_token(
     Parameters
     ----------
     config
-        The configuration of the language model.
+        The configuration of the language model, as in its file.
     item_bytes
         Size of a number of the base model.
     dropout
@@ -34,8 +41,10 @@ def activation_bytes_per_token(
     checkpointing
         Whether one layer at a time is computed anew on the way back.
     """
-    hidden, layers = int(config.get("hidden_size", 0)), int(config.get("num_hidden_layers", 0))
-    inner = int(config.get("intermediate_size", 4 * hidden))
+    hidden, layers = _value(config, _HIDDEN), _value(config, _LAYERS)
+    inner = _value(config, _INNER) or 4 * hidden
+    if experts := _value(config, _EXPERTS):
+        inner = experts * (_value(config, ("moe_intermediate_size",)) or inner)
     values = ACTIVATIONS_HIDDEN * hidden + ACTIVATIONS_INNER * inner
     if dropout:
         values += ACTIVATIONS_DROPOUT_HIDDEN * hidden + inner
@@ -49,3 +58,9 @@ def choose_micro_batch_size(batch_size: int, longest: int, *, cuda: bool) -> int
     if cuda:
         return max(1, min(batch_size, GPU_MICRO_BATCH_TOKENS // longest))
     return max(1, min(batch_size, CPU_MICRO_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS // longest))
+
+
+def _value(config: Mapping[str, Any], names: Sequence[str]) -> int:
+    """Return what the configuration holds under one of the names, the greatest where it differs between layers."""
+    held = next((config[name] for name in names if config.get(name)), 0)
+    return int(max(held) if isinstance(held, list | tuple) else held)

@@ -43,7 +43,10 @@ def drop_half_line(path: Path) -> None:
 
 
 def _is_kept(line: bytes, step: int, evaluated: bool) -> bool:
-    event = json.loads(line)
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False  # a crash of the machine has left it; one line less must not end the run
     if event["event"] not in OF_A_STEP:
         return True
     if "step" not in event or event["step"] > step or event.get("final"):

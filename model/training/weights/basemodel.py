@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -17,6 +18,7 @@ from model.training.config import TrainSettings
 
 _READ_AHEAD_BYTES = 8 << 30
 _CHUNK_BYTES = 8 << 20
+_TAIL_BYTES = 1 << 20
 
 
 def check(base_model: str) -> Path | None:
@@ -37,6 +39,20 @@ def check(base_model: str) -> Path | None:
     if path.is_absolute() or base_model.startswith((".", "~")) or base_model.count("/") > 1:
         raise _missing(f"{path} does not exist{_neighbours(path)}")
     return None
+
+
+def digest_of_files(directory: Path) -> str:
+    """Return a digest by which another model in the same directory is noticed, without reading its weights whole.
+
+    It is that of the configuration and of each weights' file's name, size and last mebibyte.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - _TAIL_BYTES))
+            digest.update(f"{path.name} {size} ".encode() + file.read())
+    return digest.hexdigest()[:16]
 
 
 def read_ahead(directory: Path) -> None:

@@ -38,9 +38,8 @@ def pin(settings: TrainSettings) -> TrainSettings:
         return settings
     path = settings.run_directory / RECORD
     recorded = _read(path)
-    if recorded.get("name") == name and revision in (recorded.get("revision"), recorded.get("commit")):
-        commit = str(recorded["commit"])
-    else:
+    commit = recorded.get("commit")
+    if not commit or recorded.get("name") != name or revision not in (recorded.get("revision"), commit):
         commit = find_commit(name, revision)
         write_json(path, {"name": name, "revision": revision, "commit": commit})
     return settings.model_copy(update={"base_model_revision": commit})
