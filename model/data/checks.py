@@ -103,6 +103,6 @@ def empty_failure(problems: Problems) -> FailureError:
     """Return the failure of a dataset without a usable row."""
     message = f"{problems.source} has no rows: check that it is the right one"
     if problems.invalid_rows:
-        message = f"{problems.source} has no usable row, {problems.invalid_rows} are invalid: "
+        message = f"{problems.source} has no usable row, {problems.invalid_rows} invalid: "
         message += problems.first(3)
     return FailureError(exits.DATASET_INVALID, "DatasetInvalid", message, row=problems.first_row)

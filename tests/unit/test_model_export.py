@@ -248,7 +248,7 @@ def test_invalid_rows_are_dropped_on_request(run: Exporter) -> None:
             ["{", "["],
             ["--invalid-rows=Drop"],
             (
-                "train.jsonl has no usable row, 2 are invalid: row 1: not valid JSON: Expecting property name enclosed "
+                "train.jsonl has no usable row, 2 invalid: row 1: not valid JSON: Expecting property name enclosed "
                 "in double quotes at character 3; row 2: not valid JSON: Expecting value at character 3"
             ),
         ),

@@ -381,7 +381,7 @@ CASES = (
     Case(
         "system mapped, beside texts, and dropped",
         rows({**PAIR, "s": "c"}),
-        "train.jsonl has no usable row, 1 are invalid: row 1: completion: must be a list of turns, is a string: only "
+        "train.jsonl has no usable row, 1 invalid: row 1: completion: must be a list of turns, is a string: only "
         "rows of turns have system, which --column maps (columns in a TrainingRun)",
         flags=("--column=system=s", "--invalid-rows=Drop"),
         row=1,

@@ -268,14 +268,14 @@ CASES = (
     Case(
         "all rows invalid and dropped",
         rows({"prompt": ""}, {"prompt": "a"}),
-        "train.jsonl has no usable row, 2 are invalid: row 1: completion: is missing (also row 2)",
+        "train.jsonl has no usable row, 2 invalid: row 1: completion: is missing (also row 2)",
         flags=("--invalid-rows=Drop",),
         row=1,
     ),
     Case(
         "all rows of a known shape, invalid and dropped",
         rows({"prompt": "", "completion": "b"}, {"prompt": "a", "completion": " "}),
-        "train.jsonl has no usable row, 2 are invalid: row 1: prompt: is empty; row 2: completion: is empty",
+        "train.jsonl has no usable row, 2 invalid: row 1: prompt: is empty; row 2: completion: is empty",
         flags=("--invalid-rows=Drop",),
         row=1,
     ),
