@@ -13,6 +13,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,15 @@ def longest_lines(
         What makes rows of lines.
     """
     enough = sorted(_sizes(rows), reverse=True)[:count][-1]
-    with path.open("rb") as file:
-        lines = list(file)
     chosen: set[int] = set()
-    for number in sorted(range(len(lines)), key=lambda number: -len(lines[number])):
-        if len(chosen) == count:
-            break
-        if any(size >= enough for size in _sizes(encode(iter([lines[number]]), "the dataset's"))):
-            chosen.add(number)
+    with path.open("rb") as file:
+        ends = [0, *accumulate(map(len, file))]
+        for number in sorted(range(len(ends) - 1), key=lambda number: ends[number] - ends[number + 1]):
+            if len(chosen) == count:
+                break
+            file.seek(ends[number])  # not all lines at once: the memory is being measured
+            if any(size >= enough for size in _sizes(encode(iter([file.readline()]), "the dataset's"))):
+                chosen.add(number)
     return chosen
 
 
