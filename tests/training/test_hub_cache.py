@@ -11,14 +11,10 @@ import pytest
 
 from tests.support.hub import hub
 from tests.training.harness import DEADLINE_SECONDS, wait_for
+from tests.training.loaded import describe
 
 WEIGHTS = "model.safetensors"
-LOAD = """
-from model.training.weights import basemodel
-tokenizer = basemodel.load_tokenizer("owner/tiny", None)
-model = basemodel.load_model("owner/tiny", None, bfloat16=False)
-print(len(tokenizer), *(f"{float(weight.detach().double().sum()):.12g}" for weight in model.parameters()))
-"""
+LOAD = "from tests.training.loaded import describe; print(describe('owner/tiny'))"
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["both live", "one killed"])
@@ -51,9 +47,6 @@ def test_pods_that_start_together_share_one_download(base_model: Path, tmp_path:
             released.set()
             for pod in pods:
                 pod.kill()
-    here = subprocess.run(
-        [sys.executable, "-c", LOAD.replace("owner/tiny", str(base_model))], capture_output=True, text=True, check=True
-    )
-    assert said == {here.stdout}
+    assert said == {describe(str(base_model)) + "\n"}
     assert server.downloads[WEIGHTS] == 1 + killed
     assert {count for path, count in server.downloads.items() if path != WEIGHTS} == {1}

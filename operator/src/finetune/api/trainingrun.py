@@ -105,7 +105,7 @@ class Lora(ApiModel):
     """The adapter's shape, in the words of PEFT's LoraConfig. A run with a parentAdapter has its parent's shape."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Rank of the update matrices. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512. Default: 16."""
+    """Rank of the update matrices. vLLM serves up to 16 by default, up to 512 with --max-lora-rank. Default: 16."""
     alpha: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Scaling: the update is multiplied by alpha / rank. Default: 32."""
     dropout_percent: Annotated[int, Field(ge=0, le=90)] | None = None
