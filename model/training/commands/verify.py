@@ -65,7 +65,7 @@ def find_adapter(path: Path) -> Path:
     if (path / "metrics.jsonl").exists() or (path / "dataset").exists():
         text = f"{path} is a run that has not finished: it has no adapter yet"
     else:
-        text = f"{path} holds no adapter: it has no adapter_config.json"
+        text = f"{path} holds no adapter: it has no adapter_config.json: name a run's directory or an adapter's"
     raise FailureError(exits.DOES_NOT_EXIST, "AdapterInvalid", text)
 
 
