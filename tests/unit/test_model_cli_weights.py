@@ -168,7 +168,7 @@ def test_an_unfinished_run_is_told_from_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run/dataset").mkdir(parents=True)
     with pytest.raises(FailureError, match="has not finished"):
         verify.find_adapter(tmp_path / "run")
-    with pytest.raises(FailureError, match="no adapter_config.json: name a run"):
+    with pytest.raises(FailureError, match=": name a run"):
         verify.find_adapter(tmp_path)
     adapter = write_adapter(tmp_path / "run/adapter")
     assert verify.find_adapter(tmp_path / "run") == verify.find_adapter(adapter) == adapter
