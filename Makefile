@@ -54,7 +54,7 @@ training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
 chaos: $(VENV)/ready ## A hundred runs killed at random moments, each resumed to the same bits
 	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos
 
-e2e: $(VENV)/ready ## The whole, on the local cluster with real pods
+e2e: programs ## The whole, on the local cluster with real pods
 	$(BIN)/pytest -n 3 --dist loadfile tests/e2e
 
 cluster: $(VENV)/ready ## Start the local cluster and leave it running

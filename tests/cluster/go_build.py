@@ -61,12 +61,16 @@ PAUSE = Program("pause", "kube", "./pause")
 LOCAL_PATH = Program("local-path-provisioner", "kube", "github.com/rancher/local-path-provisioner")
 COREDNS = Program("coredns", "coredns", ".")
 HELM = Program("helm", "helm", "helm.sh/helm/v4/cmd/helm")
+KUEUE = Program("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue")
 
 API_SERVER = (KUBE,)
 """What an API server alone needs."""
 CLIENTS = (KUBE, HELM)
 """What a user of any cluster needs."""
 ALL = (KUBE, PAUSE, LOCAL_PATH, COREDNS, HELM)
+"""What the local cluster is made of."""
+TESTS = (*ALL, KUEUE)
+"""What the tests need beside that: the queue takes 3 minutes to build, which the demo need not wait for."""
 
 
 def cache_key(sources: Path, program: Program) -> str:
