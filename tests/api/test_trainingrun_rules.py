@@ -307,6 +307,16 @@ CASES = [
         [{"resources.memory": "2Gi"}, {"resources": {"memory": "1Gi", "sharedMemory": "2000M"}}],
     ),
     Case(
+        "cpuLimit must be at least cpu: the limit cannot be below the request",
+        [{"resources.cpuLimit": "1"}, {"resources": {"cpu": "500m", "cpuLimit": "0.5"}}],
+        [{"resources.cpuLimit": "500m"}, {"resources": {"cpu": "4", "cpuLimit": "3.5"}}],
+    ),
+    Case(
+        "spec.resumeFrom.run must be another run: this run goes on from its own checkpoints by itself",
+        [{"resumeFrom": {"run": "another"}}],
+        [{"resumeFrom": {"run": "rules"}}],
+    ),
+    Case(
         'must be a number of CPUs: "4", "0.5" or 500m',
         [{"resources.cpu": value} for value in ("4", "0.5", "500m", "1.25")],
         [{"resources.cpu": value} for value in ("0", "-1", "four", "4Gi", "0m")],
@@ -362,6 +372,9 @@ CASES = [
             {"adapter": {"name": "-support"}},
             {"dataset.registry.name": "Docs"},
             {"parentAdapter": {"name": "Support"}},
+            {"resumeFrom": {"run": "a/b"}},
+            {"scheduling": {"queueName": "Gold"}},
+            {"scheduling": {"workloadPriorityClassName": "very high"}},
         ],
     ),
     Case(

@@ -103,6 +103,10 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "add spec with method, baseModel and dataset",
             reason="FieldValueRequired",
         ),
+        rule(
+            "!has(self.spec) || !has(self.spec.resumeFrom) || self.spec.resumeFrom.run != self.metadata.name",
+            "spec.resumeFrom.run must be another run: this run goes on from its own checkpoints by itself",
+        ),
     ),
     TrainingRunSpec: (
         rule(
@@ -197,6 +201,10 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "!has(self.sharedMemory) || !has(self.memory) "
             "|| quantity(self.sharedMemory).compareTo(quantity(self.memory)) < 0",
             "sharedMemory must be less than memory: what is used of it counts as memory",
+        ),
+        rule(
+            "!has(self.cpuLimit) || !has(self.cpu) || quantity(self.cpuLimit).compareTo(quantity(self.cpu)) >= 0",
+            "cpuLimit must be at least cpu: the limit cannot be below the request",
         ),
     ),
     Toleration: (

@@ -160,6 +160,13 @@ class AdapterTarget(ApiModel):
     """Name of the adapter; a successful run adds one version to it."""
 
 
+class ResumeFrom(ApiModel):
+    """Another run of the namespace, with the same model, rows and training, that ended too early."""
+
+    run: Name
+    """Name of the TrainingRun; its newest whole checkpoint is gone on from."""
+
+
 class Resources(ApiModel):
     """What the run's pod asks for."""
 
@@ -175,7 +182,10 @@ class Resources(ApiModel):
     ] = "nvidia.com/gpu"
     """Name under which the device plugin offers the GPUs."""
     cpu: CpuQuantity = "1"
-    """CPU that is requested. There is no limit: what is idle on the node may be used."""
+    """CPU that is requested; without cpuLimit, what is idle on the node may be used beyond it."""
+    cpu_limit: CpuQuantity | None = None
+    """Most CPU that the trainer may use, for namespaces whose quota asks for a limit. Default: what the administrator
+    has set, else no limit."""
     memory: ByteQuantity = "8Gi"
     """Memory that is requested, and the limit."""
     shared_memory: ByteQuantity = "2Gi"
@@ -198,8 +208,14 @@ class Toleration(ApiModel):
 
 
 class Scheduling(ApiModel):
-    """Where and how the run's pod is scheduled."""
+    """When, where and how the run's pod is scheduled."""
 
+    queue_name: Name | None = None
+    """Kueue's LocalQueue of the run's namespace that the run waits in. Default: none, or the namespace's default
+    queue."""
+    workload_priority_class_name: Name | None = None
+    """Kueue's WorkloadPriorityClass: the run's place in the queue, and who is preempted for whom. Default: the
+    priority of the pod."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of the pod."""
     node_selector: Annotated[
@@ -242,6 +258,9 @@ class TrainingRunSpec(ApiModel):
     is the whole. DPO's reference is a copy of it; without it, the base model alone."""
     dataset: Dataset
     """The rows to train on; exactly one source."""
+    resume_from: ResumeFrom | None = None
+    """A failed run whose newest checkpoint this run goes on from, with more memory, time or retries. What decides
+    the result must be the same in both: another value is refused with its name."""
     training: Training = Training()
     """How to train."""
     dpo: Dpo | None = None
@@ -260,7 +279,7 @@ class TrainingRunSpec(ApiModel):
     resources: Resources = Resources()
     """What the run's pod asks for."""
     scheduling: Scheduling = Scheduling()
-    """Where and how the run's pod is scheduled."""
+    """When, where and how the run's pod is scheduled."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3
     """How many failed attempts are repeated, each from the newest checkpoint. Preemptions and evictions do
     not count."""
