@@ -1,54 +1,81 @@
 """The operator's few calls to the Kubernetes API, as plain JSON documents.
 
 `kubernetes.aio` brings configuration, TLS, token refresh and connection pooling; its generated models are left aside,
-because manifests here are dicts and a TrainingRun has no generated model.
+because manifests here are dicts and a TrainingRun has no generated model. Every call raises KubernetesError and nothing
+else, see `kubernetes_errors`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Mapping
+from importlib.metadata import version
+from typing import NamedTuple
 from urllib.parse import quote
 
 import aiohttp
 from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import OpenApiException
+from kubernetes.aio.config.config_exception import ConfigException
 
-Document = dict[str, Any]
+from .kubernetes_errors import (
+    INVALID_ANSWER,
+    AlreadyExistsError,
+    Asked,
+    Cause,
+    ConflictError,
+    Document,
+    ForbiddenError,
+    KubernetesError,
+    NotFoundError,
+    NotServedError,
+    document_of,
+    error_of,
+    no_answer,
+)
+
+__all__ = [
+    "AlreadyExistsError",
+    "Cause",
+    "ConflictError",
+    "ForbiddenError",
+    "KubernetesClient",
+    "KubernetesError",
+    "NotFoundError",
+    "NotServedError",
+    "load_configuration",
+]
 
 MERGE_PATCH = "application/merge-patch+json"
+PAGE_SIZE = 500
+KUEUE_GROUP = "kueue.x-k8s.io"
+KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+KUEUE_VERSION_SECONDS = 300.0
+"""How long the version that Kueue serves is remembered, and that there is no Kueue."""
+USER_AGENT = f"finetune-operator/{version('finetune-operator')}"
+"""Names us in audit logs; what stands before the slash is the manager of the fields that we write."""
 
 
-class KubernetesError(Exception):
-    """The API server refused a request or could not be reached.
+class _Resource(NamedTuple):
+    """A kind of object and where it is served."""
 
-    Attributes
-    ----------
-    status: HTTP status; 0 when there was no answer.
-    reason: the `reason` of the Status object, such as `AlreadyExists`, or the error's class name.
-    """
+    group: str
+    version: str
+    plural: str
+    kind: str
 
-    def __init__(self, *, verb: str, path: str, status: int, reason: str, message: str) -> None:
-        self.status = status
-        self.reason = reason
-        super().__init__(f"{verb} {path}: {status or 'no answer'} {reason}: {message}")
-
-
-class NotFoundError(KubernetesError):
-    """HTTP 404."""
+    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        scope = ["namespaces", quote(namespace)] if namespace else []
+        return "/".join([root, *scope, self.plural, *(part for part in (quote(name), subresource) if part)])
 
 
-class AlreadyExistsError(KubernetesError):
-    """HTTP 409 on create: the name is taken."""
-
-
-class ConflictError(KubernetesError):
-    """HTTP 409 on an update: the object changed since it was read."""
-
-
-class ForbiddenError(KubernetesError):
-    """No permission, or admission or quota refused the object: HTTP 403, from an admission policy 422."""
+_RUNS = _Resource("finetune.dev", "v1alpha1", "trainingruns", "TrainingRun")
+_JOBS = _Resource("batch", "v1", "jobs", "Job")
+_PODS = _Resource("", "v1", "pods", "Pod")
+_CLAIMS = _Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+_EVENTS = _Resource("", "v1", "events", "Event")
 
 
 async def load_configuration() -> client.Configuration:
@@ -62,7 +89,7 @@ async def load_configuration() -> client.Configuration:
 
 
 class KubernetesClient:
-    """Calls on TrainingRuns, Jobs, pods, claims and Events.
+    """Calls on TrainingRuns, Jobs, pods, claims, Events and Kueue's Workloads.
 
     Parameters
     ----------
@@ -72,132 +99,228 @@ class KubernetesClient:
 
     def __init__(self, *, configuration: client.Configuration, timeout_seconds: float = 30.0) -> None:
         self._api = client.ApiClient(configuration)
+        self._api.user_agent = USER_AGENT
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=10)
+        self._kueue: tuple[float, str | None] | None = None
 
     async def close(self) -> None:
         """Close the connections."""
         await self._api.close()
 
+    async def answers(self) -> bool:
+        """Whether the API server answers at all; a refusal or an error in its own words is an answer, too."""
+        try:
+            await self._request(Asked("GET", "/version"))
+        except KubernetesError as error:
+            return error.status > 0 and error.reason != INVALID_ANSWER
+        return True
+
+    # TrainingRuns
+
     async def get_run(self, namespace: str, name: str) -> Document:
         """One TrainingRun. Raises NotFoundError."""
-        return await self._request("GET", _runs(namespace, name))
+        return await self._get(_RUNS, namespace, name)
 
-    async def list_runs(self, namespace: str | None) -> list[Document]:
-        """All TrainingRuns of a namespace, or of all namespaces, in pages."""
-        return await self._list(_runs(namespace))
+    async def list_runs(self, namespace: str | None) -> AsyncIterator[list[Document]]:
+        """All TrainingRuns of a namespace, or of all namespaces, page by page: all at once would not fit our memory."""
+        async for page in self._pages(_RUNS, namespace):
+            yield page
 
     async def replace_run_status(self, run: Document) -> Document:
         """Write the status of a run as it was read and changed; spec and metadata are not written.
 
-        Raises ConflictError when somebody wrote the run since it was read.
+        Raises ConflictError when somebody wrote the run since it was read, or when it is another one by now.
         """
         metadata = run["metadata"]
-        return await self._request("PUT", f"{_runs(metadata['namespace'], metadata['name'])}/status", body=run)
+        return await self._write("PUT", _RUNS, metadata["namespace"], metadata["name"], run, subresource="status")
+
+    async def annotate_run(
+        self,
+        namespace: str,
+        name: str,
+        annotations: Mapping[str, str | None],
+        *,
+        uid: str,
+        resource_version: str | None = None,
+    ) -> Document:
+        """Set annotations of a run (None removes one).
+
+        Raises ConflictError when the run of that name has another uid by now, or another `resource_version` if given.
+        """
+        metadata: Document = {"uid": uid, "annotations": dict(annotations)}
+        if resource_version is not None:
+            metadata["resourceVersion"] = resource_version
+        return await self._write("PATCH", _RUNS, namespace, name, {"metadata": metadata})
+
+    # Jobs and pods
 
     async def get_job(self, namespace: str, name: str) -> Document | None:
         """One Job, read live; None when it does not exist."""
-        return await self._get_or_none(f"/apis/batch/v1/namespaces/{namespace}/jobs/{quote(name)}")
+        return await self._get_or_none(_JOBS, namespace, name)
 
     async def list_jobs(self, namespace: str, selector: str) -> list[Document]:
         """The Jobs that match a label selector."""
-        return await self._list(f"/apis/batch/v1/namespaces/{namespace}/jobs", {"labelSelector": selector})
+        return await self._list(_JOBS, namespace, {"labelSelector": selector})
 
     async def create_job(self, namespace: str, job: Document) -> Document:
-        """Create a Job. Raises AlreadyExistsError, ForbiddenError."""
-        return await self._request("POST", f"/apis/batch/v1/namespaces/{namespace}/jobs", body=job)
+        """Create a Job. Raises AlreadyExistsError."""
+        return await self._create(_JOBS, namespace, job)
 
     async def patch_job(self, namespace: str, name: str, patch: Document) -> Document:
-        """Merge a patch into a Job."""
-        return await self._request("PATCH", f"/apis/batch/v1/namespaces/{namespace}/jobs/{quote(name)}", body=patch)
+        """Merge a patch into a Job. Raises NotFoundError, and ConflictError when the patch names another uid."""
+        return await self._write("PATCH", _JOBS, namespace, name, patch)
 
-    async def delete_job(self, namespace: str, name: str) -> None:
-        """Delete a Job and, in the background, its pods (the API's own default would orphan them)."""
-        path = f"/apis/batch/v1/namespaces/{namespace}/jobs/{quote(name)}"
-        try:
-            await self._request("DELETE", path, query={"propagationPolicy": "Background"})
-        except NotFoundError:
-            return
+    async def patch_job_status(self, namespace: str, name: str, patch: Document) -> Document:
+        """Merge a patch into a Job's status. Raises NotFoundError."""
+        return await self._write("PATCH", _JOBS, namespace, name, patch, subresource="status")
+
+    async def delete_job(self, namespace: str, name: str, uid: str | None = None) -> None:
+        """Delete a Job and, in the background, its pods (the API's own default would orphan them).
+
+        With a uid another Job of that name is left alone.
+        """
+        await self._delete(_JOBS, namespace, name, uid, {"propagationPolicy": "Background"})
 
     async def list_pods(self, namespace: str, selector: str) -> list[Document]:
         """The pods that match a label selector."""
-        return await self._list(f"/api/v1/namespaces/{namespace}/pods", {"labelSelector": selector})
+        return await self._list(_PODS, namespace, {"labelSelector": selector})
+
+    async def delete_pod(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a pod, with its own grace period; another pod of that name is left alone."""
+        await self._delete(_PODS, namespace, name, uid, {})
+
+    # Claims and Events
 
     async def get_claim(self, namespace: str, name: str) -> Document | None:
         """One PersistentVolumeClaim; None when it does not exist."""
-        return await self._get_or_none(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{quote(name)}")
+        return await self._get_or_none(_CLAIMS, namespace, name)
 
     async def create_claim(self, namespace: str, claim: Document) -> Document:
-        """Create a PersistentVolumeClaim. Raises AlreadyExistsError, ForbiddenError."""
-        return await self._request("POST", f"/api/v1/namespaces/{namespace}/persistentvolumeclaims", body=claim)
+        """Create a PersistentVolumeClaim. Raises AlreadyExistsError."""
+        return await self._create(_CLAIMS, namespace, claim)
 
     async def list_events(self, namespace: str, uid: str) -> list[Document]:
         """The Events about the object with this uid."""
-        query = {"fieldSelector": f"involvedObject.uid={uid}"}
-        return await self._list(f"/api/v1/namespaces/{namespace}/events", query)
+        return await self._list(_EVENTS, namespace, {"fieldSelector": f"involvedObject.uid={uid}"})
 
     async def create_event(self, namespace: str, event: Document) -> None:
         """Create an Event; one of that name that exists already is the same event."""
         try:
-            await self._request("POST", f"/api/v1/namespaces/{namespace}/events", body=event)
+            await self._create(_EVENTS, namespace, event)
         except AlreadyExistsError:
             return
 
-    async def _get_or_none(self, path: str) -> Document | None:
+    # Kueue
+
+    async def list_workloads(self, namespace: str, job_uid: str) -> list[Document]:
+        """The Workloads of a Job; none where Kueue is not installed. Raises ForbiddenError where we may not look."""
+        workloads = await self._workloads()
+        if workloads is None:
+            return []
         try:
-            return await self._request("GET", path)
+            return await self._list(workloads, namespace, {"labelSelector": f"{KUEUE_JOB_UID_LABEL}={job_uid}"})
+        except NotServedError:
+            self._kueue = None  # Kueue was upgraded or removed: look again next time
+            raise
+
+    async def patch_workload(self, namespace: str, name: str, patch: Document) -> Document:
+        """Merge a patch into a Workload. Raises NotFoundError; NotServedError where Kueue is not installed."""
+        workloads = await self._workloads()
+        if workloads is None:
+            raise NotServedError(
+                verb="PATCH",
+                path=f"/apis/{KUEUE_GROUP}",
+                status=404,
+                reason="NotFound",
+                message="Kueue is not installed",
+            )
+        return await self._write("PATCH", workloads, namespace, name, patch)
+
+    async def _workloads(self) -> _Resource | None:
+        """Workloads in the version that Kueue prefers; None when there is no Kueue."""
+        now = time.monotonic()
+        if self._kueue is None or now - self._kueue[0] > KUEUE_VERSION_SECONDS:
+            self._kueue = (now, await self._preferred_version(KUEUE_GROUP))
+        served = self._kueue[1]
+        return None if served is None else _Resource(KUEUE_GROUP, served, "workloads", "Workload")
+
+    async def _preferred_version(self, group: str) -> str | None:
+        try:
+            document = await self._request(Asked("GET", f"/apis/{group}"), kind="APIGroup")
+        except NotServedError:
+            return None
+        preferred = document.get("preferredVersion") or {}
+        return str(preferred.get("version") or "") or None
+
+    # How it is asked
+
+    async def _get(self, resource: _Resource, namespace: str, name: str) -> Document:
+        return await self._request(_asked("GET", resource, namespace, name), kind=resource.kind)
+
+    async def _get_or_none(self, resource: _Resource, namespace: str, name: str) -> Document | None:
+        try:
+            return await self._get(resource, namespace, name)
         except NotFoundError:
             return None
 
-    async def _list(self, path: str, query: Mapping[str, str] | None = None) -> list[Document]:
-        items: list[Document] = []
+    async def _list(self, resource: _Resource, namespace: str, query: Mapping[str, str]) -> list[Document]:
+        return [item async for page in self._pages(resource, namespace, query) for item in page]
+
+    async def _pages(
+        self, resource: _Resource, namespace: str | None, query: Mapping[str, str] | None = None
+    ) -> AsyncIterator[list[Document]]:
+        asked = Asked("GET", resource.path(namespace), resource.plural, resource.group)
         token: str | None = ""
         while token is not None:
-            page = await self._request("GET", path, query={**(query or {}), "limit": "500", "continue": token})
-            items.extend(page.get("items") or [])
-            token = page.get("metadata", {}).get("continue") or None
-        return items
+            wanted = {**(query or {}), "limit": str(PAGE_SIZE), "continue": token}
+            page = await self._request(asked, kind=f"{resource.kind}List", query=wanted)
+            token = (page.get("metadata") or {}).get("continue") or None
+            yield page.get("items") or []
+
+    async def _create(self, resource: _Resource, namespace: str, body: Document) -> Document:
+        asked = Asked("POST", resource.path(namespace), resource.plural, resource.group, body["metadata"]["name"])
+        return await self._request(asked, kind=resource.kind, body=body)
+
+    async def _write(
+        self, verb: str, resource: _Resource, namespace: str, name: str, body: Document, *, subresource: str = ""
+    ) -> Document:
+        return await self._request(_asked(verb, resource, namespace, name, subresource), kind=resource.kind, body=body)
+
+    async def _delete(
+        self, resource: _Resource, namespace: str, name: str, uid: str | None, options: Mapping[str, str]
+    ) -> None:
+        body: Document = {"kind": "DeleteOptions", "apiVersion": "v1", **options}
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        try:
+            await self._request(_asked("DELETE", resource, namespace, name), body=body)
+        except (NotFoundError, ConflictError):  # it is gone; what has its name now is another one
+            return
 
     async def _request(
-        self, verb: str, path: str, *, query: Mapping[str, str] | None = None, body: Document | None = None
+        self, asked: Asked, *, kind: str = "", query: Mapping[str, str] | None = None, body: Document | None = None
     ) -> Document:
+        """Send one request. Raises KubernetesError, whatever goes wrong on the way."""
         headers = {"Accept": "application/json"}
         if body is not None:
-            headers["Content-Type"] = MERGE_PATCH if verb == "PATCH" else "application/json"
-        parameters = await self._api.param_serialize(
-            verb,
-            path,
-            query_params=[(key, value) for key, value in (query or {}).items() if value],
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
+            headers["Content-Type"] = MERGE_PATCH if asked.verb == "PATCH" else "application/json"
         try:
+            parameters = await self._api.param_serialize(
+                asked.verb,
+                asked.path,
+                query_params=[(key, value) for key, value in (query or {}).items() if value],
+                header_params=headers,
+                body=body,
+                auth_settings=["BearerToken"],
+            )
             response = await self._api.call_api(*parameters, _request_timeout=self._timeout)
             data = await response.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise KubernetesError(
-                verb=verb, path=path, status=0, reason=type(error).__name__, message=str(error) or "timed out"
-            ) from error
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError, OpenApiException, ConfigException) as error:
+            raise no_answer(asked, error) from error
         if response.status >= 300:
-            raise _error_of(verb, path, response.status, data)
-        document: Document = json.loads(data)
-        return document
+            raise error_of(asked, response.status, data, response.headers)
+        return document_of(asked, kind, response.status, data)
 
 
-def _runs(namespace: str | None, name: str | None = None) -> str:
-    scope = f"/namespaces/{namespace}" if namespace else ""
-    return f"/apis/finetune.dev/v1alpha1{scope}/trainingruns" + (f"/{quote(name)}" if name else "")
-
-
-def _error_of(verb: str, path: str, status: int, data: bytes) -> KubernetesError:
-    try:
-        body = json.loads(data)
-    except ValueError:
-        body = {}
-    reason = str(body.get("reason") or "Unknown")
-    message = str(body.get("message") or data[:200].decode(errors="replace"))
-    kinds: dict[int, type[KubernetesError]] = {404: NotFoundError, 403: ForbiddenError, 409: ConflictError}
-    kind = AlreadyExistsError if reason == "AlreadyExists" else kinds.get(status, KubernetesError)
-    if status == 422 and "denied request:" in message:  # a ValidatingAdmissionPolicy, unless it says otherwise
-        kind = ForbiddenError
-    return kind(verb=verb, path=path, status=status, reason=reason, message=message)
+def _asked(verb: str, resource: _Resource, namespace: str, name: str, subresource: str = "") -> Asked:
+    return Asked(verb, resource.path(namespace, name, subresource), resource.plural, resource.group, name)

@@ -130,10 +130,11 @@ class Operator:
         while True:
             try:
                 for namespace in self._settings.watch_namespaces or (None,):
-                    for run in await self._kubernetes.list_runs(namespace):
-                        key = self._note_run(run)
-                        if (run.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
-                            self._queue.add(key)
+                    async for page in self._kubernetes.list_runs(namespace):
+                        for run in page:
+                            key = self._note_run(run)
+                            if (run.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+                                self._queue.add(key)
                 self._last_resync = loop.time()
             except KubernetesError as error:
                 _log.warning("resync failed, trying again: %s", error)
