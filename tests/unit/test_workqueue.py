@@ -8,7 +8,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from finetune.controller.workqueue import BACKOFF_MAXIMUM_SECONDS, Key, Work, WorkQueue, backoff_seconds
+from finetune.controller.workqueue import (
+    BACKOFF_MAXIMUM_SECONDS,
+    PATIENCE,
+    Key,
+    Lines,
+    Work,
+    WorkQueue,
+    backoff_seconds,
+)
 
 A, B = Key("ns", "a"), Key("ns", "b")
 
@@ -107,3 +115,65 @@ async def test_a_returned_delay_brings_the_key_back() -> None:
 def test_backoff_doubles_up_to_a_minute_and_is_spread(failures: int, full: float) -> None:
     assert backoff_seconds(failures, 0.0) == pytest.approx(full)
     assert backoff_seconds(failures, 1.0) == pytest.approx(full / 2)
+
+
+def test_what_something_happened_to_goes_before_what_only_waits() -> None:
+    lines = Lines()
+    for name in ("r1", "r2", "r3"):
+        lines.put(Key("ns", name), urgent=False)
+    lines.put(A, urgent=True)
+    lines.put(Key("ns", "r3"), urgent=True)
+    lines.put(A, urgent=False)
+    taken = [lines.take(only_urgent=False) for _ in range(5)]
+    assert [key and key.name for key in taken] == ["a", "r3", "r1", "r2", None]
+
+
+def test_a_routine_key_has_its_turn_among_ever_so_many_urgent_ones() -> None:
+    lines = Lines()
+    lines.put(A, urgent=False)
+    for number in range(3 * PATIENCE):
+        lines.put(Key("ns", f"u{number}"), urgent=True)
+    assert A in [lines.take(only_urgent=False) for _ in range(PATIENCE + 1)]
+
+
+def test_a_worker_that_is_kept_for_urgent_keys_takes_no_other() -> None:
+    lines = Lines()
+    lines.put(A, urgent=False)
+    assert lines.take(only_urgent=True) is None
+    lines.put(B, urgent=True)
+    assert lines.take(only_urgent=True) == B
+    assert A in lines
+
+
+async def test_a_hundred_runs_that_hang_do_not_hold_up_an_event() -> None:
+    hanging, done = asyncio.Event(), asyncio.Event()
+
+    async def work(key: Key) -> float | None:
+        if key == A:
+            done.set()
+        else:
+            await hanging.wait()
+        return None
+
+    async with serving(work, workers=8) as queue:
+        for number in range(100):
+            queue.add(Key("ns", f"waits-{number}"), urgent=False)
+        await asyncio.sleep(0)
+        queue.add(A)
+        await asyncio.wait_for(done.wait(), 5)
+
+
+async def test_keys_that_were_added_before_the_start_are_worked_on() -> None:
+    done = asyncio.Event()
+
+    async def work(key: Key) -> None:
+        assert key == A
+        done.set()
+
+    queue = WorkQueue(work=work)
+    queue.add(A)
+    task = asyncio.create_task(queue.run())
+    await asyncio.wait_for(done.wait(), 5)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -2,6 +2,9 @@
 
 Events only add keys; what has to be done is found out when the key's turn comes. A key that is added while it is being
 worked on runs once more afterwards, so nothing that happened during the work is missed.
+
+Keys that something happened to go before keys whose time has come, and some workers are kept for them: a suspension is
+carried out at once, however many runs wait for something and are looked at again and again.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -17,6 +21,10 @@ _log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_SECONDS = 0.2
 BACKOFF_MAXIMUM_SECONDS = 60.0
+WORKERS = 32
+"""Keys that are worked on at once; all that a worker does is to wait for answers."""
+PATIENCE = 8
+"""So many urgent keys in a row go before a routine one that is due; then it has its turn."""
 
 
 class Key(NamedTuple):
@@ -38,75 +46,116 @@ def backoff_seconds(failures: int, spread: float) -> float:
     return full * (1.0 - spread / 2.0)
 
 
+class Lines:
+    """The keys that are due, in two lines. Each key stands in one of them, once."""
+
+    def __init__(self) -> None:
+        self._urgent: OrderedDict[Key, None] = OrderedDict()
+        self._routine: OrderedDict[Key, None] = OrderedDict()
+        self._overtaken = 0
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._urgent or key in self._routine
+
+    def put(self, key: Key, *, urgent: bool) -> None:
+        """Add a key at the end of its line; one that waits already only moves to the urgent line."""
+        if urgent:
+            self._routine.pop(key, None)
+            self._urgent.setdefault(key)
+        elif key not in self._urgent:
+            self._routine.setdefault(key)
+
+    def take(self, *, only_urgent: bool) -> Key | None:
+        """The key whose turn it is, or None."""
+        waits = bool(self._routine) and not only_urgent
+        if self._urgent and not (waits and self._overtaken >= PATIENCE):
+            self._overtaken += waits
+            return self._urgent.popitem(last=False)[0]
+        if not waits:
+            return None
+        self._overtaken = 0
+        return self._routine.popitem(last=False)[0]
+
+
 class WorkQueue:
     """Runs `work(key)` for every key that was added, each key by one worker at a time.
 
     Parameters
     ----------
     work: returns seconds until the key is due again, or None. An exception is logged and tried again after a back-off.
-    workers: how many keys are worked on at once.
+    workers: how many keys are worked on at once; a quarter of them takes urgent keys only.
     """
 
-    def __init__(self, *, work: Work, workers: int = 8) -> None:
+    def __init__(self, *, work: Work, workers: int = WORKERS) -> None:
         self._work = work
         self._workers = workers
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
-        self._waiting: set[Key] = set()
+        self._reserved = workers // 4
+        self._due = Lines()
         self._running: set[Key] = set()
-        self._again: set[Key] = set()
+        self._again: dict[Key, bool] = {}
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._group: asyncio.TaskGroup | None = None
 
-    def add(self, key: Key) -> None:
-        """Make the key due now. Adding it again before its turn changes nothing."""
+    def add(self, key: Key, *, urgent: bool = True) -> None:
+        """Make the key due now; not `urgent` where nothing is known to have happened to it.
+
+        Adding it again before its turn changes nothing, except that it may become urgent.
+        """
         self._cancel_timer(key)
         if key in self._running:
-            self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting.add(key)
-            self._ready.put_nowait(key)
+            self._again[key] = urgent or self._again.get(key, False)
+        else:
+            self._due.put(key, urgent=urgent)
+            self._start_due()
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Make the key due in `seconds`, unless it is due earlier already."""
-        if key in self._waiting or key in self._again:
+        if key in self._due or key in self._again:
             return
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
         if timer is not None and timer.when() <= loop.time() + seconds:
             return
         self._cancel_timer(key)
-        self._timers[key] = loop.call_later(seconds, self.add, key)
+        self._timers[key] = loop.call_later(seconds, lambda: self.add(key, urgent=False))
 
     async def run(self) -> None:
         """Work until cancelled; then cancels what is under way."""
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._workers):
-                    group.create_task(self._serve())
+            async with asyncio.TaskGroup() as self._group:
+                self._start_due()
+                await asyncio.Event().wait()
         finally:
+            self._group = None
             for key in list(self._timers):
                 self._cancel_timer(key)
 
-    async def _serve(self) -> None:
-        while True:
-            key = await self._ready.get()
-            self._waiting.discard(key)
+    def _start_due(self) -> None:
+        while self._group is not None and len(self._running) < self._workers:
+            key = self._due.take(only_urgent=len(self._running) >= self._workers - self._reserved)
+            if key is None:
+                return
             self._running.add(key)
-            delay = await self._attempt(key)
-            self._running.discard(key)
-            if key in self._again:
-                self._again.discard(key)
-                self.add(key)
-            elif delay is not None:
-                self.add_after(key, delay)
+            self._group.create_task(self._serve(key), name=f"work on {key}")
+
+    async def _serve(self, key: Key) -> None:
+        delay = await self._attempt(key)
+        self._running.discard(key)
+        if key in self._again:
+            self.add(key, urgent=self._again.pop(key))
+        elif delay is not None:
+            self.add_after(key, delay)
+        self._start_due()
 
     async def _attempt(self, key: Key) -> float | None:
         try:
             delay = await self._work(key)
-        except Exception:  # noqa: BLE001 - whatever one run does, the others must go on; it is logged and retried
-            self._failures[key] = self._failures.get(key, 0) + 1
-            _log.exception("%s: failed %d times in a row, trying again", key, self._failures[key])
-            return backoff_seconds(self._failures[key], random.random())  # noqa: S311 - jitter, not cryptography
+        except Exception as error:  # noqa: BLE001 - whatever one run does, the others must go on; it is retried
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            message = "%s: failed %d times in a row, trying again: %s"
+            _log.error(message, key, failures, error, exc_info=error if failures == 1 else None)
+            return backoff_seconds(failures, random.random())  # noqa: S311 - jitter, not cryptography
         self._failures.pop(key, None)
         return delay
 
