@@ -2,6 +2,7 @@
 
 with ApiServerOnly() as server:
     subprocess.run(["kubectl", "apply", "-f", "crds/"], env={"KUBECONFIG": str(server.kubeconfig), ...})
+    server.start_controllers()  # where Jobs shall make pods, and owners take their children with them
 """
 
 from __future__ import annotations
@@ -10,17 +11,27 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from tests.cluster import go_build, host
+from tests.cluster import go_build, host, render
 from tests.cluster.base import ClusterError
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.layout import LOOPBACK, Layout, Ports
+from tests.cluster.layout import LOOPBACK, NODE_ADDRESS, Layout, Ports, is_taken
 from tests.cluster.supervise import Supervisor
 
 ATTEMPTS = 3
+
+CONTROLLERS = (
+    "job-controller",
+    "garbage-collector-controller",
+    "ttl-after-finished-controller",
+    "namespace-controller",
+    "resourcequota-controller",
+)
+"""What makes a Job's pods and ends them, removes what has no owner or no namespace any more, and counts quotas."""
 
 
 class ApiServerOnly:
@@ -29,7 +40,7 @@ class ApiServerOnly:
     def __init__(self) -> None:
         self._plane: ControlPlane | None = None
         self._lock: TextIO | None = None
-        self._lifeline: int | None = None
+        self._lifeline: tuple[int, ...] = ()  # a pipe: its ends while the programs run
 
     @property
     def kubeconfig(self) -> Path:
@@ -67,7 +78,8 @@ class ApiServerOnly:
         layout = Layout(root)
         self._lock = (root / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        read_end, self._lifeline = os.pipe()
+        self._lifeline = os.pipe()
+        read_end = self._lifeline[0]
         self._plane = ControlPlane(
             layout=layout,
             ports=Ports.free(),
@@ -77,12 +89,17 @@ class ApiServerOnly:
             extra_env={"LIFELINE_FD": str(read_end)},
             pass_fds=(read_end,),
         )
-        try:
-            # Without the controller that makes them, pods would be refused for want of a service account.
-            api = self._plane.start(disabled_admission=("ServiceAccount",))
-            self._plane.wait_until("namespace default exists", lambda: api.get("/api/v1/namespaces/default"))
-        finally:
-            os.close(read_end)
+        # Without the controller that makes them, pods would be refused for want of a service account.
+        api = self._plane.start(disabled_admission=("ServiceAccount",))
+        self._plane.wait_until("namespace default exists", lambda: api.get("/api/v1/namespaces/default"))
+
+    def start_controllers(self, controllers: Sequence[str] = CONTROLLERS) -> None:
+        """Start the real controller manager beside it; the definitions that it shall know must be there before."""
+        plane = self._running()
+        credentials = plane.layout.kubeconfig("controller-manager")  # kubeadm wrote the address of a node into it
+        credentials.write_text(credentials.read_text().replace(NODE_ADDRESS, LOOPBACK))
+        plane.start_program(render.controller_manager(plane.layout, plane.ports, controllers=controllers))
+        plane.wait_until("the controller manager is ready", lambda: is_taken(LOOPBACK, plane.ports.controller_manager))
 
     def down(self) -> None:
         """Stop it and remove its folder."""
@@ -93,9 +110,9 @@ class ApiServerOnly:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
+        for end in self._lifeline:
+            os.close(end)
+        self._lifeline = ()
 
     def __enter__(self) -> Self:
         self.up()

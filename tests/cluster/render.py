@@ -88,8 +88,8 @@ def api_server(layout: Layout, ports: Ports, *, address: str, disabled_admission
     ]
 
 
-def controller_manager(layout: Layout, ports: Ports) -> list[str]:
-    """All controllers; one copy, so without leader election."""
+def controller_manager(layout: Layout, ports: Ports, *, controllers: Sequence[str] = ()) -> list[str]:
+    """All controllers, or those that are named; one copy, so without leader election."""
     kubeconfig, pki = layout.kubeconfig("controller-manager"), layout.pki
     return [
         "kube-controller-manager",
@@ -105,6 +105,7 @@ def controller_manager(layout: Layout, ports: Ports) -> list[str]:
         f"--cluster-signing-key-file={pki}/ca.key",
         f"--service-cluster-ip-range={SERVICE_CIDR}",
         "--leader-elect=false",
+        *([f"--controllers={','.join(controllers)}"] if controllers else []),
     ]
 
 
