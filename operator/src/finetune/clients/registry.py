@@ -10,9 +10,10 @@ and will say so again.
 
 from __future__ import annotations
 
+import asyncio
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -32,13 +33,14 @@ from finetune.api.registry import (
     DatasetVersions,
     Document,
     ErrorDocument,
-    ProgressByRun,
     Run,
     RunRequest,
     RunResult,
     Runs,
     TrainerStatus,
 )
+
+from .breaker import Breaker, Turn
 
 __all__ = [
     "AdapterFile",
@@ -60,6 +62,12 @@ __all__ = [
 UPLOAD_BLOCK_BYTES = 256 * 1024
 PROGRESS_BATCH = 100  # uids in one URL; 2,000 of them would not fit a request line
 
+CALL_SECONDS = 5.0
+"""How long the operator waits for an answer: a worker that waits serves nobody."""
+PROBE_SECONDS = 15.0
+"""How long the one call waits that finds out whether a silent registry is back, so that a slow one serves at all."""
+CALLS_AT_ONCE = 4
+
 _JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _T = TypeVar("_T", bound=Document)
 _P = TypeVar("_P")
@@ -71,6 +79,10 @@ class RegistryError(Exception):
 
 class RegistryUnavailable(RegistryError):  # noqa: N818 - reads as the condition that it is
     """No answer, a broken answer, or an error of the server: try again later."""
+
+
+class RegistrySilent(RegistryUnavailable):
+    """No answer, or not a whole one."""
 
 
 class RegistryDenied(RegistryUnavailable):
@@ -101,7 +113,8 @@ class RegistryClient:
     Parameters: `base_url` like `http://registry.finetune:8080`; `token`, called before each request, or
     `token_file`, read again when it changes (a projected token is replaced every hour), or neither for a
     registry that takes no tokens; `timeout` in seconds for a whole call, streamed bodies excepted; `ssl` for
-    a registry behind a private certificate authority.
+    a registry behind a private certificate authority; `breaker` for a caller with many calls: after one without an
+    answer they fail at once for a while, at most `CALLS_AT_ONCE` are under way, and `CALL_SECONDS` is their timeout.
     """
 
     def __init__(
@@ -112,6 +125,7 @@ class RegistryClient:
         token_file: Path | None = None,
         timeout: float = 10.0,
         ssl: ssl_module.SSLContext | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
         if token is not None and token_file is not None:
             raise ValueError("give the registry client either token or token_file, not both")
@@ -120,6 +134,8 @@ class RegistryClient:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._streaming = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=60)
         self._ssl = ssl
+        self._breaker = breaker
+        self._turns = asyncio.Semaphore(CALLS_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -165,17 +181,25 @@ class RegistryClient:
         `PARENT_ADAPTER_NOT_FOUND`. `parent_adapter_sha256` is the parent's digest where it is known already: another
         one is a `RegistryRefused` with the reason `PARENT_ADAPTER_CHANGED`.
         """
-        request = RunRequest(
-            name=name,
-            experiment=experiment,
-            method=method,
-            dataset_name=dataset_name,
-            dataset_version=dataset_version,
-            parent_adapter_name=parent_adapter_name,
-            parent_adapter_version=parent_adapter_version,
-            parent_adapter_sha256=parent_adapter_sha256,
-            spec=dict(spec),
-        )
+        try:
+            request = RunRequest(
+                name=name,
+                experiment=experiment,
+                method=method,
+                dataset_name=dataset_name,
+                dataset_version=dataset_version,
+                parent_adapter_name=parent_adapter_name,
+                parent_adapter_version=parent_adapter_version,
+                parent_adapter_sha256=parent_adapter_sha256,
+                spec=dict(spec),
+            )
+        except ValidationError as error:
+            raise RegistryRefused(
+                status=422,
+                reason="Invalid",
+                message=f"the run cannot be recorded: {_first_problem(error)}",
+                hint="use an operator and a CustomResourceDefinition of one release",
+            ) from error
         return await self._call(Run, "PUT", _path(namespace, "runs", uid), body=request)
 
     async def get_run(self, namespace: str, uid: str) -> Run:
@@ -227,8 +251,8 @@ class RegistryClient:
         found: dict[str, TrainerStatus] = {}
         for start in range(0, len(wanted), PROGRESS_BATCH):
             batch = ",".join(wanted[start : start + PROGRESS_BATCH])
-            answer = await self._call(ProgressByRun, "GET", "/api/v1/progress", query={"runs": batch})
-            found.update(answer.items)
+            text = await self._request("GET", "/api/v1/progress", query={"runs": batch})
+            found.update(_readable(_parse(_ProgressItems.model_validate_json, text).items))
         return found
 
     # What people ask
@@ -312,10 +336,48 @@ class RegistryClient:
     async def _request(
         self, method: str, path: str, *, body: Document | None = None, query: Mapping[str, str] | None = None
     ) -> str:
-        data = None if body is None else body.model_dump_json(by_alias=True, exclude_none=True).encode()
+        try:
+            data = None if body is None else body.model_dump_json(by_alias=True, exclude_none=True).encode()
+        except ValueError as error:  # half a surrogate pair
+            hint = "remove characters that are no text"
+            raise RegistryRefused(status=422, reason="Invalid", message=str(error), hint=hint) from error
         headers = {} if body is None else {"Content-Type": "application/json"}
-        async with self._open(method, path, data=data, headers=headers, query=query) as response:
+        async with (
+            self._turn(method, path) as limits,
+            self._open(method, path, data=data, headers=headers, query=query, limits=limits) as response,
+        ):
             return await response.text()
+
+    @asynccontextmanager
+    async def _turn(self, method: str, path: str) -> AsyncIterator[aiohttp.ClientTimeout]:
+        """Wait for a turn; yields the call's limits. Raises RegistryUnavailable at once while there is silence."""
+        if self._breaker is None:
+            yield self._timeout
+            return
+        url = self._base_url + path
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise RegistryUnavailable(f"{method} {url}: {CALLS_AT_ONCE} other calls wait for the registry") from error
+        try:
+            turn = self._breaker.turn()
+            if turn is Turn.FAIL:
+                raise RegistryUnavailable(f"the registry {self._base_url} is not asked: {self._breaker.reason}")
+            try:
+                yield aiohttp.ClientTimeout(total=PROBE_SECONDS if turn is Turn.PROBE else CALL_SECONDS)
+            except RegistrySilent as error:
+                self._breaker.silent(turn, str(error))
+                raise
+            except RegistryError:
+                self._breaker.answered()
+                raise
+            except BaseException:
+                self._breaker.abandoned(turn)
+                raise
+            self._breaker.answered()
+        finally:
+            self._turns.release()
 
     @asynccontextmanager
     async def _open(
@@ -327,6 +389,7 @@ class RegistryClient:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         streaming: bool = False,
+        limits: aiohttp.ClientTimeout | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send one request and yield the answer if it is a success. Converts every error of the transport."""
         if self._session is None:
@@ -342,7 +405,7 @@ class RegistryClient:
                 data=data,
                 headers=sent,
                 params=query,
-                timeout=self._streaming if streaming else self._timeout,
+                timeout=self._streaming if streaming else limits or self._timeout,
                 ssl=self._ssl if self._ssl is not None else True,
                 allow_redirects=False,
             ) as response:
@@ -350,10 +413,26 @@ class RegistryClient:
                     raise _failure(method, url, response.status, await response.text())
                 yield response
         except TimeoutError as error:
-            raise RegistryUnavailable(f"{method} {url}: no answer in time; is the registry up?") from error
-        except (aiohttp.ClientError, OSError, UnicodeDecodeError) as error:
+            raise RegistrySilent(f"{method} {url}: no answer in time; is the registry up?") from error
+        except (aiohttp.ClientError, OSError) as error:
             detail = str(error) or type(error).__name__
-            raise RegistryUnavailable(f"{method} {url}: {detail}; is the registry up?") from error
+            raise RegistrySilent(f"{method} {url}: {detail}; is the registry up?") from error
+        except ValueError as error:  # text in no known encoding, a header that cannot be sent
+            raise RegistryUnavailable(f"{method} {url}: {error}; is the address right?") from error
+
+
+class _ProgressItems(Document):
+    """Progress by run, read one by one: what another version posted for one run must not hide the others'."""
+
+    items: dict[str, JsonValue]
+
+
+def _readable(items: Mapping[str, JsonValue]) -> dict[str, TrainerStatus]:
+    found: dict[str, TrainerStatus] = {}
+    for uid, item in items.items():
+        with suppress(ValidationError):
+            found[uid] = TrainerStatus.model_validate(item)
+    return found
 
 
 class _FileToken:
@@ -370,8 +449,8 @@ class _FileToken:
             if (stat.st_ino, stat.st_mtime_ns) != self._seen:
                 self._token = self._path.read_text().strip()
                 self._seen = (stat.st_ino, stat.st_mtime_ns)
-        except OSError as error:
-            message = f"cannot read the registry token {self._path}: {error.strerror}"
+        except (OSError, ValueError) as error:
+            message = f"cannot read the registry token {self._path}: {error}"
             raise RegistryUnavailable(message) from error
         return self._token
 
