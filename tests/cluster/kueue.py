@@ -1,7 +1,7 @@
 """The real Kueue, a process beside an API server of this machine, for the tests of queues.
 
-with Kueue(kubeconfig=..., bin_dir=...) as kueue:
-    kueue.api.apply(...)  # a namespace with the label JOBS, queues, Jobs
+with Kueue(kubeconfig=..., bin_dir=..., folder=...) as kueue:
+    kueue.api.apply(...)  # a namespace with the label JOBS, queues, Jobs; the namespace goes before Kueue does
 
 Nothing else on the API server meets it: it is asked about Jobs only in namespaces that carry the label ``JOBS``.
 """
@@ -12,9 +12,7 @@ import base64
 import json
 import os
 import random
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,14 +133,15 @@ class Kueue:
     ----------
     kubeconfig: an administrator's, of an API server that runs on this machine.
     bin_dir: a folder with ``kubectl``.
+    folder: for its log, its configuration and its certificate; it must exist.
     """
 
-    def __init__(self, *, kubeconfig: Path, bin_dir: Path) -> None:
+    def __init__(self, *, kubeconfig: Path, bin_dir: Path, folder: Path) -> None:
         self.api = KubeApi.from_kubeconfig(kubeconfig)
         self._kubeconfig = kubeconfig
         self._bin_dir = bin_dir
         self._ports = KueuePorts.free()
-        self._root = Path(tempfile.mkdtemp(prefix="finetune-kueue-"))
+        self._root = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -157,20 +156,23 @@ class Kueue:
         self.start()
 
     def down(self) -> None:
-        """Remove everything of it, in an order that leaves nothing behind that waits for it."""
+        """Remove everything of it from a cluster that lives on, after the namespaces that it was asked about.
+
+        Nothing that it holds by a finalizer is left without it. Raises ClusterError.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self.start()  # nobody else lets go of its objects
         for kind in WEBHOOKS:
             self._delete(
                 f"{PATHS[kind]}/kueue-{kind.removesuffix('WebhookConfiguration').lower()}-webhook-configuration"
             )
-        if self._process is not None:
-            for plural in FINALIZED:
-                self._empty(f"/apis/kueue.x-k8s.io/v1beta2/{plural}")
+        for plural in FINALIZED:
+            self._empty(f"/apis/kueue.x-k8s.io/v1beta2/{plural}")
         self.stop()
         for definition in (self.api.get(PATHS["CustomResourceDefinition"]) or {"items": []})["items"]:
             if definition["spec"]["group"] == "kueue.x-k8s.io":
                 self._delete(f"{PATHS['CustomResourceDefinition']}/{definition['metadata']['name']}")
         self._delete(f"{PATHS['Namespace']}/{SYSTEM}")
-        shutil.rmtree(self._root)
 
     def start(self) -> None:
         """Start the process and wait until its webhooks answer. Raises ClusterError."""
