@@ -24,6 +24,7 @@ POD_CREATION_REFUSED = "PodCreationRefused"
 NODE_LOST = "NodeLost"
 JOB_LOST = "JobLost"
 RETRIES_EXHAUSTED = "RetriesExhausted"
+SIDECAR_FAILED = "SidecarFailed"
 INTERNAL_ERROR = "InternalError"
 
 HINTS: dict[str, str] = {
@@ -129,6 +130,11 @@ HINTS: dict[str, str] = {
         "causes are mended, or with more spec.retries if they pass by themselves, a new run with spec.resumeFrom "
         "goes on from the newest checkpoint."
     ),
+    SIDECAR_FAILED: (
+        "A container that the cluster adds to every pod (a mesh, a secret store, a log shipper) failed, and the pod with "
+        "it. Show the message to the cluster's administrator, or have the injection switched off for pods with the "
+        "label finetune.dev/run; then go on in a new run with spec.resumeFrom."
+    ),
     INTERNAL_ERROR: (
         "This is an error in the software, not in your spec. Please report the message and the pod's log "
         "(kubectl logs -l finetune.dev/run=<name> --all-containers)."
@@ -153,6 +159,10 @@ EXPORTING = "Exporting"
 TRAINING = "Training"
 REGISTERING = "Registering"
 
+# The phases at the end; the conditions then have the reason.
+SUCCEEDED = "Succeeded"
+FAILED = "Failed"
+
 # Reasons of Suspended.
 SUSPENDED = "Suspended"
 SUSPENDING = "Suspending"
@@ -172,6 +182,10 @@ API_SERVER_UNAVAILABLE = "APIServerUnavailable"
 OPERATOR_ERROR = "OperatorError"
 SIDECAR_RUNNING = "SidecarRunning"
 TERMINATING = "Terminating"
+POD_NOT_STARTED = "PodNotStarted"
+VOLUME_NOT_MOUNTED = "VolumeNotMounted"
+INIT_CONTAINER_RUNNING = "InitContainerRunning"
+NODE_NOT_READY = "NodeNotReady"
 
 # Reason of Succeeded=True and of Finished=True after a success.
 ADAPTER_REGISTERED = "AdapterRegistered"
@@ -205,6 +219,10 @@ OTHER_REASONS: dict[str, str] = {
     OPERATOR_ERROR: "The operator failed to look at the run and tries again; please report the message.",
     SIDECAR_RUNNING: "The trainer has ended, but another container of its pod goes on; the message names it.",
     TERMINATING: "A pod of the run is being stopped, and its node has not confirmed the end yet.",
+    POD_NOT_STARTED: "The node cannot start the pod's containers; the message has its words.",
+    VOLUME_NOT_MOUNTED: "The node cannot mount one of the pod's volumes; a claim may be in use on another node.",
+    INIT_CONTAINER_RUNNING: "A container that the cluster adds to the pod runs first; the message names it.",
+    NODE_NOT_READY: "The pod's node does not report; the pod may still be training there.",
     ADAPTER_REGISTERED: "The adapter is in the registry.",
 }
 """What the reasons that are no failures say."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from .conditions import Condition
 from .fields import MAX_MESSAGE, ApiModel, DecimalString, Time
-
-Phase = Literal["Pending", "Suspended", "Exporting", "Training", "Registering", "Succeeded", "Failed"]
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A number of things, small enough for every reader of JSON."""
@@ -20,6 +26,24 @@ LongText = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
 MAX_LOSS_HISTORY = 32
 MAX_WARNINGS = 16
 MAX_ATTEMPT_HISTORY = 64
+
+
+def _readable(model: type[ApiModel]) -> BeforeValidator:
+    """Leaves out the entries of a list that this version cannot read, instead of the whole list."""
+
+    def keep(entries: object) -> object:
+        if not isinstance(entries, (list, tuple)):
+            return ()
+        return tuple(read for entry in entries if (read := _read(model, entry)) is not None)
+
+    return BeforeValidator(keep)
+
+
+def _read(model: type[ApiModel], entry: object) -> ApiModel | None:
+    try:
+        return model.model_validate(entry)
+    except ValidationError:
+        return None
 
 
 class OutputStatus(ApiModel):
@@ -63,8 +87,10 @@ class Progress(ApiModel):
     """Learning rate of the newest step."""
     tokens_per_second: DecimalString | None = None
     """Training tokens per second."""
+    checkpoint_step: Count | None = None
+    """Step of the newest checkpoint on the output claim."""
     remaining_seconds: Count | None = None
-    """Estimated time until the last step."""
+    """Estimated time until the last step, while the run trains."""
     last_update_time: Time | None = None
     """When the trainer reported this."""
 
@@ -103,6 +129,19 @@ class ParentAdapterStatus(ApiModel):
     """SHA-256 of the adapter, as in the status of the run that made it."""
 
 
+class ResumeStatus(ApiModel):
+    """The run whose newest checkpoint this one goes on from."""
+
+    run: ShortText
+    """Name of that run."""
+    uid: ShortText
+    """Identity of that run."""
+    claim_name: ShortText
+    """Name of the PersistentVolumeClaim with its checkpoints."""
+    path: Annotated[str, StringConstraints(max_length=512)]
+    """Its folder, from the root of that claim."""
+
+
 class LossPoint(ApiModel):
     """The training loss at one step."""
 
@@ -128,6 +167,8 @@ class AdapterStatus(ApiModel):
     in the folder."""
     bytes: Count
     """Size of the files in bytes."""
+    reference: ShortText | None = None
+    """Name and version in one word, such as support/3."""
 
 
 class Measurements(ApiModel):
@@ -189,7 +230,33 @@ class Attempt(ApiModel):
     reason: ShortText | None = None
     """One word for why it ended: Completed, Interrupted, or the cause of the failure."""
     step: Count | None = None
-    """Step of the checkpoint that an interrupted attempt left behind."""
+    """Newest step that is known to be kept from this attempt: what it said, or the last that it reported."""
+    node: ShortText | None = None
+    """Node that the pod ran on."""
+
+
+class Waiting(ApiModel):
+    """The one thing that the run waits for, and since when."""
+
+    reason: ShortText
+    """One word for it; docs/api.md lists all of them."""
+    object: ShortText
+    """What it is about, such as ConfigMap/rows."""
+    message: LongText
+    """What is wrong, in the words of whoever says so."""
+    hint: LongText | None = None
+    """What to do."""
+    since: Time
+    """Since when, by the operator's clock. Another reason or object starts anew."""
+
+
+class ActiveTime(ApiModel):
+    """How long the Job was active: its deadline counts over suspensions."""
+
+    seconds: Count = 0
+    """Seconds of all active times that have ended."""
+    since: Time | None = None
+    """Start of the present one; absent while the Job is suspended."""
 
 
 class TrainingRunStatus(ApiModel):
@@ -197,22 +264,30 @@ class TrainingRunStatus(ApiModel):
 
     observed_generation: int = -1
     """Generation of the spec that this status speaks of; -1 before the operator has seen the run."""
-    phase: Phase | None = None
+    phase: ShortText | None = None
     """One word for the state, for printing only: programs read the conditions."""
-    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = ()
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16), _readable(Condition)] = ()
     """Accepted, DatasetReady, Succeeded, Finished, Suspended, Reconciling and Stalled."""
+    waiting: Waiting | None = None
+    """What the run waits for; absent while it waits for nothing but its own work."""
     job_name: ShortText | None = None
     """Name of the run's Job."""
+    job_uid: ShortText | None = None
+    """Identity of the run's Job: only pods that it controls are the run's."""
     output: OutputStatus | None = None
     """Where the run's files are."""
     attempts: Count | None = None
     """Pods started so far, interrupted ones included."""
-    attempt_history: Annotated[tuple[Attempt, ...], Field(max_length=MAX_ATTEMPT_HISTORY)] = ()
+    attempt_history: Annotated[tuple[Attempt, ...], Field(max_length=MAX_ATTEMPT_HISTORY), _readable(Attempt)] = ()
     """The newest attempts and how each ended, oldest first."""
     resumed_from_step: Count | None = None
     """Step of the checkpoint that the newest attempt started from."""
     start_time: Time | None = None
     """When the first pod started."""
+    training_start_time: Time | None = None
+    """When the first attempt had reached its trainer. From then on nothing that may pass ends the run."""
+    active: ActiveTime | None = None
+    """How long the Job was active; what activeDeadlineSeconds is compared with."""
     completion_time: Time | None = None
     """When the run succeeded or failed."""
     duration_seconds: Count | None = None
@@ -227,7 +302,9 @@ class TrainingRunStatus(ApiModel):
     """What the training data turned out to be."""
     parent_adapter: ParentAdapterStatus | None = None
     """The adapter version that the run goes on from."""
-    loss_history: Annotated[tuple[LossPoint, ...], Field(max_length=MAX_LOSS_HISTORY)] = ()
+    resumed_from: ResumeStatus | None = None
+    """The run of spec.resumeFrom, once it was found."""
+    loss_history: Annotated[tuple[LossPoint, ...], Field(max_length=MAX_LOSS_HISTORY), _readable(LossPoint)] = ()
     """Course of the training loss, thinned out to at most 32 points."""
     result: Result | None = None
     """What a successful run has to show."""
@@ -235,6 +312,23 @@ class TrainingRunStatus(ApiModel):
     """Why a failed run failed."""
     warnings: Annotated[tuple[LongText, ...], Field(max_length=MAX_WARNINGS)] = ()
     """What a person should know although the run goes on."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_what_does_not_fit(cls, data: Any, handler: ModelWrapValidatorHandler[TrainingRunStatus]) -> Any:
+        """Leave out fields that do not fit: a status of another version, or one that was edited, is read all the same.
+
+        It is also how a status is written whatever a container has posted: the rest of it matters more.
+        """
+        try:
+            return handler(data)
+        except ValidationError as error:
+            if not isinstance(data, Mapping):
+                return handler({})
+            bad = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+            names = {alias: name for name, field in cls.model_fields.items() if (alias := field.alias)}
+            unwanted = bad | {names[each] for each in bad if each in names}
+            return handler({key: value for key, value in data.items() if key not in unwanted})
 
     def condition(self, type_: str) -> Condition | None:
         """The condition of that type; none when it was never set."""

@@ -1,33 +1,42 @@
-"""Everything that is known about a run's children, read live, as one immutable observation.
+"""Everything that the API server knows of a run's children, read live, as one immutable value.
 
 An index of a watch may hold objects that are long gone, so whether the Job exists is always asked. The pod cache only
-adds what the API has forgotten: the last words of a pod that was suspended or evicted and deleted at once.
+adds what the API has forgotten: the last words of a pod that was suspended or evicted and deleted at once. Labels find
+objects; whose they are, the controller's uid says.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune.api.registry import TrainerStatus
 from finetune.api.trainingrun import TrainingRun
-from finetune.clients.kubernetes import KubernetesClient
-from finetune.clients.registry import RegistryClient, RegistryError, RegistryNotFound
+from finetune.clients.kubernetes import ForbiddenError, KubernetesClient, NotServedError
 
 from .core import names
-from .core.messages import Message, message_of
-from .core.observe import EventView, JobView, Observation, PodView, ProgressView, event_views, job_view, pod_view
+from .core.case import Case, is_finished
+from .core.seen import Outcome, Seen
 from .core.settings import Settings
-from .core.status import is_finished
 from .core.storage import claim_names, output_claim_name
+from .core.views import (
+    JobView,
+    PodView,
+    ProgressView,
+    WorkloadView,
+    event_views,
+    job_view,
+    pod_view,
+    workload_view,
+)
 
 Document = Mapping[str, Any]
 
+FIRST_SEEN_SIZE = 4096
 POD_CACHE_SIZE = 4096
 
 
@@ -58,7 +67,7 @@ class Gatherer:
 
     Parameters
     ----------
-    kubernetes, registry: the two places that know something.
+    kubernetes: where it is read.
     pods: last words of pods that the API has forgotten.
     progress: the latest posts of the trainers by run uid, filled by the poller.
     """
@@ -67,95 +76,119 @@ class Gatherer:
         self,
         *,
         kubernetes: KubernetesClient,
-        registry: RegistryClient,
         pods: PodCache,
         progress: Mapping[str, TrainerStatus],
         settings: Settings,
     ) -> None:
         self._kubernetes = kubernetes
-        self._registry = registry
         self._pods = pods
         self._progress = progress
         self._settings = settings
+        self._pending: OrderedDict[str, float] = OrderedDict()
 
-    async def gather(self, run: TrainingRun, now: datetime) -> Observation:
-        """One observation. Raises KubernetesError; the registry's silence is part of what is observed."""
+    async def gather(self, run: TrainingRun, now: datetime) -> Seen:
+        """What there is of the run now. Raises KubernetesError."""
         namespace, uid = run.metadata.namespace, run.metadata.uid
         name = names.job_name(run.metadata.name, uid)
         document = await self._kubernetes.get_job(namespace, name)
         job = job_view(document) if document is not None else None
+        ours = job is not None and _is_ours(job, run)
         if is_finished(run.status):  # only what is left to clean up matters; after a restart there are many of these
-            ours = job if job is not None and job.owner_uid == uid else None
-            return Observation(job=ours, collect_job=await self._get_collect_job(run))
+            return Seen(job=job if ours else None, collect_job=await self._get_collect_job(run))
         if job is None and run.status.job_name is None:
             return await self._before_job(run)
-        if job is not None and job.owner_uid != uid:
-            return Observation(name_taken=f'Job "{name}" belongs to another object and is not gone yet')
-        # Before the pods: those of a Job that has ended are then seen as they ended.
-        collect_job = await self._get_collect_job(run) if job is None or job.complete else None
-        pods, collect_pods = await self._list_pods(run)
-        seen = Observation(
+        if job is not None and not ours:
+            return Seen(name_taken=f'Job "{name}" belongs to another object, and the run needs its name: delete it')
+        collect_job, workload = None, await self._get_workload(run, job)
+        if job is None or job.complete or job.failed:
+            # Before the pods: those of a Job that has ended are then seen as they ended.
+            collect_job = await self._get_collect_job(run)
+        pods, collect_pods = await self._list_pods(run, job, collect_job)
+        seen = Seen(
             job=job,
             pods=pods,
+            collect_job=collect_job,
             collect_pods=collect_pods,
+            workload=workload,
             claim_exists=True,
             progress=self._latest_progress(uid),
         )
-        if job is None or job.complete:
-            return await self._with_result(run, dataclasses.replace(seen, collect_job=collect_job))
-        events = await self._pending_events(run, seen, now)
-        return dataclasses.replace(seen, events=events)
+        if seen.trainer_done and collect_job is None and seen.result is None:
+            seen = dataclasses.replace(seen, collect_job=await self._get_collect_job(run))
+        events = await self._events(Case(run, seen, Outcome(), self._settings, now))
+        return dataclasses.replace(seen, events=event_views(events))
 
-    async def _before_job(self, run: TrainingRun) -> Observation:
+    async def _before_job(self, run: TrainingRun) -> Seen:
         if run.spec.output.claim_name is not None:
-            return Observation()
+            return Seen()
         claim = await self._kubernetes.get_claim(run.metadata.namespace, output_claim_name(run))
-        return Observation(claim_exists=claim is not None)
+        return Seen(claim_exists=claim is not None)
 
-    async def _list_pods(self, run: TrainingRun) -> tuple[tuple[PodView, ...], tuple[PodView, ...]]:
-        """The run's pods, of the training Job and of the collect Job."""
+    async def _list_pods(
+        self, run: TrainingRun, job: JobView | None, collect_job: JobView | None
+    ) -> tuple[tuple[PodView, ...], tuple[PodView, ...]]:
+        """The pods of the training Job and of the collect Job: those that they control, whatever their labels say."""
         found = await self._kubernetes.list_pods(run.metadata.namespace, names.run_selector(run.metadata.uid))
-        collecting = [pod for pod in found if pod["metadata"]["labels"].get(names.ROLE_LABEL) == names.ROLE_COLLECT]
-        training = {pod["metadata"]["uid"]: pod_view(pod) for pod in found if pod not in collecting}
+        views = [pod_view(pod) for pod in found]
+        job_uid = job.uid if job is not None else run.status.job_uid
+        training = {pod.uid: pod for pod in views if job_uid and pod.owner_uid == job_uid}
         for pod in self._pods.of_run(run.metadata.uid):
-            training.setdefault(pod.uid, pod)
-        return tuple(training.values()), tuple(pod_view(pod) for pod in collecting)
-
-    async def _with_result(self, run: TrainingRun, seen: Observation) -> Observation:
-        """The result from where it still is, once the training has ended or its Job is gone."""
-        if seen.result is None:
-            try:
-                stored = await self._registry.get_result(run.metadata.namespace, run.metadata.uid)
-                seen = dataclasses.replace(seen, stored_result=_message_or_none(stored))
-            except RegistryNotFound:
-                pass  # the trainer could not reach the registry; the claim still has the document
-            except RegistryError as error:
-                return dataclasses.replace(seen, registry_error=str(error))
-        return seen
+            if pod.owner_uid == job_uid:
+                training.setdefault(pod.uid, pod)
+        collecting = [pod for pod in views if collect_job is not None and pod.owner_uid == collect_job.uid]
+        return tuple(training.values()), tuple(collecting)
 
     async def _get_collect_job(self, run: TrainingRun) -> JobView | None:
         name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
         document = await self._kubernetes.get_job(run.metadata.namespace, name)
-        return job_view(document) if document else None
+        job = job_view(document) if document else None
+        return job if job is not None and job.owner_uid == run.metadata.uid else None
 
-    async def _pending_events(self, run: TrainingRun, seen: Observation, now: datetime) -> tuple[EventView, ...]:
-        """Events of the Job, its newest pod and unbound claims, when one of them has been pending for a while."""
-        pod, job = seen.newest_pod, seen.job
-        if job is None or job.ended or (pod is not None and pod.phase == "Running"):
-            return ()
-        since = pod.created if pod else job.started or job.created
-        if (now - since).total_seconds() < self._settings.pending_seconds:
-            return ()
-        uids = [job.uid, *([pod.uid] if pod and not pod.finished else [])]  # an ended pod waits for its successor
-        found = [event for uid in uids for event in await self._kubernetes.list_events(run.metadata.namespace, uid)]
-        if pod is not None and "unbound" in pod.unschedulable:
-            found += await self._claim_events(run, job)
-        return event_views(found)
+    async def _get_workload(self, run: TrainingRun, job: JobView | None) -> WorkloadView | None:
+        """Kueue's record of the Job, when somebody else has suspended it or a person wants it to rest."""
+        if job is None or job.ended:
+            return None
+        foreign = job.suspended and job.suspended_by != run.metadata.uid
+        if not foreign and not run.spec.suspend:
+            return None
+        try:
+            found = await self._kubernetes.list_workloads(run.metadata.namespace, job.uid)
+        except (ForbiddenError, NotServedError):
+            return None  # the Job's label still says that a queue holds it
+        return workload_view(found[0]) if found else None
 
-    async def _claim_events(self, run: TrainingRun, job: JobView) -> list[dict[str, Any]]:
+    async def _events(self, case: Case) -> list[dict[str, Any]]:
+        """Events of the Job, its newest pod and unbound claims, when what they are about has been pending for a while.
+
+        They are read only where nothing else says why: the API server keeps no index of them.
+        """
+        job, pod, namespace = case.job, case.pod, case.run.metadata.namespace
+        if job is None or job.ended or job.suspended or (pod is not None and pod.phase == "Running"):
+            return []
+        if not self._is_pending(pod.uid if pod is not None and not pod.finished else f"{job.uid}/{len(case.attempts)}"):
+            return []
+        if pod is None or pod.finished:  # an ended pod waits for its successor
+            return await self._kubernetes.list_events(namespace, job.uid)
+        if pod.unschedulable:
+            return await self._claim_events(case) if "unbound" in pod.unschedulable else []
+        if pod.export.started:
+            return []
+        return await self._kubernetes.list_events(namespace, pod.uid)
+
+    def _is_pending(self, what: str) -> bool:
+        """It has been pending for a while, by a clock of our own that no other machine's clock disturbs."""
+        now = time.monotonic()
+        since = self._pending.setdefault(what, now)
+        self._pending.move_to_end(what)
+        if len(self._pending) > FIRST_SEEN_SIZE:
+            self._pending.popitem(last=False)
+        return now - since >= self._settings.pending_seconds
+
+    async def _claim_events(self, case: Case) -> list[dict[str, Any]]:
         """Events of the run's claims that have no volume yet; each message names its claim."""
+        run, parent = case.run, case.seen.job.parent if case.seen.job else None
         found = []
-        for name in claim_names(run, job.parent):
+        for name in claim_names(run, parent, run.status.resumed_from):
             claim = await self._kubernetes.get_claim(run.metadata.namespace, name)
             if claim is not None and (claim.get("status") or {}).get("phase") != "Bound":
                 events = await self._kubernetes.list_events(run.metadata.namespace, claim["metadata"]["uid"])
@@ -175,8 +208,6 @@ class Gatherer:
         )
 
 
-def _message_or_none(document: Document) -> Message | None:
-    try:
-        return message_of(document)
-    except ValidationError:
-        return None
+def _is_ours(job: JobView, run: TrainingRun) -> bool:
+    """The run's own Job; one that the status knows is ours though somebody has taken its owner away."""
+    return job.owner_uid == run.metadata.uid or (not job.owner_uid and job.uid == run.status.job_uid)

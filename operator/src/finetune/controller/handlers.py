@@ -51,9 +51,7 @@ class Operator:
         self._progress: dict[str, TrainerStatus] = {}
         self._training: dict[str, Key] = {}
         self._last_resync: float | None = None
-        gatherer = Gatherer(
-            kubernetes=kubernetes, registry=registry, pods=self._pods, progress=self._progress, settings=settings
-        )
+        gatherer = Gatherer(kubernetes=kubernetes, pods=self._pods, progress=self._progress, settings=settings)
         reconciler = Reconciler(kubernetes=kubernetes, registry=registry, gatherer=gatherer, settings=settings)
         self._queue = WorkQueue(work=reconciler.reconcile)
 

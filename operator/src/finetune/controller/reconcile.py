@@ -1,61 +1,54 @@
 """One pass for one run: gather, decide, act, and write the status at most once.
 
 The pass starts from nothing but the run's name, so it does not matter which event woke it, whether one was missed, or
-where the previous pass was killed. Decisions are in `core`; this module only carries them out.
+where the previous pass was killed. Decisions are in `core`, effects in `effects`. Whatever goes wrong here, the run
+says so: a pass that fails again and again writes its error where people look.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
 from finetune.api import reasons
-from finetune.api.registry import PARENT_ADAPTER_CHANGED, PARENT_ADAPTER_NOT_FOUND, ParentAdapter
 from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import TrainingRun
-from finetune.clients.kubernetes import (
-    AlreadyExistsError,
-    ConflictError,
-    ForbiddenError,
-    KubernetesClient,
-    KubernetesError,
-    NotFoundError,
-)
-from finetune.clients.registry import (
-    BaseModelReference,
-    RegistryClient,
-    RegistryError,
-    RegistryNotFound,
-    RegistryRefused,
-    Run,
-)
+from finetune.clients.kubernetes import ConflictError, KubernetesClient, KubernetesError, NotFoundError
+from finetune.clients.registry import RegistryClient
 
-from .core import decide, names
+from .core import decide
+from .core.case import Case, is_finished
 from .core.events import build_event, events_between
-from .core.failures import Case, Failure, failure_of
-from .core.manifests import build_claim, build_collect_job, build_job
-from .core.observe import AdapterView, DatasetView, Observation, job_view, parent_view
+from .core.findings import Finding, Verdict, wait
+from .core.mark import restored_status
+from .core.refusals import Answer, Doing, classify
+from .core.seen import Outcome
 from .core.settings import Settings
-from .core.status import is_finished, next_status, recorded_parent, restamp
-from .core.storage import output_claim_name
+from .core.status import next_status, restamp, troubled_status
+from .effects import Effects, StaleError
 from .gather import Gatherer
 from .workqueue import Key
 
 _log = logging.getLogger(__name__)
 
-MAXIMUM_ACTIONS = 10
+Document = dict[str, Any]
+
+MAXIMUM_ACTIONS = 16
 """More actions than any run needs in one pass: reaching it is a bug, and it must not become a busy loop."""
-WAITING_SECONDS = 5.0
-"""Seconds until a run that waits for something is looked at again."""
+SOON_SECONDS = 5.0
+"""Seconds until a run that waits is looked at again, at first."""
+SELDOM_SECONDS = 30.0
+"""The same for a run that has waited for minutes; watches wake it earlier."""
+FAILURES_TOLD = 3
+"""Passes in a row that may fail before the run says so."""
 
 
 class Reconciler:
-    """Carries out what the core decides.
+    """Brings runs a step further.
 
     Parameters
     ----------
@@ -74,253 +67,156 @@ class Reconciler:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._kubernetes = kubernetes
-        self._registry = registry
         self._gatherer = gatherer
         self._settings = settings
         self._now = now
-        self._perform: dict[type[decide.Action], Callable[[TrainingRun, Observation, Any], Awaitable[Observation]]] = {
-            decide.RecordRun: self._record_run,
-            decide.CreateClaim: self._create_claim,
-            decide.CreateJob: self._create_job,
-            decide.SuspendJob: self._suspend_job,
-            decide.ResumeJob: self._resume_job,
-            decide.CreateCollectJob: self._create_collect_job,
-            decide.RegisterAdapter: self._register_adapter,
-            decide.DeleteJob: self._delete_job,
-            decide.SetTTL: self._set_ttl,
-        }
+        self._effects = Effects(kubernetes=kubernetes, registry=registry, gatherer=gatherer, settings=settings, now=now)
+        self._failures: dict[Key, int] = {}
+        self._shortened: dict[str, Document] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one run a step further; returns seconds until it must be looked at again, or None.
 
-        Raises KubernetesError when the API server does not play along; the queue tries again.
+        Raises what went wrong, after the run has said so; the queue tries again.
         """
         try:
             document = await self._kubernetes.get_run(key.namespace, key.name)
         except NotFoundError:
-            await self._delete_orphans(key)
-            return None
+            self._failures.pop(key, None)
+            return None  # its children go with it: Kubernetes follows the owner references
         if document["metadata"].get("deletionTimestamp"):
-            return None  # its children go with it; nobody reads the status any more
-        run = TrainingRun.from_object(document)
-        case, failure = await self._act(run)
-        status = self._status_of(case, failure)
-        if status == run.status:
-            return self._due(case, failure)
+            return None
         try:
-            await self._kubernetes.replace_run_status({**document, "status": status.to_dict()})
-        except (ConflictError, NotFoundError):
-            return 0.0  # somebody changed the run since it was read: start again from what it is now
+            due = await self._pass(key, document)
+        except Exception as error:
+            self._failures[key] = self._failures.get(key, 0) + 1
+            if self._failures[key] >= FAILURES_TOLD:
+                await self._tell(key, document, error)
+            raise
+        self._failures.pop(key, None)
+        return due
+
+    async def _pass(self, key: Key, document: Document) -> float | None:
+        run = TrainingRun.from_object(document)
+        restored = restored_status(run, self._now())
+        if restored is not None:
+            _log.warning("%s: has ended before, as its mark says: it does not train again", key)
+            await self._write(document, restored)
+            return 0.0
+        try:
+            case = await self._act(run)
+            status = self._status_of(case)
+            if status != run.status and not await self._write(document, status):
+                return 0.0
+        except (ConflictError, StaleError):
+            return 0.0  # somebody changed it since it was read: start again from what it is now
         await self._emit_events(run, status)
         if is_finished(status) and not is_finished(run.status):
             _log.info("%s: %s after %s attempts", key, status.phase, status.attempts)
             return 0.0  # the Job is taken care of once the final status is stored
-        return self._due(case, failure)
+        return self._requeue_after(case, status)
 
-    async def _act(self, run: TrainingRun) -> tuple[Case, Failure | None]:
+    async def _act(self, run: TrainingRun) -> Case:
         """Perform one action after the other until none is left."""
         seen = await self._gatherer.gather(run, self._now())
+        case = Case(run, seen, Outcome(), self._settings, self._now())
         for _ in range(MAXIMUM_ACTIONS):
-            case = decide.case_of(run, seen, self._settings, self._now())
             action = decide.next_action(case)
             if action is None:
-                return case, None if is_finished(run.status) else failure_of(case)
+                return case
             _log.info("%s/%s: %s", run.metadata.namespace, run.metadata.name, action)
-            try:
-                seen = await self._perform[type(action)](run, seen, action)
-            except KubernetesError as error:
-                if not isinstance(action, decide.Creation):
-                    raise  # a running or finished Job is not given up because it cannot be changed just now
-                if isinstance(error, ForbiddenError):
-                    seen = dataclasses.replace(seen, refused=str(error))
-                elif error.status == 422:
-                    case = decide.case_of(run, seen, self._settings, self._now())
-                    return case, Failure(reasons.INVALID_SPEC, str(error))
-                else:
-                    raise
-            except RegistryError as error:
-                seen = dataclasses.replace(seen, registry_error=str(error))
-        raise RuntimeError(
-            f"{run.metadata.namespace}/{run.metadata.name}: still {action} after {MAXIMUM_ACTIONS} actions"
-        )
+            case = await self._effects.perform(case, action)
+        raise RuntimeError(f"still {action} after {MAXIMUM_ACTIONS} actions")
 
-    def _status_of(self, case: Case, failure: Failure | None) -> TrainingRunStatus:
+    def _status_of(self, case: Case) -> TrainingRunStatus:
         status = case.run.status
-        if is_finished(status):
-            return restamp(status, case.run.metadata.generation)
-        return next_status(case, failure)
+        return restamp(status, case.run.metadata.generation) if is_finished(status) else next_status(case)
 
-    def _due(self, case: Case, failure: Failure | None) -> float | None:
+    async def _write(self, document: Document, status: TrainingRunStatus) -> bool:
+        """Replace the status; false when there was nothing to write. Raises ConflictError, KubernetesError.
+
+        A finished status is only stamped: another version of the operator may have written what this one cannot read.
+        """
+        uid, before = document["metadata"]["uid"], document.get("status") or {}
+        content = status.to_dict()
+        if is_finished(TrainingRunStatus.model_validate(before)):
+            content = _stamped(before, document["metadata"]["generation"])
+        if self._shortened.get(uid) == content:
+            return True  # the API server's definition is older or newer: it keeps less than this, and always will
+        try:
+            stored = await self._kubernetes.replace_run_status({**document, "status": content})
+        except KubernetesError as error:
+            unwanted = {cause.field.split(".")[1] for cause in error.causes if cause.field.startswith("status.")}
+            if error.status != 422 or not unwanted:
+                raise
+            _log.warning("%s: the API server refuses %s of the status: %s", uid, sorted(unwanted), error)
+            content = {name: value for name, value in content.items() if name.split("[")[0] not in unwanted}
+            stored = await self._kubernetes.replace_run_status({**document, "status": content})
+        if (stored.get("status") or {}) != content:
+            self._shortened[uid] = content
+        return True
+
+    async def _tell(self, key: Key, document: Document, error: Exception) -> None:
+        """Let the run say that it cannot be looked at; the error itself is raised by the caller anyway."""
+        try:
+            old = TrainingRunStatus.model_validate(document.get("status") or {})
+            if is_finished(old):
+                return
+            metadata = document["metadata"]
+            status = troubled_status(old, trouble_of(error, key), metadata["generation"], self._now())
+            if status != old:
+                await self._write(document, status)
+        except Exception as another:  # noqa: BLE001 - the API server is away: nothing can be said, and all is tried again
+            _log.warning("%s: cannot say that it fails: %s", key, another)
+
+    def _requeue_after(self, case: Case, status: TrainingRunStatus) -> float | None:
         """Watches wake a run when its Job or pods change; what nobody watches is asked for again and again."""
-        if failure is not None or is_finished(case.run.status):
-            return None
-        pod = case.seen.newest_pod
-        pending = case.seen.job is not None and (pod is None or pod.phase != "Running") and not case.run.spec.suspend
-        return WAITING_SECONDS if case.problem is not None or pending else None
+        if is_finished(status):
+            job = case.seen.job
+            if job is not None and not job.ended:
+                return max(1.0, decide.lingers(case).total_seconds())
+            return None if not case.outcome.mark_refused else SELDOM_SECONDS
+        refusal = case.outcome.refusal
+        if refusal is not None and refusal.answer is Answer.RETRIES:
+            return max(1.0, refusal.retry_after or 0.0)
+        if status.waiting is not None:
+            return waiting_seconds(self._now() - status.waiting.since, self._settings)
+        pod, job = case.pod, case.job
+        pending = job is not None and not job.suspended and (pod is None or pod.phase != "Running")
+        return SOON_SECONDS if pending or (case.run.spec.suspend and job is not None) else None
 
     async def _emit_events(self, run: TrainingRun, status: TrainingRunStatus) -> None:
-        for draft in events_between(run.status, status):
+        for draft in events_between(run.status, status, run.metadata.name):
             try:
                 await self._kubernetes.create_event(run.metadata.namespace, build_event(run, draft, self._now()))
             except KubernetesError as error:
                 _log.warning("event %s not emitted: %s", draft.reason, error)
 
-    async def _delete_orphans(self, key: Key) -> None:
-        """Jobs whose run is gone; Kubernetes deletes them by their owner, this is for those it missed."""
-        selector = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY},{names.RUN_LABEL}={key.name}"
-        jobs = await self._kubernetes.list_jobs(key.namespace, selector)
-        orphans = [job["metadata"]["name"] for job in jobs if not job["metadata"].get("deletionTimestamp")]
-        if not orphans:
-            return
-        try:
-            await self._kubernetes.get_run(key.namespace, key.name)  # created again by now, and perhaps with its Job?
-        except NotFoundError:
-            for name in orphans:
-                await self._kubernetes.delete_job(key.namespace, name)
 
-    async def _record_run(self, run: TrainingRun, seen: Observation, action: decide.RecordRun) -> Observation:
-        del action
-        try:
-            recorded = await self._put_run(run, seen)
-        except RegistryRefused as error:
-            if error.reason in (PARENT_ADAPTER_NOT_FOUND, PARENT_ADAPTER_CHANGED):
-                return dataclasses.replace(seen, dataset=DatasetView(), parent_missing=str(error))
-            if isinstance(error, RegistryNotFound):
-                return dataclasses.replace(seen, dataset=DatasetView(missing=str(error)))
-            raise
-        seen = dataclasses.replace(seen, dataset=DatasetView(version=recorded.dataset_version))
-        if recorded.parent_adapter is None:
-            return seen
-        return await self._with_parent(run, seen, recorded.parent_adapter)
+def waiting_seconds(waited: timedelta, settings: Settings) -> float:
+    """Seconds until a run that has waited so long is looked at again: the longer it waits the rarer, but in time.
 
-    async def _put_run(self, run: TrainingRun, seen: Observation) -> Run:
-        """Tell the registry of the run; a parent that was found before must still be the same one."""
-        dataset, parent = run.spec.dataset.registry, run.spec.parent_adapter
-        known = recorded_parent(run.status.parent_adapter, seen)
-        return await self._registry.put_run(
-            run.metadata.namespace,
-            run.metadata.uid,
-            name=run.metadata.name,
-            experiment=run.experiment,
-            method=run.spec.method,
-            spec=run.spec.to_dict(),
-            dataset_name=dataset.name if dataset else None,
-            dataset_version=dataset.version if dataset else None,
-            parent_adapter_name=parent.name if parent else None,
-            parent_adapter_version=known.version if known else parent.version if parent else None,
-            parent_adapter_sha256=known.sha256 if known else None,
-        )
+    What expires must not be found long after its time, so that the pause is never longer than what is left of it.
+    """
+    seconds = waited.total_seconds()
+    pause = min(SELDOM_SECONDS, max(SOON_SECONDS, seconds / 6))
+    left = settings.reference_timeout_seconds - seconds
+    return max(1.0, min(pause, left)) if 0 < left < pause else pause
 
-    async def _with_parent(self, run: TrainingRun, seen: Observation, adapter: ParentAdapter) -> Observation:
-        """The parent adapter, and whether the claim that holds it exists."""
-        parent = parent_view(
-            name=adapter.name,
-            version=adapter.version,
-            sha256=adapter.sha256,
-            uri=adapter.uri,
-            base_model=adapter.base_model.name,
-        )
-        claim = await self._kubernetes.get_claim(run.metadata.namespace, parent.claim_name)
-        if claim is not None and not claim["metadata"].get("deletionTimestamp"):
-            return dataclasses.replace(seen, parent=parent)
-        missing = (
-            f'PersistentVolumeClaim "{parent.claim_name}", which holds the parent adapter {parent.name} version '
-            f"{parent.version}, {'not found' if claim is None else 'is being deleted'} in namespace "
-            f'"{run.metadata.namespace}"'
-        )
-        return dataclasses.replace(seen, parent=parent, parent_missing=missing)
 
-    async def _create_claim(self, run: TrainingRun, seen: Observation, action: decide.CreateClaim) -> Observation:
-        del action
-        try:
-            await self._kubernetes.create_claim(run.metadata.namespace, build_claim(run))
-        except AlreadyExistsError:
-            _log.info("claim %s exists already", output_claim_name(run))
-        return dataclasses.replace(seen, claim_exists=True)
+def trouble_of(error: Exception, key: Key) -> Finding:
+    """What a pass that failed says to people."""
+    name = f"TrainingRun/{key.name}"
+    if isinstance(error, KubernetesError):
+        return classify(error.status, error.message, about=name, doing=Doing.GO_ON).finding
+    if isinstance(error, ValidationError):
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+        hint = "The object may be of a newer version: use an operator of the CustomResourceDefinition's version."
+        return wait(reasons.OPERATOR_ERROR, f"this operator cannot read the run: {problems}", name, hint)
+    return Finding(Verdict.WAIT, reasons.OPERATOR_ERROR, f"{type(error).__name__}: {error}", name)
 
-    async def _create_job(self, run: TrainingRun, seen: Observation, action: decide.CreateJob) -> Observation:
-        del action
-        try:
-            job = await self._kubernetes.create_job(run.metadata.namespace, build_job(run, self._settings, seen.parent))
-        except AlreadyExistsError:
-            # since we looked: it may be ours and complete by now, so nothing of what was seen before it holds
-            again = await self._gatherer.gather(run, self._now())
-            return dataclasses.replace(again, dataset=seen.dataset, parent=seen.parent)
-        return dataclasses.replace(seen, job=job_view(job))
 
-    async def _suspend_job(self, run: TrainingRun, seen: Observation, action: decide.SuspendJob) -> Observation:
-        annotations = {names.ACTIVE_SECONDS_ANNOTATION: str(action.active_seconds)}
-        return await self._patch_job(run, seen, {"metadata": {"annotations": annotations}, "spec": {"suspend": True}})
-
-    async def _resume_job(self, run: TrainingRun, seen: Observation, action: decide.ResumeJob) -> Observation:
-        spec: dict[str, Any] = {"suspend": False}
-        if action.active_deadline_seconds is not None:
-            spec["activeDeadlineSeconds"] = action.active_deadline_seconds
-        return await self._patch_job(run, seen, {"spec": spec})
-
-    async def _set_ttl(self, run: TrainingRun, seen: Observation, action: decide.SetTTL) -> Observation:
-        return await self._patch_job(run, seen, {"spec": {"ttlSecondsAfterFinished": action.seconds_after_finish}})
-
-    async def _patch_job(self, run: TrainingRun, seen: Observation, patch: dict[str, Any]) -> Observation:
-        name = names.job_name(run.metadata.name, run.metadata.uid)
-        job = await self._kubernetes.patch_job(run.metadata.namespace, name, patch)
-        return dataclasses.replace(seen, job=job_view(job))
-
-    async def _create_collect_job(
-        self, run: TrainingRun, seen: Observation, action: decide.CreateCollectJob
-    ) -> Observation:
-        del action
-        manifest = build_collect_job(run, self._settings)
-        try:
-            job = await self._kubernetes.create_job(run.metadata.namespace, manifest)
-        except AlreadyExistsError:
-            found = await self._kubernetes.get_job(run.metadata.namespace, manifest["metadata"]["name"])
-            if found is None:
-                raise
-            job = found
-        return dataclasses.replace(seen, collect_job=job_view(job))
-
-    async def _delete_job(self, run: TrainingRun, seen: Observation, action: decide.DeleteJob) -> Observation:
-        await self._kubernetes.delete_job(run.metadata.namespace, action.name)
-        if seen.collect_job is not None and action.name == seen.collect_job.name:
-            return dataclasses.replace(seen, collect_job=None)
-        return dataclasses.replace(seen, job=None)
-
-    async def _register_adapter(
-        self, run: TrainingRun, seen: Observation, action: decide.RegisterAdapter
-    ) -> Observation:
-        del action
-        message = seen.result
-        if message is None or message.result is None:
-            raise ValueError("an adapter is registered only when there is a result")
-        said = message.base_model
-        base = BaseModelReference(
-            name=said.name if said else run.spec.base_model.display_name,
-            revision=said.revision if said else None,
-        )
-        dataset = message.dataset.model_dump(by_alias=True, exclude_none=True) if message.dataset else {}
-        try:
-            adapter = await self._registry.put_adapter(
-                run.metadata.namespace,
-                run.metadata.uid,
-                adapter_name=run.adapter_name,
-                claim_name=output_claim_name(run),
-                base_model=base,
-                dataset=dataset,
-                result=message.result.model_dump(by_alias=True, exclude_none=True),
-            )
-        except RegistryNotFound:
-            # a registry that lost its database: record the run anew; then this is decided once more
-            await self._put_run(run, seen)
-            return seen
-        except (RegistryRefused, ValidationError) as error:
-            return dataclasses.replace(seen, registry_refused=str(error))
-        view = AdapterView(
-            id=adapter.id,
-            name=adapter.name,
-            version=adapter.version,
-            uri=adapter.uri,
-            sha256=adapter.sha256,
-            bytes=adapter.bytes,
-        )
-        return dataclasses.replace(seen, adapter=view)
+def _stamped(status: Document, generation: int) -> Document:
+    """A status with another generation, and nothing else changed."""
+    stamped = [{**each, "observedGeneration": generation} for each in status.get("conditions") or ()]
+    return {**status, "observedGeneration": generation, "conditions": stamped}

@@ -5,12 +5,13 @@ Only what the spec says is rendered: a default that depends on the method or on 
 
 from __future__ import annotations
 
+from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import TrainingRun
 
 from . import names
-from .observe import ParentView
 from .settings import Settings
-from .storage import parent_directory
+from .storage import parent_directory, resume_directory
+from .views import ParentView
 
 
 def export_arguments(run: TrainingRun, settings: Settings) -> list[str]:
@@ -30,8 +31,13 @@ def export_arguments(run: TrainingRun, settings: Settings) -> list[str]:
     return [*_render(flags), *(f"--column={ours}={theirs}" for ours, theirs in renamed.items())]
 
 
-def trainer_arguments(run: TrainingRun, settings: Settings, parent: ParentView | None = None) -> list[str]:
-    """Arguments of `python -m model.training.cli`; `parent` is what the registry recorded for `spec.parentAdapter`."""
+def trainer_arguments(
+    run: TrainingRun, settings: Settings, parent: ParentView | None = None, resume: ResumeStatus | None = None
+) -> list[str]:
+    """Arguments of `python -m model.training.cli`.
+
+    `parent` is what the registry recorded for `spec.parentAdapter`, `resume` the run of `spec.resumeFrom`.
+    """
     training = run.spec.training
     flags: dict[str, object] = {
         "method": run.spec.method,
@@ -39,6 +45,7 @@ def trainer_arguments(run: TrainingRun, settings: Settings, parent: ParentView |
         "run-uid": run.metadata.uid,
         **_base_model_flags(run),
         **(_parent_flags(run, parent) if parent else {}),
+        **({"resume-from": resume_directory(run, resume), "resume-from-run": resume.run} if resume else {}),
         "epochs": training.epochs,
         "max-steps": training.max_steps,
         "batch-size": training.batch_size,

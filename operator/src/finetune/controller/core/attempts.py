@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from finetune.api import reasons
-from finetune.api.status import MAX_ATTEMPT_HISTORY, Attempt
+from finetune.api.status import MAX_ATTEMPT_HISTORY, Attempt, Progress
 
-from .exits import IGNORED, reason_of
-from .observe import ContainerView, PodView
+from .exits import IGNORED, KILLED, reason_of
 from .storage import SHARED_MEMORY
+from .views import ContainerView, PodView, ProgressView, whole_number
 
 COMPLETED = "Completed"
 INTERRUPTED = "Interrupted"
@@ -18,19 +18,29 @@ GONE = "Gone"
 """The pod disappeared before anybody saw how it ended."""
 
 
-def merge_attempts(history: Iterable[Attempt], pods: Iterable[PodView], now: datetime) -> tuple[Attempt, ...]:
+def merge_attempts(
+    history: Iterable[Attempt],
+    pods: Iterable[PodView],
+    now: datetime,
+    *,
+    suspended: bool = False,
+    step: int | None = None,
+) -> tuple[Attempt, ...]:
     """The attempts known so far and what the pods say now; a pod that is gone keeps its record, ended at `now`.
 
-    Only the newest are kept, by their start: a pod outlives its record, and must not come back as a new attempt.
+    Only the newest are kept, by their start: a pod outlives its record, and must not come back as a new attempt. While
+    the Job is `suspended`, what is killed is interrupted and has not failed. `step` is the newest step that is known to
+    be kept: an attempt that was lost without a word has come this far.
     """
     records = {attempt.uid: attempt for attempt in history}
     seen = {pod.uid: pod for pod in pods}
     for uid, record in records.items():
         if uid not in seen and record.completion_time is None:
-            records[uid] = record.model_copy(update={"completion_time": now, "reason": GONE})
+            reason = INTERRUPTED if suspended else GONE
+            records[uid] = record.model_copy(update={"completion_time": now, "reason": reason, "step": step})
     for pod in sorted(seen.values(), key=lambda pod: (pod.created, pod.name)):
         if pod.scheduled or pod.uid in records:
-            records[pod.uid] = attempt_of(pod, records.get(pod.uid))
+            records[pod.uid] = attempt_of(pod, records.get(pod.uid), now, suspended=suspended, step=step)
     in_order = sorted(records.values(), key=lambda attempt: (attempt.start_time or now, attempt.pod))
     return tuple(in_order[-MAX_ATTEMPT_HISTORY:])
 
@@ -41,23 +51,36 @@ def count_attempts(before: Iterable[Attempt], after: Iterable[Attempt]) -> int:
     return sum(attempt.uid not in known for attempt in after)
 
 
-def attempt_of(pod: PodView, known: Attempt | None) -> Attempt:
+def known_step(reported: Progress | None, latest: ProgressView | None) -> int | None:
+    """The newest step that is known to be kept: the newest checkpoint's, else the last that the trainer reported."""
+    steps = [reported.checkpoint_step or reported.step] if reported else []
+    if latest is not None:
+        metrics = latest.metrics
+        steps.append(whole_number(metrics.get("checkpointStep")) or whole_number(metrics.get("step")))
+    return max((step for step in steps if step is not None), default=None)
+
+
+def attempt_of(
+    pod: PodView, known: Attempt | None, now: datetime, *, suspended: bool = False, step: int | None = None
+) -> Attempt:
     """The record of one pod; what was known of its end is kept."""
     if known is not None and known.completion_time is not None and known.reason != GONE:
         return known
     start = pod.scheduled or (known.start_time if known else None)
+    begun = Attempt(pod=pod.name, uid=pod.uid, start_time=start, node=pod.node or None)
     if not pod.finished:
-        return Attempt(pod=pod.name, uid=pod.uid, start_time=start)
+        return begun
     words = pod.last_words or ContainerView()
     interrupted = words.message.interrupted
-    return Attempt(
-        pod=pod.name,
-        uid=pod.uid,
-        start_time=start,
-        completion_time=words.finished or pod.deleted or pod.scheduled or pod.created,
-        exit_code=words.exit_code,
-        reason=_end_reason(pod, words),
-        step=interrupted.step if interrupted else None,
+    lost = step if words.exit_code is None or words.exit_code in KILLED else None
+    ends = [time for time in (words.finished, pod.disrupted_at, now) if time is not None]
+    return begun.model_copy(
+        update={
+            "completion_time": words.finished or min(ends),
+            "exit_code": words.exit_code,
+            "reason": _end_reason(pod, words, suspended=suspended),
+            "step": interrupted.step if interrupted else lost,
+        }
     )
 
 
@@ -72,22 +95,22 @@ def added_gpu_seconds(before: Iterable[Attempt], after: Iterable[Attempt], gpus:
 def gpu_seconds(attempts: Iterable[Attempt], gpus: int) -> int:
     """Seconds that ended attempts held their GPUs (from the node's assignment on), times the number of GPUs."""
     total = sum(
-        (attempt.completion_time - attempt.start_time).total_seconds()
+        max(0.0, (attempt.completion_time - attempt.start_time).total_seconds())
         for attempt in attempts
         if attempt.start_time and attempt.completion_time
     )
-    return max(0, round(total)) * gpus
+    return round(total) * gpus
 
 
 def interruptions_without_progress(attempts: Iterable[Attempt]) -> int:
-    """How many of the newest attempts in a row were interrupted at the same checkpoint (or before any)."""
-    count, step = 0, None
-    for attempt in reversed(tuple(attempts)):
+    """How many of the newest attempts in a row were interrupted without a step beyond all before them."""
+    count, best = 0, -1
+    for attempt in attempts:
         if attempt.completion_time is None:
             continue
-        if not _is_free(attempt) or (count and attempt.step != step):
-            break
-        count, step = count + 1, attempt.step
+        came_further = attempt.step is not None and attempt.step > best
+        best = max(best, attempt.step if attempt.step is not None else -1)
+        count = 0 if not _is_free(attempt) else 1 if came_further else count + 1
     return count
 
 
@@ -96,10 +119,12 @@ def _is_free(attempt: Attempt) -> bool:
     return attempt.reason == INTERRUPTED or attempt.exit_code in IGNORED
 
 
-def _end_reason(pod: PodView, words: ContainerView) -> str:
-    if pod.phase == "Succeeded":
-        return COMPLETED
+def _end_reason(pod: PodView, words: ContainerView, *, suspended: bool) -> str:
+    if pod.phase == "Succeeded" or (words.succeeded and words is pod.trainer):
+        return COMPLETED  # a sidecar that ends badly does not undo it
     if pod.disrupted or (words.exit_code in IGNORED and not pod.over_its_limit):
+        return INTERRUPTED
+    if suspended and pod.deleted is not None and (words.exit_code is None or words.exit_code in KILLED):
         return INTERRUPTED
     return failure_reason(pod, words)
 
@@ -108,9 +133,12 @@ def failure_reason(pod: PodView, words: ContainerView) -> str:
     """One word for why a pod failed: its own, else by exit code, else that its node is gone."""
     if pod.over_its_limit:  # killed within a second: what it could still say is not why
         return reasons.OUT_OF_MEMORY if f'"{SHARED_MEMORY}"' in pod.message else reasons.STORAGE_FULL
+    if words.exit_code is None and pod.culprit is not None:
+        return reasons.SIDECAR_FAILED
     if words.exit_reason != "OOMKilled" and words.message.failure:
         own = words.message.failure.reason
         return own if own in reasons.FAILURE_REASONS else reasons.INTERNAL_ERROR
     if words.exit_code is None:
-        return reasons.NODE_LOST if pod.reason in ("NodeLost", "NodeShutdown", "Terminated") else reasons.INTERNAL_ERROR
+        lost = ("NodeLost", "NodeShutdown", "Terminated", "NodeAffinity", "UnexpectedAdmissionError")
+        return reasons.NODE_LOST if pod.reason in lost else reasons.INTERNAL_ERROR
     return reason_of(words.exit_code, words.exit_reason, exporting=words is pod.export)

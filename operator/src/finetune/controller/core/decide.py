@@ -1,23 +1,22 @@
-"""What to do next for a run: one action at a time, from the observation alone.
+"""What to do next for a run: one action at a time, from what was seen and what came of the actions before.
 
-The caller performs the action, adds what came of it to the observation, and asks again until nothing is left to do;
-then it writes the status. So every action is decided with everything before it known, and a crash between two of them
-leaves a state from which the same question leads on.
+The caller performs the action, adds what came of it to the outcome, and asks again until nothing is left to do; then it
+writes the status. So every action is decided with everything before it known, and a crash between two of them leaves a
+state from which the same question leads on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import timedelta
 
-from finetune.api.trainingrun import TrainingRun
+from finetune.api import conditions, reasons
 
-from .attempts import merge_attempts
-from .failures import Case, failure_of
-from .observe import JobView, Observation
-from .problems import problem_of
-from .settings import Settings
-from .status import is_finished
+from .case import Case, active_time, is_finished
+from .mark import is_marked
+from .policies import failure_of, queue
+from .policies.trainer import LINGER, crashed
+from .views import JobView
 
 
 @dataclass(frozen=True)
@@ -31,23 +30,56 @@ class RecordRun:
 
 
 @dataclass(frozen=True)
+class FindResume:
+    """Find the run of `spec.resumeFrom`, and the claim with its checkpoints."""
+
+
+@dataclass(frozen=True)
 class CreateJob:
     """Create the training Job."""
 
 
 @dataclass(frozen=True)
 class SuspendJob:
-    """Suspend the Job; its pods get SIGTERM and save."""
-
-    active_seconds: int
-    """Whole seconds that the Job was active so far, kept on the Job."""
+    """Suspend the Job and mark it as suspended by us; its pods get SIGTERM and save."""
 
 
 @dataclass(frozen=True)
 class ResumeJob:
-    """Let the Job go on, with what is left of its deadline."""
+    """Let a Job go on that we suspended."""
 
-    active_deadline_seconds: int | None
+
+@dataclass(frozen=True)
+class ClearStartTime:
+    """Take the start time off a suspended Job: the Job controller would compare it with the deadline once more."""
+
+
+@dataclass(frozen=True)
+class SetDeadline:
+    """Give the Job what is left of the run's deadline."""
+
+    seconds: int
+
+
+@dataclass(frozen=True)
+class SetWorkloadActive:
+    """Tell the queue that the run rests (its quota is free then), or that it wants to go on."""
+
+    name: str
+    active: bool
+
+
+@dataclass(frozen=True)
+class DeletePod:
+    """Delete a pod whose trainer has died while another container keeps it alive."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class FetchResult:
+    """Ask the registry for the result that the trainer has put there."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +93,16 @@ class RegisterAdapter:
 
 
 @dataclass(frozen=True)
+class MarkFinished:
+    """Write the end on the run a second time, where it outlives the status."""
+
+
+@dataclass(frozen=True)
 class DeleteJob:
     """Delete a Job that is not needed any more, with its pods."""
 
     name: str
+    uid: str
 
 
 @dataclass(frozen=True)
@@ -77,91 +115,159 @@ class SetTTL:
 Action = (
     CreateClaim
     | RecordRun
+    | FindResume
     | CreateJob
     | SuspendJob
     | ResumeJob
+    | ClearStartTime
+    | SetDeadline
+    | SetWorkloadActive
+    | DeletePod
+    | FetchResult
     | CreateCollectJob
     | RegisterAdapter
+    | MarkFinished
     | DeleteJob
     | SetTTL
 )
 
 
 Creation = CreateClaim | CreateJob | CreateCollectJob
-"""Actions that an admission rule, a quota or the schema may refuse."""
-
-
-def case_of(run: TrainingRun, seen: Observation, settings: Settings, now: datetime) -> Case:
-    """The run, what was seen of it, and what follows at once: attempts and what is in its way."""
-    attempts = merge_attempts(run.status.attempt_history, seen.pods, now)
-    return Case(run=run, seen=seen, attempts=attempts, problem=problem_of(run, seen), settings=settings, now=now)
+"""Actions that make a new object: a 404 or a conflict speaks of its namespace or a quota, not of the object."""
 
 
 def next_action(case: Case) -> Action | None:
     """The next thing to do for the run; None when the status can be written."""
-    run, seen = case.run, case.seen
-    if is_finished(run.status):
+    if case.outcome.refusal is not None:
+        return None
+    if is_finished(case.run.status):
         return _clean_up(case)
+    if case.seen.name_taken:
+        return None
     if failure_of(case) is not None:
         return None  # the reason is stored first; what is left of the Job is deleted after that
-    if seen.name_taken or seen.refused or seen.registry_error:
-        return None
-    if seen.job is None and run.status.job_name is None:
+    if case.starting:
         return _start(case)
-    if seen.job is not None and not seen.job.ended and seen.job.suspended != run.spec.suspend:
-        return _suspend_or_resume(case, seen.job)
+    job = case.seen.job
+    if job is not None and not job.ended and not case.done:
+        return _steer(case, job)
     return _finish(case)
 
 
 def _start(case: Case) -> Action | None:
-    """Everything that the Job needs comes before the Job."""
-    run, seen = case.run, case.seen
+    """Everything that the Job needs comes before the Job; what the registry knows as done does not train again."""
+    run, outcome = case.run, case.outcome
     if run.spec.suspend:
         return None
-    if seen.dataset is None:
+    if outcome.dataset is None:
         return RecordRun()
-    if seen.dataset.missing or seen.parent_missing:
+    if outcome.adapter is not None or outcome.known:
+        if not outcome.result_asked:
+            return FetchResult()
+        if case.result is not None:
+            return None if outcome.adapter is not None else RegisterAdapter()
+    if outcome.dataset.missing or outcome.parent_missing:
         return None
-    if run.spec.output.claim_name is None and not seen.claim_exists:
+    if run.spec.resume_from is not None and outcome.resume is None:
+        return None if outcome.resume_missing else FindResume()
+    if run.spec.output.claim_name is None and not case.seen.claim_exists:
         return CreateClaim()
     return CreateJob()
 
 
-def _suspend_or_resume(case: Case, job: JobView) -> Action:
-    if case.run.spec.suspend:
-        active = (case.now - job.started).total_seconds() if job.started else 0.0
-        return SuspendJob(job.active_seconds + round(active))
-    limit = case.run.spec.active_deadline_seconds
-    return ResumeJob(max(1, limit - job.active_seconds) if limit is not None else None)
+def _steer(case: Case, job: JobView) -> Action | None:
+    """Whether the Job may run, and for how long."""
+    if queue.is_queued(case):
+        return _tell_queue(case) or _set_deadline(case, job)
+    wanted = case.run.spec.suspend
+    if wanted and not job.suspended:
+        return SuspendJob()
+    ours = queue.suspended_by_us(case)
+    rests = job.suspended and job.suspended_at is not None and _is_counted(case, job)
+    if rests and job.started is not None and (ours or job.active_deadline_seconds is not None):
+        return ClearStartTime()
+    deadline = _set_deadline(case, job)
+    if deadline is not None:
+        return deadline
+    if job.suspended and ours and not wanted:
+        return ResumeJob() if _is_counted(case, job) else None
+    pod = case.seen.newest_pod
+    if pod is not None and crashed(pod) and case.waited(reasons.SIDECAR_RUNNING, f"Pod/{pod.name}") >= LINGER:
+        return DeletePod(pod.name, pod.uid)
+    return None
+
+
+def _tell_queue(case: Case) -> Action | None:
+    """The queue alone suspends and resumes; what a person wants goes through its own switch."""
+    workload = case.seen.workload
+    if workload is None:
+        return None
+    if case.run.spec.suspend and workload.active:
+        return SetWorkloadActive(workload.name, active=False)
+    if not case.run.spec.suspend and not workload.active and workload.deactivated_by == case.run.metadata.uid:
+        return SetWorkloadActive(workload.name, active=True)
+    return None
+
+
+def _is_counted(case: Case, job: JobView) -> bool:
+    """The active time that the suspension ended is in the stored status: it would be lost with the Job's start time."""
+    known = case.run.status.active
+    return active_time(known, job, case.attempts) == known
+
+
+def _set_deadline(case: Case, job: JobView) -> Action | None:
+    """What is left of the deadline, once the Job controller would compare it with nothing older."""
+    limit, known = case.run.spec.active_deadline_seconds, case.run.status.active
+    if limit is None or known is None or not _is_counted(case, job):
+        return None
+    if job.suspended_at is not None and job.started is not None:
+        return None
+    left = max(1, limit - known.seconds)
+    return SetDeadline(left) if job.active_deadline_seconds != left else None
 
 
 def _finish(case: Case) -> Action | None:
     """Registration comes before success, and the result before registration."""
-    run, seen = case.run, case.seen
-    ended = seen.job.complete if seen.job is not None else run.status.phase == "Registering"
-    if seen.result is not None and (ended or seen.job is None):
-        return None if seen.adapter is not None else RegisterAdapter()
-    if not ended:
+    if case.result is not None:
+        return None if case.outcome.adapter is not None else RegisterAdapter()
+    if not case.outcome.result_asked and (case.done or case.seen.job is None):
+        return FetchResult()
+    if not case.done:
         return None
-    if seen.collect_job is None:
+    collect = case.seen.collect_job
+    if collect is None:
         return CreateCollectJob()
-    if seen.collect_job.complete and not seen.collected:
-        return DeleteJob(seen.collect_job.name)  # its pod was deleted before anybody heard it: read once more
+    if collect.ended and not collect.deleting and not case.seen.collected:
+        return DeleteJob(collect.name, collect.uid)  # nobody heard it, or it never ran: read once more
     return None
 
 
 def _clean_up(case: Case) -> Action | None:
     """After the final status is stored: no Job goes on, and the ended one gets its time to live."""
     run, seen = case.run, case.seen
+    if not is_marked(run) and not case.outcome.mark_refused:
+        return MarkFinished()
     if seen.collect_job is not None:
-        return DeleteJob(seen.collect_job.name)
+        return DeleteJob(seen.collect_job.name, seen.collect_job.uid)
     job = seen.job
-    if job is None:
+    if job is None or job.deleting:
         return None
     if not job.ended:
-        return DeleteJob(job.name)
+        return DeleteJob(job.name, job.uid) if lingers(case) <= timedelta(0) else None
     if job.ttl_set:
         return None
     finished = job.finished or case.now
     since = max(0, round((case.now - finished).total_seconds()))
     return SetTTL(since + run.spec.job_ttl_seconds)
+
+
+def lingers(case: Case) -> timedelta:
+    """How long the Job of a finished run may still go on by itself.
+
+    After a success its pod has a moment to end, so that the logs are kept; a sidecar that goes on has no longer. A
+    failed run's Job is over at once.
+    """
+    finished = case.run.status.condition(conditions.FINISHED)
+    if case.run.status.result is None or finished is None:
+        return timedelta(0)
+    return LINGER - max(timedelta(0), case.now - finished.last_transition_time)

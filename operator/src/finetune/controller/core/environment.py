@@ -37,6 +37,11 @@ def model_secrets(run: TrainingRun) -> list[Variable]:
     return [_variable("HF_TOKEN", hub.token_secret_ref)] if hub and hub.token_secret_ref else []
 
 
+def secret_names(run: TrainingRun) -> frozenset[str]:
+    """The Secrets that the run's containers refer to."""
+    return frozenset(each["valueFrom"]["secretKeyRef"]["name"] for each in (*source_secrets(run), *model_secrets(run)))
+
+
 def _variable(name: str, reference: SecretKeyRef, *, optional: bool = False) -> Variable:
     selector: Variable = {"name": reference.name, "key": reference.key}
     if optional:

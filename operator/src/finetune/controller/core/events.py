@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from finetune.api import API_VERSION, KIND, conditions
-from finetune.api.status import TrainingRunStatus
+from finetune.api import API_VERSION, KIND, conditions, reasons
+from finetune.api.status import Attempt, TrainingRunStatus
 from finetune.api.trainingrun import TrainingRun
 
-from .attempts import COMPLETED, GONE
+from . import names
+from .attempts import COMPLETED, GONE, INTERRUPTED
+
+_NO_TROUBLE = frozenset({reasons.QUEUED, reasons.TERMINATING, reasons.INIT_CONTAINER_RUNNING})
 
 MAXIMUM_MESSAGE = 1024
 """Characters that the API allows in an Event's message."""
@@ -26,17 +29,17 @@ class EventDraft:
     message: str
 
 
-def events_between(old: TrainingRunStatus, new: TrainingRunStatus) -> tuple[EventDraft, ...]:
+def events_between(old: TrainingRunStatus, new: TrainingRunStatus, run_name: str = "<run>") -> tuple[EventDraft, ...]:
     """What happened between two statuses, in order."""
     drafts: list[EventDraft] = []
     if new.job_name and not old.job_name:
-        drafts.append(EventDraft("Normal", "JobCreated", f"created Job {new.job_name}"))
-    waiting = _message(new, conditions.ACCEPTED)
-    if waiting != _message(old, conditions.ACCEPTED) and not _is_true(new, conditions.ACCEPTED):
-        drafts.append(EventDraft("Warning", "Waiting", waiting))
+        logs = f"kubectl logs -l {names.RUN_LABEL}={run_name} --all-containers --prefix --tail=-1"
+        drafts.append(EventDraft("Normal", "JobCreated", f"created Job {new.job_name}; its logs: {logs}"))
+    drafts += _waiting_events(old, new)
+    drafts += _suspension_events(old, new)
     if _is_true(new, conditions.DATASET_READY) and not _is_true(old, conditions.DATASET_READY):
         drafts.append(EventDraft("Normal", "DatasetExported", _message(new, conditions.DATASET_READY)))
-    if new.phase == "Training" and old.phase != "Training":
+    if new.phase == reasons.TRAINING and old.phase != reasons.TRAINING:
         drafts.append(EventDraft("Normal", "TrainingStarted", "the trainer is running"))
     drafts += _attempt_events(old, new)
     if new.failure is not None and old.failure is None:
@@ -77,14 +80,39 @@ def build_event(run: TrainingRun, draft: EventDraft, now: datetime) -> dict[str,
     }
 
 
+def _waiting_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[EventDraft]:
+    """One Event for each thing that begins to be waited for; a queue and a pod that saves are no trouble."""
+    waiting, before = new.waiting, old.waiting
+    if waiting is None or (before is not None and (before.reason, before.object) == (waiting.reason, waiting.object)):
+        return []
+    kind: Literal["Normal", "Warning"] = "Normal" if waiting.reason in _NO_TROUBLE else "Warning"
+    hint = f" - {waiting.hint}" if waiting.hint else ""
+    return [EventDraft(kind, waiting.reason, f"waiting: {waiting.message}{hint}")]
+
+
+def _suspension_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[EventDraft]:
+    before, now = old.condition(conditions.SUSPENDED), new.condition(conditions.SUSPENDED)
+    if now is None or (before is not None and before.reason == now.reason):
+        return []
+    if now.reason in (reasons.SUSPENDED, reasons.SUSPENDING, reasons.RESUMED):
+        return [EventDraft("Normal", now.reason, now.message)]
+    return []
+
+
 def _attempt_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[EventDraft]:
     ended = {attempt.uid for attempt in old.attempt_history if attempt.completion_time}
     fresh = [a for a in new.attempt_history if a.completion_time and a.uid not in ended]
-    return [
-        EventDraft("Warning", "AttemptEnded", f"pod {a.pod} ended: {a.reason}, exit code {a.exit_code}")
-        for a in fresh
-        if a.reason not in (COMPLETED, GONE)
-    ]
+    return [_attempt_event(attempt) for attempt in fresh if attempt.reason not in (COMPLETED, GONE)]
+
+
+def _attempt_event(attempt: Attempt) -> EventDraft:
+    """An interruption is normal, and says what it has kept."""
+    if attempt.reason == INTERRUPTED:
+        kept = f" and kept step {attempt.step}" if attempt.step else ""
+        return EventDraft("Normal", "AttemptInterrupted", f"pod {attempt.pod} was interrupted{kept}")
+    where = f" on node {attempt.node}" if attempt.node else ""
+    said = f"pod {attempt.pod}{where} ended: {attempt.reason}, exit code {attempt.exit_code}"
+    return EventDraft("Warning", "AttemptEnded", said)
 
 
 def _is_true(status: TrainingRunStatus, type_: str) -> bool:

@@ -6,14 +6,20 @@ from typing import Any
 
 from finetune.api import reasons
 
+from .names import COLLECT_CONTAINER, EXPORT_CONTAINER, TRAINER_CONTAINER
+
 INTERRUPTED = 75
 LOST_PEERS = 76
 
-FAIL_JOB = (2, 3, 5, 6, 7, 8, 9, 10)
-"""Trying again would end the same way."""
+FAIL_JOB = (2, 3, 5, 6, 8, 10)
+"""Trying again would end the same way. Not so a full claim (7), where somebody may make room, and a broken GPU (9), for
+another node may do."""
 
 IGNORED = (INTERRUPTED, LOST_PEERS)
 """Not the trainer's fault: they do not count as attempts."""
+
+KILLED = (137, 143)
+"""SIGKILL, and SIGTERM without a checkpoint: the container could not say how far it had come."""
 
 _REASONS = {
     2: reasons.INVALID_SPEC,
@@ -23,6 +29,7 @@ _REASONS = {
     7: reasons.STORAGE_FULL,
     8: reasons.GPU_OUT_OF_MEMORY,
     9: reasons.GPU_UNAVAILABLE,
+    11: reasons.HUNG,
 }
 
 
@@ -36,16 +43,26 @@ def reason_of(exit_code: int, container_reason: str, *, exporting: bool) -> str:
 
 
 def pod_failure_policy() -> dict[str, Any]:
-    """The Job's podFailurePolicy; the first rule that matches wins, and kubectl wants `status` written out."""
+    """The training Job's podFailurePolicy; the first rule that matches wins, and kubectl wants `status` written out.
 
-    def on_exit_codes(action: str, codes: tuple[int, ...]) -> dict[str, Any]:
-        return {"action": action, "onExitCodes": {"operator": "In", "values": list(codes)}}
+    Each rule of exit codes names its container: without a name it would read those of injected containers, too.
+    """
+    containers = (EXPORT_CONTAINER, TRAINER_CONTAINER)
+    rules = [_on_exit_codes("FailJob", name, FAIL_JOB) for name in containers]
+    rules += [_on_exit_codes("Ignore", name, IGNORED) for name in containers]
+    return {"rules": [_DISRUPTION, *rules]}
 
-    disruption = {"type": "DisruptionTarget", "status": "True"}
-    return {
-        "rules": [
-            {"action": "Ignore", "onPodConditions": [disruption]},
-            on_exit_codes("FailJob", FAIL_JOB),
-            on_exit_codes("Ignore", IGNORED),
-        ]
-    }
+
+def collect_failure_policy() -> dict[str, Any]:
+    """The collect Job's: no interruption counts, and what it read and found missing is final."""
+    return {"rules": [_DISRUPTION, _on_exit_codes("FailJob", COLLECT_CONTAINER, (2, 10))]}
+
+
+_DISRUPTION: dict[str, Any] = {
+    "action": "Ignore",
+    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+}
+
+
+def _on_exit_codes(action: str, container: str, codes: tuple[int, ...]) -> dict[str, Any]:
+    return {"action": action, "onExitCodes": {"containerName": container, "operator": "In", "values": list(codes)}}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.api import API_VERSION, KIND
+from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import OutputClaim, TrainingRun
 
 from . import names
 from .arguments import export_arguments, trainer_arguments
 from .environment import model_secrets, source_secrets
-from .exits import pod_failure_policy
-from .observe import ParentView
+from .exits import collect_failure_policy, pod_failure_policy
+from .quantities import quantity
 from .settings import Settings
 from .storage import (
     HOME,
@@ -24,10 +25,15 @@ from .storage import (
     scratch_volumes,
     trainer_mounts,
 )
+from .views import ParentView
 
 Document = dict[str, Any]
 
 USER_ID = 10001
+EXPORT_MEMORY = "1Gi"
+"""Least memory limit of the export."""
+COLLECT_RETRIES = 20
+"""Pods of the collect Job that fail before it is made anew; none of them is a verdict."""
 
 
 def owner_reference(run: TrainingRun) -> Document:
@@ -58,78 +64,95 @@ def build_claim(run: TrainingRun) -> Document:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
-def build_job(run: TrainingRun, settings: Settings, parent: ParentView | None = None) -> Document:
+def build_job(
+    run: TrainingRun, settings: Settings, parent: ParentView | None = None, resume: ResumeStatus | None = None
+) -> Document:
     """The training Job: init container `export`, container `trainer`. Kubernetes does the retries.
 
-    `parent` is the adapter version that the registry recorded for `spec.parentAdapter`.
+    `parent` is the adapter version that the registry recorded for `spec.parentAdapter`, `resume` the run of
+    `spec.resumeFrom`. A Job for a queue is born suspended: it is the queue that starts it.
     """
-    spec = run.spec
+    spec, scheduling = run.spec, run.spec.scheduling
     job: Document = {
         "backoffLimit": spec.retries,
         "podFailurePolicy": pod_failure_policy(),
         "podReplacementPolicy": "Failed",
-        "template": _template(run, settings, parent),
+        "template": _template(run, settings, parent, resume),
     }
     if spec.active_deadline_seconds is not None:
         job["activeDeadlineSeconds"] = spec.active_deadline_seconds
-    return _job(run, names.job_name(run.metadata.name, run.metadata.uid), names.ROLE_TRAIN, job)
+    if scheduling.queue_name is not None:
+        job["suspend"] = True
+    queue = {
+        names.QUEUE_LABEL: scheduling.queue_name,
+        names.PRIORITY_LABEL: scheduling.workload_priority_class_name,
+    }
+    labels = {key: value for key, value in queue.items() if value is not None}
+    return _job(run, names.job_name(run.metadata.name, run.metadata.uid), names.ROLE_TRAIN, job, labels)
 
 
 def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
-    """A small Job on the CPU that reads training_config.json from the claim when the trainer's pod is gone."""
+    """A small Job on the CPU that reads training_config.json from the claim when the trainer's pod is gone.
+
+    It is placed like the training, for the claim may be reachable only there, and is as patient: no interruption
+    counts, and a pod that never ran is no verdict. Its own exit codes are.
+    """
     directory = f"{names.OUTPUT_MOUNT}/{names.output_path(run.experiment, run.metadata.uid)}"
+    resources: Document = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
     container = {
         **_container(names.COLLECT_CONTAINER, settings),
         "command": ["python", "-m", "model.training.cli"],
         "args": ["collect", f"--run-directory={directory}"],
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": _with_cpu_limit(resources, run, settings),
         "volumeMounts": [mount("output", names.OUTPUT_MOUNT, read_only=True), *scratch_mounts()],
     }
     pod: Document = {
         **_pod_security(settings),
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": 600,  # of the pod, not of the Job: a wait for a node must not lose the result
         "containers": [container],
         "volumes": [claim_volume("output", output_claim_name(run), read_only=True), *scratch_volumes()],
+        **_placement(run),
     }
-    if run.spec.scheduling.tolerations:  # the claim may be bound to a tainted node
-        pod["tolerations"] = [toleration.to_dict() for toleration in run.spec.scheduling.tolerations]
     labels = names.run_labels(run.metadata.name, run.metadata.uid, names.ROLE_COLLECT)
     job = {
-        "backoffLimit": 2,
+        "backoffLimit": COLLECT_RETRIES,
+        "podFailurePolicy": collect_failure_policy(),
+        "podReplacementPolicy": "Failed",
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
-    return _job(
-        run,
-        names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid)),
-        names.ROLE_COLLECT,
-        job,
-    )
+    name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
+    return _job(run, name, names.ROLE_COLLECT, job, {})
 
 
-def _job(run: TrainingRun, name: str, role: str, spec: Document) -> Document:
+def _job(run: TrainingRun, name: str, role: str, spec: Document, labels: Document) -> Document:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
             "name": name,
             "namespace": run.metadata.namespace,
-            "labels": names.run_labels(run.metadata.name, run.metadata.uid, role),
+            "labels": {**names.run_labels(run.metadata.name, run.metadata.uid, role), **labels},
             "ownerReferences": [owner_reference(run)],
         },
         "spec": spec,
     }
 
 
-def _template(run: TrainingRun, settings: Settings, parent: ParentView | None) -> Document:
+def _template(run: TrainingRun, settings: Settings, parent: ParentView | None, resume: ResumeStatus | None) -> Document:
     pod: Document = {
         **_pod_security(settings),
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": settings.termination_grace_seconds,
         "initContainers": [_export_container(run, settings, parent)],
-        "containers": [_trainer_container(run, settings, parent)],
-        "volumes": pod_volumes(run, parent),
+        "containers": [_trainer_container(run, settings, parent, resume)],
+        "volumes": pod_volumes(run, parent, resume),
+        **_placement(run),
     }
+    labels = names.run_labels(run.metadata.name, run.metadata.uid, names.ROLE_TRAIN)
+    return {"metadata": {"labels": labels}, "spec": pod}
+
+
+def _placement(run: TrainingRun) -> Document:
     scheduling = run.spec.scheduling
     optional = {
         "priorityClassName": scheduling.priority_class_name,
@@ -137,36 +160,53 @@ def _template(run: TrainingRun, settings: Settings, parent: ParentView | None) -
         "tolerations": [toleration.to_dict() for toleration in scheduling.tolerations],
         "runtimeClassName": scheduling.runtime_class_name,
     }
-    pod.update({key: value for key, value in optional.items() if value})
-    labels = names.run_labels(run.metadata.name, run.metadata.uid, names.ROLE_TRAIN)
-    return {"metadata": {"labels": labels}, "spec": pod}
+    return {key: value for key, value in optional.items() if value}
+
+
+def _with_cpu_limit(resources: Document, run: TrainingRun, settings: Settings) -> Document:
+    """A CPU limit, where somebody wants one; a request never exceeds it."""
+    limit = run.spec.resources.cpu_limit or settings.cpu_limit
+    if limit is None:
+        return resources
+    requested = resources["requests"]["cpu"]
+    request = requested if quantity(requested) <= quantity(limit) else limit
+    return {
+        "requests": {**resources["requests"], "cpu": request},
+        "limits": {**resources["limits"], "cpu": limit},
+    }
 
 
 def _export_container(run: TrainingRun, settings: Settings, parent: ParentView | None) -> Document:
+    """The export; it runs alone, so that the trainer's memory is its own to use and costs the pod nothing."""
     container = _container(names.EXPORT_CONTAINER, settings)
     container["env"] += source_secrets(run)
+    memory = max(EXPORT_MEMORY, run.spec.resources.memory, key=quantity)
+    resources: Document = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": memory}}
     return {
         **container,
         "command": ["python", "-m", "model.data.export"],
         "args": _literal(export_arguments(run, settings)),
-        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
+        "resources": _with_cpu_limit(resources, run, settings),
         "volumeMounts": export_mounts(run, parent),
     }
 
 
-def _trainer_container(run: TrainingRun, settings: Settings, parent: ParentView | None) -> Document:
+def _trainer_container(
+    run: TrainingRun, settings: Settings, parent: ParentView | None, resume: ResumeStatus | None
+) -> Document:
     resources = run.spec.resources
     limits: Document = {"memory": resources.memory}
     if resources.gpus:
         limits[resources.gpu_resource_name] = str(resources.gpus)
     container = _container(names.TRAINER_CONTAINER, settings)
     container["env"] += model_secrets(run)
+    wanted = {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": limits}
     return {
         **container,
         "command": ["python", "-m", "model.training.cli"],
-        "args": _literal(trainer_arguments(run, settings, parent)),
-        "resources": {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": limits},
-        "volumeMounts": trainer_mounts(run, parent),
+        "args": _literal(trainer_arguments(run, settings, parent, resume)),
+        "resources": _with_cpu_limit(wanted, run, settings),
+        "volumeMounts": trainer_mounts(run, parent, resume),
     }
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune.api.registry import BaseModelReference
@@ -110,3 +110,11 @@ def parse_message(text: str | None) -> Message:
 def message_of(document: Mapping[str, Any]) -> Message:
     """A training_config.json document as Message. Raises pydantic.ValidationError."""
     return Message.model_validate({key: value for key, value in document.items() if key != "text"})
+
+
+def message_or_none(document: Mapping[str, Any]) -> Message | None:
+    """The same, or None for a document that does not fit."""
+    try:
+        return message_of(document)
+    except ValidationError:
+        return None

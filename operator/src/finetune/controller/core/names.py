@@ -12,8 +12,13 @@ ROLE_LABEL = "finetune.dev/role"
 ROLE_TRAIN = "train"
 ROLE_COLLECT = "collect"
 
-ACTIVE_SECONDS_ANNOTATION = "finetune.dev/active-seconds"
-"""On the Job: whole seconds it was active before it was last suspended."""
+SUSPENDED_BY_ANNOTATION = "finetune.dev/suspended-by"
+"""On the Job, or on Kueue's Workload: the uid of the run whose `spec.suspend` suspended it; else somebody else did."""
+FINISHED_ANNOTATION = "finetune.dev/finished"
+"""On the TrainingRun: how it ended, see `core/mark.py`."""
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
 EXPORT_CONTAINER = "export"
 TRAINER_CONTAINER = "trainer"
@@ -22,6 +27,7 @@ COLLECT_CONTAINER = "collect"
 OUTPUT_MOUNT = "/output"
 BASE_MODEL_MOUNT = "/models/base"
 PARENT_ADAPTER_MOUNT = "/models/parent"
+RESUME_MOUNT = "/resume"
 SOURCE_MOUNT = "/source"
 TOKEN_DIRECTORY = "/var/run/secrets/finetune.dev"  # noqa: S105 - a path, not a secret
 TOKEN_FILE = f"{TOKEN_DIRECTORY}/token"

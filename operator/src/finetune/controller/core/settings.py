@@ -35,12 +35,14 @@ class Settings(BaseModel):
     """The cluster's GPUs are pretended: let the trainer use the CPU. For test clusters."""
     service_account_name: str = "default"
     """Service account of the runs' pods; it needs no rights."""
+    cpu_limit: str | None = None
+    """CPU limit of the containers of runs that name none; none by default: what is idle on the node may be used."""
     hub_endpoint: str | None = None
     """Address of a mirror of the Hugging Face Hub; none for the hub itself."""
     resync_seconds: float = Field(default=60.0, gt=0)
     progress_seconds: float = Field(default=15.0, gt=0)
-    pending_seconds: float = Field(default=10.0, ge=0)
-    """How long a pod may be pending before its Events are read."""
+    pending_seconds: float = Field(default=5.0, ge=0)
+    """How long a pod may be pending before its Events are read, by the operator's own clock."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import cast
 
 from finetune.api import conditions, reasons
 from finetune.api.conditions import Condition, ConditionStatus, set_condition
 from finetune.api.fields import MAX_DECIMAL, clip
 from finetune.api.status import (
     MAX_LOSS_HISTORY,
+    MAX_WARNINGS,
     AdapterStatus,
     DatasetStatus,
     Measurements,
     OutputStatus,
     ParentAdapterStatus,
-    Phase,
     Progress,
     Result,
     Timings,
     TrainingRunStatus,
+    Waiting,
 )
 from finetune.api.status import Failure as FailureStatus
-from finetune.api.trainingrun import TrainingRun
 
 from . import names
 from .attempts import COMPLETED, INTERRUPTED, added_gpu_seconds, count_attempts
-from .failures import Case, Failure
-from .observe import Observation
+from .case import Case, active_time
+from .exits import FAIL_JOB
+from .findings import Finding, Verdict
+from .policies import queue, verdict_of
+from .policies.pods import SLOW_TERMINATION
+from .policies.trainer import crashed
+from .seen import Seen
 from .storage import output_claim_name
+from .views import whole_number
 
-MAXIMUM_DIGITS = 15
-"""Of a step that is believed: more would not fit every reader of JSON."""
-SLOW_TERMINATION = timedelta(seconds=60)
-"""Past its grace period a pod that is still terminating is worth a warning."""
-
-
-def is_finished(status: TrainingRunStatus) -> bool:
-    """The run has reached its end; nothing but `observedGeneration` changes any more."""
-    finished = status.condition(conditions.FINISHED)
-    return finished is not None and finished.status == "True"
+MAX_NAME = 253
+MAXIMUM_SECONDS = 10**9
+"""Of a remaining time that is believed: thirty years."""
 
 
 def restamp(status: TrainingRunStatus, generation: int) -> TrainingRunStatus:
@@ -47,10 +47,13 @@ def restamp(status: TrainingRunStatus, generation: int) -> TrainingRunStatus:
     return status.model_copy(update={"observed_generation": generation, "conditions": stamped})
 
 
-def next_status(case: Case, failure: Failure | None) -> TrainingRunStatus:
-    """The status that follows from what was seen."""
+def next_status(case: Case) -> TrainingRunStatus:
+    """The status that follows from what was seen; what a container has posted and does not fit is left out of it."""
     run, seen, old, now = case.run, case.seen, case.run.status, case.now
-    succeeded = failure is None and seen.adapter is not None and seen.result is not None
+    verdict = verdict_of(case)
+    failure = verdict if verdict is not None and verdict.verdict is Verdict.END else None
+    waiting = verdict if failure is None else None
+    succeeded = failure is None and case.outcome.adapter is not None and case.result is not None
     ended = succeeded or failure is not None
     phase = _phase(case, failure=failure, succeeded=succeeded)
     start = old.start_time or min((a.start_time for a in case.attempts if a.start_time), default=None)
@@ -58,60 +61,112 @@ def next_status(case: Case, failure: Failure | None) -> TrainingRunStatus:
     values: dict[str, object] = {
         "observed_generation": run.metadata.generation,
         "phase": phase,
-        "conditions": _conditions(case, phase, failure, ended=ended),
+        "conditions": _conditions(case, phase, failure, waiting, ended=ended),
+        "waiting": None if ended else waiting_status(old, waiting, now),
         "job_name": seen.job.name if seen.job else old.job_name,
+        "job_uid": seen.job.uid if seen.job else old.job_uid,
         "output": OutputStatus(
             claim_name=output_claim_name(run), path=names.output_path(run.experiment, run.metadata.uid)
         ),
         "attempts": (old.attempts or 0) + count_attempts(old.attempt_history, case.attempts),
         "attempt_history": case.attempts,
         "start_time": start,
+        "training_start_time": old.training_start_time or (now if case.trained else None),
+        "active": active_time(old.active, seen.job, case.attempts),
         "completion_time": completion,
         "duration_seconds": _seconds(start, completion),
         "gpu_seconds": (old.gpu_seconds or 0)
         + added_gpu_seconds(old.attempt_history, case.attempts, run.spec.resources.gpus),
-        "timings": _timings(run, seen, accepted=now if _accepted(case, failure)[0] == "True" else None),
-        "progress": _progress(seen) or old.progress,
-        "dataset": _dataset(old.dataset, seen),
-        "parent_adapter": recorded_parent(old.parent_adapter, seen),
-        "warnings": _warnings(seen, now),
+        "timings": _timings(case, accepted=now if _accepted(case, failure, waiting)[0] == "True" else None),
+        "progress": _progress(case, training=phase == reasons.TRAINING),
+        "dataset": _dataset(old.dataset, case),
+        "parent_adapter": recorded_parent(old.parent_adapter, case),
+        "resumed_from": case.outcome.resume or old.resumed_from,
+        "warnings": _warnings(case)[:MAX_WARNINGS],
     }
     if succeeded:
-        values |= _result(seen)
-        values["progress"] = _completed(_progress(seen) or old.progress or Progress(), seen)
+        values |= _result(case)
+        values["progress"] = _completed(_progress(case, training=False) or Progress(), case)
     if failure is not None:
         values["failure"] = FailureStatus(
             reason=failure.reason,
             message=clip(failure.message),
             exit_code=failure.exit_code,
-            hint=reasons.HINTS[failure.reason],
+            hint=hint_of(failure),
             row=failure.row,
         )
     return TrainingRunStatus.model_validate({**dict(old), **values})
 
 
-def _phase(case: Case, *, failure: Failure | None, succeeded: bool) -> Phase:
+def troubled_status(status: TrainingRunStatus, finding: Finding, generation: int, now: datetime) -> TrainingRunStatus:
+    """The status of a run that could not be looked at: nothing changes but what it waits for."""
+    listed = status.conditions
+    for type_, value in (
+        (conditions.SUCCEEDED, "Unknown"),
+        (conditions.FINISHED, "False"),
+        (conditions.RECONCILING, "True"),
+    ):
+        reason = status.phase or reasons.PENDING
+        listed = set_condition(listed, type_, cast("ConditionStatus", value), reason, finding.message, generation, now)
+    update = {"conditions": listed, "waiting": waiting_status(status, finding, now), "observed_generation": generation}
+    return status.model_copy(update={"phase": status.phase or reasons.PENDING, **update})
+
+
+def waiting_status(old: TrainingRunStatus, finding: Finding | None, now: datetime) -> Waiting | None:
+    """What the run waits for; the clock goes on while reason and object are the same."""
+    if finding is None:
+        return None
+    known = old.waiting
+    goes_on = known is not None and (known.reason, known.object) == finding.key
+    return Waiting(
+        reason=finding.reason,
+        object=clip(finding.object, MAX_NAME),
+        message=clip(finding.message),
+        hint=hint_of(finding) or None,
+        since=known.since if known is not None and goes_on else now,
+    )
+
+
+def hint_of(finding: Finding) -> str:
+    """What to do about a finding: its own hint, else its reason's."""
+    return clip(finding.hint or reasons.HINTS.get(finding.reason, ""))
+
+
+def _phase(case: Case, *, failure: Finding | None, succeeded: bool) -> str:
     """One word for people; nothing is decided by it but what a lost Job means."""
     run, seen = case.run, case.seen
-    pod = seen.newest_pod
+    pod, job = seen.newest_pod, seen.job
     if failure is not None:
-        return "Failed"
+        return reasons.FAILED
     if succeeded:
-        return "Succeeded"
-    if (seen.job and seen.job.complete) or (seen.job is None and run.status.phase == "Registering"):
-        return "Registering"
-    if pod is not None and pod.trainer.succeeded:
-        return "Registering"  # pod and Job need a moment to see that they are done
+        return reasons.SUCCEEDED
+    if case.done:
+        return reasons.REGISTERING
     if run.spec.suspend:
-        return "Suspended"
-    if pod is None or pod.finished:
-        return "Pending"
-    if pod.trainer.running_since or pod.trainer.exit_code is not None:
-        return "Training"
-    return "Exporting" if pod.export.running_since or pod.export.succeeded else "Pending"
+        return reasons.SUSPENDED
+    if job is not None and job.suspended and (pod is None or pod.finished):
+        if queue.is_queued(case):
+            return reasons.QUEUED
+        return reasons.PENDING if queue.suspended_by_us(case) else reasons.SUSPENDED
+    if pod is None or (pod.finished and not _is_final(case)):
+        return reasons.PENDING
+    if pod.trainer.started:
+        return reasons.TRAINING
+    return reasons.EXPORTING if pod.export.started else reasons.PENDING
 
 
-def _conditions(case: Case, phase: Phase, failure: Failure | None, *, ended: bool) -> tuple[Condition, ...]:
+def _is_final(case: Case) -> bool:
+    """The newest pod has ended in a way that ends the Job, which needs a moment to say so."""
+    pod, job = case.seen.newest_pod, case.seen.job
+    if pod is None or job is None:
+        return False
+    words = pod.last_words
+    return job.failing or job.failed or (words is not None and words.exit_code in FAIL_JOB and not pod.disrupted)
+
+
+def _conditions(
+    case: Case, phase: str, failure: Finding | None, waiting: Finding | None, *, ended: bool
+) -> tuple[Condition, ...]:
     current = case.run.status.conditions
     generation, now = case.run.metadata.generation, case.now
 
@@ -119,116 +174,147 @@ def _conditions(case: Case, phase: Phase, failure: Failure | None, *, ended: boo
         nonlocal current
         current = set_condition(current, type_, status, reason, message, generation, now)
 
-    problem = case.problem.message if case.problem else ""
-    put(conditions.ACCEPTED, *_accepted(case, failure))
-    put(conditions.DATASET_READY, *_dataset_ready(case, failure))
+    message = waiting.message if waiting else _activity(case)
+    suspended = _suspended(case)
+    put(conditions.ACCEPTED, *_accepted(case, failure, waiting))
+    put(conditions.DATASET_READY, *_dataset_ready(case, failure, waiting))
     if failure is not None:
         put(conditions.SUCCEEDED, "False", failure.reason, failure.message)
         put(conditions.FINISHED, "True", failure.reason, failure.message)
-        put(conditions.STALLED, "True", failure.reason, reasons.HINTS[failure.reason])
+        put(conditions.STALLED, "True", failure.reason, hint_of(failure))
     elif ended:
-        put(conditions.SUCCEEDED, "True", reasons.ADAPTER_REGISTERED, _registered(case.seen))
-        put(conditions.FINISHED, "True", reasons.ADAPTER_REGISTERED, _registered(case.seen))
+        put(conditions.SUCCEEDED, "True", reasons.ADAPTER_REGISTERED, _registered(case))
+        put(conditions.FINISHED, "True", reasons.ADAPTER_REGISTERED, _registered(case))
     else:
-        put(conditions.SUCCEEDED, "Unknown", phase, problem or _activity(case))
-        put(conditions.FINISHED, "False", phase, problem or _activity(case))
-    put(conditions.SUSPENDED, *_suspended(case))
-    if ended or phase == "Suspended":
+        put(conditions.SUCCEEDED, "Unknown", phase, message)
+        put(conditions.FINISHED, "False", phase, message)
+    put(conditions.SUSPENDED, *suspended)
+    if ended or suspended[0] == "True":
         return tuple(c for c in current if c.type != conditions.RECONCILING)  # kstatus wants it absent, not False
-    put(conditions.RECONCILING, "True", phase, problem or _activity(case))
+    put(conditions.RECONCILING, "True", phase, message)
     return current
 
 
-def _accepted(case: Case, failure: Failure | None) -> tuple[ConditionStatus, str, str]:
+def _accepted(case: Case, failure: Finding | None, waiting: Finding | None) -> tuple[ConditionStatus, str, str]:
     if failure is not None and failure.reason == reasons.INVALID_SPEC:
         return "False", reasons.INVALID_SPEC, failure.message
-    if case.problem is not None and case.seen.job is None:
-        # False since when the run waits for what must appear in time; what may take as long as it takes is Unknown
-        waiting: ConditionStatus = "False" if case.problem.expires else "Unknown"
-        return waiting, reasons.WAITING_FOR_REFERENCE, case.problem.message
+    if waiting is not None and case.starting:
+        # False: it waits for what must appear in time. What may take as long as it takes is Unknown.
+        status: ConditionStatus = "False" if waiting.verdict is Verdict.EXPIRE else "Unknown"
+        return status, reasons.WAITING_FOR_REFERENCE, waiting.message
     return "True", reasons.SPEC_ACCEPTED, "the run's Job exists" if case.seen.job else "the spec is valid"
 
 
-def _dataset_ready(case: Case, failure: Failure | None) -> tuple[ConditionStatus, str, str]:
+def _dataset_ready(case: Case, failure: Finding | None, waiting: Finding | None) -> tuple[ConditionStatus, str, str]:
     exported = _exported(case.seen)
     if exported is not None:
         message = f"{exported.rows} rows to train on, {exported.evaluation_rows} held out"
         return "True", reasons.DATASET_EXPORTED, message
-    about = (reasons.DATASET_UNAVAILABLE, reasons.DATASET_INVALID)
-    if failure is not None and failure.reason in about:
-        return "False", failure.reason, failure.message
-    if case.problem is not None and case.problem.reason in about:
-        return "False", case.problem.reason, case.problem.message
     known = case.run.status.condition(conditions.DATASET_READY)
     if known is not None and known.status == "True":
         return "True", known.reason, known.message
+    finding = failure or waiting
+    if finding is not None and finding.reason in (reasons.DATASET_UNAVAILABLE, reasons.DATASET_INVALID):
+        return "False", finding.reason, finding.message
     return "Unknown", reasons.DATASET_PENDING, "the rows are not on the output claim yet"
 
 
 def _suspended(case: Case) -> tuple[ConditionStatus, str, str]:
-    if not case.run.spec.suspend:
-        return "False", reasons.RESUMED, "spec.suspend is false"
-    if any(not pod.finished for pod in case.seen.pods):
-        return "False", reasons.SUSPENDING, "the pod is saving its checkpoint"
-    return "True", reasons.SUSPENDED, "spec.suspend is true; set it to false to go on"
+    job = case.seen.job
+    going = any(not pod.finished for pod in case.seen.pods)
+    if case.run.spec.suspend:
+        if going:
+            return "False", reasons.SUSPENDING, "the pod is saving its checkpoint"
+        return "True", reasons.SUSPENDED, "spec.suspend is true; set it to false to go on"
+    if job is not None and not job.ended and job.suspended and not going and not queue.suspended_by_us(case):
+        if queue.is_queued(case):
+            return "False", reasons.QUEUED, "a queue holds the run back"
+        return "True", reasons.SUSPENDED_BY_OTHER, f"Job {job.name} was suspended, and not by this run"
+    known = case.run.status.condition(conditions.SUSPENDED)
+    if known is not None and (known.reason != reasons.NOT_SUSPENDED):
+        return "False", reasons.RESUMED, "the run was suspended, and goes on"
+    return "False", reasons.NOT_SUSPENDED, "spec.suspend is false"
 
 
 def _activity(case: Case) -> str:
-    """What the run is doing, for the conditions' messages."""
-    last = case.attempts[-1] if case.attempts else None
+    """What the run is doing, for the conditions' messages, when nothing is in its way."""
+    pod, last = case.pending_pod, case.attempts[-1] if case.attempts else None
+    if pod is not None and case.seen.events and not any(each.started for each in pod.containers):
+        newest = case.seen.events[-1]
+        return f"pod {pod.name}: {newest.message}" if newest.reason in ("Pulling", "Pulled") else ""
+    if case.done and case.outcome.adapter is None:
+        return "the training is done; its adapter is being registered"
     if last is None or last.completion_time is None or last.reason in (COMPLETED, INTERRUPTED):
         return ""
+    if _is_final(case):
+        return f"attempt {last.pod} ended with {last.reason}"
     return f"attempt {last.pod} ended with {last.reason}; Kubernetes starts the next one"
 
 
-def _registered(seen: Observation) -> str:
-    return f"adapter {seen.adapter.name} version {seen.adapter.version}" if seen.adapter else ""
+def _registered(case: Case) -> str:
+    adapter = case.outcome.adapter
+    return f"adapter {adapter.name} version {adapter.version}" if adapter else ""
 
 
-def _exported(seen: Observation) -> DatasetStatus | None:
+def _exported(seen: Seen) -> DatasetStatus | None:
     """What export counted, from the newest pod that says so."""
     pods = sorted(seen.pods, key=lambda pod: pod.created, reverse=True)
     return next((p.export.message.dataset for p in pods if p.export.succeeded and p.export.message.dataset), None)
 
 
-def _dataset(old: DatasetStatus | None, seen: Observation) -> DatasetStatus | None:
+def _dataset(old: DatasetStatus | None, case: Case) -> DatasetStatus | None:
     values = old.model_dump(exclude_none=True) if old else {}
-    if seen.dataset is not None and seen.dataset.version is not None:
-        values["version"] = seen.dataset.version
-    for message in (_exported(seen), seen.result.dataset if seen.result else None):
+    recorded, result = case.outcome.dataset, case.result
+    if recorded is not None and recorded.version is not None:
+        values["version"] = recorded.version
+    for message in (_exported(case.seen), result.dataset if result else None):
         values |= message.model_dump(exclude_none=True) if message else {}
     return DatasetStatus(**values) if values else None
 
 
-def recorded_parent(old: ParentAdapterStatus | None, seen: Observation) -> ParentAdapterStatus | None:
+def recorded_parent(old: ParentAdapterStatus | None, case: Case) -> ParentAdapterStatus | None:
     """The parent adapter that the run goes on from, once it was found: what its Job says, else the registry first."""
-    view = (seen.job.parent if seen.job else None) or seen.parent
+    view = (case.seen.job.parent if case.seen.job else None) or case.outcome.parent
     return ParentAdapterStatus(name=view.name, version=view.version, sha256=view.sha256) if view else old
 
 
-def _progress(seen: Observation) -> Progress | None:
+def _progress(case: Case, *, training: bool) -> Progress | None:
+    """The newest of what was posted, what an interrupted attempt has kept, and what was known."""
+    progress = _posted(case.seen) or case.run.status.progress
+    kept = max((a.step for a in case.attempts if a.completion_time and a.step is not None), default=None)
+    if progress is not None and kept is not None and not training:
+        update = {"step": max(progress.step or 0, kept), "checkpoint_step": max(progress.checkpoint_step or 0, kept)}
+        progress = progress.model_copy(update=update)
+    if progress is None or training:
+        return progress
+    return progress.model_copy(update={"remaining_seconds": None})  # nothing is under way that would end by then
+
+
+def _posted(seen: Seen) -> Progress | None:
     view = seen.progress
     if view is None:
         return None
     metrics = view.metrics
+    remaining = view.remaining_seconds
     return Progress.model_validate(
         {
-            "step": _whole(metrics.get("step")),
-            "totalSteps": _whole(metrics.get("totalSteps")),
+            "step": whole_number(metrics.get("step")),
+            "totalSteps": whole_number(metrics.get("totalSteps")),
             "percent": view.percent,
             "epoch": _number(metrics.get("epoch")),
             "loss": _number(metrics.get("loss")),
             "learningRate": _number(metrics.get("learningRate")),
             "tokensPerSecond": _number(metrics.get("tokensPerSecond")),
-            "remainingSeconds": view.remaining_seconds,
+            "checkpointStep": whole_number(metrics.get("checkpointStep")),
+            "remainingSeconds": remaining if remaining is not None and 0 <= remaining < MAXIMUM_SECONDS else None,
             "lastUpdateTime": view.time,
         }
     )
 
 
-def _completed(progress: Progress, seen: Observation) -> Progress:
+def _completed(progress: Progress, case: Case) -> Progress:
     """The progress of a run that is done: the last post may have come before the last step."""
-    message = seen.result
+    message = case.result
     if message is None or message.result is None:
         return progress
     steps = message.result.steps
@@ -236,28 +322,22 @@ def _completed(progress: Progress, seen: Observation) -> Progress:
     return progress.model_copy(update=done)
 
 
-def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() and len(text) <= MAXIMUM_DIGITS else None
-
-
 def _number(text: str | None) -> str | None:
     """The text if it may stand in the status: a pod posts what it likes."""
     return text if text is not None and 0 < len(text) <= MAX_DECIMAL else None
 
 
-def _timings(run: TrainingRun, seen: Observation, *, accepted: datetime | None) -> Timings:
+def _timings(case: Case, *, accepted: datetime | None) -> Timings:
     """Each first of its kind, in seconds since the run's creation; what is known stays."""
-    known = run.status.timings or Timings()
-    created = run.metadata.creation_timestamp
-    first = min(seen.pods, key=lambda pod: pod.created, default=None)
-    said = seen.result.timings if seen.result else None
+    known = case.run.status.timings or Timings()
+    created = case.run.metadata.creation_timestamp
+    first = min(case.seen.pods, key=lambda pod: pod.created, default=None)
+    said = case.result.timings if case.result else None
+    exported = first.export.finished if first and first.export.succeeded else None
     return Timings(
         accepted_seconds=_first(known.accepted_seconds, _seconds(created, accepted)),
         scheduled_seconds=_first(known.scheduled_seconds, _seconds(created, first.scheduled if first else None)),
-        export_seconds=_first(
-            known.export_seconds,
-            _seconds(created, first.export.finished if first and first.export.succeeded else None),
-        ),
+        export_seconds=_first(known.export_seconds, _seconds(created, exported)),
         model_load_seconds=_first(
             known.model_load_seconds, _seconds(created, said.model_loaded_time if said else None)
         ),
@@ -273,9 +353,9 @@ def _seconds(start: datetime | None, end: datetime | None) -> int | None:
     return max(0, round((end - start).total_seconds())) if start and end else None
 
 
-def _result(seen: Observation) -> dict[str, object]:
+def _result(case: Case) -> dict[str, object]:
     """The parts of the status that only a success has."""
-    message, adapter = seen.result, seen.adapter
+    message, adapter = case.result, case.outcome.adapter
     if message is None or message.result is None or adapter is None:
         return {}
     result = message.result
@@ -291,16 +371,22 @@ def _result(seen: Observation) -> dict[str, object]:
                 uri=adapter.uri,
                 sha256=adapter.sha256,
                 bytes=adapter.bytes,
+                reference=f"{adapter.name}/{adapter.version}",
             ),
         ),
     }
 
 
-def _warnings(seen: Observation, now: datetime) -> tuple[str, ...]:
-    """Pods that should long be gone: the node is probably lost, and only a person can say so."""
-    return tuple(
-        f"pod {pod.name} on node {pod.node or '?'} is still terminating; if the node is lost, delete the Node or taint "
-        "it with node.kubernetes.io/out-of-service"
-        for pod in seen.pods
-        if pod.deleted is not None and not pod.finished and now - pod.deleted > SLOW_TERMINATION
-    )
+def _warnings(case: Case) -> tuple[str, ...]:
+    """What a person should look at although the run goes on, and may go on for long."""
+    warnings: list[str] = []
+    for pod in case.seen.pods:
+        slow = timedelta(seconds=case.settings.termination_grace_seconds) + SLOW_TERMINATION
+        if pod.deleted and not pod.finished and case.waited(reasons.TERMINATING, f"Pod/{pod.name}") > slow:
+            warnings.append(
+                f"pod {pod.name} on node {pod.node or '?'} is still terminating; if the node is lost, delete the Node "
+                "or taint it with node.kubernetes.io/out-of-service"
+            )
+        if crashed(pod):
+            warnings.append(f"the trainer of pod {pod.name} has ended, and another container keeps the pod alive")
+    return tuple(warnings)

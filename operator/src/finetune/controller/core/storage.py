@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import TrainingRun
 
 from . import names
-from .observe import ParentView
+from .views import ParentView
 
 Document = dict[str, Any]
 
@@ -22,6 +23,7 @@ OUTPUT = "output"
 BASE_MODEL = "base-model"
 SOURCE = "source"
 PARENT_ADAPTER = "parent-adapter"
+RESUME = "resume"
 SHARED_MEMORY = "shared-memory"
 
 
@@ -30,9 +32,9 @@ def output_claim_name(run: TrainingRun) -> str:
     return run.spec.output.claim_name or names.job_name(run.metadata.name, run.metadata.uid)
 
 
-def claim_names(run: TrainingRun, parent: ParentView | None) -> tuple[str, ...]:
+def claim_names(run: TrainingRun, parent: ParentView | None, resume: ResumeStatus | None = None) -> tuple[str, ...]:
     """The claims that the run's pod mounts, each once."""
-    return tuple(dict.fromkeys(_claims(run, parent).values()))
+    return tuple(dict.fromkeys(_claims(run, parent, resume).values()))
 
 
 def parent_directory(run: TrainingRun, parent: ParentView) -> str:
@@ -41,7 +43,13 @@ def parent_directory(run: TrainingRun, parent: ParentView) -> str:
     return f"{names.OUTPUT_MOUNT if on_output else names.PARENT_ADAPTER_MOUNT}/{parent.path}"
 
 
-def pod_volumes(run: TrainingRun, parent: ParentView | None) -> list[Document]:
+def resume_directory(run: TrainingRun, resume: ResumeStatus) -> str:
+    """Where the trainer finds the other run's folder: below the output claim if it is there, else on its own mount."""
+    on_output = resume.claim_name == output_claim_name(run)
+    return f"{names.OUTPUT_MOUNT if on_output else names.RESUME_MOUNT}/{resume.path}"
+
+
+def pod_volumes(run: TrainingRun, parent: ParentView | None, resume: ResumeStatus | None = None) -> list[Document]:
     """The volumes of the training pod."""
     token = {
         "audience": f"finetune.dev/runs/{run.metadata.uid}",
@@ -53,7 +61,7 @@ def pod_volumes(run: TrainingRun, parent: ParentView | None) -> list[Document]:
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": SHARED_MEMORY, "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.resources.shared_memory}},
     ]
-    claims = _claims(run, parent)
+    claims = _claims(run, parent, resume)
     for role, claim in claims.items():
         if _volume_of(role, claims) == role and role != OUTPUT:
             volumes.append(claim_volume(role, claim, read_only=True))
@@ -73,9 +81,9 @@ def export_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document]
     return [*mounts, *scratch_mounts()]
 
 
-def trainer_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document]:
+def trainer_mounts(run: TrainingRun, parent: ParentView | None, resume: ResumeStatus | None = None) -> list[Document]:
     """The mounts of the container `trainer`."""
-    claims = _claims(run, parent)
+    claims = _claims(run, parent, resume)
     mounts = [
         mount(OUTPUT, names.OUTPUT_MOUNT),
         mount("token", names.TOKEN_DIRECTORY, read_only=True),
@@ -83,8 +91,9 @@ def trainer_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document
     ]
     if BASE_MODEL in claims:
         mounts.append(mount(_volume_of(BASE_MODEL, claims), names.BASE_MODEL_MOUNT, read_only=True))
-    if _volume_of(PARENT_ADAPTER, claims) != OUTPUT and PARENT_ADAPTER in claims:
-        mounts.append(mount(_volume_of(PARENT_ADAPTER, claims), names.PARENT_ADAPTER_MOUNT, read_only=True))
+    for role, path in ((PARENT_ADAPTER, names.PARENT_ADAPTER_MOUNT), (RESUME, names.RESUME_MOUNT)):
+        if role in claims and _volume_of(role, claims) != OUTPUT:
+            mounts.append(mount(_volume_of(role, claims), path, read_only=True))
     return [*mounts, *scratch_mounts()]
 
 
@@ -111,7 +120,7 @@ def scratch_mounts() -> list[Document]:
     return [mount("tmp", "/tmp"), mount("home", HOME)]  # noqa: S108 - an emptyDir of the pod's own
 
 
-def _claims(run: TrainingRun, parent: ParentView | None) -> dict[str, str]:
+def _claims(run: TrainingRun, parent: ParentView | None, resume: ResumeStatus | None = None) -> dict[str, str]:
     """The claims that the pod needs, by what for; the output comes first."""
     base, source = run.spec.base_model.volume, run.spec.dataset.volume
     wanted = {
@@ -119,6 +128,7 @@ def _claims(run: TrainingRun, parent: ParentView | None) -> dict[str, str]:
         BASE_MODEL: base.claim_name if base else None,
         SOURCE: source.claim_name if source else None,
         PARENT_ADAPTER: parent.claim_name if parent else None,
+        RESUME: resume.claim_name if resume else None,
     }
     return {role: claim for role, claim in wanted.items() if claim}
 

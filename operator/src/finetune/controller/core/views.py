@@ -1,4 +1,4 @@
-"""What was seen of a run's children, as immutable values made from the API's documents."""
+"""The API's documents about a run's children, as immutable values."""
 
 from __future__ import annotations
 
@@ -9,16 +9,27 @@ from typing import Any
 
 from .messages import Message, parse_message
 from .names import (
-    ACTIVE_SECONDS_ANNOTATION,
     COLLECT_CONTAINER,
     EXPORT_CONTAINER,
     PARENT_ADAPTER_MOUNT,
     PARENT_NAME_FLAG,
     PARENT_SHA256_FLAG,
+    QUEUE_LABEL,
+    SUSPENDED_BY_ANNOTATION,
     TRAINER_CONTAINER,
 )
 
 Document = Mapping[str, Any]
+
+
+MAXIMUM_DIGITS = 15
+"""Of a step that is believed: more would not fit every reader of JSON."""
+
+
+def whole_number(text: str | None) -> int | None:
+    """A number that a pod has posted, if it is one."""
+    fits = text is not None and text.isascii() and text.isdecimal() and len(text) <= MAXIMUM_DIGITS
+    return int(text) if text is not None and fits else None
 
 
 def parse_time(value: str | None) -> datetime | None:
@@ -30,6 +41,12 @@ def parse_time(value: str | None) -> datetime | None:
 class ContainerView:
     """The state of one container: waiting, running or terminated."""
 
+    name: str = ""
+    init: bool = False
+    sidecar: bool = False
+    """An init container that goes on beside the others (`restartPolicy: Always`); Kubernetes stops it by itself."""
+    image: str = ""
+    ready: bool = False
     waiting_reason: str = ""
     waiting_message: str = ""
     running_since: datetime | None = None
@@ -43,6 +60,19 @@ class ContainerView:
         """It ended with exit code 0."""
         return self.exit_code == 0
 
+    @property
+    def failed(self) -> bool:
+        """It ended with another exit code."""
+        return self.exit_code not in (None, 0)
+
+    @property
+    def started(self) -> bool:
+        """It runs or has ended."""
+        return self.running_since is not None or self.exit_code is not None
+
+
+OWN_CONTAINERS = frozenset({EXPORT_CONTAINER, TRAINER_CONTAINER, COLLECT_CONTAINER})
+
 
 @dataclass(frozen=True)
 class PodView:
@@ -52,24 +82,53 @@ class PodView:
     uid: str
     phase: str
     created: datetime
+    owner_uid: str = ""
+    """The object that controls it."""
     node: str = ""
     scheduled: datetime | None = None
     unschedulable: str = ""
     """The scheduler's message while it finds no node."""
     disrupted: str = ""
     """Why the pod was or is being evicted (the reason of `DisruptionTarget`)."""
+    disrupted_at: datetime | None = None
+    unheard: bool = False
+    """The pod is not ready though its containers are: its node does not report."""
     deleted: datetime | None = None
     """When its deletion is or was due; grace period included."""
     reason: str = ""
     message: str = ""
     """The kubelet's words for `reason`."""
-    export: ContainerView = field(default_factory=ContainerView)
-    trainer: ContainerView = field(default_factory=ContainerView)
+    containers: tuple[ContainerView, ...] = ()
+    """All containers that have a status, in the order in which they start."""
+
+    def container(self, *names: str) -> ContainerView:
+        """The first container of one of these names; one without a state when there is none."""
+        return next((each for each in self.containers if each.name in names), ContainerView())
+
+    @property
+    def export(self) -> ContainerView:
+        """The container that brings the rows."""
+        return self.container(EXPORT_CONTAINER)
+
+    @property
+    def trainer(self) -> ContainerView:
+        """The container that trains; in the collect Job the one that reads."""
+        return self.container(TRAINER_CONTAINER, COLLECT_CONTAINER)
+
+    @property
+    def injected(self) -> tuple[ContainerView, ...]:
+        """Containers that somebody else put into the pod: a mesh, a secret store, a log shipper."""
+        return tuple(each for each in self.containers if each.name not in OWN_CONTAINERS)
 
     @property
     def finished(self) -> bool:
         """The pod has ended, well or badly."""
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def lives_on(self) -> tuple[ContainerView, ...]:
+        """Injected containers that keep the pod alive: Kubernetes waits for them as long as they run."""
+        return tuple(each for each in self.injected if each.running_since is not None and not each.init)
 
     @property
     def over_its_limit(self) -> bool:
@@ -78,11 +137,17 @@ class PodView:
 
     @property
     def last_words(self) -> ContainerView | None:
-        """The container that decided how the pod ended; None when none has."""
-        for container in (self.trainer, self.export):
-            if container.exit_code is not None and (container is self.trainer or not container.succeeded):
-                return container
-        return None
+        """The container of ours that decided how the pod ended; None when none has."""
+        if self.trainer.exit_code is not None:
+            return self.trainer
+        return self.export if self.export.failed else None
+
+    @property
+    def culprit(self) -> ContainerView | None:
+        """The injected container that failed the pod, when none of ours did."""
+        if self.last_words is not None and self.last_words.failed:
+            return None
+        return next((each for each in self.injected if each.failed), None)
 
 
 @dataclass(frozen=True)
@@ -109,10 +174,20 @@ class JobView:
     owner_uid: str
     created: datetime
     suspended: bool = False
+    """What `spec.suspend` says."""
+    suspended_at: datetime | None = None
+    """Since when the Job controller holds it suspended; None until it has seen `spec.suspend`."""
+    suspended_by: str = ""
+    """The uid of the run whose operator suspended it; empty when it is active, or somebody else did."""
+    queue: str = ""
+    """The queue that its label names, whoever put it there."""
+    active_deadline_seconds: int | None = None
     started: datetime | None = None
-    """Since when it is active; reset by a suspension."""
-    active_seconds: int = 0
-    """Seconds it was active before its last suspension."""
+    """Start of the active time that its deadline is compared with."""
+    deleting: bool = False
+    """Somebody has deleted it, and something holds it up."""
+    failing: bool = False
+    """It has failed for good, and its pods are being stopped."""
     complete: bool = False
     failed: bool = False
     finished: datetime | None = None
@@ -135,6 +210,22 @@ class EventView:
     reason: str
     message: str
     time: datetime | None = None
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class WorkloadView:
+    """Kueue's record of the Job: whether it may run, and why not."""
+
+    name: str
+    active: bool = True
+    """False: somebody has deactivated it, and it gets no quota."""
+    deactivated_by: str = ""
+    """The uid of the run whose operator did that."""
+    admitted: bool = False
+    reason: str = ""
+    message: str = ""
+    """Why it is not admitted, in Kueue's words."""
 
 
 @dataclass(frozen=True)
@@ -169,69 +260,25 @@ class ProgressView:
     time: datetime | None
 
 
-@dataclass(frozen=True)
-class Observation:
-    """Everything that decisions about one run are made from."""
-
-    job: JobView | None = None
-    pods: tuple[PodView, ...] = ()
-    events: tuple[EventView, ...] = ()
-    claim_exists: bool = False
-    dataset: DatasetView | None = None
-    """Set once the registry has been told of the run, which happens before the Job is created."""
-    parent: ParentView | None = None
-    """The adapter version that is pinned for `spec.parentAdapter`; known as the dataset is."""
-    parent_missing: str = ""
-    """Why there is no such adapter, or why its files cannot be reached."""
-    name_taken: str = ""
-    """The Job's name belongs to another run; says to which."""
-    refused: str = ""
-    """The API server's message when it refused to create a child."""
-    stored_result: Message | None = None
-    """The result document from the registry; None when it was not asked for or has none."""
-    collect_job: JobView | None = None
-    collect_pods: tuple[PodView, ...] = ()
-    adapter: AdapterView | None = None
-    registry_error: str = ""
-    """Why the registry could not do what it was asked for."""
-    registry_refused: str = ""
-    """Why the registry will never accept this adapter."""
-    progress: ProgressView | None = None
-
-    @property
-    def newest_pod(self) -> PodView | None:
-        """The pod of the latest attempt."""
-        return max(self.pods, key=lambda pod: (pod.created, pod.name), default=None)
-
-    @property
-    def collected(self) -> bool:
-        """The claim has been read to its end, and whoever read it can still say what was there."""
-        return any(pod.trainer.succeeded for pod in self.collect_pods)
-
-    @property
-    def result(self) -> Message | None:
-        """The trainer's result: from the termination message, the registry, or the claim, in this order."""
-        spoken = [pod.trainer.message for pod in self.pods if pod.trainer.succeeded]
-        spoken += [self.stored_result] if self.stored_result else []
-        spoken += [pod.trainer.message for pod in self.collect_pods if pod.trainer.succeeded]
-        return next((message for message in spoken if message.result), None)
-
-
 def job_view(job: Document) -> JobView:
     """A `batch/v1` Job as JobView."""
     metadata, status = job["metadata"], job.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
     end = conditions.get("Complete") or conditions.get("Failed") or {}
-    owner: Document = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), {})
-    annotations = metadata.get("annotations") or {}
+    annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
     return JobView(
         name=metadata["name"],
         uid=metadata["uid"],
-        owner_uid=owner.get("uid", ""),
+        owner_uid=_owner_uid(metadata),
         created=_required_time(metadata["creationTimestamp"]),
         suspended=bool(job["spec"].get("suspend")),
+        suspended_at=parse_time(conditions.get("Suspended", {}).get("lastTransitionTime")),
+        suspended_by=annotations.get(SUSPENDED_BY_ANNOTATION, ""),
+        queue=labels.get(QUEUE_LABEL, ""),
+        active_deadline_seconds=job["spec"].get("activeDeadlineSeconds"),
         started=parse_time(status.get("startTime")),
-        active_seconds=int(annotations.get(ACTIVE_SECONDS_ANNOTATION, "0")),
+        deleting=bool(metadata.get("deletionTimestamp")),
+        failing="FailureTarget" in conditions,
         complete="Complete" in conditions,
         failed="Failed" in conditions,
         finished=parse_time(status.get("completionTime") or end.get("lastTransitionTime")),
@@ -239,6 +286,30 @@ def job_view(job: Document) -> JobView:
         message=end.get("message", ""),
         ttl_set=job["spec"].get("ttlSecondsAfterFinished") is not None,
         parent=_parent_in(job["spec"]),
+    )
+
+
+def _owner_uid(metadata: Document) -> str:
+    owner: Document = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), {})
+    return str(owner.get("uid", ""))
+
+
+def workload_view(workload: Document) -> WorkloadView:
+    """A Workload of Kueue as WorkloadView; which of its conditions says why it does not run depends on its past."""
+    metadata, spec = workload["metadata"], workload.get("spec") or {}
+    conditions = {c["type"]: c for c in (workload.get("status") or {}).get("conditions") or ()}
+    quota, evicted = conditions.get("QuotaReserved", {}), conditions.get("Evicted", {})
+    admitted = conditions.get("Admitted", {}).get("status") == "True"
+    why = quota if quota.get("status") == "False" and quota.get("message") else {}
+    if evicted.get("status") == "True" and (not why or not spec.get("active", True)):
+        why = evicted
+    return WorkloadView(
+        name=metadata["name"],
+        active=bool(spec.get("active", True)),
+        deactivated_by=(metadata.get("annotations") or {}).get(SUSPENDED_BY_ANNOTATION, ""),
+        admitted=admitted,
+        reason=why.get("reason", ""),
+        message=why.get("message", ""),
     )
 
 
@@ -274,25 +345,26 @@ def pod_view(pod: Document) -> PodView:
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled", {})
     disruption = conditions.get("DisruptionTarget", {})
-    containers = {
-        c["name"]: _container_view(c)
-        for c in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    }
-    is_scheduled = scheduled.get("status") == "True"
+    is_scheduled, is_disrupted = scheduled.get("status") == "True", disruption.get("status") == "True"
+    containers = _containers(pod["spec"], status)
+    mains = [each for each in containers if not each.init]
+    not_ready = conditions.get("Ready", {}).get("status") in ("False", "Unknown")
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
         phase=status.get("phase", "Pending"),
         created=_required_time(metadata["creationTimestamp"]),
+        owner_uid=_owner_uid(metadata),
         node=pod["spec"].get("nodeName") or "",
         scheduled=parse_time(scheduled.get("lastTransitionTime")) if is_scheduled else None,
         unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
-        disrupted=disruption.get("reason", "") if disruption.get("status") == "True" else "",
+        disrupted=disruption.get("reason", "") if is_disrupted else "",
+        disrupted_at=parse_time(disruption.get("lastTransitionTime")) if is_disrupted else None,
+        unheard=not_ready and bool(mains) and all(each.ready and each.running_since for each in mains),
         deleted=parse_time(metadata.get("deletionTimestamp")),
         reason=status.get("reason", ""),
         message=status.get("message", ""),
-        export=containers.get(EXPORT_CONTAINER, ContainerView()),
-        trainer=containers.get(TRAINER_CONTAINER) or containers.get(COLLECT_CONTAINER) or ContainerView(),
+        containers=containers,
     )
 
 
@@ -303,15 +375,28 @@ def event_views(events: Iterable[Document]) -> tuple[EventView, ...]:
             reason=event.get("reason") or "",
             message=event.get("message") or "",
             time=parse_time(
-                event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp")
+                (event.get("series") or {}).get("lastObservedTime")
+                or event.get("lastTimestamp")
+                or event.get("eventTime")
+                or event["metadata"].get("creationTimestamp")
             ),
+            warning=event.get("type") == "Warning",
         )
         for event in events
     ]
     return tuple(sorted(views, key=lambda view: view.time.timestamp() if view.time else 0.0))
 
 
-def _container_view(status: Document) -> ContainerView:
+def _containers(spec: Document, status: Document) -> tuple[ContainerView, ...]:
+    always = {c["name"] for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"}
+    return tuple(
+        _container_view(each, init=init, sidecar=each["name"] in always)
+        for init, entries in ((True, status.get("initContainerStatuses")), (False, status.get("containerStatuses")))
+        for each in entries or ()
+    )
+
+
+def _container_view(status: Document, *, init: bool, sidecar: bool) -> ContainerView:
     state = status.get("state") or {}
     waiting, running, ended = (
         state.get("waiting") or {},
@@ -319,6 +404,11 @@ def _container_view(status: Document) -> ContainerView:
         state.get("terminated") or {},
     )
     return ContainerView(
+        name=status["name"],
+        init=init,
+        sidecar=sidecar,
+        image=status.get("image", ""),
+        ready=bool(status.get("ready")),
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
         running_since=parse_time(running.get("startedAt")),

@@ -1,0 +1,91 @@
+"""The durable mark of a finished run: an annotation that outlives its status.
+
+A status is lost more easily than the object: backups leave it out, and whoever replaces it by hand wipes it. A run
+without a status would train again, and after a restore all of history would. So the end is written on the run a second
+time. It holds for the very same run only: same namespace, name and spec; a copy under another name is another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from finetune.api import conditions, reasons
+from finetune.api.conditions import set_condition
+from finetune.api.status import TrainingRunStatus
+from finetune.api.trainingrun import TrainingRun
+
+from . import names
+from .case import is_finished
+
+VERSION = 1
+_LEFT_OUT = ("conditions", "observedGeneration", "attemptHistory", "lossHistory", "warnings", "waiting")
+"""What makes a status large or is about the moment."""
+_RESTORED = "restored from the run's mark: it has ended before, and does not train again"
+
+
+def mark_of(run: TrainingRun, status: TrainingRunStatus) -> dict[str, str]:
+    """The annotation for a run that has ended with this status."""
+    document = {
+        "version": VERSION,
+        "uid": run.metadata.uid,
+        "run": _identity(run),
+        "status": {key: value for key, value in status.to_dict().items() if key not in _LEFT_OUT},
+    }
+    return {names.FINISHED_ANNOTATION: json.dumps(document, separators=(",", ":"), sort_keys=True)}
+
+
+def is_marked(run: TrainingRun) -> bool:
+    """The run carries the mark of its own end."""
+    return _status_in(run) is not None
+
+
+def restored_status(run: TrainingRun, now: datetime) -> TrainingRunStatus | None:
+    """The final status of a run that has lost it; None for a run that has a status, or no mark of its own."""
+    if is_finished(run.status):
+        return None
+    status = _status_in(run)
+    if status is None:
+        return None
+    return _finished(status, run.metadata.generation, now)
+
+
+def _status_in(run: TrainingRun) -> TrainingRunStatus | None:
+    try:
+        document = json.loads(run.metadata.annotations.get(names.FINISHED_ANNOTATION, ""))
+        if document["version"] != VERSION or document["run"] != _identity(run):
+            return None
+        status = TrainingRunStatus.model_validate(document["status"])
+    except (ValueError, KeyError, TypeError, ValidationError):
+        return None
+    return status if status.result is not None or status.failure is not None else None
+
+
+def _identity(run: TrainingRun) -> str:
+    """What makes two runs the same one for a person: where it is, its name, and what it asks for."""
+    spec = {key: value for key, value in run.spec.to_dict().items() if key != "suspend"}
+    said = json.dumps([run.metadata.namespace, run.metadata.name, spec], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _finished(status: TrainingRunStatus, generation: int, now: datetime) -> TrainingRunStatus:
+    failure = status.failure if status.result is None else None
+    reason = failure.reason if failure else reasons.ADAPTER_REGISTERED
+    message = f"{failure.message} ({_RESTORED})" if failure else _RESTORED
+    listed = set_condition((), conditions.ACCEPTED, "True", reasons.SPEC_ACCEPTED, _RESTORED, generation, now)
+    listed = set_condition(
+        listed, conditions.SUCCEEDED, "False" if failure else "True", reason, message, generation, now
+    )
+    listed = set_condition(listed, conditions.FINISHED, "True", reason, message, generation, now)
+    if failure:
+        listed = set_condition(listed, conditions.STALLED, "True", reason, failure.hint, generation, now)
+    return status.model_copy(
+        update={
+            "conditions": listed,
+            "observed_generation": generation,
+            "phase": reasons.FAILED if failure else reasons.SUCCEEDED,
+        }
+    )

@@ -1,0 +1,106 @@
+"""What decisions about one run are made from: what was read, and what came of the operator's own calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune.api.status import ResumeStatus
+
+from .messages import Message
+from .refusals import Refusal
+from .views import (
+    AdapterView,
+    DatasetView,
+    EventView,
+    JobView,
+    ParentView,
+    PodView,
+    ProgressView,
+    WorkloadView,
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was read of a run's children."""
+
+    job: JobView | None = None
+    pods: tuple[PodView, ...] = ()
+    """The pods that the Job controls, those that are gone but were heard among them."""
+    events: tuple[EventView, ...] = ()
+    """Events of the Job, the pod and the claims that the run waits for."""
+    collect_job: JobView | None = None
+    collect_pods: tuple[PodView, ...] = ()
+    workload: WorkloadView | None = None
+    """What Kueue says of the Job; looked for when somebody else suspended it."""
+    claim_exists: bool = False
+    name_taken: str = ""
+    """The Job's name belongs to another object; says to which."""
+    progress: ProgressView | None = None
+
+    @property
+    def newest_pod(self) -> PodView | None:
+        """The pod of the latest attempt."""
+        return newest(self.pods)
+
+    @property
+    def result(self) -> Message | None:
+        """The trainer's result in the last words of a pod of the Job."""
+        return _result_of(self.pods)
+
+    @property
+    def trainer_done(self) -> bool:
+        """A trainer of the Job has ended with 0, whatever became of its pod."""
+        return any(pod.trainer.succeeded for pod in self.pods)
+
+    @property
+    def collected(self) -> bool:
+        """The claim has been read to its end, and whoever read it can still say what was there."""
+        return any(pod.trainer.succeeded for pod in self.collect_pods)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the operator's own calls of this pass have returned."""
+
+    dataset: DatasetView | None = None
+    """Set once the registry has been told of the run, which happens before the Job is created."""
+    parent: ParentView | None = None
+    """The adapter version that is pinned for `spec.parentAdapter`; known as the dataset is."""
+    parent_missing: str = ""
+    """Why there is no such adapter, or why its files cannot be reached."""
+    resume: ResumeStatus | None = None
+    """The run of `spec.resumeFrom`."""
+    resume_missing: str = ""
+    """Why there is nothing to go on from."""
+    known: bool = False
+    """The registry has heard of this run's training before: perhaps it is done."""
+    result_asked: bool = False
+    """The registry was asked for the result."""
+    stored_result: Message | None = None
+    """The result document from the registry; None when it was not asked for or has none."""
+    adapter: AdapterView | None = None
+    """The adapter version that the registry has given the run."""
+    refusal: Refusal | None = None
+    """The call that was refused; nothing more is done in this pass."""
+    mark_refused: bool = False
+    """The mark of the end could not be written; the rest of the cleaning up goes on."""
+
+
+def newest(pods: tuple[PodView, ...]) -> PodView | None:
+    """The pod that was created last."""
+    return max(pods, key=lambda pod: (pod.created, pod.name), default=None)
+
+
+def result_of(seen: Seen, outcome: Outcome) -> Message | None:
+    """The trainer's result: from the termination message, the registry, or the claim, in this order."""
+    return seen.result or _with_result(outcome.stored_result) or _result_of(seen.collect_pods)
+
+
+def _result_of(pods: tuple[PodView, ...]) -> Message | None:
+    spoken = (pod.trainer.message for pod in pods if pod.trainer.succeeded)
+    return next((message for message in spoken if message.result), None)
+
+
+def _with_result(message: Message | None) -> Message | None:
+    return message if message is not None and message.result else None

@@ -1,0 +1,389 @@
+"""Carries out one action of the core, and adds what came of it to the case.
+
+A refusal is no exception here: it is classified, becomes part of the outcome, and the core says what it means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, assert_never
+
+from finetune.api.registry import (
+    PARENT_ADAPTER_CHANGED,
+    PARENT_ADAPTER_NOT_FOUND,
+    AdapterVersion,
+    BaseModelReference,
+    ParentAdapter,
+)
+from finetune.api.registry import Run as RegistryRun
+from finetune.api.status import ResumeStatus, TrainingRunStatus
+from finetune.clients.kubernetes import (
+    AlreadyExistsError,
+    ConflictError,
+    KubernetesClient,
+    KubernetesError,
+    NotFoundError,
+)
+from finetune.clients.registry import RegistryClient, RegistryError, RegistryNotFound, RegistryRefused
+
+from .core import decide, names
+from .core.case import Case
+from .core.manifests import build_claim, build_collect_job, build_job
+from .core.mark import mark_of
+from .core.messages import AdapterMessage, Message, ResultMessage, message_or_none
+from .core.policies.jobs import doing
+from .core.refusals import Refusal, classify, classify_registry
+from .core.settings import Settings
+from .core.status import recorded_parent
+from .core.storage import output_claim_name
+from .core.views import AdapterView, DatasetView, job_view, parent_view
+from .gather import Gatherer
+
+_log = logging.getLogger(__name__)
+
+
+class StaleError(Exception):
+    """What the decision was made from is not so any more: look again."""
+
+
+class Effects:
+    """Carries out what the core decides.
+
+    Parameters
+    ----------
+    kubernetes, registry: where the effects go.
+    gatherer: to look again when something turned out to be otherwise.
+    now: the clock, in UTC.
+    """
+
+    def __init__(
+        self,
+        *,
+        kubernetes: KubernetesClient,
+        registry: RegistryClient,
+        gatherer: Gatherer,
+        settings: Settings,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._kubernetes = kubernetes
+        self._registry = registry
+        self._gatherer = gatherer
+        self._settings = settings
+        self._now = now
+
+    async def perform(self, case: Case, action: decide.Action) -> Case:
+        """The case after the action. Raises StaleError when its object has changed or gone since it was seen."""
+        try:
+            return await self._perform(case, action)
+        except (ConflictError, NotFoundError) as error:
+            if not isinstance(action, decide.Creation):
+                raise StaleError(str(error)) from error
+            return _with(case, refusal=self._refusal_of(case, action, error))
+        except KubernetesError as error:
+            return _with(case, refusal=self._refusal_of(case, action, error))
+        except RegistryRefused as error:
+            about = _about(case, action)
+            return _with(case, refusal=classify_registry(error.status, error.reason, str(error), about=about))
+        except RegistryError as error:
+            return _with(case, refusal=classify_registry(0, "", str(error), about=_about(case, action)))
+
+    def _refusal_of(self, case: Case, action: decide.Action, error: KubernetesError) -> Refusal:
+        _log.warning("%s/%s: %s: %s", case.run.metadata.namespace, case.run.metadata.name, action, error)
+        refusal = classify(error.status, error.message, about=_about(case, action), doing=doing(case))
+        return dataclasses.replace(refusal, retry_after=error.retry_after)
+
+    async def _perform(self, case: Case, action: decide.Action) -> Case:  # noqa: C901, PLR0912 - one line for each action
+        match action:
+            case decide.RecordRun():
+                return await self._record_run(case)
+            case decide.FindResume():
+                return await self._find_resume(case)
+            case decide.CreateClaim():
+                return await self._create_claim(case)
+            case decide.CreateJob():
+                return await self._create_job(case)
+            case decide.SuspendJob():
+                mark = {"annotations": {names.SUSPENDED_BY_ANNOTATION: case.run.metadata.uid}}
+                return await self._patch_job(case, {"metadata": mark, "spec": {"suspend": True}})
+            case decide.ResumeJob():
+                unmark = {"annotations": {names.SUSPENDED_BY_ANNOTATION: None}}
+                return await self._patch_job(case, {"metadata": unmark, "spec": {"suspend": False}})
+            case decide.ClearStartTime():
+                return await self._clear_start_time(case)
+            case decide.SetDeadline():
+                return await self._patch_job(case, {"spec": {"activeDeadlineSeconds": action.seconds}})
+            case decide.SetTTL():
+                return await self._patch_job(case, {"spec": {"ttlSecondsAfterFinished": action.seconds_after_finish}})
+            case decide.SetWorkloadActive():
+                return await self._set_workload_active(case, action)
+            case decide.DeletePod():
+                return await self._delete_pod(case, action)
+            case decide.FetchResult():
+                return await self._fetch_result(case)
+            case decide.CreateCollectJob():
+                return await self._create_collect_job(case)
+            case decide.RegisterAdapter():
+                return await self._register_adapter(case)
+            case decide.MarkFinished():
+                return await self._mark_finished(case)
+            case decide.DeleteJob():
+                return await self._delete_job(case, action)
+            case _:
+                assert_never(action)
+
+    # The registry
+
+    async def _record_run(self, case: Case) -> Case:
+        try:
+            recorded = await self._put_run(case)
+        except RegistryRefused as error:
+            if error.reason in (PARENT_ADAPTER_NOT_FOUND, PARENT_ADAPTER_CHANGED):
+                return _with(case, dataset=DatasetView(), parent_missing=str(error))
+            if isinstance(error, RegistryNotFound):
+                return _with(case, dataset=DatasetView(missing=str(error)))
+            raise
+        known = recorded.trainer_status is not None
+        case = _with(case, dataset=DatasetView(version=recorded.dataset_version), known=known)
+        if recorded.adapter is not None:  # it was done before its status was lost
+            stored = _message_of_adapter(recorded.adapter)
+            return _with(case, adapter=_adapter_view(recorded.adapter), stored_result=stored, result_asked=True)
+        if recorded.parent_adapter is None:
+            return case
+        return await self._with_parent(case, recorded.parent_adapter)
+
+    async def _put_run(self, case: Case) -> RegistryRun:
+        """Tell the registry of the run; a parent and a dataset that were found before must still be the same."""
+        run = case.run
+        dataset, parent = run.spec.dataset.registry, run.spec.parent_adapter
+        known = recorded_parent(run.status.parent_adapter, case)
+        pinned = run.status.dataset.version if run.status.dataset else None
+        return await self._registry.put_run(
+            run.metadata.namespace,
+            run.metadata.uid,
+            name=run.metadata.name,
+            experiment=run.experiment,
+            method=run.spec.method,
+            spec=run.spec.to_dict(),
+            dataset_name=dataset.name if dataset else None,
+            dataset_version=(dataset.version or pinned) if dataset else None,
+            parent_adapter_name=parent.name if parent else None,
+            parent_adapter_version=known.version if known else parent.version if parent else None,
+            parent_adapter_sha256=known.sha256 if known else None,
+        )
+
+    async def _with_parent(self, case: Case, adapter: ParentAdapter) -> Case:
+        """The parent adapter, and whether the claim that holds it exists."""
+        parent = parent_view(
+            name=adapter.name,
+            version=adapter.version,
+            sha256=adapter.sha256,
+            uri=adapter.uri,
+            base_model=adapter.base_model.name,
+        )
+        about = f"which holds the parent adapter {parent.name} version {parent.version},"
+        missing = await self._claim_missing(case, parent.claim_name, about)
+        return _with(case, parent=parent, parent_missing=missing)
+
+    async def _claim_missing(self, case: Case, name: str, about: str) -> str:
+        """Why a claim cannot be used; empty when it can."""
+        namespace = case.run.metadata.namespace
+        claim = await self._kubernetes.get_claim(namespace, name)
+        if claim is not None and not claim["metadata"].get("deletionTimestamp"):
+            return ""
+        what = "not found" if claim is None else "is being deleted"
+        return f'PersistentVolumeClaim "{name}", {about} {what} in namespace "{namespace}"'
+
+    async def _fetch_result(self, case: Case) -> Case:
+        run = case.run.metadata
+        try:
+            stored = await self._registry.get_result(run.namespace, run.uid)
+        except RegistryNotFound:  # the trainer could not reach the registry, or has not finished
+            return _with(case, result_asked=True)
+        return _with(case, result_asked=True, stored_result=message_or_none(stored))
+
+    async def _register_adapter(self, case: Case) -> Case:
+        run, message = case.run, case.result
+        if message is None or message.result is None:
+            raise ValueError("an adapter is registered only when there is a result")
+        said = message.base_model
+        base = BaseModelReference(
+            name=said.name if said else run.spec.base_model.display_name,
+            revision=said.revision if said else None,
+        )
+        dataset = message.dataset.model_dump(by_alias=True, exclude_none=True) if message.dataset else {}
+        try:
+            adapter = await self._registry.put_adapter(
+                run.metadata.namespace,
+                run.metadata.uid,
+                adapter_name=run.adapter_name,
+                claim_name=output_claim_name(run),
+                base_model=base,
+                dataset=dataset,
+                result=message.result.model_dump(by_alias=True, exclude_none=True),
+            )
+        except RegistryNotFound:
+            # a registry that lost its database: record the run anew; then this is decided once more
+            await self._put_run(case)
+            return case
+        return _with(case, adapter=_adapter_view(adapter))
+
+    # The children
+
+    async def _find_resume(self, case: Case) -> Case:
+        wanted, namespace = case.run.spec.resume_from, case.run.metadata.namespace
+        if wanted is None:
+            return case
+        try:
+            document = await self._kubernetes.get_run(namespace, wanted.run)
+        except NotFoundError:
+            return _with(case, resume_missing=f'TrainingRun "{wanted.run}" not found in namespace "{namespace}"')
+        output = TrainingRunStatus.model_validate(document.get("status") or {}).output
+        if output is None:
+            return _with(case, resume_missing=f'TrainingRun "{wanted.run}" has not started: it has no checkpoint')
+        about = f'which holds the checkpoints of TrainingRun "{wanted.run}",'
+        if missing := await self._claim_missing(case, output.claim_name, about):
+            return _with(case, resume_missing=missing)
+        uid = document["metadata"]["uid"]
+        resume = ResumeStatus(run=wanted.run, uid=uid, claim_name=output.claim_name, path=output.path)
+        return _with(case, resume=resume)
+
+    async def _create_claim(self, case: Case) -> Case:
+        try:
+            await self._kubernetes.create_claim(case.run.metadata.namespace, build_claim(case.run))
+        except AlreadyExistsError:
+            _log.info("claim %s exists already", output_claim_name(case.run))
+        return _seen(case, claim_exists=True)
+
+    async def _create_job(self, case: Case) -> Case:
+        run = case.run
+        manifest = build_job(run, self._settings, case.outcome.parent, case.outcome.resume)
+        try:
+            job = await self._kubernetes.create_job(run.metadata.namespace, manifest)
+        except AlreadyExistsError:
+            # since we looked: it may be ours and complete by now, so nothing of what was seen before it holds
+            return dataclasses.replace(case, seen=await self._gatherer.gather(run, self._now()))
+        return _seen(case, job=job_view(job))
+
+    async def _patch_job(self, case: Case, patch: dict[str, Any]) -> Case:
+        """Change the very Job that was seen, and no other of its name."""
+        job = case.seen.job
+        if job is None:
+            return case
+        metadata = {**patch.get("metadata", {}), "uid": job.uid}
+        changed = await self._kubernetes.patch_job(
+            case.run.metadata.namespace, job.name, {**patch, "metadata": metadata}
+        )
+        return _seen(case, job=job_view(changed))
+
+    async def _clear_start_time(self, case: Case) -> Case:
+        job = case.seen.job
+        if job is None:
+            return case
+        patch = {"metadata": {"uid": job.uid}, "status": {"startTime": None}}
+        changed = await self._kubernetes.patch_job_status(case.run.metadata.namespace, job.name, patch)
+        return _seen(case, job=job_view(changed))
+
+    async def _set_workload_active(self, case: Case, action: decide.SetWorkloadActive) -> Case:
+        by = None if action.active else case.run.metadata.uid
+        patch = {
+            "metadata": {"annotations": {names.SUSPENDED_BY_ANNOTATION: by}},
+            "spec": {"active": action.active},
+        }
+        await self._kubernetes.patch_workload(case.run.metadata.namespace, action.name, patch)
+        workload = case.seen.workload
+        if workload is None:
+            return case
+        changed = dataclasses.replace(workload, active=action.active, deactivated_by=by or "")
+        return _seen(case, workload=changed)
+
+    async def _delete_pod(self, case: Case, action: decide.DeletePod) -> Case:
+        await self._kubernetes.delete_pod(case.run.metadata.namespace, action.name, action.uid)
+        pods = tuple(
+            dataclasses.replace(pod, deleted=case.now) if pod.uid == action.uid else pod for pod in case.seen.pods
+        )
+        return _seen(case, pods=pods)
+
+    async def _create_collect_job(self, case: Case) -> Case:
+        namespace, manifest = case.run.metadata.namespace, build_collect_job(case.run, self._settings)
+        try:
+            job = await self._kubernetes.create_job(namespace, manifest)
+        except AlreadyExistsError as error:
+            found = await self._kubernetes.get_job(namespace, manifest["metadata"]["name"])
+            if found is None:
+                raise StaleError(str(error)) from error
+            job = found
+        return _seen(case, collect_job=job_view(job))
+
+    async def _delete_job(self, case: Case, action: decide.DeleteJob) -> Case:
+        await self._kubernetes.delete_job(case.run.metadata.namespace, action.name, action.uid)
+        if case.seen.collect_job is not None and action.uid == case.seen.collect_job.uid:
+            return _seen(case, collect_job=None)
+        return _seen(case, job=None)
+
+    async def _mark_finished(self, case: Case) -> Case:
+        run = case.run
+        mark = mark_of(run, run.status)
+        try:
+            await self._kubernetes.annotate_run(run.metadata.namespace, run.metadata.name, mark, uid=run.metadata.uid)
+        except ConflictError:
+            raise
+        except KubernetesError as error:  # the status has the end; the mark only guards it
+            _log.warning("%s/%s: not marked as finished: %s", run.metadata.namespace, run.metadata.name, error)
+            return _with(case, mark_refused=True)
+        metadata = run.metadata.model_copy(update={"annotations": {**run.metadata.annotations, **mark}})
+        return dataclasses.replace(case, run=run.model_copy(update={"metadata": metadata}))
+
+
+def _with(case: Case, **changes: Any) -> Case:
+    """The case with more of an outcome."""
+    return dataclasses.replace(case, outcome=dataclasses.replace(case.outcome, **changes))
+
+
+def _seen(case: Case, **changes: Any) -> Case:
+    """The case with a child that the operator has just changed."""
+    return dataclasses.replace(case, seen=dataclasses.replace(case.seen, **changes))
+
+
+def _about(case: Case, action: decide.Action) -> str:
+    """The object that an action is about, as `Kind/name`."""
+    job = names.job_name(case.run.metadata.name, case.run.metadata.uid)
+    match action:
+        case decide.CreateClaim():
+            return f"PersistentVolumeClaim/{output_claim_name(case.run)}"
+        case decide.CreateCollectJob():
+            return f"Job/{names.collect_job_name(job)}"
+        case decide.RegisterAdapter():
+            return f"Adapter/{case.run.adapter_name}"
+        case decide.RecordRun() | decide.FetchResult():
+            return f"Run/{case.run.metadata.name}"
+        case decide.FindResume():
+            return f"TrainingRun/{case.run.spec.resume_from.run if case.run.spec.resume_from else ''}"
+        case decide.SetWorkloadActive():
+            return f"Workload/{action.name}"
+        case decide.DeletePod():
+            return f"Pod/{action.name}"
+        case _:
+            return f"Job/{job}"
+
+
+def _adapter_view(adapter: AdapterVersion) -> AdapterView:
+    return AdapterView(
+        id=adapter.id,
+        name=adapter.name,
+        version=adapter.version,
+        uri=adapter.uri,
+        sha256=adapter.sha256,
+        bytes=adapter.bytes,
+    )
+
+
+def _message_of_adapter(adapter: AdapterVersion) -> Message:
+    """The trainer's last words, as the registry has kept them with the adapter."""
+    files = [file.model_dump() for file in adapter.files]
+    values = adapter.model_dump(include=set(ResultMessage.model_fields) - {"adapter"}, exclude_none=True)
+    facts = AdapterMessage.model_validate({"sha256": adapter.sha256, "bytes": adapter.bytes, "files": files})
+    result = ResultMessage.model_validate({"tokens": 0, **values, "adapter": facts})
+    return Message(result=result)
