@@ -20,6 +20,8 @@ STORAGE_FULL: Final = 7
 GPU_OUT_OF_MEMORY: Final = 8
 GPU_UNAVAILABLE: Final = 9
 DOES_NOT_EXIST: Final = 10
+HUNG: Final = 11
+"""The trainer stood still, and was ended so that the next attempt goes on from the checkpoint."""
 INTERRUPTED: Final = 75
 """SIGTERM was received and nothing is lost: the next attempt goes on from the last step boundary."""
 LOST_PEERS: Final = 76

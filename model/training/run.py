@@ -17,7 +17,7 @@ from model.training import build
 from model.training.config import TrainSettings
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.output.progress import PeerLog, ProgressLog
-from model.training.processes import interruption, parallel, process
+from model.training.processes import hang, interruption, parallel, process
 from model.training.weights import adapters, basemodel, hub
 
 EVALUATION_WORDS = {"evaluationLoss": "loss", "baseEvaluationLoss": "baseLoss"}
@@ -45,6 +45,13 @@ def train(settings: TrainSettings, output: TextIO) -> None:
         log = ProgressLog(output, directory.metrics) if parallel.world().first else PeerLog(directory.metrics)
     except OSError as error:
         raise as_failure(error) from error
+    place = parallel.world()
+    who = f"process {place.rank} of {place.size}" if place.size > 1 else ""
+    with hang.watch(log.emit, who=who):
+        _train_and_tell(settings, directory, log)
+
+
+def _train_and_tell(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | PeerLog) -> None:
     try:
         document = finished_document(directory, settings, log) or _train(settings, directory, log)
     except BaseException as error:
@@ -135,6 +142,8 @@ def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
     step = checkpoint.step if checkpoint else 0
     trainer.parts.log.rewind(step, evaluated=not state.evaluation_due)
     interruption.defer(saved_step=step)
+    if checkpoint is not None:
+        hang.goes_on_from(step)
     if checkpoint is not None and state.evaluation_due:
         trainer.restore(checkpoint)
         trainer.evaluate()
@@ -153,7 +162,7 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_fro
 
     The others take part in the evaluation and return nothing.
     """
-    from model.training.loop.trainer import check_finite
+    from model.training.loop.held_out import check_finite
     from model.training.result import build_document, model_card, save_adapter, serving_warnings
 
     settings: TrainSettings = trainer.parts.settings
@@ -184,7 +193,8 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_fro
     for warning in (warnings := serving_warnings(trainer.model.peft_config["default"])):
         trainer.parts.log.emit("warning", message=warning)
     card = model_card(settings, result, data.document, warnings)
-    files = save_adapter(trainer.model, settings, directory, card)
+    with hang.during("while the adapter is saved"):
+        files = save_adapter(trainer.model, settings, directory, card)
     document = build_document(
         settings, result=result, files=files, dataset=data.document, timings=state.timings, history=state.history()
     )

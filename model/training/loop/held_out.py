@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from model import exits
+from model.exits import FailureError
 from model.training.loop import memory
 from model.training.loop.layout import Batch, Collator, PairCollator, count_rows, split
 from model.training.processes import parallel
@@ -76,3 +79,20 @@ class HeldOut:
 def total(shares: Sequence[Sums]) -> Sums:
     """Return the sums of the sums by name."""
     return {name: sum(share[name] for share in shares) for name in (shares[0] if shares else ())}
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Refuse a loss on the held-out rows that is no number.
+
+    Raises
+    ------
+    FailureError
+        When it is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        raise FailureError(
+            exits.DIVERGED,
+            "Diverged",
+            f"the loss on the held-out rows is {loss} after step {step}: lower training.learningRate "
+            "(--learning-rate), or look for rows that are no text",
+        )

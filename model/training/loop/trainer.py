@@ -29,11 +29,11 @@ from model.training.loop import generators, memory
 from model.training.loop.batches import LengthGroupedBatches
 from model.training.loop.callbacks import StepEnd
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
-from model.training.loop.held_out import HeldOut
+from model.training.loop.held_out import HeldOut, check_finite
 from model.training.loop.layout import Collator, count_rows, count_tokens, split
 from model.training.loop.schedule import share_of_peak
-from model.training.output.progress import PeerLog, ProgressLog, RemainingTime, StatusPoster, trainer_status
-from model.training.processes import interruption, parallel
+from model.training.output.progress import PeerLog, ProgressLog, RunStatus, StatusPoster
+from model.training.processes import hang, interruption, parallel
 from model.training.weights import adapter_layers
 
 
@@ -87,7 +87,7 @@ class TrainingLoop(Trainer):
         self.batches = parts.batches
         self.run_state = parts.state
         self._held_out = HeldOut(held_out, lengths, rows_per_example=self.rows_per_example)
-        self._remaining = RemainingTime()
+        self._status = RunStatus(parts.poster)
         self._saved_step = 0
         self._step_items = self._loss_weight = self._step_tokens = self._learned_tokens = self._padded_tokens = 0
         self._step_started = self._step_seconds = 0.0
@@ -111,6 +111,7 @@ class TrainingLoop(Trainer):
     def train_from(self, checkpoint: Checkpoint | None) -> None:
         """Train until the last step, an early stop or SIGTERM; afterwards all that was made is on the disk."""
         self._saved_step = checkpoint.step if checkpoint else 0
+        self._status.saved(self._saved_step)
         try:
             self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         except StepGivenUpError:
@@ -169,6 +170,7 @@ class TrainingLoop(Trainer):
             finally:
                 self.model.zero_grad()
                 self._measured.clear()
+                hang.alive()
 
         most = min(self.batches.rows_per_step, memory.GPU_GROWTH * start)
         reserve = sum(8 * parameter.numel() for parameter in self._trained)  # Adam's two moments, in float32
@@ -299,6 +301,7 @@ class TrainingLoop(Trainer):
                 if interruption.overdue():
                     raise StepGivenUpError
                 total = total + super().training_step(model, part, num_items_in_batch)
+                hang.alive()
         except torch.OutOfMemoryError as error:
             if len(parts) * self.rows_per_example >= count_rows(inputs):
                 raise memory.too_large(self.parts.settings.max_length) from error
@@ -345,6 +348,7 @@ class TrainingLoop(Trainer):
         self.run_state.learned_tokens += self._learned_tokens
         self.run_state.padded_tokens += self._padded_tokens
         self.run_state.record_step(step, loss, self._step_items, self.parts.total_steps)
+        hang.step_made(step, self._step_seconds)
         self._report(step, loss, norm, logs["learning_rate"])
 
     def _report(self, step: int, loss: float, norm: float, learning_rate: float) -> None:
@@ -365,12 +369,11 @@ class TrainingLoop(Trainer):
             tokensPerSecond=round(speed, 1),
             **self.step_metrics(),
         )
-        remaining = self._remaining.seconds(step, total_steps)
-        if self.parts.poster is not None:
-            metrics = {"loss": loss, "epoch": epoch, "learningRate": learning_rate, "tokensPerSecond": round(speed, 1)}
-            self.parts.poster.offer(
-                trainer_status(step=step, total_steps=total_steps, remaining_seconds=remaining, metrics=metrics)
-            )
+        self._status.step_made(
+            step,
+            total_steps,
+            {"loss": loss, "epoch": epoch, "learningRate": learning_rate, "tokensPerSecond": round(speed, 1)},
+        )
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Evaluate in the middle of training, record it, and stop early when it is time for that."""
@@ -425,12 +428,18 @@ class TrainingLoop(Trainer):
         self.model.eval()
         sums: dict[str, float] = {}
         try:
-            with generators.untouched(), torch.no_grad(), self.compute_loss_context_manager():
+            with (
+                hang.during("in an evaluation"),
+                generators.untouched(),
+                torch.no_grad(),
+                self.compute_loss_context_manager(),
+            ):
                 for batch in self._held_out.batches(self.data_collator, self.args.per_device_train_batch_size):
                     if stop_when_interrupted and (parallel.interrupted() if self.sharded else interruption.requested()):
                         break
                     measured = self._held_out.measure(batch, self._measure, max_length=self.parts.settings.max_length)
                     sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
+                    hang.alive()
         finally:
             self.model.train(training)
         if stop_when_interrupted and parallel.interrupted():
@@ -446,13 +455,15 @@ class TrainingLoop(Trainer):
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the step just made."""
         step, began = self.state.global_step, time.monotonic()
-        self._generator_files = parallel.gather(self._generator_file())
-        if parallel.world().first:
-            self.parts.checkpoints.save(step, self.run_state, self._write_checkpoint)
-        parallel.wait()
+        with hang.during("in a checkpoint"):
+            self._generator_files = parallel.gather(self._generator_file())
+            if parallel.world().first:
+                self.parts.checkpoints.save(step, self.run_state, self._write_checkpoint)
+            parallel.wait()
         self._saved_step = step
         interruption.note_saved(step)
         self.parts.log.emit("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
+        self._status.saved(step)
 
     def _write_checkpoint(self, directory: Path) -> None:
         self.model.save_pretrained(directory, selected_adapters=["default"], save_embedding_layers=False)
@@ -477,20 +488,3 @@ class TrainingLoop(Trainer):
                 Path(checkpoint) / generator_name(world.rank, world.size), Path(directory) / generator_name(0, 1)
             )
             super()._load_rng_state(directory)
-
-
-def check_finite(loss: float, step: int) -> None:
-    """Refuse a loss on the held-out rows that is no number.
-
-    Raises
-    ------
-    FailureError
-        When it is NaN or infinite.
-    """
-    if not math.isfinite(loss):
-        raise FailureError(
-            exits.DIVERGED,
-            "Diverged",
-            f"the loss on the held-out rows is {loss} after step {step}: lower training.learningRate "
-            "(--learning-rate), or look for rows that are no text",
-        )

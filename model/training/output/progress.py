@@ -144,6 +144,39 @@ class RemainingTime:
         return round((self._clock() - began) / (step - first) * (total_steps - step)) if step > first else None
 
 
+class RunStatus:
+    """Tells the registry of each step and of each checkpoint.
+
+    Parameters
+    ----------
+    poster
+        Posts the newest status; None where nobody is told.
+    """
+
+    def __init__(self, poster: StatusPoster | None) -> None:
+        self._poster = poster
+        self._remaining = RemainingTime()
+        self._saved_step = 0
+        self._newest: dict[str, Any] = {}
+
+    def step_made(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        """Tell of a step."""
+        remaining = self._remaining.seconds(step, total_steps)
+        self._newest = {"step": step, "total_steps": total_steps, "remaining_seconds": remaining, "metrics": metrics}
+        self._tell()
+
+    def saved(self, step: int) -> None:
+        """Tell of the newest whole checkpoint's step: what a lost node does not take away."""
+        self._saved_step = step
+        if self._newest:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._poster is not None:
+            metrics = {**self._newest["metrics"], "checkpointStep": self._saved_step}
+            self._poster.offer(trainer_status(**{**self._newest, "metrics": metrics}))
+
+
 def trainer_status(
     *, step: int, total_steps: int, remaining_seconds: int | None, metrics: dict[str, float]
 ) -> dict[str, Any]:

@@ -98,6 +98,11 @@ def overdue() -> bool:
     return _phase.received_at is not None and time.monotonic() - _phase.received_at > STEP_SECONDS
 
 
+def may_leave(step: int) -> bool:
+    """Whether the process may end at once, because it is finished, or was told to and all up to this step is saved."""
+    return _phase.finished or (requested() and _phase.saved_step >= step)
+
+
 def leave() -> NoReturn:
     """End the process: as interrupted with everything saved, or as finished."""
     if _phase.finished:

@@ -22,7 +22,7 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.training.config import TrainSettings
-from model.training.processes import interruption
+from model.training.processes import hang, interruption
 
 RENDEZVOUS = "FINETUNE_RENDEZVOUS"
 """Environment variable of our own launcher: the file by which its processes find one another."""
@@ -217,7 +217,8 @@ def _peers() -> Iterator[None]:
     import torch
 
     try:
-        yield
+        with hang.waiting():
+            yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
