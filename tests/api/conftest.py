@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.api_server import ApiServerOnly
 from tests.cluster.kube_api import KubeApi
 from tests.support.kubectl import Kubectl
+from tests.support.managed import Managed, a_managed_world
 from tests.support.world import World, a_world
 
 CRD = Path(__file__).parents[2] / "crds" / "finetune.dev_trainingruns.yaml"
@@ -20,11 +21,27 @@ CRD = Path(__file__).parents[2] / "crds" / "finetune.dev_trainingruns.yaml"
 def api_server() -> Iterator[ApiServerOnly]:
     """etcd and an API server with the CRD of TrainingRun."""
     with ApiServerOnly() as server:
-        kubectl = Kubectl(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir)
-        kubectl("apply", "--server-side", f"--filename={CRD}")
-        api = KubeApi.from_kubeconfig(server.kubeconfig)
-        # A definition is served a moment after it is Established.
-        kubectl.wait_for("TrainingRuns are served", lambda: api.get("/apis/finetune.dev/v1alpha1/trainingruns"))
+        _serve_training_runs(server)
+        yield server
+
+
+def _serve_training_runs(server: ApiServerOnly) -> None:
+    kubectl = Kubectl(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir)
+    kubectl("apply", "--server-side", f"--filename={CRD}")
+    api = KubeApi.from_kubeconfig(server.kubeconfig)
+    # A definition is served a moment after it is Established.
+    kubectl.wait_for("TrainingRuns are served", lambda: api.get("/apis/finetune.dev/v1alpha1/trainingruns"))
+
+
+@pytest.fixture(scope="session")
+def managed_server() -> Iterator[ApiServerOnly]:
+    """As `api_server`, with the real controllers of Jobs, garbage, namespaces and quotas; a second one beside it.
+
+    The tests that write a Job's status themselves need a server on which nobody else does.
+    """
+    with ApiServerOnly() as server:
+        _serve_training_runs(server)
+        server.start_controllers()
         yield server
 
 
@@ -52,4 +69,22 @@ def kubectl(everywhere: Kubectl) -> Kubectl:
 async def world(kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[World]:
     """Registry and operator as processes, in that namespace."""
     async with a_world(kubectl, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def managed_kubectl(managed_server: ApiServerOnly) -> Iterator[Kubectl]:
+    """kubectl in a namespace of the test's own, on the server with controllers."""
+    kubectl = Kubectl(kubeconfig=managed_server.kubeconfig, bin_dir=managed_server.bin_dir)
+    namespace = f"t-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", namespace)
+    yield kubectl.at(namespace)
+    # Its Jobs would go on making pods, and its runs would be listed by every other operator.
+    kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture
+async def managed(managed_kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[Managed]:
+    """Registry, operator and a stand-in for the kubelet in that namespace."""
+    async with a_managed_world(managed_kubectl, tmp_path) as made:
         yield made

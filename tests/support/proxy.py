@@ -1,19 +1,22 @@
 """A proxy that sees every request of a process under test: a test can count writes, or kill the process after one.
 
 The answer of a write is read to its end before anybody is told, and the client gets it only afterwards: a process that
-is killed from `on_write` has had its effect and never learnt of it, which is the worst moment to die.
+is killed from `on_write` has had its effect and never learnt of it, which is the worst moment to die. What else may
+happen on the way is in `faults.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+
+from tests.support.faults import Fault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,7 +51,42 @@ class RecordingProxy:
         self._tls = tls
         self.on_write = on_write
         self.writes: list[Write] = []
+        self.requests: list[str] = []
+        """All requests as they came, such as `GET /api/v1/namespaces/ml/pods?limit=1`."""
+        self.faults: list[Fault] = []
         self.url = ""
+
+    @contextmanager
+    def faulty(self, *faults: Fault) -> Iterator[None]:
+        """Let these troubles happen for the time of the block."""
+        self.faults += faults
+        try:
+            yield
+        finally:
+            for fault in faults:
+                self.faults.remove(fault)
+                fault.over.set()
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """The server is away for the time of the block: what is open is reset, and nobody listens."""
+        await self._site.stop()
+        self.cut()
+        try:
+            yield
+        finally:
+            await self._listen(int(self.url.rpartition(":")[2]))
+
+    def cut(self) -> None:
+        """Reset all open connections, those of watches too."""
+        server = self._runner.server
+        for connection in list(server.connections) if server else []:
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    async def _listen(self, port: int) -> None:
+        self._site = web.TCPSite(self._runner, "127.0.0.1", port)
+        await self._site.start()
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[RecordingProxy]:
@@ -57,19 +95,29 @@ class RecordingProxy:
         async with ClientSession(connector=connector, auto_decompress=False) as self._session:
             application = web.Application(client_max_size=64 * 2**20)
             application.router.add_route("*", "/{path:.*}", self._forward)
-            runner = web.AppRunner(application, shutdown_timeout=1)
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            self._runner = web.AppRunner(application, shutdown_timeout=1)
+            await self._runner.setup()
+            await self._listen(0)
+            self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
             try:
                 yield self
             finally:
-                await runner.cleanup()
+                await self._runner.cleanup()
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
-        headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP_BY_HOP}
         body = await request.read()
+        path = str(request.rel_url)
+        self.requests.append(f"{request.method} {path}")
+        # Faults that count are asked only once for a request, in the order in which they were given.
+        fault = next((each for each in self.faults if each.takes(request.method, path)), None)
+        if fault is not None and not fault.after:
+            answer = await fault.answer(request)
+            if answer is not None:
+                return answer
+        return await self._ask(request, body, lost=fault if fault is not None and fault.after else None)
+
+    async def _ask(self, request: web.Request, body: bytes, lost: Fault | None) -> web.StreamResponse:
+        headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP_BY_HOP}
         url = f"{self._upstream}{request.rel_url}"
         async with self._session.request(
             request.method, url, headers=headers, data=body or None, timeout=ClientTimeout(total=None)
@@ -83,7 +131,8 @@ class RecordingProxy:
                 data = await answer.read()
                 if answer.status < 300:
                     await self._tell(Write(request.method, request.path, answer.status))
-                return web.Response(status=answer.status, headers=kept, body=data)
+                instead = await lost.answer(request) if lost is not None else None
+                return instead or web.Response(status=answer.status, headers=kept, body=data)
             response = web.StreamResponse(status=answer.status, headers=kept)
             with contextlib.suppress(ConnectionResetError):  # the process under test was killed while it was being told
                 await response.prepare(request)

@@ -99,9 +99,8 @@ class World:
         for container in [*pod["spec"]["initContainers"], *pod["spec"]["containers"]]:
             container["volumeMounts"] = [m for m in container["volumeMounts"] if m["name"] != "token"]
         self.kubectl.apply(pod)
-        exported = {"dataset": {"version": 1, "rows": 3, "evaluationRows": 1}}
         running = {"running": {"startedAt": stamp()}}
-        self.set_pod_status(name, "Running", terminated(0, exported), running)
+        self.set_pod_status(name, "Running", terminated(0, EXPORTED), running)
 
     def finish_pod(self, name: str = "support", message: Document | None = None) -> None:
         """The trainer ends well and the Job is complete."""
@@ -111,16 +110,7 @@ class World:
     def result(self, name: str = "support") -> Document:
         run = self.run(name)
         assert run is not None
-        result = {
-            "runUid": run["metadata"]["uid"],
-            "finalLoss": "1.5",
-            "evaluationLoss": "1.6",
-            "steps": 5,
-            "tokens": 9,
-        }
-        adapter = {"sha256": DIGEST, "bytes": 3, "files": FILES}
-        dataset = {"version": 1, "rows": 3, "evaluationRows": 1, "sha256": "d" * 64}
-        return {"result": {**result, "adapter": adapter}, "dataset": dataset}
+        return result_of(run["metadata"]["uid"])
 
     def set_pod_status(self, name: str, phase: str, export: Document, trainer: Document) -> None:
         pod = self.kubectl.items("pods", f"finetune.dev/run={name}")[0]
@@ -168,6 +158,18 @@ def manifest(name: str, **spec: Any) -> Document:
             **spec,
         },
     }
+
+
+EXPORTED = {"dataset": {"version": 1, "rows": 3, "evaluationRows": 1}}
+"""The last words of an export that went well."""
+
+
+def result_of(uid: str) -> Document:
+    """The last words of a trainer that went well."""
+    result = {"runUid": uid, "finalLoss": "1.5", "evaluationLoss": "1.6", "steps": 5, "tokens": 9}
+    adapter = {"sha256": DIGEST, "bytes": 3, "files": FILES}
+    dataset = {"version": 1, "rows": 3, "evaluationRows": 1, "sha256": "d" * 64}
+    return {"result": {**result, "adapter": adapter}, "dataset": dataset}
 
 
 def frozen_jobs(namespace: str) -> list[Document]:
