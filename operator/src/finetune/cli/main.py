@@ -39,8 +39,10 @@ def _operator(arguments: argparse.Namespace) -> int:
 
     from finetune.controller.core.settings import Settings
     from finetune.controller.handlers import run_operator
+    from finetune.controller.watch import quiet_logs
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    quiet_logs()
     try:
         settings = Settings.from_environment(os.environ)
     except ValidationError as error:

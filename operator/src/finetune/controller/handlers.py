@@ -1,42 +1,41 @@
-"""The process shell: kopf watches, and every event becomes a key in the work queue. The only file that imports kopf.
+"""The process shell: every event of a run or its children becomes a key in the work queue.
 
-kopf's handlers see a change once and forget it when they fail; therefore they decide nothing here. All of them are
-coroutines: kopf runs plain functions in threads, and the queue belongs to the event loop. A resync puts every
-unfinished run into the queue again, so that a lost event costs a minute at most, and it feeds the liveness probe.
+Nothing is decided here. A resync puts every unfinished run into the queue again, so that a lost event costs a minute at
+most. Each namespace is served on its own, see `namespaces`; the queue is shared.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import kopf
-
-from finetune.api import API_VERSION, PLURAL
+from finetune.api import conditions
 from finetune.api.registry import TrainerStatus
-from finetune.clients.kubernetes import KubernetesClient, KubernetesError, load_configuration
+from finetune.clients.breaker import Breaker
+from finetune.clients.kubernetes import KubernetesClient, load_configuration
 from finetune.clients.registry import RegistryClient, RegistryError
 
 from .core import names
 from .core.settings import Settings
 from .gather import Gatherer, PodCache
+from .health import serve_health
+from .namespaces import Served
 from .reconcile import Reconciler
+from .watch import watch
 from .workqueue import Key, WorkQueue
 
 _log = logging.getLogger(__name__)
 
-LIVENESS_ENDPOINT = "http://0.0.0.0:8080/healthz"
-MISSED_RESYNCS = 3
-"""After so many resync periods without a successful one the process counts as dead."""
-
 
 class Operator:
-    """One operator process: clients, queue, and the loops beside kopf's own.
+    """One operator process: clients, queue, and the loops that feed it. It is the watches' listener.
 
     Parameters
     ----------
@@ -50,54 +49,55 @@ class Operator:
         self._pods = PodCache()
         self._progress: dict[str, TrainerStatus] = {}
         self._training: dict[str, Key] = {}
-        self._last_resync: float | None = None
+        self._stop = asyncio.Event()
         gatherer = Gatherer(kubernetes=kubernetes, pods=self._pods, progress=self._progress, settings=settings)
         reconciler = Reconciler(kubernetes=kubernetes, registry=registry, gatherer=gatherer, settings=settings)
         self._queue = WorkQueue(work=reconciler.reconcile)
+        self._served = [self._serve(namespace) for namespace in settings.watch_namespaces or (None,)]
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises whatever ends one of the loops, so that Kubernetes restarts us."""
+        self._catch_signals()
         async with asyncio.TaskGroup() as group:
             loops = [
                 group.create_task(self._queue.run(), name="work queue"),
-                group.create_task(self._resync_forever(), name="resync"),
                 group.create_task(self._poll_progress_forever(), name="progress"),
+                *(group.create_task(served.run(), name="served namespace") for served in self._served),
             ]
-            await kopf.operator(
-                registry=self._handlers(),
-                settings=_kopf_settings(),
-                clusterwide=not self._settings.watch_namespaces,
-                namespaces=self._settings.watch_namespaces,
-                liveness_endpoint=LIVENESS_ENDPOINT if "KUBERNETES_SERVICE_HOST" in os.environ else None,
-            )
+            if "KUBERNETES_SERVICE_HOST" in os.environ:
+                loops.append(group.create_task(serve_health(self._ready), name="probes"))
+            await self._stop.wait()
             for loop in loops:
                 loop.cancel()
 
-    def _handlers(self) -> kopf.OperatorRegistry:
-        registry = kopf.OperatorRegistry()
+    def run_seen(self, run: Mapping[str, Any], *, new: bool, gone: bool) -> None:
+        """A watch told of a run."""
+        self._queue.add(self._note_run(run, gone=gone), urgent=new)
 
-        @kopf.on.login(registry=registry)
-        async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-            return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    def job_seen(self, job: Mapping[str, Any], *, new: bool) -> None:
+        """A watch told of a Job."""
+        self._add_owner(job, urgent=new)
 
-        @kopf.on.event(API_VERSION, PLURAL, registry=registry)
-        async def run_changed(body: Mapping[str, Any], type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's word
-            self._queue.add(self._note_run(body, gone=type == "DELETED"))
+    def pod_seen(self, pod: Mapping[str, Any], *, new: bool) -> None:
+        """A watch told of a pod."""
+        self._add_owner(pod, urgent=new)
+        self._pods.remember(pod)
 
-        @kopf.on.event("batch", "v1", "jobs", registry=registry)
-        async def job_changed(body: Mapping[str, Any], **_: Any) -> None:
-            self._add_owner(body)
+    def _serve(self, namespace: str | None) -> Served:
+        return Served(
+            name=namespace,
+            resync=functools.partial(self._resync, namespace),
+            watch=functools.partial(watch, namespace, self, self._catch_signals),
+            period_seconds=self._settings.resync_seconds,
+        )
 
-        @kopf.on.event("", "v1", "pods", registry=registry)
-        async def pod_changed(body: Mapping[str, Any], **_: Any) -> None:
-            self._pods.remember(body)
-            self._add_owner(body)
+    def _ready(self) -> bool:
+        return all(served.answered for served in self._served)
 
-        @kopf.on.probe(id="resync", registry=registry, errors=kopf.ErrorsMode.PERMANENT)
-        async def resync_age(**_: Any) -> int:
-            return self._resync_age()
-
-        return registry
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
 
     def _note_run(self, run: Mapping[str, Any], *, gone: bool = False) -> Key:
         """The run's key; remembers whether it is training, for the progress poller."""
@@ -109,34 +109,22 @@ class Operator:
             self._training.pop(metadata["uid"], None)
         return key
 
-    def _add_owner(self, child: Mapping[str, Any]) -> None:
+    def _add_owner(self, child: Mapping[str, Any], *, urgent: bool) -> None:
         run = (child["metadata"].get("labels") or {}).get(names.RUN_LABEL)
         if run:
-            self._queue.add(Key(child["metadata"]["namespace"], run))
+            self._queue.add(Key(child["metadata"]["namespace"], run), urgent=urgent)
 
-    def _resync_age(self) -> int:
-        """Seconds since the last successful resync. Raises when there has been none for too long."""
-        loop = asyncio.get_running_loop()
-        age = 0.0 if self._last_resync is None else loop.time() - self._last_resync
-        if age > MISSED_RESYNCS * self._settings.resync_seconds:
-            raise RuntimeError(f"no resync for {age:.0f} s: the API server does not answer")
-        return round(age)
-
-    async def _resync_forever(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._last_resync = loop.time()
-        while True:
-            try:
-                for namespace in self._settings.watch_namespaces or (None,):
-                    async for page in self._kubernetes.list_runs(namespace):
-                        for run in page:
-                            key = self._note_run(run)
-                            if (run.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
-                                self._queue.add(key)
-                self._last_resync = loop.time()
-            except KubernetesError as error:
-                _log.warning("resync failed, trying again: %s", error)
-            await asyncio.sleep(self._settings.resync_seconds)
+    async def _resync(self, namespace: str | None) -> None:
+        """Put what is unfinished into the queue. Raises KubernetesError."""
+        known = {uid for uid, key in self._training.items() if namespace in (None, key.namespace)}
+        async for page in self._kubernetes.list_runs(namespace):
+            for run in page:
+                known.discard(run["metadata"]["uid"])
+                key = self._note_run(run)
+                if not _is_finished(run):
+                    self._queue.add(key, urgent=False)
+        for uid in known:  # its end was missed
+            self._training.pop(uid, None)
 
     async def _poll_progress_forever(self) -> None:
         while True:
@@ -151,7 +139,13 @@ class Operator:
             self._progress.clear()
             self._progress.update(posted)
             for uid in changed:
-                self._queue.add(training[uid])
+                self._queue.add(training[uid], urgent=False)
+
+
+def _is_finished(run: Mapping[str, Any]) -> bool:
+    """`core.case.is_finished` for a document that is not worth reading as a whole."""
+    found = (run.get("status") or {}).get("conditions") or []
+    return any(each.get("type") == conditions.FINISHED and each.get("status") == "True" for each in found)
 
 
 async def run_operator(settings: Settings) -> None:
@@ -164,26 +158,9 @@ async def run_operator(settings: Settings) -> None:
 async def _clients(settings: Settings) -> AsyncIterator[tuple[KubernetesClient, RegistryClient]]:
     kubernetes = KubernetesClient(configuration=await load_configuration())
     token_file = Path(settings.registry_token_file) if settings.registry_token_file else None
-    registry = RegistryClient(base_url=settings.registry_url, token_file=token_file)
+    registry = RegistryClient(base_url=settings.registry_url, token_file=token_file, breaker=Breaker())
     try:
         yield kubernetes, registry
     finally:
         await registry.close()
         await kubernetes.close()
-
-
-def _kopf_settings() -> kopf.OperatorSettings:
-    settings = kopf.OperatorSettings()
-    settings.scanning.disabled = True
-    settings.peering.standalone = True
-    settings.posting.enabled = False
-    settings.queueing.idle_timeout = 1.0
-    settings.networking.request_timeout = 30
-    settings.watching.chunk_size = 500
-    settings.watching.server_timeout = 300
-    settings.watching.client_timeout = 330
-    settings.watching.connect_timeout = 10
-    ours = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
-    settings.watching.label_selectors["batch", "v1", "jobs"] = ours
-    settings.watching.label_selectors["", "v1", "pods"] = ours
-    return settings
