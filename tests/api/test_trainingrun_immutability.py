@@ -21,7 +21,7 @@ RUN = {
         "baseModel": {"volume": {"claimName": "models", "path": "smollm2"}},
         "dataset": {"registry": {"name": "docs"}},
         "adapter": {"name": "docs"},
-        "training": {"epochs": 1},
+        "training": {"epochs": 1, "learningRate": 0.0002},
     },
 }
 CHANGES: dict[str, Any] = {
@@ -29,8 +29,9 @@ CHANGES: dict[str, Any] = {
     "method": "DPO",
     "baseModel": {"volume": {"claimName": "models", "path": "other"}},
     "dataset": {"registry": {"name": "docs", "version": 2}},
-    "training": {"epochs": 2},
+    "training": {"epochs": 1, "learningRate": 0.0003},
     "parentAdapter": {"name": "other"},
+    "resumeFrom": {"run": "other"},
     "dpo": {"beta": "0.5"},
     "lora": {"rank": 8},
     "quantization": "NF4",

@@ -14,6 +14,7 @@ import yaml
 from finetune.api import conditions
 from finetune.api.crd import build_crd
 from finetune.api.status import (
+    ActiveTime,
     AdapterStatus,
     Attempt,
     DatasetStatus,
@@ -23,8 +24,10 @@ from finetune.api.status import (
     ParentAdapterStatus,
     Progress,
     Result,
+    ResumeStatus,
     Timings,
     TrainingRunStatus,
+    Waiting,
 )
 from finetune.api.trainingrun import TrainingRun
 from tests.cluster.api_server import ApiServerOnly
@@ -105,7 +108,11 @@ def full_status() -> TrainingRunStatus:
         observed_generation=1,
         phase="Succeeded",
         conditions=conditions.set_condition(listed, conditions.FINISHED, "True", "AdapterRegistered", "", 1, NOW),
+        waiting=Waiting(
+            reason="Unschedulable", object="Pod/a", message="no node fits", hint="Ask for less.", since=NOW
+        ),
         job_name="t-minimal-12345678",
+        job_uid="job",
         output=OutputStatus(claim_name="adapters", path="minimal/uid"),
         attempts=2,
         attempt_history=(
@@ -113,6 +120,8 @@ def full_status() -> TrainingRunStatus:
         ),
         resumed_from_step=12,
         start_time=NOW,
+        training_start_time=NOW,
+        active=ActiveTime(seconds=60, since=NOW),
         completion_time=NOW,
         duration_seconds=120,
         gpu_seconds=240,
@@ -142,6 +151,7 @@ def full_status() -> TrainingRunStatus:
             sha256="c" * 64,
         ),
         parent_adapter=ParentAdapterStatus(name="support", version=3, sha256="e" * 64),
+        resumed_from=ResumeStatus(run="minimal-0", uid="2", claim_name="adapters", path="minimal-0/2"),
         loss_history=tuple(LossPoint(step=step, loss="2.91") for step in range(32)),
         result=Result(
             final_loss="1.8342",
@@ -156,6 +166,7 @@ def full_status() -> TrainingRunStatus:
                 id="a1",
                 name="docs",
                 version=3,
+                reference="docs/3",
                 uri="pvc://adapters/minimal/uid/adapter",
                 sha256="a" * 64,
                 bytes=19700000,
@@ -201,23 +212,59 @@ def test_the_table_tells_what_a_run_is_and_how_far(api: KubeApi, kubectl: Kubect
         "STATUS": "Training",
         "METHOD": "SFT",
         "MODEL": "smollm2",
-        "PROGRESS": "12",
+        "PROGRESS%": "12",
         "LOSS": "2.31",
         "ADAPTER": "",
+        "MESSAGE": "",
     }
     put_status(api, {**run, "metadata": api.get(f"{RUNS}/minimal")["metadata"]}, full_status())
     row = columns(kubectl("get", "trun", "minimal", "-o", "wide"))
     assert row["LOSS"] == "1.8342"
-    assert (row["ADAPTER"], row["VERSION"], row["DATASET"]) == ("docs", "3", "docs")
-    assert (row["GPUS"], row["ATTEMPTS"], row["DURATION"], row["REASON"]) == ("1", "2", "120", "DatasetInvalid")
+    assert (row["ADAPTER"], row["VERSION"], row["DATASET"]) == ("docs/3", "3", "docs")
+    assert (row["GPUS"], row["ATTEMPTS"], row["DURATION"]) == ("1", "2", "120")
 
 
-def test_the_table_names_method_and_parent(api: KubeApi, kubectl: Kubectl) -> None:
-    code, answer = api.request("POST", RUNS, manifest("child", method="DPO", parentAdapter={"name": "support"}))
+WAITING = Waiting(reason="Queued", object="LocalQueue/gold", message="no quota is left in gold", since=NOW)
+FAILURE = Failure(reason="DatasetInvalid", message="row 7: no JSON", hint="Correct the row.")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message"),
+    [
+        (TrainingRunStatus(phase="Queued", waiting=WAITING), "Queued", "no quota is left in gold"),
+        (TrainingRunStatus(phase="Failed", failure=FAILURE), "DatasetInvalid", "row 7: no JSON"),
+        (TrainingRunStatus(phase="Training"), "", ""),
+    ],
+    ids=["waiting", "failed", "well"],
+)
+def test_the_table_says_what_a_run_waits_for_and_why_it_failed(
+    api: KubeApi, kubectl: Kubectl, run: dict[str, Any], status: TrainingRunStatus, reason: str, message: str
+) -> None:
+    put_status(api, run, status)
+    text = kubectl("get", "trun", "minimal")
+    assert columns(text)["MESSAGE"] == message
+    assert text.splitlines()[0].endswith("MESSAGE"), "what may be long comes last"
+    assert len(text.splitlines()[0]) < 120
+    assert columns(kubectl("get", "trun", "minimal", "-o", "wide"))["REASON"] == reason
+
+
+def test_an_adapter_of_an_older_operator_is_shown_by_its_name(
+    api: KubeApi, kubectl: Kubectl, run: dict[str, Any]
+) -> None:
+    status = full_status().to_dict()
+    del status["result"]["adapter"]["reference"]
+    put_status(api, run, TrainingRunStatus.model_validate(status))
+    assert columns(kubectl("get", "trun", "minimal"))["ADAPTER"] == "docs"
+
+
+def test_the_table_names_method_parent_and_queue(api: KubeApi, kubectl: Kubectl) -> None:
+    spec = {"method": "DPO", "parentAdapter": {"name": "support"}, "scheduling": {"queueName": "gold"}}
+    code, answer = api.request("POST", RUNS, manifest("child", **spec))
     assert code == 201, answer
     try:
         row = columns(kubectl("get", "trun", "child", "-o", "wide"))
         assert (row["METHOD"], row["PARENT"], row["DATASET"]) == ("DPO", "support", "docs")
+        assert row["QUEUE"] == "gold"
     finally:
         api.request("DELETE", f"{RUNS}/child")
 
@@ -267,7 +314,7 @@ def test_kubectl_explains_every_field(kubectl: Kubectl) -> None:
     names = [path.rpartition(".")[2] for path, _ in fields(spec, "spec")][1:]
     assert len(names) > 60
     assert [name for name in names if name not in shown] == []
-    assert "a decimal number in quotes" in kubectl("explain", "trainingrun.spec.training.learningRate")
+    assert "a decimal number such as 0.0002" in kubectl("explain", "trainingrun.spec.training.learningRate")
 
 
 def test_the_definition_is_small_enough_for_client_side_apply(api: KubeApi, kubectl: Kubectl) -> None:

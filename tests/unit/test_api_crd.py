@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from finetune.api.crd import build_crd, crd_text, main
-from finetune.api.fields import RULES
+from finetune.api.fields import INT_OR_STRING, RULES, UNTYPED
 
 ROOT = Path(__file__).parents[2]
 CHECKED_IN = ROOT / "crds" / "finetune.dev_trainingruns.yaml"
@@ -29,6 +29,18 @@ def nodes(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]
             yield from nodes(node[kind], f"{path}[{kind}]")
 
 
+DECIMAL = {
+    UNTYPED,
+    "maxLength",
+    "pattern",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "maxItems",
+    "maxProperties",
+    "not",
+}
+"""Keywords that leave numbers within bounds and their text as the only values of an untyped field."""
 SPEC = list(nodes(SCHEMA["properties"]["spec"], "spec"))
 STATUS = list(nodes(SCHEMA["properties"]["status"], "status"))
 
@@ -58,10 +70,15 @@ def test_the_schema_is_structural() -> None:
         "additionalProperties",
     }
     known |= {"minimum", "maximum", "minLength", "maxLength", "pattern", "minItems", "maxItems", "maxProperties", RULES}
-    known |= {"x-kubernetes-list-type", "x-kubernetes-list-map-keys"}
+    known |= {"x-kubernetes-list-type", "x-kubernetes-list-map-keys", INT_OR_STRING}
     for path, node in SPEC + STATUS:
-        assert set(node) <= known, path
-        assert isinstance(node["type"], str), path
+        assert set(node) <= known | (DECIMAL | {"exclusiveMaximum"} if UNTYPED in node else set()), path
+        assert [key for key in ("type", UNTYPED, INT_OR_STRING) if key in node] == [kind_of(node)], path
+
+
+def kind_of(node: dict[str, Any]) -> str:
+    """The keyword that says which values a field may have: exactly one does."""
+    return next((key for key in (UNTYPED, INT_OR_STRING) if key in node), "type")
 
 
 @pytest.mark.parametrize(("path", "node"), SPEC, ids=[path for path, _ in SPEC])
@@ -73,8 +90,11 @@ def test_whatever_a_person_writes_is_bounded(path: str, node: dict[str, Any]) ->
         "object": [{"properties"}, {"maxProperties"}],
         "boolean": [set()],
     }
-    assert any(needed <= set(node) for needed in bounds[node["type"]]), path
-    assert node["type"] != "number"
+    if kind_of(node) == "type":
+        assert any(needed <= set(node) for needed in bounds[node["type"]]), path
+        assert node["type"] != "number"
+    else:
+        assert (DECIMAL if UNTYPED in node else {"maxLength", RULES}) <= set(node) | {"exclusiveMinimum"}, path
 
 
 @pytest.mark.parametrize(("path", "node"), STATUS, ids=[path for path, _ in STATUS])
@@ -119,6 +139,10 @@ def test_no_word_is_a_boolean_in_yaml() -> None:
     booleans = {"on", "off", "yes", "no", "y", "n", "true", "false"}
     for path, node in SPEC:
         assert not booleans & {word.lower() for word in node.get("enum", ())}, path
+
+
+def test_nothing_is_an_alias_of_something_else() -> None:
+    assert not any(isinstance(token, yaml.AnchorToken | yaml.AliasToken) for token in yaml.scan(crd_text()))
 
 
 def test_it_is_small_enough_for_client_side_apply() -> None:

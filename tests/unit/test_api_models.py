@@ -75,6 +75,19 @@ def test_what_the_schema_refuses_is_refused(spec: dict[str, Any]) -> None:
         read(**spec)
 
 
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [(0.0002, "0.0002"), (2e-5, "2e-05"), (1, "1"), ("2e-4", "2e-4"), (0.1 + 0.2, "0.30000000000000004")],
+)
+def test_a_number_may_be_written_with_quotes_or_without(written: object, read_as: str) -> None:
+    assert read(training={"learningRate": written}).spec.training.learning_rate == read_as
+
+
+@pytest.mark.parametrize(("written", "read_as"), [(4, "4"), ("4", "4"), ("500m", "500m"), (0.5, "0.5")])
+def test_so_may_an_amount_of_cpu(written: object, read_as: str) -> None:
+    assert read(resources={"cpu": written, "cpuLimit": written}).spec.resources.cpu == read_as
+
+
 def test_a_run_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         read().spec.suspend = True  # type: ignore[misc]

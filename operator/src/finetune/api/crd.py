@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from . import API_VERSION, GROUP, KIND, PLURAL, VERSION
-from .fields import RULES, ApiModel
+from .fields import INT_OR_STRING, RULES, UNTYPED, ApiModel
 from .rules import MODEL_RULES
 from .status import TrainingRunStatus
 from .trainingrun import TrainingRun, TrainingRunSpec
@@ -28,7 +28,8 @@ REQUIRED_BY_RULE: frozenset[type[ApiModel]] = frozenset({TrainingRunSpec})
 
 KEPT = (
     "type", "format", "description", "enum", "default", "minimum", "maximum", "minLength", "maxLength",
-    "pattern", "minItems", "maxItems", "maxProperties", RULES,
+    "pattern", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems", "maxProperties", "not", INT_OR_STRING,
+    UNTYPED, RULES,
 )  # fmt: skip
 """Schema keywords that are taken over as they are, in the order in which they are written."""
 
@@ -39,11 +40,14 @@ PRINTER_COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Method", "type": "string", "jsonPath": ".spec.method"},
     {"name": "Model", "type": "string",
      "jsonPath": ".spec.baseModel['hub','volume']['repository','path','claimName']"},
-    {"name": "Progress", "type": "integer", "jsonPath": ".status.progress.percent", "description": "Percent"},
+    {"name": "Progress%", "type": "integer", "jsonPath": ".status.progress.percent"},
     {"name": "Loss", "type": "string", "jsonPath": ".status['result','progress']['finalLoss','loss']"},
-    {"name": "Adapter", "type": "string", "jsonPath": ".status.result.adapter.name"},
+    {"name": "Adapter", "type": "string", "jsonPath": ".status.result.adapter['reference','name']"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-    {"name": "Reason", "type": "string", "jsonPath": ".status.failure.reason", "priority": 1},
+    {"name": "Message", "type": "string", "jsonPath": ".status['waiting','failure'].message",
+     "description": "What the run waits for, or why it failed"},
+    {"name": "Reason", "type": "string", "jsonPath": ".status['waiting','failure'].reason", "priority": 1},
+    {"name": "Queue", "type": "string", "jsonPath": ".spec.scheduling.queueName", "priority": 1},
     {"name": "Version", "type": "integer", "jsonPath": ".status.result.adapter.version", "priority": 1},
     {
         "name": "Dataset",
@@ -58,6 +62,8 @@ PRINTER_COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Duration", "type": "integer", "jsonPath": ".status.durationSeconds", "priority": 1,
      "description": "Seconds"},
 )  # fmt: skip
+"""What `kubectl get` shows. Of a union the server prints the first value that is there. The message is the last column
+of those that are always shown: it may be long."""
 
 
 def structural_schema(model: type[ApiModel]) -> dict[str, Any]:
@@ -109,7 +115,10 @@ class _Converter:
         if "description" in own:
             own["description"] = _one_line(own["description"])
         schema = {**base, **own}
-        if schema["type"] == "integer":
+        if UNTYPED in schema or INT_OR_STRING in schema:
+            for keyword in ("type", "minLength"):
+                schema.pop(keyword, None)
+        if schema.get("type") == "integer":
             schema["format"] = "int32" if schema.get("maximum", INT32_MAX + 1) <= INT32_MAX else "int64"
         if "items" in node:
             schema["items"] = self.of(node["items"])
@@ -191,9 +200,16 @@ def build_crd() -> dict[str, Any]:
     }
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes what occurs twice twice: anchors are hard to compare, and some linters refuse them."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - of none
+        return True
+
+
 def crd_text() -> str:
     """The CustomResourceDefinition as the YAML text that is checked in."""
-    return HEADER + yaml.safe_dump(build_crd(), sort_keys=False, width=110, allow_unicode=True)
+    return HEADER + yaml.dump(build_crd(), Dumper=_PlainDumper, sort_keys=False, width=110, allow_unicode=True)
 
 
 def main(paths: list[str]) -> int:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -27,8 +28,20 @@ MAX_MESSAGE = 4096
 RULES = "x-kubernetes-validations"
 """Schema keyword that holds CEL rules."""
 
+UNTYPED = "x-kubernetes-preserve-unknown-fields"
+"""Schema keyword that lets a field have values of more than one type."""
+
+INT_OR_STRING = "x-kubernetes-int-or-string"
+"""Schema keyword for what may be written with quotes or without, such as `cpu: 4`; CEL sees the type."""
+
 DNS_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DNS_SUBDOMAIN = rf"{DNS_LABEL}(\\.{DNS_LABEL})*"
+LABEL_NAME = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+"""The name in a label's key, and what a label's value is unless it is empty."""
+LABEL_KEY = f"({DNS_SUBDOMAIN}/)?{LABEL_NAME}"
+"""The key of a label or of a taint; `MAX_PREFIX` bounds what is before the slash."""
+MAX_PREFIX = 253
+"""Longest prefix of a label's key."""
 
 
 class ApiModel(BaseModel):
@@ -128,31 +141,58 @@ RelativePath = Annotated[
 ]
 """A path below the root of a claim; it cannot leave the claim, nor be taken for an option."""
 
-DecimalNumber = Annotated[str, StringConstraints(min_length=1, max_length=16)]
-"""A number that a person writes as text; `decimal` says which."""
-
-
-def decimal(lower: str, upper: str, message: str) -> FieldInfo:
-    """Annotation: a decimal number within bounds, each an operator and a CEL double such as `> 0.0`."""
-    number = "self.matches('^[0-9]+(\\\\.[0-9]+)?([eE][-+]?[0-9]+)?$')"
-    return ruled(rule(f"{number} && double(self) {lower} && double(self) {upper}", message))
-
-
 MAX_DECIMAL = 32
 """Longest number that is not an integer, in characters."""
+
+
+def _to_text(value: object) -> object:
+    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+DecimalNumber = Annotated[str, BeforeValidator(_to_text), StringConstraints(min_length=1, max_length=MAX_DECIMAL)]
+"""A number as a person writes it, with quotes or without; read as text, so that `2e-4` stays what it is."""
+
+
+def decimal(pattern: str, **bounds: float | bool) -> FieldInfo:
+    """Annotation: a decimal number that is `bounds` (JSON schema's) as a number, and matches `pattern` as text.
+
+    Nothing but an untyped schema takes both, and CEL cannot look into one: so these are schema keywords, each of
+    which speaks of one type only. The last three leave numbers and text as the only types.
+    """
+    schema: dict[str, JsonValue] = {
+        UNTYPED: True,
+        "maxLength": 16,
+        "pattern": f"^({pattern})$",
+        **bounds,
+        "maxItems": 0,
+        "maxProperties": 0,
+        "not": {"enum": [True, False, [], {}]},
+    }
+    info: FieldInfo = Field(json_schema_extra=schema)
+    return info
+
 
 DecimalString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_DECIMAL)]
 """A number that is not an integer, as text."""
 
 CpuQuantity = Annotated[
     str,
+    BeforeValidator(_to_text),
     StringConstraints(min_length=1, max_length=16),
-    matching(
-        "([1-9][0-9]{0,5}m|[0-9]{1,4}\\\\.[0-9]{1,3}|[1-9][0-9]{0,3})",
-        'must be a number of CPUs: "4", "0.5" or 500m',
+    Field(
+        json_schema_extra={
+            INT_OR_STRING: True,
+            RULES: [
+                rule(
+                    "type(self) == int ? self >= 1 && self <= 9999 : self.matches("
+                    r"'^([1-9][0-9]{0,5}m|[0-9]{1,4}\\.[0-9]{1,3}|[1-9][0-9]{0,3})$') && !self.matches('^[0.]+$')",
+                    'must be a number of CPUs: 4, "0.5" or 500m',
+                )
+            ],
+        }
     ),
 ]
-"""An amount of CPU."""
+"""An amount of CPU; a fraction is written in quotes, or in thousandths."""
 
 ByteQuantity = Annotated[
     str,

@@ -28,6 +28,8 @@ MUTABLE_FIELDS = frozenset({"suspend"})
 IMMUTABLE_MESSAGE = "spec is immutable except suspend: create a TrainingRun with a new name"
 
 DATASET_SOURCES = ("registry", "sql", "hub", "objectStore", "volume", "configMap")
+BATCH_SIZE = Training.model_fields["batch_size"].default
+SHARED_MEMORY = Resources.model_fields["shared_memory"].default
 PARENT_GIVES = ("rank", "alpha", "targetModules", "variant")
 """Fields of lora that a run takes from its parent adapter."""
 
@@ -137,7 +139,7 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
         ),
         rule(
             "!has(self.resources) || !has(self.resources.gpus) || self.resources.gpus <= "
-            "(has(self.training) && has(self.training.batchSize) ? self.training.batchSize : 16)",
+            f"(has(self.training) && has(self.training.batchSize) ? self.training.batchSize : {BATCH_SIZE})",
             "training.batchSize must be at least resources.gpus: each GPU needs an example of every step",
         ),
         rule(
@@ -175,7 +177,8 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     ),
     Dpo: (
         rule(
-            "has(self.labelSmoothing) == (has(self.loss) && self.loss == 'RobustSigmoid')",
+            # It is untyped, so that CEL knows of no such field, but for this.
+            "has(dyn(self).labelSmoothing) == (has(self.loss) && self.loss == 'RobustSigmoid')",
             "labelSmoothing and loss: RobustSigmoid belong together: set both, or neither",
         ),
     ),
@@ -200,16 +203,21 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
         rule(
             "!has(self.sharedMemory) || !has(self.memory) "
             "|| quantity(self.sharedMemory).compareTo(quantity(self.memory)) < 0",
-            "sharedMemory must be less than memory: what is used of it counts as memory",
+            "sharedMemory must be less than memory, for what is used of it counts as memory: raise memory, or lower "
+            f"sharedMemory (default: {SHARED_MEMORY})",
         ),
         rule(
-            "!has(self.cpuLimit) || !has(self.cpu) || quantity(self.cpuLimit).compareTo(quantity(self.cpu)) >= 0",
+            "!has(self.cpuLimit) || !has(self.cpu) || "
+            "quantity(string(self.cpuLimit)).compareTo(quantity(string(self.cpu))) >= 0",
             "cpuLimit must be at least cpu: the limit cannot be below the request",
         ),
     ),
     Toleration: (
         rule("self.operator != 'Exists' || !has(self.value)", "value must be left out when operator is Exists"),
-        rule("has(self.key) || self.operator == 'Exists'", "operator must be Exists when there is no key"),
+        rule(
+            "(has(self.key) && self.key != '') || self.operator == 'Exists'",
+            "operator must be Exists when there is no key",
+        ),
         rule(
             "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
             "effect must be NoExecute when tolerationSeconds is set",

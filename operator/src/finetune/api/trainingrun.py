@@ -13,6 +13,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints
 
 from .fields import (
+    DNS_LABEL,
+    LABEL_KEY,
+    LABEL_NAME,
+    MAX_PREFIX,
     ApiModel,
     ByteQuantity,
     CpuQuantity,
@@ -30,6 +34,9 @@ from .status import TrainingRunStatus
 
 Method = Literal["SFT", "DPO"]
 
+BELOW_ONE = r"0\.[0-9]*[1-9][0-9]*|[1-9](\.[0-9]+)?[eE]-0?[1-9][0-9]?"
+"""A decimal number above 0 and below 1, such as 0.0002 or 2e-4."""
+
 
 class Training(ApiModel):
     """How to train."""
@@ -46,11 +53,12 @@ class Training(ApiModel):
     learning_rate: (
         Annotated[
             DecimalNumber,
-            decimal("> 0.0", "<= 1.0", 'must be a decimal number in quotes, above 0 and at most 1, such as "2e-4"'),
+            decimal(f"{BELOW_ONE}|1(\\.0+)?", minimum=0, exclusiveMinimum=True, maximum=1),
         ]
         | None
     ) = None
-    """Peak learning rate, a decimal number in quotes. Default: "2e-4" for SFT, "5e-6" for DPO."""
+    """Peak learning rate, a decimal number such as 0.0002 or 2e-4, above 0 and at most 1. Default: 2e-4 for SFT, 5e-6
+    for DPO."""
     schedule: Literal["Cosine", "Linear", "Constant"] = "Cosine"
     """Course of the learning rate after the warm-up."""
     warmup_percent: Annotated[int, Field(ge=0, le=100)] = 3
@@ -80,25 +88,33 @@ class Dpo(ApiModel):
 
     beta: Annotated[
         DecimalNumber,
-        decimal("> 0.0", "<= 10.0", 'must be a decimal number in quotes, above 0 and at most 10, such as "0.1"'),
+        decimal(f"{BELOW_ONE}|[1-9](\\.[0-9]+)?|10(\\.0+)?", minimum=0, exclusiveMinimum=True, maximum=10),
     ] = "0.1"
-    """Pull towards the reference, a decimal number in quotes: the larger, the closer the result stays to it."""
+    """Pull towards the reference, a decimal number above 0 and at most 10: the larger, the closer the result stays to
+    it."""
     loss: Literal["Sigmoid", "IPO", "Hinge", "RobustSigmoid"] = "Sigmoid"
     """Loss of a pair of answers. RobustSigmoid allows for pairs that are labelled the wrong way round."""
     label_smoothing: (
         Annotated[
             DecimalNumber,
-            decimal("> 0.0", "< 0.5", 'must be a decimal number in quotes, above 0 and below 0.5, such as "0.1"'),
+            decimal(
+                r"0\.(0[0-9]*[1-9][0-9]*|[1-4][0-9]*)|[1-4](\.[0-9]+)?[eE]-0?1|[1-9](\.[0-9]+)?[eE]-(0?[2-9]|[1-9][0-9])",
+                minimum=0,
+                exclusiveMinimum=True,
+                maximum=0.5,
+                exclusiveMaximum=True,
+            ),
         ]
         | None
     ) = None
-    """Share of the pairs that are thought to be labelled the wrong way round; for the loss RobustSigmoid, which
-    needs it."""
+    """Share of the pairs that are thought to be labelled the wrong way round, a decimal number above 0 and below 0.5;
+    for the loss RobustSigmoid, which needs it."""
     sft_weight: Annotated[
         DecimalNumber,
-        decimal(">= 0.0", "<= 10.0", 'must be a decimal number in quotes, from 0 to 10, such as "0.2"'),
+        decimal(f"{BELOW_ONE}|[0-9](\\.[0-9]+)?|10(\\.0+)?", minimum=0, maximum=10),
     ] = "0"
-    """Weight of the chosen answer's own loss, as in SFT, which is added to the pair's."""
+    """Weight of the chosen answer's own loss, as in SFT, which is added to the pair's: a decimal number from 0 to
+    10."""
 
 
 class Lora(ApiModel):
@@ -167,6 +183,10 @@ class ResumeFrom(ApiModel):
     """Name of the TrainingRun; its newest whole checkpoint is gone on from."""
 
 
+MAX_GPU_DOMAIN = MAX_PREFIX - len("requests.")
+"""Longest domain of a device plugin's resource: a quota speaks of `requests.<name>`."""
+
+
 class Resources(ApiModel):
     """What the run's pod asks for."""
 
@@ -175,9 +195,13 @@ class Resources(ApiModel):
     gpu_resource_name: Annotated[
         str,
         StringConstraints(min_length=3, max_length=253),
-        matching(
-            r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)+/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?",
-            "must be a resource of a device plugin, such as nvidia.com/gpu",
+        ruled(
+            rule(
+                f"self.matches('^{DNS_LABEL}(\\\\.{DNS_LABEL})+/{LABEL_NAME}$') "
+                f"&& self.indexOf('/') <= {MAX_GPU_DOMAIN} "
+                "&& !self.contains('kubernetes.io/') && !self.startsWith('requests.')",
+                "must be a resource of a device plugin, such as nvidia.com/gpu",
+            )
         ),
     ] = "nvidia.com/gpu"
     """Name under which the device plugin offers the GPUs."""
@@ -195,11 +219,30 @@ class Resources(ApiModel):
 class Toleration(ApiModel):
     """A taint that the run's pod tolerates, as in a pod's spec."""
 
-    key: Annotated[str, StringConstraints(max_length=317)] | None = None
+    key: (
+        Annotated[
+            str,
+            StringConstraints(max_length=317),
+            ruled(
+                rule(
+                    f"self == '' || self.matches('^{LABEL_KEY}$') && self.indexOf('/') <= {MAX_PREFIX}",
+                    "must be the key of a taint, such as nvidia.com/gpu",
+                )
+            ),
+        ]
+        | None
+    ) = None
     """Key of the taint. Without a key, and with operator Exists, every taint is tolerated."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """Whether the taint's value must be equal to value, or whether any value will do."""
-    value: Annotated[str, StringConstraints(max_length=63)] | None = None
+    value: (
+        Annotated[
+            str,
+            StringConstraints(max_length=63),
+            matching(f"({LABEL_NAME})?", "must be the value of a taint: letters, digits, '-', '_' and '.'"),
+        ]
+        | None
+    ) = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint. Default: every effect."""
@@ -223,12 +266,11 @@ class Scheduling(ApiModel):
         Field(max_length=32),
         ruled(
             rule(
-                "self.all(k, k.matches("
-                "'^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))",
+                f"self.all(k, k.matches('^{LABEL_KEY}$') && k.indexOf('/') <= {MAX_PREFIX})",
                 "every key must be the key of a node's label",
             ),
             rule(
-                r"self.all(k, self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$'))",
+                f"self.all(k, self[k].matches('^({LABEL_NAME})?$'))",
                 "every value must be the value of a node's label",
             ),
         ),
