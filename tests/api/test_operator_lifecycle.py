@@ -183,17 +183,22 @@ async def test_applying_twice_changes_nothing(world: World) -> None:
 async def test_suspend_and_resume_go_to_the_job(world: World) -> None:
     world.apply(activeDeadlineSeconds=1000)
     job = await eventually("the Job", world.job_of)
-    world.patch_status("job", job["metadata"]["name"], {"startTime": stamp(-100)})
+    name = job["metadata"]["name"]
+    world.patch_status("job", name, {"startTime": stamp(-100)})
+    await eventually("the active time", lambda: (world.run() or {})["status"].get("active"))
     world.apply(activeDeadlineSeconds=1000, suspend=True)
     await eventually("the suspended Job", lambda: world.job_of()["spec"]["suspend"])
+    held = {"type": "Suspended", "status": "True", "lastTransitionTime": stamp(), "reason": "JobSuspended"}
+    world.patch_status("job", name, {"startTime": stamp(-100), "conditions": [held]})
     suspended = await world.phase("Suspended")
     assert is_true(suspended, "Suspended")
+    await eventually("no start time", lambda: "startTime" not in world.job_of()["status"])
     world.apply(activeDeadlineSeconds=1000)
     job = await eventually("the resumed Job", lambda: (job := world.job_of()) and not job["spec"]["suspend"] and job)
     assert 1000 - 100 - DEADLINE_SECONDS < job["spec"]["activeDeadlineSeconds"] <= 1000 - 100
 
 
-async def test_a_job_that_cannot_be_changed_for_now_does_not_fail_its_run(world: World) -> None:
+async def test_a_job_that_cannot_be_changed_for_now_does_not_fail_its_run_and_says_so(world: World) -> None:
     world.apply()
     job = await eventually("the Job", world.job_of)
     await world.phase("Pending")
@@ -201,10 +206,11 @@ async def test_a_job_that_cannot_be_changed_for_now_does_not_fail_its_run(world:
     world.kubectl.apply(*frozen_jobs(name))
     await eventually("frozen Jobs", lambda: not world.accepts("annotate", "job", job["metadata"]["name"], "a=b"))
     world.apply(suspend=True)
-    await eventually("a refused suspension", lambda: b"denied request" in world.operator.log.read_bytes())
+    said = await eventually("what it waits for", lambda: (world.run() or {})["status"].get("waiting"))
+    assert "denied request: not now" in said["message"]
     run = world.run()
     assert run is not None
-    assert run["status"]["phase"] == "Pending"
+    assert (run["status"]["phase"], is_true(run, "Suspended")) == ("Pending", False)
     world.kubectl("delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", name)
     await world.phase("Suspended")
     assert world.job_of()["spec"]["suspend"]

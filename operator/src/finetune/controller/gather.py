@@ -99,7 +99,7 @@ class Gatherer:
             return await self._before_job(run)
         if job is not None and not ours:
             return Seen(name_taken=f'Job "{name}" belongs to another object, and the run needs its name: delete it')
-        collect_job, workload = None, await self._get_workload(run, job)
+        collect_job: JobView | None = None
         if job is None or job.complete or job.failed:
             # Before the pods: those of a Job that has ended are then seen as they ended.
             collect_job = await self._get_collect_job(run)
@@ -109,7 +109,7 @@ class Gatherer:
             pods=pods,
             collect_job=collect_job,
             collect_pods=collect_pods,
-            workload=workload,
+            workload=await self._get_workload(run, collect_job or job),
             claim_exists=True,
             progress=self._latest_progress(uid),
         )

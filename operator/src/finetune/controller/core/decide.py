@@ -177,7 +177,7 @@ def _start(case: Case) -> Action | None:
 
 def _steer(case: Case, job: JobView) -> Action | None:
     """Whether the Job may run, and for how long."""
-    if queue.is_queued(case):
+    if queue.is_queued(job, case.seen.workload):
         return _tell_queue(case) or _set_deadline(case, job)
     wanted = case.run.spec.suspend
     if wanted and not job.suspended:

@@ -83,12 +83,7 @@ def build_job(
         job["activeDeadlineSeconds"] = spec.active_deadline_seconds
     if scheduling.queue_name is not None:
         job["suspend"] = True
-    queue = {
-        names.QUEUE_LABEL: scheduling.queue_name,
-        names.PRIORITY_LABEL: scheduling.workload_priority_class_name,
-    }
-    labels = {key: value for key, value in queue.items() if value is not None}
-    return _job(run, names.job_name(run.metadata.name, run.metadata.uid), names.ROLE_TRAIN, job, labels)
+    return _job(run, names.job_name(run.metadata.name, run.metadata.uid), names.ROLE_TRAIN, job)
 
 
 def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
@@ -121,10 +116,17 @@ def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
     name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
-    return _job(run, name, names.ROLE_COLLECT, job, {})
+    return _job(run, name, names.ROLE_COLLECT, job)
 
 
-def _job(run: TrainingRun, name: str, role: str, spec: Document, labels: Document) -> Document:
+def _job(run: TrainingRun, name: str, role: str, spec: Document) -> Document:
+    """A Job of the run; where there is a queue, each of them passes through it."""
+    scheduling = run.spec.scheduling
+    queue = {
+        names.QUEUE_LABEL: scheduling.queue_name,
+        names.PRIORITY_LABEL: scheduling.workload_priority_class_name,
+    }
+    labels = {key: value for key, value in queue.items() if value is not None}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -142,10 +142,10 @@ def _phase(case: Case, *, failure: Finding | None, succeeded: bool) -> str:
         return reasons.SUCCEEDED
     if case.done:
         return reasons.REGISTERING
-    if run.spec.suspend:
+    if run.spec.suspend and (job is None or job.suspended):
         return reasons.SUSPENDED
     if job is not None and job.suspended and (pod is None or pod.finished):
-        if queue.is_queued(case):
+        if queue.is_queued(job, seen.workload):
             return reasons.QUEUED
         return reasons.PENDING if queue.suspended_by_us(case) else reasons.SUSPENDED
     if pod is None or (pod.finished and not _is_final(case)):
@@ -223,11 +223,13 @@ def _suspended(case: Case) -> tuple[ConditionStatus, str, str]:
     job = case.seen.job
     going = any(not pod.finished for pod in case.seen.pods)
     if case.run.spec.suspend:
+        if job is not None and not job.ended and not job.suspended:
+            return "False", reasons.SUSPENDING, "the Job is not suspended yet"
         if going:
             return "False", reasons.SUSPENDING, "the pod is saving its checkpoint"
         return "True", reasons.SUSPENDED, "spec.suspend is true; set it to false to go on"
     if job is not None and not job.ended and job.suspended and not going and not queue.suspended_by_us(case):
-        if queue.is_queued(case):
+        if queue.is_queued(job, case.seen.workload):
             return "False", reasons.QUEUED, "a queue holds the run back"
         return "True", reasons.SUSPENDED_BY_OTHER, f"Job {job.name} was suspended, and not by this run"
     known = case.run.status.condition(conditions.SUSPENDED)

@@ -222,10 +222,11 @@ class WorkloadView:
     """False: somebody has deactivated it, and it gets no quota."""
     deactivated_by: str = ""
     """The uid of the run whose operator did that."""
-    admitted: bool = False
+    queue: str = ""
+    """The LocalQueue that it names; empty when nothing named one."""
     reason: str = ""
+    """Why it was evicted, or what it waits for; in Kueue's words, as is the message."""
     message: str = ""
-    """Why it is not admitted, in Kueue's words."""
 
 
 @dataclass(frozen=True)
@@ -295,21 +296,23 @@ def _owner_uid(metadata: Document) -> str:
 
 
 def workload_view(workload: Document) -> WorkloadView:
-    """A Workload of Kueue as WorkloadView; which of its conditions says why it does not run depends on its past."""
+    """A Workload of Kueue as WorkloadView.
+
+    The message of `QuotaReserved` says what it waits for now; `Evicted` stays true until it is admitted again, and its
+    reason says why it lost its quota.
+    """
     metadata, spec = workload["metadata"], workload.get("spec") or {}
     conditions = {c["type"]: c for c in (workload.get("status") or {}).get("conditions") or ()}
     quota, evicted = conditions.get("QuotaReserved", {}), conditions.get("Evicted", {})
-    admitted = conditions.get("Admitted", {}).get("status") == "True"
-    why = quota if quota.get("status") == "False" and quota.get("message") else {}
-    if evicted.get("status") == "True" and (not why or not spec.get("active", True)):
-        why = evicted
+    waits = quota if quota.get("status") == "False" else {}
+    was_evicted = evicted.get("status") == "True"
     return WorkloadView(
         name=metadata["name"],
         active=bool(spec.get("active", True)),
         deactivated_by=(metadata.get("annotations") or {}).get(SUSPENDED_BY_ANNOTATION, ""),
-        admitted=admitted,
-        reason=why.get("reason", ""),
-        message=why.get("message", ""),
+        queue=spec.get("queueName") or "",
+        reason=(evicted if was_evicted else waits).get("reason", ""),
+        message=waits.get("message") or (evicted.get("message", "") if was_evicted else ""),
     )
 
 

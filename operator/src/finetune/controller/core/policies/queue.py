@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from finetune.api import reasons
 from finetune.controller.core.case import Case
 from finetune.controller.core.findings import Finding, wait
+from finetune.controller.core.views import JobView, WorkloadView
+
+UNHEARD = timedelta(seconds=10)
+"""What a queue gets to notice a new Job; one that says nothing for longer will not."""
 
 
-def is_queued(case: Case) -> bool:
-    """A queue decides when the Job runs."""
-    job = case.seen.job
-    return job is not None and (case.seen.workload is not None or (bool(job.queue) and job.suspended))
+def is_queued(job: JobView | None, workload: WorkloadView | None) -> bool:
+    """Whether a queue decides when the Job runs."""
+    return job is not None and (workload is not None or (bool(job.queue) and job.suspended))
 
 
 def suspended_by_us(case: Case) -> bool:
-    """The operator suspended the Job itself, for this run."""
+    """Whether the operator suspended the Job itself, for this run."""
     job = case.seen.job
     return job is not None and job.suspended and job.suspended_by == case.run.metadata.uid
 
 
 def held_back(case: Case) -> Finding | None:
-    """A queue has not admitted the Job, or has taken its quota back."""
-    job, workload = case.seen.job, case.seen.workload
-    if job is None or job.ended or case.run.spec.suspend or not is_queued(case) or not job.suspended:
+    """A queue has not admitted the Job, or has taken its quota back; the Job that reads the result may wait, too."""
+    job, workload = case.job, case.seen.workload
+    if job is None or job.ended or not job.suspended or not is_queued(job, workload):
         return None
-    if suspended_by_us(case):
+    if job.suspended_by == case.run.metadata.uid or (case.run.spec.suspend and not case.done):
         return None
-    name = job.queue or "?"
     if workload is None:
-        said = f"Job {job.name} waits for the queue {name}, which has not looked at it yet"
-        return wait(reasons.QUEUED, said, f"LocalQueue/{name}", "Is Kueue running, and does the LocalQueue exist?")
-    said = workload.message or "not admitted yet"
+        return _unheard(case, job)
+    name = workload.queue or job.queue
+    if not name:
+        return wait(
+            reasons.QUEUED,
+            f"a queue must admit Job {job.name}, and it names none",
+            f"Job/{job.name}",
+            "Set spec.scheduling.queueName in a new run, or label the Job: "
+            f"kubectl label job {job.name} kueue.x-k8s.io/queue-name=<a LocalQueue>",
+        )
+    if not workload.active:
+        said = "its Workload was deactivated, and not by this run"
+        hint = f"""kubectl patch workload {workload.name} --type=merge -p '{{"spec":{{"active":true}}}}'"""
+        return wait(reasons.QUEUED, f"waits in the queue {name}: {said}", f"LocalQueue/{name}", hint)
     why = f" ({workload.reason})" if workload.reason else ""
+    said = workload.message or "not looked at yet"
     return wait(reasons.QUEUED, f"waits in the queue {name}: {said}{why}", f"LocalQueue/{name}")
 
 
 def suspended_by_other(case: Case) -> Finding | None:
     """Somebody else has suspended the Job: it is theirs to resume."""
-    job = case.seen.job
-    if job is None or job.ended or not job.suspended or case.run.spec.suspend:
+    job = case.job
+    if job is None or job.ended or not job.suspended or is_queued(job, case.seen.workload):
         return None
-    if is_queued(case) or suspended_by_us(case):
+    if job.suspended_by == case.run.metadata.uid or (case.run.spec.suspend and not case.done):
         return None
     return wait(
         reasons.SUSPENDED_BY_OTHER,
@@ -48,4 +64,19 @@ def suspended_by_other(case: Case) -> Finding | None:
         f"Job/{job.name}",
         f"Whoever suspended it resumes it: kubectl patch job {job.name} --type=merge -p "
         """'{"spec":{"suspend":false}}'""",
+    )
+
+
+def _unheard(case: Case, job: JobView) -> Finding:
+    """The Job has a queue's label, and nothing has made a Workload of it."""
+    name = f"LocalQueue/{job.queue}"
+    if case.waited(reasons.QUEUED, name) < UNHEARD:
+        return wait(reasons.QUEUED, f"waits for the queue {job.queue}, which has not looked at it yet", name)
+    wanted = case.run.spec.scheduling.workload_priority_class_name
+    missing = f", and is there a WorkloadPriorityClass {wanted}" if wanted else ""
+    return wait(
+        reasons.QUEUED,
+        f"waits for the queue {job.queue}, but Kueue has made no Workload for Job {job.name}",
+        name,
+        f"Is Kueue installed and running{missing}? kubectl get localqueues,workloadpriorityclasses",
     )
