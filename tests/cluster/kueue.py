@@ -149,6 +149,11 @@ class Kueue:
         """What Kueue has written."""
         return self._root / "kueue.log"
 
+    @property
+    def running(self) -> bool:
+        """The process has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def up(self) -> None:
         """Install its kinds and webhooks, start it, and wait until it answers for Jobs."""
         for manifest in manifests(self._own_manifests(), self._ports):
@@ -160,7 +165,7 @@ class Kueue:
 
         Nothing that it holds by a finalizer is left without it. Raises ClusterError.
         """
-        if self._process is None or self._process.poll() is not None:
+        if not self.running:
             self.start()  # nobody else lets go of its objects
         for kind in WEBHOOKS:
             self._delete(
@@ -248,7 +253,7 @@ class Kueue:
 
     def _wait_until(self, what: str, condition: Any) -> None:
         def check() -> None:
-            if self._process is None or self._process.poll() is not None:
+            if not self.running:
                 raise ClusterError(f"Kueue ended before {what}:\n{self._tail()}")
 
         try:

@@ -32,6 +32,7 @@ GROUPS = {
     "persistentvolumeclaims": "api/v1",
     "pods": "api/v1",
     "trainingruns": "apis/finetune.dev/v1alpha1",
+    "workloads": "apis/kueue.x-k8s.io/v1beta2",
 }
 """Where the API has the kinds that tests wait for."""
 

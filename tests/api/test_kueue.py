@@ -1,0 +1,364 @@
+"""Runs in a queue, with the real Kueue, the real Job controller and a stand-in for the kubelet."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.api.conftest import CRD
+from tests.cluster.api_server import ApiServerOnly
+from tests.cluster.kueue import EVERY, NAMED, Kueue
+from tests.support import queues
+from tests.support.kubectl import Kubectl
+from tests.support.kubelet import Kubelet, Play
+from tests.support.processes import client_tls
+from tests.support.world import EXPORTED, Document, World, a_world, eventually, result_of
+
+IN_QUEUE = {"resources": {"gpus": 1}, "scheduling": {"queueName": queues.QUEUE}}
+URGENT = {**IN_QUEUE, "scheduling": {"queueName": queues.QUEUE, "workloadPriorityClassName": "urgent"}}
+NO_QUOTA = "insufficient unused quota for nvidia.com/gpu"
+TRAINER = Play(
+    seconds=None,
+    words=lambda pod: result_of(pod["metadata"]["labels"]["finetune.dev/run-uid"]),
+    sigterm_code=75,
+    sigterm_words={"interrupted": {"step": 12}},
+)
+"""It trains until it is told to end; SIGTERM interrupts it."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ApiServerOnly]:
+    with ApiServerOnly() as made:
+        kubectl = Kubectl(kubeconfig=made.kubeconfig, bin_dir=made.bin_dir)
+        kubectl("apply", "--server-side", f"--filename={CRD}")
+        kubectl("wait", "--for=condition=Established", f"--filename={CRD}")
+        made.start_controllers()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def kueue(server: ApiServerOnly, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kueue]:
+    """Kueue, stopped at the end: what it has registered goes with the API server."""
+    made = Kueue(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir, folder=tmp_path_factory.mktemp("kueue"))
+    try:
+        made.up()
+        Kubectl(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir).apply(
+            queues.flavor(), queues.priority("urgent", 100)
+        )
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def team(kueue: Kueue, server: ApiServerOnly) -> Kubectl:
+    """kubectl in a namespace with a queue of one GPU."""
+    assert kueue.running
+    return a_team(server, NAMED)
+
+
+def a_team(server: ApiServerOnly, jobs: str, queue: str = queues.QUEUE) -> Kubectl:
+    name = f"q-{uuid.uuid4().hex[:8]}"
+    kubectl = Kubectl(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir, namespace=name)
+    kubectl.apply(queues.namespace(name, jobs), queues.cluster_queue(name), queues.local_queue(name, queue))
+    return kubectl
+
+
+def test_of_two_jobs_one_waits_for_the_gpu(team: Kubectl) -> None:
+    """What all tests below rest on."""
+    for name in ("first", "second"):
+        team.apply(plain_job(name))
+        team.wait_for(f"a Workload of {name}", lambda name=name: workload(team, name))
+    team.wait_for("the first one's pod", lambda: team.items("pods", "job-name=first"))
+    assert NO_QUOTA in team.wait_for("a reason", lambda: reason(team, "second"))
+    team("delete", "job", "first")
+    team.wait_for("the second one's pod", lambda: team.items("pods", "job-name=second"))
+
+
+def plain_job(name: str) -> Document:
+    container = {"name": "c", "image": "i", "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    spec = {"restartPolicy": "Never", "containers": [container]}
+    labels = {"kueue.x-k8s.io/queue-name": queues.QUEUE}
+    metadata = {"name": name, "labels": labels}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": {"spec": spec}}}
+
+
+def workload(team: Kubectl, job: str) -> Document | None:
+    """Kueue's record of a Job."""
+    found = [w for w in team.items("workloads") if w["metadata"]["ownerReferences"][0]["name"] == job]
+    return found[0] if found else None
+
+
+def reason(team: Kubectl, job: str) -> str:
+    """Why Kueue has no quota for a Job."""
+    conditions = ((workload(team, job) or {}).get("status") or {}).get("conditions") or []
+    return next((c["message"] for c in conditions if (c["type"], c["status"]) == ("QuotaReserved", "False")), "")
+
+
+class Team:
+    """One namespace with a queue, the operator, and a kubelet."""
+
+    def __init__(self, world: World, kubelet: Kubelet) -> None:
+        self.world, self.kubelet, self.kubectl = world, kubelet, world.kubectl
+
+    def job(self, name: str) -> Document:
+        found = self.world.job_of(name)
+        assert found is not None
+        return found
+
+    def workload(self, name: str) -> Document:
+        found = workload(self.kubectl, self.job(name)["metadata"]["name"])
+        assert found is not None
+        return found
+
+    def writes(self, name: str) -> list[str]:
+        """What the operator has done to the Job of a run, in short."""
+        job = self.job(name)["metadata"]["name"]
+        seen = [w for w in self.world.kubernetes.writes if "/jobs" in w.path]
+        return [w.method for w in seen if w.path.endswith(("/jobs", f"/jobs/{job}", f"/jobs/{job}/status"))]
+
+    def pods(self, name: str) -> list[Document]:
+        return self.kubectl.items("pods", f"finetune.dev/run={name}")
+
+    async def start(self, name: str, **spec: object) -> Document:
+        self.world.apply(name, **(spec or IN_QUEUE))
+        return await self.world.phase("Training", name)
+
+    async def end(self, name: str) -> Document:
+        self.kubelet.tell(name)
+        return await self.world.phase("Succeeded", name)
+
+    async def queued(self, name: str, words: str) -> Document:
+        """The run, once it says that it waits in the queue, and why."""
+
+        def look() -> Document | None:
+            status = (self.world.run(name) or {}).get("status") or {}
+            said = (status.get("waiting") or {}).get("message", "")
+            return status if status.get("phase") == "Queued" and words in said else None
+
+        return dict(await eventually(f"{name} is Queued: {words}; {(self.world.run(name) or {}).get('status')}", look))
+
+    async def resting(self, name: str) -> Document:
+        """The Job of a run that a person suspended, once Kueue has let go of it."""
+        await self.world.phase("Suspended", name)
+        await eventually(f"the Workload of {name} is not active", lambda: not self.workload(name)["spec"]["active"])
+        await eventually(f"no pod of {name}", lambda: not self.pods(name))
+        return self.job(name)
+
+    def suspend(self, name: str, wanted: bool = True) -> None:
+        patch = f'{{"spec":{{"suspend":{str(wanted).lower()}}}}}'
+        self.kubectl("patch", "trainingrun", name, "--type=merge", f"--patch={patch}")
+
+    def stop_queue(self, policy: str) -> None:
+        patch = f'{{"spec":{{"stopPolicy":"{policy}"}}}}'
+        self.kubectl("patch", "clusterqueue", self.kubectl.namespace, "--type=merge", f"--patch={patch}")
+
+
+@asynccontextmanager
+async def at_work(kubectl: Kubectl, folder: Path) -> AsyncIterator[Team]:
+    address, tls = client_tls(kubectl.kubeconfig)
+    scripts = {"export": Play(words=EXPORTED), "trainer": TRAINER}
+    kubelet = Kubelet(server=address, tls=tls, namespace=kubectl.namespace, defaults=scripts)
+    async with a_world(kubectl, folder) as world, kubelet.serving():
+        yield Team(world, kubelet)
+
+
+@pytest.fixture
+async def runs(team: Kubectl, tmp_path: Path) -> AsyncIterator[Team]:
+    async with at_work(team, tmp_path) as made:
+        yield made
+
+
+async def test_the_second_run_waits_for_the_first_ones_gpu(runs: Team) -> None:
+    await runs.start("first")
+    runs.world.apply("second", **IN_QUEUE)
+    status = await runs.queued("second", NO_QUOTA)
+    assert status["waiting"]["reason"] == "Queued"
+    assert not runs.pods("second")
+    assert runs.writes("second") == ["POST", "POST"], "the Job of the first, and this one: nothing was changed since"
+    await runs.end("first")
+    await runs.world.phase("Training", "second")
+    assert runs.writes("second").count("PATCH") == 0
+    done = await runs.end("second")
+    assert done["status"]["attempts"] == 1
+    assert "waiting" not in done["status"]
+
+
+async def test_an_urgent_run_takes_the_gpu_and_the_other_goes_on_later(runs: Team) -> None:
+    await runs.start("patient")
+    runs.world.apply("urgent", **URGENT)
+    await runs.world.phase("Training", "urgent")
+    status = await runs.queued("patient", "Preempted")
+    assert status["attemptHistory"][0]["reason"] == "Interrupted"
+    await runs.end("urgent")
+    await runs.world.phase("Training", "patient")
+    assert "PATCH" not in runs.writes("patient")
+    done = await runs.end("patient")
+    assert [attempt["exitCode"] for attempt in done["status"]["attemptHistory"]] == [75, 0]
+    assert not runs.job("patient")["status"].get("failed"), "an eviction costs no attempt"
+
+
+async def test_a_queue_that_is_stopped_and_started_again(runs: Team) -> None:
+    await runs.start("first")
+    runs.stop_queue("Hold")
+    runs.world.apply("second", **IN_QUEUE)
+    await runs.queued("second", "is inactive")
+    await runs.end("first")
+    runs.stop_queue("None")
+    await runs.world.phase("Training", "second")
+    runs.stop_queue("HoldAndDrain")
+    await runs.queued("second", "ClusterQueueStopped")
+    runs.stop_queue("None")
+    await runs.world.phase("Training", "second")
+    done = await runs.end("second")
+    assert [attempt["exitCode"] for attempt in done["status"]["attemptHistory"]] == [75, 0]
+    assert "PATCH" not in runs.writes("second")
+
+
+async def test_a_person_suspends_the_run_that_has_the_gpu(runs: Team) -> None:
+    """Its quota is free at once, and nobody wakes it until the person does."""
+    await runs.start("first")
+    runs.suspend("first")
+    job = await runs.resting("first")
+    await runs.start("second")
+    done = await runs.end("second")
+    assert done["status"]["attempts"] == 1
+    assert runs.job("first")["metadata"]["generation"] == job["metadata"]["generation"], "somebody woke it"
+    runs.suspend("first", wanted=False)
+    await runs.world.phase("Training", "first")
+    done = await runs.end("first")
+    assert [attempt["exitCode"] for attempt in done["status"]["attemptHistory"]] == [75, 0]
+    assert "PATCH" not in runs.writes("first"), "Kueue alone suspends and resumes the Job"
+
+
+async def test_a_person_suspends_a_run_that_waits(runs: Team) -> None:
+    await runs.start("first")
+    runs.world.apply("second", **IN_QUEUE)
+    await runs.queued("second", NO_QUOTA)
+    runs.suspend("second")
+    job = await runs.resting("second")
+    await runs.end("first")
+    await runs.start("third")
+    await runs.end("third")
+    assert runs.job("second")["metadata"]["generation"] == job["metadata"]["generation"], "somebody woke it"
+    runs.suspend("second", wanted=False)
+    await runs.world.phase("Training", "second")
+    await runs.end("second")
+    assert "PATCH" not in runs.writes("second")
+
+
+async def test_what_an_administrator_deactivates_stays_so(runs: Team) -> None:
+    """The operator activates only what it has deactivated itself."""
+    await runs.start("first")
+    name = runs.workload("first")["metadata"]["name"]
+    runs.kubectl("patch", "workload", name, "--type=merge", '--patch={"spec":{"active":false}}')
+    await runs.queued("first", "deactivated")
+    await runs.start("second")
+    await runs.end("second")
+    assert not runs.workload("first")["spec"]["active"]
+    runs.kubectl("patch", "workload", name, "--type=merge", '--patch={"spec":{"active":true}}')
+    await runs.world.phase("Training", "first")
+    await runs.end("first")
+
+
+async def test_the_deadline_counts_the_time_with_the_gpu_alone(runs: Team) -> None:
+    """Waiting in the queue costs nothing of it; what an evicted attempt has used stays used."""
+    limited = {**IN_QUEUE, "activeDeadlineSeconds": 6}
+    await runs.start("first")
+    runs.world.apply("second", **limited)
+    await runs.queued("second", NO_QUOTA)
+    await eventually("the deadline is over", lambda: age(runs.job("second")) > 6)
+    await runs.end("first")
+    await runs.world.phase("Training", "second")
+    failed = await runs.world.phase("Failed", "second")
+    assert failed["status"]["failure"]["reason"] == "DeadlineExceeded"
+
+
+async def test_a_run_that_waits_is_deleted(runs: Team) -> None:
+    await runs.start("first")
+    runs.world.apply("second", **IN_QUEUE)
+    await runs.queued("second", NO_QUOTA)
+    name = runs.workload("second")["metadata"]["name"]
+    runs.kubectl("delete", "trainingrun", "second")
+    await eventually("no Job", lambda: runs.world.job_of("second") is None)
+    await eventually("no Workload", lambda: runs.kubectl.find("workloads", name) is None)
+    await runs.end("first")
+
+
+async def test_a_queue_that_does_not_exist_is_named(runs: Team) -> None:
+    runs.world.apply("lost", **{**IN_QUEUE, "scheduling": {"queueName": "nowhere"}})
+    await runs.queued("lost", "LocalQueue nowhere doesn't exist")
+    runs.kubectl.apply(queues.local_queue(runs.kubectl.namespace, "nowhere"))
+    await runs.world.phase("Training", "lost")
+    await runs.end("lost")
+
+
+async def test_a_priority_that_does_not_exist_is_named(runs: Team) -> None:
+    """Kueue says nothing at all then."""
+    priority = f"p-{uuid.uuid4().hex[:8]}"
+    runs.world.apply("lost", scheduling={"queueName": queues.QUEUE, "workloadPriorityClassName": priority})
+    await runs.queued("lost", priority)
+    runs.kubectl.apply(queues.priority(priority, 5))
+    await runs.world.phase("Training", "lost")
+    await runs.end("lost")
+
+
+async def test_a_run_without_a_queue_gets_the_namespaces_default(
+    kueue: Kueue, server: ApiServerOnly, tmp_path: Path
+) -> None:
+    assert kueue.running
+    async with at_work(a_team(server, NAMED, "default"), tmp_path) as runs:
+        await runs.start("first", resources={"gpus": 1})
+        runs.world.apply("second", resources={"gpus": 1})
+        await runs.queued("second", NO_QUOTA)
+        assert runs.writes("second") == ["POST", "POST"]
+        await runs.end("first")
+        await runs.world.phase("Training", "second")
+        await runs.end("second")
+        assert "PATCH" not in runs.writes("second")
+
+
+async def test_where_kueue_manages_every_job_a_run_without_a_queue_waits_for_one(
+    kueue: Kueue, server: ApiServerOnly, tmp_path: Path
+) -> None:
+    """Kueue's `manageJobsWithoutQueueName`: there is no label to see, only a Workload."""
+    assert kueue.running
+    async with at_work(a_team(server, EVERY), tmp_path) as runs:
+        runs.world.apply("run", resources={"gpus": 1})
+        await runs.queued("run", "queue")
+        assert runs.writes("run") == ["POST"]
+        label = f"kueue.x-k8s.io/queue-name={queues.QUEUE}"
+        runs.kubectl("label", "job", runs.job("run")["metadata"]["name"], label)
+        await runs.world.phase("Training", "run")
+        await runs.end("run")
+
+
+async def test_kueue_dies_and_comes_back(kueue: Kueue, runs: Team) -> None:
+    """Its webhook refuses every Job meanwhile: the runs say so; what trains goes on."""
+    await runs.start("first")
+    kueue.stop()
+    try:
+        runs.world.apply("second", **IN_QUEUE)
+
+        def said() -> bool:
+            status = (runs.world.run("second") or {}).get("status") or {}
+            return "failed calling webhook" in (status.get("waiting") or {}).get("message", "")
+
+        await eventually("the run says what refuses its Job", said)
+        done = await runs.end("first")
+        assert done["status"]["attempts"] == 1
+    finally:
+        kueue.start()
+    await runs.world.phase("Training", "second")
+    await runs.end("second")
+
+
+def age(document: Document) -> float:
+    """Seconds since an object was made."""
+    made = datetime.fromisoformat(document["metadata"]["creationTimestamp"])
+    return (datetime.now(UTC) - made).total_seconds()
