@@ -1,4 +1,4 @@
-"""Every version of every TrainingRun, Job and pod of a namespace, as a watch tells them, and what must hold of all of them.
+"""Every version of every TrainingRun, Job and pod of a namespace, as a watch tells them, and what holds of all.
 
     async with recording(server, tls, namespace) as record:
         ...
