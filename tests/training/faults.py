@@ -1,16 +1,21 @@
-"""Trainers that get SIGTERM, or a full disk, at points of their work that no clock would hit for sure."""
+"""Trainers that get SIGTERM, find a full disk or stand still at points that no clock would hit for sure."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from model.training import cli, result, run
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.trainer import TrainingLoop
-from model.training.processes import interruption
+from model.training.processes import hang, interruption, parallel
+from tests.training import ranks
 
 POINTS: dict[str, tuple[Any, str]] = {
     "micro-batch": (SupervisedTrainer, "compute_loss"),
@@ -76,14 +81,47 @@ def memory(arguments: list[str], calls: set[int]) -> None:
     cli.run(arguments)
 
 
-def _before(point: str, call: int, act: Any) -> None:
+def stuck(  # noqa: PLR0917 - multiprocessing passes them on by position
+    arguments: list[str], point: str, call: int, limits: dict[str, float], errors: Path, manner: str = "waits"
+) -> None:
+    """Train, and stand still when a point is reached for the `call`-th time.
+
+    Parameters
+    ----------
+    arguments: the command line.
+    point, call: where and when.
+    limits: those of `hang.Limits` that the usual ones give way to.
+    errors: file for the standard error.
+    manner: `waits`, with a file called stuck to tell of it; `keeps the lock` of Python, as a library may that does not
+        come back; `is slow` at every call from that one on, half as long as there may be no sign of life;
+        `the second of two` waits, the first waits for it.
+    """
+
+    def act() -> None:
+        if manner == "keeps the lock":
+            ctypes.PyDLL(None).sleep(1000)
+        elif manner == "is slow":
+            time.sleep(limits["least"] / 2)
+        elif manner == "waits" or parallel.world().rank == 1:
+            Path("stuck").touch()
+            threading.Event().wait()
+
+    hang.LIMITS = hang.Limits(**limits)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    _before(point, call, act, again=manner == "is slow")
+    if manner == "the second of two":
+        ranks.copying_command(arguments)
+    cli.run(arguments)
+
+
+def _before(point: str, call: int, act: Any, *, again: bool = False) -> None:
     owner, name = POINTS[point]
     original, calls = getattr(owner, name), 0
 
     def reached(*given: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == call:
+        if calls == call or (again and calls > call):
             act()
         return original(*given, **named)
 
