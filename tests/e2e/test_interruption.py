@@ -28,10 +28,10 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(
         assert len(registry.json("adapter", "list", "run")) == 1
 
 
-def test_suspending_saves_and_resuming_goes_on(tiny: Kubectl) -> None:
+def test_suspending_saves_and_resuming_goes_on_with_what_is_left_of_the_deadline(tiny: Kubectl) -> None:
     long = {"batchSize": 4, "maxLength": 128, "maxSteps": 800, "checkpointSteps": 1000}
-    run = runs.manifest(training=long, dataset=runs.config_map(tiny, runs.lines(runs.rows(64))))
-    tiny.apply(run)
+    dataset = runs.config_map(tiny, runs.lines(runs.rows(64)))
+    tiny.apply(runs.manifest(training=long, dataset=dataset, activeDeadlineSeconds=600))
     runs.first_steps(tiny)
     tiny("patch", "trainingrun", "run", "--type=merge", '--patch={"spec":{"suspend":true}}')
     tiny.wait_for("no pod", lambda: not runs.pods(tiny))
@@ -41,3 +41,5 @@ def test_suspending_saves_and_resuming_goes_on(tiny: Kubectl) -> None:
     assert done["status"]["resumedFromStep"] > 0
     assert done["status"]["attempts"] == 2
     assert done["status"]["attemptHistory"][0]["reason"] == "Interrupted"
+    [job] = tiny.items("jobs", "finetune.dev/run=run")
+    assert job["spec"]["activeDeadlineSeconds"] == 600 - done["status"]["active"]["seconds"] < 600

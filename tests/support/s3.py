@@ -76,10 +76,11 @@ class S3:
 
 
 @contextmanager
-def s3() -> Iterator[S3]:
-    """A server for the time of the block."""
+def s3(host: str = "127.0.0.1") -> Iterator[S3]:
+    """A server for the time of the block, at one of this machine's addresses."""
     program = build((SERVER,), sources=SOURCES) / SERVER.name
-    environment = {**os.environ, "AWS_ACCESS_KEY_ID": S3.access_key, "AWS_SECRET_ACCESS_KEY": S3.secret_key}
+    keys = {"AWS_ACCESS_KEY_ID": S3.access_key, "AWS_SECRET_ACCESS_KEY": S3.secret_key}
+    environment = {**os.environ, **keys, "S3_HOST": host}
     with subprocess.Popen([program], env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

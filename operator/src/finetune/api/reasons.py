@@ -131,9 +131,9 @@ HINTS: dict[str, str] = {
         "goes on from the newest checkpoint."
     ),
     SIDECAR_FAILED: (
-        "A container that the cluster adds to every pod (a mesh, a secret store, a log shipper) failed, and the pod with "
-        "it. Show the message to the cluster's administrator, or have the injection switched off for pods with the "
-        "label finetune.dev/run; then go on in a new run with spec.resumeFrom."
+        "A container that the cluster adds to every pod (a mesh, a secret store, a log shipper) failed, and the pod "
+        "with it. Show the message to the cluster's administrator, or have the injection switched off for pods with "
+        "the label finetune.dev/run; then go on in a new run with spec.resumeFrom."
     ),
     INTERNAL_ERROR: (
         "This is an error in the software, not in your spec. Please report the message and the pod's log "

@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from .fields import MAX_DECIMAL
+
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
 NAMESPACE_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 UID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
@@ -39,8 +41,9 @@ Time = Annotated[datetime, AfterValidator(_to_utc)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Uid = Annotated[str, StringConstraints(pattern=UID_PATTERN)]
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
-Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=64)]
-Count = Annotated[int, Field(ge=0, le=2**62)]
+Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=MAX_DECIMAL)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""As in the status of a run, and small enough for every reader of JSON."""
 VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Shape = Literal["prompt-completion", "messages", "preference", "preference-messages", "other"]
 
@@ -159,7 +162,7 @@ class RunResult(Document):
     reward_margin: Decimal | None = None
     steps: Count
     best_step: Count | None = None
-    tokens: Count | None = None
+    tokens: Count = 0
     resumed_from_step: Count = 0
     adapter: AdapterFacts
 

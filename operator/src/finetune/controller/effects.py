@@ -17,6 +17,7 @@ from finetune.api.registry import (
     AdapterVersion,
     BaseModelReference,
     ParentAdapter,
+    RunResult,
 )
 from finetune.api.registry import Run as RegistryRun
 from finetune.api.status import ResumeStatus, TrainingRunStatus
@@ -33,7 +34,7 @@ from .core import decide, names
 from .core.case import Case
 from .core.manifests import build_claim, build_collect_job, build_job
 from .core.mark import mark_of
-from .core.messages import AdapterMessage, Message, ResultMessage, message_or_none
+from .core.messages import Message, message_or_none
 from .core.policies.jobs import doing
 from .core.refusals import Refusal, classify, classify_registry
 from .core.settings import Settings
@@ -382,8 +383,6 @@ def _adapter_view(adapter: AdapterVersion) -> AdapterView:
 
 def _message_of_adapter(adapter: AdapterVersion) -> Message:
     """The trainer's last words, as the registry has kept them with the adapter."""
-    files = [file.model_dump() for file in adapter.files]
-    values = adapter.model_dump(include=set(ResultMessage.model_fields) - {"adapter"}, exclude_none=True)
-    facts = AdapterMessage.model_validate({"sha256": adapter.sha256, "bytes": adapter.bytes, "files": files})
-    result = ResultMessage.model_validate({"tokens": 0, **values, "adapter": facts})
-    return Message(result=result)
+    values = adapter.model_dump(include=set(RunResult.model_fields), exclude_none=True)
+    facts = {"sha256": adapter.sha256, "bytes": adapter.bytes, "files": adapter.files}
+    return Message(result=RunResult.model_validate({**values, "adapter": facts}))

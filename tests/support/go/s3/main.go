@@ -1,4 +1,5 @@
-// Command s3 serves the S3 protocol from memory, with signatures checked: http://127.0.0.1:<port> is its first line.
+// Command s3 serves the S3 protocol from memory, with signatures checked, at the address S3_HOST (127.0.0.1 by default):
+// http://<host>:<port> is its first line.
 package main
 
 import (
@@ -13,7 +14,11 @@ import (
 )
 
 func main() {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	host := os.Getenv("S3_HOST")
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -1,10 +1,9 @@
 """The JSON documents that export and trainer leave behind: termination messages and training_config.json.
 
 They come from a container, so nothing in them is trusted to be there or to have the right type: a document that does
-not fit is kept as plain text, and the run goes on by its exit codes. What becomes part of the status is read by the
-status' own models (`DatasetStatus`, `Measurements`, `LossPoint`), and what the registry is told of the base model by
-its own: what fits here fits there, and a document that cannot be written would hold up its run for ever. The other
-documents are apart, for people never see them.
+not fit is kept as plain text, and the run goes on by its exit codes. There is one model for each document: what becomes
+part of the status is read by the status' own (`DatasetStatus`, `LossPoint`), what the registry is told by its own
+(`RunResult`, `BaseModelReference`). So what fits here fits there, and nothing that a container writes holds up its run.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune.api.registry import BaseModelReference
-from finetune.api.status import Count, DatasetStatus, LossPoint, Measurements
+from finetune.api.registry import BaseModelReference, RunResult
+from finetune.api.status import Count, DatasetStatus, LossPoint
 
 MAXIMUM_TEXT = 1024
 """Characters of a container's last words that are kept in the status."""
@@ -40,34 +39,10 @@ class FailureMessage(_Document):
     row: Count | None = None
 
 
-class AdapterFile(_Document):
-    """One file of the adapter directory."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-class AdapterMessage(_Document):
-    """The adapter on the claim."""
-
-    sha256: str
-    bytes: int
-    files: tuple[AdapterFile, ...] = ()
-
-
 class InterruptedMessage(_Document):
     """Where an interrupted trainer stopped."""
 
     step: Count
-
-
-class ResultMessage(Measurements):
-    """What a finished training came to."""
-
-    run_uid: str
-    resumed_from_step: Count = 0
-    adapter: AdapterMessage
 
 
 class TimingsMessage(_Document):
@@ -83,7 +58,7 @@ class Message(_Document):
 
     failure: FailureMessage | None = None
     interrupted: InterruptedMessage | None = None
-    result: ResultMessage | None = None
+    result: RunResult | None = None
     dataset: DatasetStatus | None = None
     base_model: BaseModelReference | None = None
     timings: TimingsMessage | None = None
