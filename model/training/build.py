@@ -12,7 +12,9 @@ from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory
 from model.training.config import TrainSettings
+from model.training.loop import takeover
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
+from model.training.loop.fingerprint import of_settings
 from model.training.output.progress import PeerLog, ProgressLog, StatusPoster
 from model.training.processes import parallel, process
 from model.training.rows.report import token_report
@@ -184,11 +186,14 @@ class Resumption:
         The newest whole one, to go on from.
     skipped
         Names of others that cannot be gone on from, each with the reason.
+    origin
+        Which other run's checkpoint the run began with, see `takeover.read_record`.
     """
 
     store: CheckpointStore
     checkpoint: Checkpoint | None
     skipped: list[tuple[str, str]]
+    origin: dict[str, Any] | None
 
     @property
     def step(self) -> int:
@@ -196,13 +201,32 @@ class Resumption:
         return self.checkpoint.step if self.checkpoint else 0
 
 
-def look_back(settings: TrainSettings, directory: RunDirectory, data: Data, total_steps: int) -> Resumption:
-    """Return what earlier attempts have left of the same run."""
-    store = CheckpointStore(
-        directory.checkpoints, fingerprint(settings, data, total_steps), processes=parallel.world().size
-    )
+def count_steps(settings: TrainSettings, data: Data) -> int:
+    """Return how many optimizer steps the whole run has."""
+    return settings.max_steps or (settings.epochs or 1) * math.ceil(len(data.rows) / settings.batch_size)
+
+
+def look_back(settings: TrainSettings, directory: RunDirectory, data: Data, log: ProgressLog | PeerLog) -> Resumption:
+    """Return what earlier attempts have left of the same run, or of the run that this one goes on from."""
+    here, processes = fingerprint(settings, data), parallel.world().size
+    store = CheckpointStore(directory.checkpoints, here, processes=processes)
     skipped: list[tuple[str, str]] = []
-    return Resumption(store, store.newest(lambda name, reason: skipped.append((name, reason))), skipped)
+
+    def skip(name: str, reason: str) -> None:
+        skipped.append((name, reason))
+
+    checkpoint = store.newest(skip)
+    other = takeover.other_run(settings)
+    if checkpoint is None and other is not None:
+        parallel.wait()  # until nobody looks any more
+        if parallel.world().first:
+            step = takeover.take_over(
+                other, directory, here, processes, lambda name, reason: skip(f"{other.title}: {name}", reason)
+            )
+            log.carry_over(other.directory.metrics, step)
+        parallel.wait()
+        checkpoint = store.newest(skip)
+    return Resumption(store, checkpoint, skipped, takeover.read_record(directory))
 
 
 def build_trainer(
@@ -213,14 +237,13 @@ def build_trainer(
     data: Data,
     tokenizer: Any,
     model: Any,
-) -> tuple[Any, Checkpoint | None]:
-    """Return the trainer, and the checkpoint that it goes on from."""
+    past: Resumption,
+) -> Any:
+    """Return the trainer, which goes on from what earlier attempts have left."""
     from model.training.loop.batches import LengthGroupedBatches
     from model.training.loop.layout import Collator, Layout
     from model.training.loop.trainer import TrainerParts
 
-    total_steps = settings.max_steps or (settings.epochs or 1) * math.ceil(len(data.rows) / settings.batch_size)
-    past = look_back(settings, directory, data, total_steps)
     state = past.checkpoint.state if past.checkpoint else RunState()
     cuda = process.uses_cuda(settings.gpus)
     # How a step is cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise.
@@ -237,7 +260,7 @@ def build_trainer(
     registry = settings.registry() if parallel.world().first else None
     parts = TrainerParts(
         settings=settings,
-        total_steps=total_steps,
+        total_steps=count_steps(settings, data),
         batches=batches,
         collator=Collator(_pad_token_id(tokenizer), Layout.PADDED),
         checkpoints=past.store,
@@ -254,7 +277,7 @@ def build_trainer(
     if parallel.world().first:
         report.write(directory)
     _announce(trainer, data, past, report.document(), [warning for warning in warnings if warning])
-    return trainer, past.checkpoint
+    return trainer
 
 
 def _first_micro_batch_size(settings: TrainSettings, data: Data, *, cuda: bool) -> int:
@@ -287,7 +310,8 @@ def _announce(trainer: Any, data: Data, past: Resumption, token_document: dict[s
     for warning in warnings:
         parts.log.emit("warning", step=past.step, message=warning)
     if past.checkpoint is not None:
-        parts.log.emit("resume", step=past.step)
+        origin = past.origin or {}
+        parts.log.emit("resume", step=past.step, **({"run": origin["run"]} if origin.get("step") == past.step else {}))
 
 
 def trainer_class(settings: TrainSettings) -> Any:
@@ -382,22 +406,15 @@ def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
     return f"the checkpoint was made in another way ({', '.join(changed)}): the result will not be the same to the bit"
 
 
-def fingerprint(settings: TrainSettings, data: Data, total_steps: int) -> dict[str, Any]:
+def fingerprint(settings: TrainSettings, data: Data) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued."""
-    names = (
-        "method", "batch_size", "learning_rate", "schedule", "warmup_percent", "max_length", "too_long",
-        "seed", "lora_rank", "lora_alpha", "lora_dropout_percent", "lora_target_modules", "lora_variant",
-        "base_model_revision", "quantization", "parent_adapter_sha256",
-        "dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight",
-    )  # fmt: skip
-    values = settings.model_dump(mode="json", include=set(names))
     base_directory = basemodel.check(settings.base_model)
-    return values | {
+    return of_settings(settings) | {
         "base_model": settings.recorded_base_model,
         "base_model_files": basemodel.digest_of_files(base_directory) if base_directory else None,
         "tokens": data.digest_of_tokens(),
         "dataset": data.document["sha256"],
-        "total_steps": total_steps,
+        "total_steps": count_steps(settings, data),
         "early_stopping": _early_stopping(settings),
     }
 

@@ -48,6 +48,15 @@ class TrainSettings(flags.Settings):
         None, pattern="^[0-9a-f]{64}$", description="Digest of the parent's files, checked before anything is trained"
     )
 
+    resume_from: Path | None = Field(
+        None,
+        description="Directory of another run, whose newest whole checkpoint to go on from; only the first attempt "
+        "looks there",
+    )
+    resume_from_run: str | None = Field(
+        None, min_length=1, description="What the record calls that run; the name of its directory when left out"
+    )
+
     epochs: Positive | None = Field(None, description="Passes over the rows; 1 when nothing else is said")
     max_steps: Positive | None = Field(None, description="Optimizer steps, in place of --epochs")
     batch_size: int = Field(16, ge=1, le=65536, description="Examples per optimizer step")
@@ -134,6 +143,8 @@ class TrainSettings(flags.Settings):
             problems.append("--processes is for the CPU: with --gpus there is one process for each GPU")
         if self.batch_size < (together := max(self.gpus, self.processes)):
             problems.append(f"--batch-size={self.batch_size} leaves some of {together} processes without an example")
+        if self.resume_from_run is not None and self.resume_from is None:
+            problems.append("--resume-from-run needs --resume-from")
         problems += self.sharding_problems()
         problems += self._adapter_problems()
         if self.registry_url is not None and self.namespace is None:

@@ -103,19 +103,20 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
     data = build.read_data(settings, directory, manifest, tokenizer)
     _check_early_stopping(settings, len(data.held_out))
+    past = build.look_back(settings, directory, data, log)  # before the weights are there: it may end the run
     settings = settings.model_copy(update={"precision": build.choose_precision(settings)})
     model = build.load_model(settings, data)
     model_loaded = process.timestamp()
-    trainer, checkpoint = build.build_trainer(
-        settings=settings, directory=directory, log=log, data=data, tokenizer=tokenizer, model=model
+    trainer = build.build_trainer(
+        settings=settings, directory=directory, log=log, data=data, tokenizer=tokenizer, model=model, past=past
     )
     trainer.run_state.timings = {
         "startTime": process.timestamp(process.start_time()),
         "modelLoadedTime": model_loaded,
     } | trainer.run_state.timings
     process.settle()
-    _run_loop(trainer, checkpoint)
-    return _finish(trainer, directory, data, checkpoint.step if checkpoint else 0)
+    _run_loop(trainer, past.checkpoint)
+    return _finish(trainer, directory, data, past)
 
 
 def _pinned(settings: TrainSettings) -> TrainSettings:
@@ -157,7 +158,7 @@ def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
     interruption.stop_at_once()
 
 
-def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_from: int) -> dict[str, Any]:
+def _finish(trainer: Any, directory: RunDirectory, data: build.Data, past: build.Resumption) -> dict[str, Any]:
     """Evaluate, save the adapter, verify it, and write `training_config.json` last; the first process does that.
 
     The others take part in the evaluation and return nothing.
@@ -188,7 +189,7 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_fro
         "tokens": state.tokens,
         "learnedTokens": state.learned_tokens,
         "paddedTokens": state.padded_tokens,
-        "resumedFromStep": resumed_from,
+        "resumedFromStep": past.step,
     }
     for warning in (warnings := serving_warnings(trainer.model.peft_config["default"])):
         trainer.parts.log.emit("warning", message=warning)
@@ -198,6 +199,8 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, resumed_fro
     document = build_document(
         settings, result=result, files=files, dataset=data.document, timings=state.timings, history=state.history()
     )
+    if past.origin is not None:
+        document["resumedFrom"] = past.origin
     write_json(directory.training_config, document)
     if trainer.parts.poster is not None:
         trainer.parts.poster.close()

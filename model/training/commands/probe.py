@@ -78,6 +78,8 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
             "checkpoint_steps": STEPS,  # none between the steps, whose time is taken
             "sharding": "None",
             "early_stopping_patience": None,  # no row is held out
+            "resume_from": None,
+            "resume_from_run": None,
             "registry_url": None,  # whatever the run is called, nobody asked for its progress
         }
     )

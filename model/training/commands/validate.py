@@ -18,6 +18,8 @@ from model.training import local
 from model.training.commands import verify
 from model.training.config import TrainSettings
 from model.training.local import TrainCommand
+from model.training.loop import takeover
+from model.training.loop.fingerprint import BEFORE_ROWS, of_settings
 from model.training.output import terminal
 from model.training.processes import process
 from model.training.weights import adapters
@@ -68,6 +70,8 @@ class Findings:
             lines.append(f"base model  {facts}{reads}")
         if parent := self.parts.get("parentAdapter"):
             lines.append(f"parent      {parent['directory']}: rank {parent.get('rank')}")
+        if resumed := self.parts.get("resumeFrom"):
+            lines.append(f"goes on     from step {resumed['step']} of run {resumed['run']}: {resumed['checkpoint']}")
         if (dataset := self.parts.get("dataset")) and dataset.get("shape"):
             lines.append(f"dataset     {dataset.get('detected')}; {terminal.dataset_line(dataset)}")
         lines += [f"warning     {text}" for text in self.warnings]
@@ -82,6 +86,7 @@ def check(command: TrainCommand, *, tokens: bool) -> Findings:
     base = _check_base(settings, found)
     if settings.parent_adapter is not None:
         _check_parent(settings, base, found)
+    _check_other_run(settings, found)
     if command.dataset is not None:
         with tempfile.TemporaryDirectory(prefix="validate-") as scratch:
             manifest = _check_dataset(command, Path(scratch), found)
@@ -173,6 +178,22 @@ def _check_parent(settings: TrainSettings, base: ModelFiles | None, found: Findi
             FailureError(exits.INVALID_CONFIGURATION, "AdapterInvalid", f"--parent-adapter={directory}: {text}")
             for text in parent.problems
         ]
+
+
+def _check_other_run(settings: TrainSettings, found: Findings) -> None:
+    """Look at the run to go on from: whether there is a checkpoint, and whether the settings are those it has."""
+    other = takeover.other_run(settings)
+    if other is None:
+        return
+    here = {name: value for name, value in of_settings(settings).items() if name in BEFORE_ROWS}
+    if settings.parent_adapter is not None:  # which brings its shape
+        here = {name: value for name, value in here.items() if value is not None}
+    try:
+        step, path = takeover.look(other, here, max(settings.gpus, settings.processes))[0]
+    except FailureError as failure:
+        found.failures.append(failure)
+        return
+    found.parts["resumeFrom"] = {"run": other.name, "checkpoint": str(path), "step": step}
 
 
 def _all_in_one(problems: list[str]) -> FailureError | None:

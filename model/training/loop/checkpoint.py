@@ -24,6 +24,9 @@ RUN_STATE = "run_state.json"
 HISTORY_POINTS = 32
 FINAL_STEPS = 10
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+"""What reading a checkpoint raises that is not whole."""
+
 _UNFINISHED = ".tmp"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _REQUIRED = (
@@ -132,6 +135,10 @@ class CheckpointStore:
         """Return where the checkpoint of a step lies."""
         return self._directory / f"checkpoint-{step}"
 
+    def unfinished(self, step: int) -> Path:
+        """Return where a step's checkpoint is made, before it gets its name."""
+        return self._directory / f"checkpoint-{step}{_UNFINISHED}"
+
     def remove_leftovers(self) -> None:
         """Remove what a process left behind that was killed while it saved."""
         for path in self._directory.glob(f"*{_UNFINISHED}"):
@@ -139,7 +146,7 @@ class CheckpointStore:
 
     def newest_step(self) -> int:
         """Return the step of the newest checkpoint by its name, 0 without one; nothing is read."""
-        return max((step for step, _ in self._candidates()), default=0)
+        return max((step for step, _ in self.candidates()), default=0)
 
     def newest(self, skipped: Callable[[str, str], None]) -> Checkpoint | None:
         """Return the newest whole checkpoint; `skipped` is told the name of each broken one and why.
@@ -149,13 +156,13 @@ class CheckpointStore:
         FailureError
             When it was made by another number of processes.
         """
-        for step, path in self._candidates():
+        for step, path in self.candidates():
             try:
                 state = self._validate(path)
                 if state.best_step not in (None, step):
                     self._validate_best(state.best_step)
                 return Checkpoint(path, step, state)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except UNREADABLE as error:
                 self._broken.add(path)
                 skipped(path.name, str(error))
         return None
@@ -166,7 +173,7 @@ class CheckpointStore:
         When that fails, the earlier checkpoints are as they were.
         """
         final = self.path(step)
-        temporary = final.with_name(final.name + _UNFINISHED)
+        temporary = self.unfinished(step)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -185,14 +192,15 @@ class CheckpointStore:
         self._remove_old(step)
         return final
 
-    def _candidates(self) -> list[tuple[int, Path]]:
+    def candidates(self) -> list[tuple[int, Path]]:
+        """Return step and place of all that are called checkpoints, the newest first; nothing is read."""
         if not self._directory.is_dir():
             return []
         found = [(match, path) for path in self._directory.iterdir() if (match := _NAME.fullmatch(path.name))]
         return sorted(((int(match[1]), path) for match, path in found), reverse=True)
 
     def _validate(self, path: Path) -> RunState:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest(path)
         for key, value in self._fingerprint.items():
             if manifest["fingerprint"].get(key) != value:
                 raise ValueError(f"made with {key} {manifest['fingerprint'].get(key)}, the run has {value}")
@@ -204,32 +212,58 @@ class CheckpointStore:
                 "comes next depends on that; train with as many GPUs or processes (--gpus, --processes) as "
                 "before, or start a new run",
             )
-        if absent := [name for name in _required(self._processes) if name not in manifest["files"]]:
-            raise ValueError(f"lacks {', '.join(absent)}")
-        found = {file.path: file for file in digest_directory(path)}
-        for name, expected in manifest["files"].items():
-            if name not in found:
-                raise ValueError(f"lacks {name}")
-            if found[name].sha256 != expected["sha256"]:
-                raise ValueError(f"{name} has {found[name].bytes} bytes and not the content that was saved")
-        return _read_state(path / RUN_STATE)
+        return read_whole(path, self._processes)
 
     def _validate_best(self, step: int | None) -> None:
         path = self.path(step or 0)
         try:
             self._validate(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"the best one so far, {path.name}, is broken: {error}") from error
 
     def _remove_old(self, newest: int) -> None:
         """Keep the newest whole ones and the best ones they refer to; a broken one takes no whole one's place."""
-        older = [(step, path) for step, path in self._candidates() if step <= newest]
+        older = [(step, path) for step, path in self.candidates() if step <= newest]
         kept = [(step, path) for step, path in older if path not in self._broken][:KEPT]
         wanted = {step for step, _ in kept} | {_best_step(path) for _, path in kept}
         for step, path in older:
             if step not in wanted:
                 shutil.rmtree(path)
                 self._broken.discard(path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: step, processes, fingerprint, files.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError, TypeError
+        When there is no manifest, or it is not what `CheckpointStore.save` writes (`UNREADABLE`).
+    """
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    if not (isinstance(manifest["fingerprint"], dict) and isinstance(manifest["files"], dict)):
+        raise TypeError(f"{MANIFEST} is not what a trainer writes")
+    return manifest
+
+
+def read_whole(path: Path, processes: int) -> RunState:
+    """Return a checkpoint's state, after comparing each file's digest with the manifest.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError, TypeError
+        When something is missing or other than it was saved (`UNREADABLE`).
+    """
+    files = read_manifest(path)["files"]
+    if absent := [name for name in _required(processes) if name not in files]:
+        raise ValueError(f"lacks {', '.join(absent)}")
+    found = {file.path: file for file in digest_directory(path)}
+    for name, expected in files.items():
+        if name not in found:
+            raise ValueError(f"lacks {name}")
+        if found[name].sha256 != expected["sha256"]:
+            raise ValueError(f"{name} has {found[name].bytes} bytes and not the content that was saved")
+    return _read_state(path / RUN_STATE)
 
 
 def _best_step(path: Path) -> int | None:

@@ -24,11 +24,28 @@ def forget_after(path: Path, step: int, *, evaluated: bool) -> None:
     """
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if _is_kept(line, step, evaluated)]
-    if kept == lines:
+    if kept != lines:
+        _replace(path, kept)
+
+
+def carry_over(source: Path, path: Path, step: int) -> None:
+    """Put what another run has told of its steps up to `step` in front of what this run has told of its attempts.
+
+    A file that is not there, or cannot be read, is nothing to carry over: it decides nothing.
+    """
+    try:
+        told = source.read_bytes().splitlines(keepends=True)
+    except OSError:
         return
+    theirs = [line for line in told if line.endswith(b"\n") and _is_kept(line, step, True) and _is_of_a_step(line)]
+    ours = [line for line in path.read_bytes().splitlines(keepends=True) if not _is_of_a_step(line)]
+    _replace(path, [*theirs, *ours])
+
+
+def _replace(path: Path, lines: list[bytes]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.writelines(kept)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -52,3 +69,10 @@ def _is_kept(line: bytes, step: int, evaluated: bool) -> bool:
     if "step" not in event or event["step"] > step or event.get("final"):
         return False
     return evaluated or event["event"] != "evaluation" or event["step"] < step
+
+
+def _is_of_a_step(line: bytes) -> bool:
+    try:
+        return json.loads(line)["event"] in OF_A_STEP
+    except (ValueError, KeyError, TypeError):
+        return False

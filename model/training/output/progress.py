@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from model.registry import RegistryRefusedError, RegistryUnavailableError
 from model.result import decimal
-from model.training.output.metrics import drop_half_line, forget_after
+from model.training.output import metrics as metrics_file
 from model.training.processes.process import timestamp
 
 POST_INTERVAL_SECONDS = 5.0
@@ -39,7 +39,7 @@ class ProgressLog:
         from model.training.output import terminal
 
         metrics.parent.mkdir(parents=True, exist_ok=True)
-        drop_half_line(metrics)
+        metrics_file.drop_half_line(metrics)
         self._path = metrics
         self._metrics = metrics.open("a", encoding="utf-8", buffering=1)
         self._output = output
@@ -58,7 +58,13 @@ class ProgressLog:
     def rewind(self, step: int, *, evaluated: bool) -> None:
         """Forget what earlier attempts told of steps after `step`, and of its evaluation unless that is done."""
         self._metrics.close()
-        forget_after(self._path, step, evaluated=evaluated)
+        metrics_file.forget_after(self._path, step, evaluated=evaluated)
+        self._metrics = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def carry_over(self, path: Path, step: int) -> None:
+        """Let the steps up to `step` that another run's file tells of be this run's own."""
+        self._metrics.close()
+        metrics_file.carry_over(path, self._path, step)
         self._metrics = self._path.open("a", encoding="utf-8", buffering=1)
 
 
@@ -81,6 +87,9 @@ class PeerLog:
                 file.write(json.dumps({"event": event, "time": timestamp(), **fields}, ensure_ascii=False) + "\n")
 
     def rewind(self, step: int, *, evaluated: bool) -> None:
+        """Leave the file to the first process."""
+
+    def carry_over(self, path: Path, step: int) -> None:
         """Leave the file to the first process."""
 
 

@@ -142,7 +142,8 @@ class Display:
         if "skipped" in fields:
             self._say(f"{fields['skipped']} is not used: {fields['reason']}")
             return
-        self._say(f"going on from step {fields['step']}")
+        where = f" of run {fields['run']}" if "run" in fields else ""
+        self._say(f"going on from step {fields['step']}{where}")
         self._resumed_step = fields["step"]
         if self._bar is not None:
             self._bar.n = fields["step"]

@@ -37,11 +37,15 @@ def pin(settings: TrainSettings) -> TrainSettings:
     if basemodel.check(name) is not None:
         return settings
     path = settings.run_directory / RECORD
-    recorded = _read(path)
+    own = recorded = _read(path)
+    if not own and settings.resume_from is not None:
+        recorded = _read(settings.resume_from / RECORD)  # a branch that has moved does not keep a run from going on
     commit = recorded.get("commit")
     if not commit or recorded.get("name") != name or revision not in (recorded.get("revision"), commit):
         commit = find_commit(name, revision)
-        write_json(path, {"name": name, "revision": revision, "commit": commit})
+        recorded = {"name": name, "revision": revision, "commit": commit}
+    if recorded != own:
+        write_json(path, recorded)
     return settings.model_copy(update={"base_model_revision": commit})
 
 
