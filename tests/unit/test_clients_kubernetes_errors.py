@@ -27,7 +27,7 @@ GET = Asked(
     "GET", "/apis/finetune.dev/v1alpha1/namespaces/ml/trainingruns/support", "trainingruns", "finetune.dev", "support"
 )
 POST_JOB = Asked("POST", "/apis/batch/v1/namespaces/ml/jobs", "jobs", "batch", "support-1")
-PATCH_JOB = Asked("PATCH", "/apis/batch/v1/namespaces/ml/jobs/support-1", "jobs", "batch", "support-1")
+PATCH_JOB = Asked("PATCH", "/apis/batch/v1/namespaces/ml/jobs/support-1", "jobs", "batch", "support-1", "Job")
 JOB = {"name": "support-1", "group": "batch", "kind": "jobs"}
 POD = Asked("DELETE", "/api/v1/namespaces/ml/pods/p", "pods", "", "p")
 LIST = Asked("GET", "/apis/finetune.dev/v1alpha1/trainingruns", "trainingruns", "finetune.dev")
@@ -61,11 +61,16 @@ def status(code: int, reason: str, message: str = "m", **details: Any) -> bytes:
             POST_JOB, 409, status(409, "Conflict", name="q", kind="resourcequotas"), KubernetesError, id="a busy quota"
         ),
         pytest.param(PATCH_JOB, 409, status(409, "Conflict", **JOB), ConflictError, id="changed meanwhile"),
+        pytest.param(
+            PATCH_JOB, 409, status(409, "Conflict", **{**JOB, "kind": "Job"}), ConflictError, id="named by its kind"
+        ),
         pytest.param(PATCH_JOB, 409, b"conflict", KubernetesError, id="409 of something else"),
         pytest.param(
             PATCH_JOB,
             422,
-            status(422, "Invalid", **JOB, causes=[{"field": "metadata.uid", "message": "immutable"}]),
+            status(
+                422, "Invalid", **{**JOB, "kind": "Job"}, causes=[{"field": "metadata.uid", "message": "immutable"}]
+            ),
             ConflictError,
             id="another uid",
         ),

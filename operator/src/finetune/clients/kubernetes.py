@@ -110,10 +110,9 @@ class KubernetesClient:
     async def answers(self) -> bool:
         """Whether the API server answers at all; a refusal or an error in its own words is an answer, too."""
         try:
-            await self._request(Asked("GET", "/version"))
+            return "gitVersion" in await self._request(Asked("GET", "/version"))
         except KubernetesError as error:
             return error.status > 0 and error.reason != INVALID_ANSWER
-        return True
 
     # TrainingRuns
 
@@ -174,10 +173,10 @@ class KubernetesClient:
         """Merge a patch into a Job's status. Raises NotFoundError."""
         return await self._write("PATCH", _JOBS, namespace, name, patch, subresource="status")
 
-    async def delete_job(self, namespace: str, name: str, uid: str | None = None) -> None:
+    async def delete_job(self, namespace: str, name: str, uid: str) -> None:
         """Delete a Job and, in the background, its pods (the API's own default would orphan them).
 
-        With a uid another Job of that name is left alone.
+        Another Job of that name is left alone.
         """
         await self._delete(_JOBS, namespace, name, uid, {"propagationPolicy": "Background"})
 
@@ -278,7 +277,9 @@ class KubernetesClient:
             yield page.get("items") or []
 
     async def _create(self, resource: _Resource, namespace: str, body: Document) -> Document:
-        asked = Asked("POST", resource.path(namespace), resource.plural, resource.group, body["metadata"]["name"])
+        asked = Asked(
+            "POST", resource.path(namespace), resource.plural, resource.group, body["metadata"]["name"], resource.kind
+        )
         return await self._request(asked, kind=resource.kind, body=body)
 
     async def _write(
@@ -287,11 +288,9 @@ class KubernetesClient:
         return await self._request(_asked(verb, resource, namespace, name, subresource), kind=resource.kind, body=body)
 
     async def _delete(
-        self, resource: _Resource, namespace: str, name: str, uid: str | None, options: Mapping[str, str]
+        self, resource: _Resource, namespace: str, name: str, uid: str, options: Mapping[str, str]
     ) -> None:
-        body: Document = {"kind": "DeleteOptions", "apiVersion": "v1", **options}
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
+        body: Document = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}, **options}
         try:
             await self._request(_asked("DELETE", resource, namespace, name), body=body)
         except (NotFoundError, ConflictError):  # it is gone; what has its name now is another one
@@ -323,4 +322,5 @@ class KubernetesClient:
 
 
 def _asked(verb: str, resource: _Resource, namespace: str, name: str, subresource: str = "") -> Asked:
-    return Asked(verb, resource.path(namespace, name, subresource), resource.plural, resource.group, name)
+    path = resource.path(namespace, name, subresource)
+    return Asked(verb, path, resource.plural, resource.group, name, resource.kind)

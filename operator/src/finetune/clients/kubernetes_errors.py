@@ -29,6 +29,8 @@ class Asked(NamedTuple):
     group: str = ""
     name: str = ""
     """Name of the object; empty for a whole collection."""
+    kind: str = ""
+    """Such as `Job`; some errors name the resource by it."""
 
 
 class Cause(NamedTuple):
@@ -143,8 +145,8 @@ def no_answer(asked: Asked, error: BaseException) -> KubernetesError:
 
 def _kind_of(asked: Asked, status: int, reason: str, details: Document) -> type[KubernetesError]:
     ours = bool(asked.name) and (
-        (details.get("name"), details.get("kind"), details.get("group") or "")
-        == (asked.name, asked.resource, asked.group)
+        (details.get("name"), details.get("group") or "") == (asked.name, asked.group)
+        and details.get("kind") in (asked.resource, asked.kind)
     )
     if status == 404:
         return NotFoundError if reason == "NotFound" and ours else NotServedError
