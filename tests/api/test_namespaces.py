@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from finetune.clients.registry import RegistryClient
+from tests.support.faults import Reset, WatchError
 from tests.support.kubectl import Kubectl
 from tests.support.ports import free_port
 from tests.support.processes import Server
-from tests.support.world import ROWS, eventually, manifest, wait_until_ready
+from tests.support.world import ROWS, a_world, eventually, manifest, wait_until_ready
 
 Document = dict[str, Any]
 
@@ -167,3 +168,19 @@ async def test_a_version_that_is_not_served_for_a_moment_ends_nothing(watched: W
     assert still["metadata"]["uid"] == job["metadata"]["uid"]
     assert "deletionTimestamp" not in still["metadata"]
     assert watched.operator.running
+
+
+async def test_watches_that_end_for_any_reason_are_started_again(kubectl: Kubectl, tmp_path: Path) -> None:
+    """Cluster-wide, and by the events alone: the next list is a minute away."""
+    async with a_world(kubectl, tmp_path, FINETUNE_WATCH_NAMESPACES="", FINETUNE_RESYNC_SECONDS="60") as world:
+        world.apply("before")
+        await eventually("a Job", lambda: world.job_of("before"))
+        broken = WatchError(code=500, reason="InternalError", times=3)
+        with world.kubernetes.faulty(broken, Reset(watches=True, times=3)):
+            world.kubernetes.cut()
+            await eventually("three errors", lambda: broken.hits == 3)
+        await eventually("the line", lambda: "is not watched for a moment" in world.operator.log.read_text())
+        for name in ("after-1", "after-2"):
+            world.apply(name)
+            await eventually("a Job", lambda name=name: world.job_of(name))
+        assert world.operator.running
