@@ -131,7 +131,8 @@ async def test_the_parents_claim_goes_while_the_pod_waits(kubectl: Kubectl, tmp_
             world.apply("preferred", **PREFERENCE)
         else:
             world.apply("preferred", **PREFERENCE)
-            await started(world, "preferred")
+            await eventually("the Job", lambda: world.job_of("preferred"))
+            world.create_pod("preferred")
             text = f'0/1 nodes are available: persistentvolumeclaim "{claim}" not found.'
             unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": text}
             pod = world.kubectl.items("pods", "finetune.dev/run=preferred")[0]["metadata"]["name"]

@@ -82,6 +82,12 @@ class World:
 
     def start_pod(self, name: str = "support") -> None:
         """Do what the Job controller and the kubelet do up to the moment at which the trainer runs."""
+        self.create_pod(name)
+        running = {"running": {"startedAt": stamp()}}
+        self.set_pod_status(name, "Running", terminated(0, EXPORTED), running)
+
+    def create_pod(self, name: str = "support") -> None:
+        """Do what the Job controller does."""
         job = self.job_of(name)
         assert job is not None
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"], "controller": True}
@@ -99,8 +105,6 @@ class World:
         for container in [*pod["spec"]["initContainers"], *pod["spec"]["containers"]]:
             container["volumeMounts"] = [m for m in container["volumeMounts"] if m["name"] != "token"]
         self.kubectl.apply(pod)
-        running = {"running": {"startedAt": stamp()}}
-        self.set_pod_status(name, "Running", terminated(0, EXPORTED), running)
 
     def finish_pod(self, name: str = "support", message: Document | None = None) -> None:
         """The trainer ends well and the Job is complete."""
