@@ -66,8 +66,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         When the dataset is not there, is refused, is invalid, or has no rows.
     """
     directory = RunDirectory(settings.run_directory)
-    source = settings.build_source()
-    request = {**source.request(), **settings.request()}
+    request = {**settings.source_request(), **settings.request()}
     directory.dataset.mkdir(parents=True, exist_ok=True)
     with _alone(directory.dataset):
         if (manifest := finished_manifest(directory, request, settings.seed)) is not None:
@@ -77,6 +76,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             return manifest
         directory.manifest.unlink(missing_ok=True)
         directory.report.unlink(missing_ok=True)
+        source = settings.build_source()
         return _again(lambda: _export_once(settings, directory, source))
 
 

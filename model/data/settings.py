@@ -14,9 +14,11 @@ from model import flags
 from model.data.formats import CANONICAL_FIELDS
 from model.data.shapes import candidates, unknown_columns
 from model.data.sources import FileSource, HubSource, ObjectStoreSource, RegistrySource, Source, SqlSource
+from model.files import RunDirectory
 from model.registry import RunRegistry
 
 DATABASE_VARIABLE = "DATASET_URL"
+_NEEDS_DATABASE = f"--source=sql needs the environment variable {DATABASE_VARIABLE}, the database's URL"
 
 _NEEDED = {
     "registry": ("registry_url", "namespace", "run_uid"),
@@ -101,7 +103,9 @@ class ExportSettings(flags.Settings):
             )
         if self.source == "sql":
             assert self.query is not None
-            return SqlSource(os.environ[DATABASE_VARIABLE], self.query)
+            if not (url := os.environ.get(DATABASE_VARIABLE)):
+                raise flags.InvalidSettingsError([_NEEDS_DATABASE])
+            return SqlSource(url, self.query)
         if self.source == "objectStore":
             assert self.uri is not None
             return ObjectStoreSource(self.uri, self.endpoint)
@@ -110,6 +114,16 @@ class ExportSettings(flags.Settings):
             return HubSource(self.repository, self.revision, self.split or "train")
         assert self.path is not None
         return FileSource(self.source, self.path)
+
+    def source_request(self) -> dict[str, Any]:
+        """Return what is asked of the source, as far as an earlier export can be told by it; nothing is looked up.
+
+        A run's rows are exported once: which database they came from, its Secret need not say again, and may say in
+        another way once its password has changed.
+        """
+        if self.source == "sql" and (self.run_uid or not os.environ.get(DATABASE_VARIABLE)):
+            return {"type": "sql", "query": self.query}
+        return self.build_source().request()
 
     def request(self) -> dict[str, Any]:
         """Return what, beside the source's content and the seed, decides what the files hold."""
@@ -136,8 +150,8 @@ def _problems_together(data: Mapping[str, Any]) -> list[str]:
     if {"evaluation_percent", "evaluation_max_rows"} <= given:
         problems.append("give --evaluation-percent or --evaluation-max-rows, not both")
     problems += [f"--source={source} needs {flags.flag(name)}" for name in _NEEDED.get(source, ()) if name not in given]
-    if source == "sql" and not os.environ.get(DATABASE_VARIABLE):
-        problems.append(f"--source=sql needs the environment variable {DATABASE_VARIABLE}, the database's URL")
+    if source == "sql" and not os.environ.get(DATABASE_VARIABLE) and not _exported_before(data):
+        problems.append(_NEEDS_DATABASE)
     problems += [
         f"{flags.flag(name)}: is for --source={' or '.join(sources)} only"
         for name, sources in _ONLY_FOR.items()
@@ -146,6 +160,12 @@ def _problems_together(data: Mapping[str, Any]) -> list[str]:
     if isinstance(columns := data.get("column"), Mapping):
         problems += _column_problems(columns, data.get("method", "SFT"))
     return problems
+
+
+def _exported_before(data: Mapping[str, Any]) -> bool:
+    """Whether there may be nothing left to do, for which no source is needed."""
+    directory = data.get("run_directory")
+    return directory is not None and RunDirectory(Path(str(directory))).manifest.is_file()
 
 
 def _column_problems(columns: Mapping[str, Any], method: Any) -> list[str]:
