@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.training import cli, result, run
+from model.training.loop import takeover
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.trainer import TrainingLoop
 from model.training.processes import hang, interruption, parallel
@@ -26,6 +27,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "adapter": (result, "verify_adapter"),
     "last words": (run, "write_termination_message"),
     "publication": (run, "_publish"),
+    "takeover": (takeover, "publish_directory"),
 }
 """Functions by what the trainer does in them."""
 
@@ -39,6 +41,12 @@ def sigterm(arguments: list[str], point: str, call: int, step_seconds: float) ->
 
     interruption.STEP_SECONDS = step_seconds
     _before(point, call, act)
+    cli.run(arguments)
+
+
+def killed(arguments: list[str], point: str, call: int) -> None:
+    """Train, and be killed when a point is reached for the `call`-th time."""
+    _before(point, call, lambda: os.kill(os.getpid(), signal.SIGKILL))
     cli.run(arguments)
 
 
