@@ -33,14 +33,13 @@ def test_after_a_silence_calls_fail_at_once_and_say_why() -> None:
     breaker, clock = broken()
     clock.now += REST_SECONDS - 1
     assert breaker.turn() is Turn.FAIL
-    assert breaker.reason == "it did not answer and is asked again in 1 s; the last error: no answer in time"
+    assert breaker.error == "no answer in time"
 
 
 def test_one_probe_at_a_time_after_the_rest() -> None:
     breaker, clock = broken()
     clock.now += REST_SECONDS
     assert [breaker.turn() for _ in range(3)] == [Turn.PROBE, Turn.FAIL, Turn.FAIL]
-    assert "being asked again now" in breaker.reason
 
 
 def test_a_probe_that_is_answered_lets_everybody_call_again() -> None:
@@ -59,7 +58,7 @@ def test_a_probe_without_an_answer_starts_another_rest() -> None:
     breaker.silent(Turn.PROBE, "refused")
     clock.now += REST_SECONDS - 0.1
     assert breaker.turn() is Turn.FAIL
-    assert "refused" in breaker.reason
+    assert breaker.error == "refused"
     clock.now += 0.2
     assert breaker.turn() is Turn.PROBE
 

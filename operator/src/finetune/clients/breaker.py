@@ -21,7 +21,7 @@ class Turn(Enum):
     PROBE = "probe"
     """Call, as the only one: the answer decides for all the others."""
     FAIL = "fail"
-    """Do not call; see `Breaker.reason`."""
+    """Do not call; `Breaker.error` says why."""
 
 
 class Breaker:
@@ -38,7 +38,8 @@ class Breaker:
         self._clock = clock
         self._silent_until: float | None = None
         self._probing = False
-        self._error = ""
+        self.error = ""
+        """The last error of a call without an answer."""
 
     def turn(self) -> Turn:
         """Ask before a call."""
@@ -58,7 +59,7 @@ class Breaker:
         """There was none; `error` says why. Calls that began before the silence was known do not prolong it."""
         if turn is Turn.PROBE or self._silent_until is None:
             self._silent_until = self._clock() + self._rest_seconds
-            self._error = error
+            self.error = error
         if turn is Turn.PROBE:
             self._probing = False
 
@@ -66,10 +67,3 @@ class Breaker:
         """The call was cancelled before anything was known."""
         if turn is Turn.PROBE:
             self._probing = False
-
-    @property
-    def reason(self) -> str:
-        """Why calls fail at once now, with the last error."""
-        wait = max(0.0, (self._silent_until or 0.0) - self._clock())
-        again = f"asked again in {wait:.0f} s" if wait > 0 else "being asked again now"
-        return f"it did not answer and is {again}; the last error: {self._error}"

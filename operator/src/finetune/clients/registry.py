@@ -343,27 +343,26 @@ class RegistryClient:
             raise RegistryRefused(status=422, reason="Invalid", message=str(error), hint=hint) from error
         headers = {} if body is None else {"Content-Type": "application/json"}
         async with (
-            self._turn(method, path) as limits,
+            self._turn() as limits,
             self._open(method, path, data=data, headers=headers, query=query, limits=limits) as response,
         ):
             return await response.text()
 
     @asynccontextmanager
-    async def _turn(self, method: str, path: str) -> AsyncIterator[aiohttp.ClientTimeout]:
+    async def _turn(self) -> AsyncIterator[aiohttp.ClientTimeout]:
         """Wait for a turn; yields the call's limits. Raises RegistryUnavailable at once while there is silence."""
         if self._breaker is None:
             yield self._timeout
             return
-        url = self._base_url + path
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._turns.acquire()
         except TimeoutError as error:
-            raise RegistryUnavailable(f"{method} {url}: {CALLS_AT_ONCE} other calls wait for the registry") from error
+            raise RegistryUnavailable(f"the registry {self._base_url} is slow: others wait for it, too") from error
         try:
             turn = self._breaker.turn()
             if turn is Turn.FAIL:
-                raise RegistryUnavailable(f"the registry {self._base_url} is not asked: {self._breaker.reason}")
+                raise RegistryUnavailable(self._breaker.error)
             try:
                 yield aiohttp.ClientTimeout(total=PROBE_SECONDS if turn is Turn.PROBE else CALL_SECONDS)
             except RegistrySilent as error:
@@ -378,6 +377,10 @@ class RegistryClient:
             self._breaker.answered()
         finally:
             self._turns.release()
+
+    def _silence(self, why: str) -> str:
+        """The same words for every call: they end up in the status of runs, and must not change with each pass."""
+        return f"{self._base_url} does not answer: {why}; is the registry up?"
 
     @asynccontextmanager
     async def _open(
@@ -413,10 +416,9 @@ class RegistryClient:
                     raise _failure(method, url, response.status, await response.text())
                 yield response
         except TimeoutError as error:
-            raise RegistrySilent(f"{method} {url}: no answer in time; is the registry up?") from error
+            raise RegistrySilent(self._silence("no answer in time")) from error
         except (aiohttp.ClientError, OSError) as error:
-            detail = str(error) or type(error).__name__
-            raise RegistrySilent(f"{method} {url}: {detail}; is the registry up?") from error
+            raise RegistrySilent(self._silence(str(error) or type(error).__name__)) from error
         except ValueError as error:  # text in no known encoding, a header that cannot be sent
             raise RegistryUnavailable(f"{method} {url}: {error}; is the address right?") from error
 
