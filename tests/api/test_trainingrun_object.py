@@ -229,23 +229,24 @@ FAILURE = Failure(reason="DatasetInvalid", message="row 7: no JSON", hint="Corre
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "message"),
+    ("status", "shown"),
     [
-        (TrainingRunStatus(phase="Queued", waiting=WAITING), "Queued", "no quota is left in gold"),
-        (TrainingRunStatus(phase="Failed", failure=FAILURE), "DatasetInvalid", "row 7: no JSON"),
-        (TrainingRunStatus(phase="Training"), "", ""),
+        (TrainingRunStatus(phase="Queued", waiting=WAITING), ("Queued", "no quota is left in gold")),
+        (TrainingRunStatus(phase="Failed", failure=FAILURE), ("DatasetInvalid", "row 7: no JSON")),
+        (TrainingRunStatus(phase="Training"), ("", "")),
     ],
     ids=["waiting", "failed", "well"],
 )
 def test_the_table_says_what_a_run_waits_for_and_why_it_failed(
-    api: KubeApi, kubectl: Kubectl, run: dict[str, Any], status: TrainingRunStatus, reason: str, message: str
+    api: KubeApi, kubectl: Kubectl, run: dict[str, Any], status: TrainingRunStatus, shown: tuple[str, str]
 ) -> None:
     put_status(api, run, status)
     text = kubectl("get", "trun", "minimal")
-    assert columns(text)["MESSAGE"] == message
+    wide = columns(kubectl("get", "trun", "minimal", "-o", "wide"))
+    assert (wide["REASON"], wide["MESSAGE"]) == shown
+    assert columns(text)["MESSAGE"] == shown[1]
     assert text.splitlines()[0].endswith("MESSAGE"), "what may be long comes last"
     assert len(text.splitlines()[0]) < 120
-    assert columns(kubectl("get", "trun", "minimal", "-o", "wide"))["REASON"] == reason
 
 
 def test_an_adapter_of_an_older_operator_is_shown_by_its_name(

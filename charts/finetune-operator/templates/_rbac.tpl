@@ -1,26 +1,32 @@
 {{/* What the operator may do where it watches. It never reads a Secret: pods refer to them by name. */}}
 {{- define "finetune-operator.operatorRules" -}}
 - apiGroups: [finetune.dev]
-  resources: [trainingruns]
-  verbs: [get, list, watch]
+  resources: [trainingruns]  # patched with an annotation that says how the run ended, for when its status is lost
+  verbs: [get, list, watch, patch]
 - apiGroups: [finetune.dev]
   resources: [trainingruns/status]
-  verbs: [get, patch, update]
+  verbs: [update]
 - apiGroups: [finetune.dev]
   resources: [trainingruns/finalizers]  # to own Jobs where owner references are checked
   verbs: [update]
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs/status]  # its start time is cleared while it is suspended: the deadline must not count that time
+  verbs: [patch]
 - apiGroups: [""]
-  resources: [pods]
-  verbs: [get, list, watch]
+  resources: [pods]  # deleted when the trainer died and another container keeps the pod alive
+  verbs: [list, watch, delete]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, create]
 - apiGroups: [""]
   resources: [events]  # listed to say why a pod does not start
-  verbs: [create, patch, list]
+  verbs: [create, list]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]  # a suspended run gives its place back; nothing of this is used where Kueue is not
+  verbs: [list, patch]
 {{- end -}}
 
 {{/* What the registry may do where runs are: look up who is behind a token. */}}
