@@ -51,8 +51,9 @@ api: programs ## The API, the operator and the registry's authentication against
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
 	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist worksteal --durations=12 tests/training
 
-chaos: $(VENV)/ready ## A hundred runs killed at random moments, each resumed to the same bits
+chaos: programs ## A hundred trainers and five hundred operators killed at random moments; every run ends as if they had not been
 	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos
+	$(BIN)/pytest -n 2 tests/chaos/test_failpoints.py
 
 e2e: programs ## The whole, on the local cluster with real pods
 	$(BIN)/pytest -n 3 --dist loadfile tests/e2e

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.api_server import ApiServerOnly
+from tests.cluster.api_server import MUTATING_POLICIES, ApiServerOnly
 from tests.cluster.kube_api import KubeApi
 from tests.support.kubectl import Kubectl
 from tests.support.managed import Managed, a_managed_world
@@ -39,7 +39,7 @@ def managed_server() -> Iterator[ApiServerOnly]:
 
     The tests that write a Job's status themselves need a server on which nobody else does.
     """
-    with ApiServerOnly() as server:
+    with ApiServerOnly(MUTATING_POLICIES) as server:
         _serve_training_runs(server)
         server.start_controllers()
         yield server

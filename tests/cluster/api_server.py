@@ -33,11 +33,22 @@ CONTROLLERS = (
 )
 """What makes a Job's pods and ends them, removes what has no owner or no namespace any more, and counts quotas."""
 
+MUTATING_POLICIES = (
+    "--feature-gates=MutatingAdmissionPolicy=true",
+    "--runtime-config=admissionregistration.k8s.io/v1beta1=true",
+)
+"""Flags that let a test change objects on their way in, as a mesh's webhook does, without a webhook's server."""
+
 
 class ApiServerOnly:
-    """etcd and an API server on ports of their own, in a folder of their own, for as long as this process lives."""
+    """etcd and an API server on ports of their own, in a folder of their own, for as long as this process lives.
 
-    def __init__(self) -> None:
+    Args:
+        flags: more flags of the API server.
+    """
+
+    def __init__(self, flags: Sequence[str] = ()) -> None:
+        self._flags = flags
         self._plane: ControlPlane | None = None
         self._lock: TextIO | None = None
         self._lifeline: tuple[int, ...] = ()  # a pipe: its ends while the programs run
@@ -90,7 +101,7 @@ class ApiServerOnly:
             pass_fds=(read_end,),
         )
         # Without the controller that makes them, pods would be refused for want of a service account.
-        api = self._plane.start(disabled_admission=("ServiceAccount",))
+        api = self._plane.start(disabled_admission=("ServiceAccount",), flags=self._flags)
         self._plane.wait_until("namespace default exists", lambda: api.get("/api/v1/namespaces/default"))
 
     def start_controllers(self, controllers: Sequence[str] = CONTROLLERS) -> None:

@@ -48,13 +48,15 @@ class ControlPlane:
         target = f"--kubeconfig-dir={self.layout.root}"
         host.run([kubeadm, "init", "phase", "kubeconfig", "all", f"--config={config}", target])
 
-    def start(self, *, disabled_admission: Sequence[str] = ()) -> KubeApi:
-        """Start etcd and the API server, and wait until the latter is ready."""
+    def start(self, *, disabled_admission: Sequence[str] = (), flags: Sequence[str] = ()) -> KubeApi:
+        """Start etcd and the API server (with more flags), and wait until the latter is ready."""
         self.layout.config.mkdir(parents=True, exist_ok=True)
         self.start_program(render.etcd(self.layout, self.ports))
         self.make_credentials()
         self.start_program(
-            render.api_server(self.layout, self.ports, address=self.address, disabled_admission=disabled_admission)
+            render.api_server(
+                self.layout, self.ports, address=self.address, disabled_admission=disabled_admission, flags=flags
+            )
         )
         api = KubeApi.from_kubeconfig(self.layout.kubeconfig("super-admin"))
         self.wait_until("the API server is ready", api.is_ready)

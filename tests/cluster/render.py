@@ -55,7 +55,9 @@ def etcd(layout: Layout, ports: Ports) -> list[str]:
     ]
 
 
-def api_server(layout: Layout, ports: Ports, *, address: str, disabled_admission: Sequence[str] = ()) -> list[str]:
+def api_server(
+    layout: Layout, ports: Ports, *, address: str, disabled_admission: Sequence[str] = (), flags: Sequence[str] = ()
+) -> list[str]:
     """The API server with RBAC, Pod Security admission and service-account tokens of any audience."""
     pki = layout.pki
     return [
@@ -85,6 +87,7 @@ def api_server(layout: Layout, ports: Ports, *, address: str, disabled_admission
         *([f"--disable-admission-plugins={','.join(disabled_admission)}"] if disabled_admission else []),
         "--allow-privileged=true",
         "--endpoint-reconciler-type=none" if address == LOOPBACK else "--endpoint-reconciler-type=lease",
+        *flags,
     ]
 
 

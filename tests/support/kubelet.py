@@ -74,6 +74,7 @@ class Attempt:
     events: reason and message of Events that the pod gets once it is on a node.
     mounts: a volume of it cannot be mounted: the message; the pod waits until `Kubelet.heal`.
     trouble: a container that cannot start.
+    rejected: reason and message with which the kubelet refuses the pod before any of its containers starts.
     """
 
     export: Play | None = None
@@ -83,6 +84,7 @@ class Attempt:
     events: tuple[tuple[str, str], ...] = ()
     mounts: str = ""
     trouble: Trouble | None = None
+    rejected: tuple[str, str] = ("", "")
     node: str = NODE
 
     def play(self, container: str) -> Play | None:
@@ -132,13 +134,13 @@ class Kubelet:
             life.wake()
 
     def heal(self, run: str) -> None:
-        """What a pod waits for is there now."""
+        """What a pod waits for is there now; one that waits for two things, one after the other, is healed twice."""
         for life in self.of(run):
             life.healed = True
             life.wake()
 
     def of(self, run: str, role: str = "train") -> list[Life]:
-        """The living pods of a run."""
+        """The pods of a run that have not ended."""
         return [life for life in self.lives.values() if life.key == (run, role) and not life.over]
 
     def lose_node(self, node: str = NODE) -> None:
@@ -274,9 +276,9 @@ class Life:
             return
         self.conditions.pop("Ready", None)
         await self.write(phase)
+        self.over = True
         while not self.deleted:
             await self._wait(None)
-        self.over = True
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.pod["metadata"]["uid"]}}
         await self._kubelet.call("DELETE", f"pods/{self.pod['metadata']['name']}", options)
 
@@ -286,9 +288,7 @@ class Life:
             message = {"reason": "Unschedulable", "message": self.attempt.unschedulable}
             self.conditions["PodScheduled"] = {"type": "PodScheduled", "status": "False", **message}
             await self.write("Pending", bound=False)
-        while self.attempt.unschedulable and not self.healed:
-            await self._wait(None)
-            if self.deleted:
+            if not await self._is_healed():
                 return False
         name = self.pod["metadata"]["name"]
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}}
@@ -304,11 +304,12 @@ class Life:
 
     async def _played(self) -> str | None:
         """The phase at the end of all containers; None where nobody will ever hear of it."""
+        if any(self.attempt.rejected):
+            return "Failed"
         if self.attempt.mounts:
             await self._say("FailedMount", self.attempt.mounts)
             await self.write("Pending")
-        while self.attempt.mounts and not self.healed and not self.deleted:
-            await self._wait(None)
+            await self._is_healed()
         sidecars: dict[str, asyncio.Task[int | None]] = {}
         try:
             for container in self._init:
@@ -346,8 +347,7 @@ class Life:
         if trouble is not None and trouble.container == name:
             self.states[name] = {"waiting": {"reason": trouble.reason, "message": trouble.message}}
             await self.write("Pending")
-            while not self.healed and not self.deleted:
-                await self._wait(None)
+            await self._is_healed()
         if self.deleted:
             return SIGTERM  # never started
         began = self._kubelet.stamp()
@@ -385,6 +385,13 @@ class Life:
         await asyncio.sleep(play.after_sigterm)
         return play.sigterm_code, play.sigterm_words, ""
 
+    async def _is_healed(self) -> bool:
+        """Wait until the trouble is over; False when the pod is deleted before."""
+        while not self.healed and not self.deleted:
+            await self._wait(None)
+        self.healed = False
+        return not self.deleted
+
     async def _wait(self, end: float | None) -> None:
         """Wait until something is said, or for the end of a container."""
         self._changed.clear()
@@ -396,7 +403,9 @@ class Life:
         about = {key: self.pod["metadata"][key] for key in ("name", "namespace", "uid")}
         now = self._kubelet.stamp()
         event = {
-            "metadata": {"generateName": "kubelet-"},
+            "metadata": {
+                "name": f"{self.pod['metadata']['name']}.{time.time_ns():x}"
+            },  # sorts by time, as kubelet's do
             "involvedObject": {"apiVersion": "v1", "kind": "Pod", **about},
             "type": "Warning" if reason.startswith(("Failed", "BackOff")) else "Normal",
             "source": {"component": "kubelet", "host": self.attempt.node},
@@ -416,7 +425,9 @@ class Life:
         status: Document = {"conditions": list(self.conditions.values())}
         if phase:
             status["phase"] = phase
-        if bound:
+        if phase == "Failed" and any(self.attempt.rejected):
+            status["reason"], status["message"] = self.attempt.rejected
+        elif bound:
             status |= {
                 "startTime": self.pod["status"].setdefault("startTime", now),
                 "initContainerStatuses": [self._container(each["name"]) for each in self._init],
