@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from model import disks, gpus
+
 OK: Final = 0
 CRASH: Final = 1
 INVALID_CONFIGURATION: Final = 2
@@ -38,6 +40,12 @@ _FULL_TEXTS = (
 )
 
 
+_GPU_ADVICE = (
+    "check this machine's driver and device (nvidia-smi, dmesg); in a cluster the run's status names the node, and the "
+    "pod's runtime class must bring the GPU into the container"
+)
+
+
 class FailureError(Exception):
     """A failure that a person can act on.
 
@@ -62,29 +70,50 @@ class FailureError(Exception):
 
 
 def storage_failure(error: BaseException) -> FailureError | None:
-    """Translate an error of the storage that a second attempt cannot cure; None for any other.
+    """Translate an error of the storage; None for any other.
 
     The libraries that write weights wrap the operating system's error, or keep nothing of it but its text.
     """
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        name = getattr(error, "filename", None)
         return FailureError(
             ACCESS_DENIED,
             "AccessDenied",
-            f"{error.strerror}{_where(error)}: it must be readable and writable for the user that runs this",
+            f"{error.strerror}{f' ({name})' if name else ''}: it must be readable and writable for the user that runs "
+            "this",
         )
     link: BaseException | None = error
     while link is not None:
-        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(text in str(link) for text in _FULL_TEXTS):
-            return FailureError(
-                STORAGE_FULL,
-                "StorageFull",
-                f"no space left on the output volume{_where(link)}: make room there, or use a larger claim",
-            )
+        code = link.errno if isinstance(link, OSError) else None
+        if code in (errno.ENOSPC, errno.EDQUOT) or any(text in str(link) for text in _FULL_TEXTS):
+            name = getattr(link, "filename2", None) or getattr(link, "filename", None)
+            quota = code == errno.EDQUOT or "quota" in str(link)
+            return FailureError(STORAGE_FULL, "StorageFull", disks.full(name and str(name), quota=quota))
         link = link.__cause__ or link.__context__
     return None
 
 
-def _where(error: BaseException) -> str:
-    name = getattr(error, "filename", None)
-    return f" ({name})" if name else ""
+def gpu_failure(error: BaseException) -> FailureError | None:
+    """Translate an error of a GPU or of its driver that another machine may not have; None for any other."""
+    said = gpus.broken(error)
+    if said is None:
+        return None
+    return FailureError(GPU_UNAVAILABLE, "GPUUnavailable", f"a GPU of this machine failed: {said}; {_GPU_ADVICE}")
+
+
+def no_usable_gpu(wanted: int, said: str) -> FailureError:
+    """Return the failure of a machine that has none of the GPUs that were asked for.
+
+    Parameters
+    ----------
+    wanted
+        How many were asked for.
+    said
+        Why torch finds none.
+    """
+    return FailureError(
+        GPU_UNAVAILABLE,
+        "GPUUnavailable",
+        f"{wanted} GPUs were requested and none is usable: {said} ({gpus.driver()}); {_GPU_ADVICE}; or leave "
+        "--gpus out (resources.gpus: 0) to train on the CPU",
+    )

@@ -80,7 +80,7 @@ def as_failure(error: BaseException) -> FailureError:
     """Translate any exception that ends a process; the traceback of an unexpected one goes to stderr."""
     if isinstance(error, FailureError):
         return error
-    if (known := exits.storage_failure(error)) is not None:
+    if (known := exits.storage_failure(error) or exits.gpu_failure(error)) is not None:
         return known
     traceback.print_exception(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from model import flags
+from model import disks, flags
 from model.data.checks import Problems, empty_failure
 from model.data.records import InvalidRowError, Record
 from model.data.report import Report, render
@@ -66,6 +66,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         When the dataset is not there, is refused, is invalid, or has no rows.
     """
     directory = RunDirectory(settings.run_directory)
+    disks.writes_to(directory.path)
     request = {**settings.source_request(), **settings.request()}
     directory.dataset.mkdir(parents=True, exist_ok=True)
     with _alone(directory.dataset):

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model import exits
+from model import exits, gpus
 from model.exits import FailureError
 from model.files import RunDirectory
 from model.training.config import TrainSettings
@@ -89,12 +89,7 @@ def check_devices(settings: TrainSettings) -> None:
 
     usable = torch.cuda.is_available()
     if settings.gpus > 0 and not usable and not settings.pretended_gpus:
-        raise FailureError(
-            exits.GPU_UNAVAILABLE,
-            "GPUUnavailable",
-            f"{settings.gpus} GPUs were requested and none is usable: leave --gpus out (resources.gpus: 0) to train on "
-            "the CPU, or check the machine's driver and, in a cluster, the pod's runtime class",
-        )
+        raise exits.no_usable_gpu(settings.gpus, f"torch says: {gpus.torch_says()}")
     basemodel.check_quantization(settings.quantization, cuda=settings.gpus > 0 and usable)
     problems = settings.sharding_problems()  # once more: a parent brings its variant
     if settings.sharding != "None" and not problems and parallel.world().size == 1:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import Any, TextIO
 
-from model import exits
+from model import disks, exits
 from model.exits import FailureError
 from model.files import RunDirectory, write_json
 from model.registry import RegistryRefusedError, RegistryUnavailableError, retry
@@ -41,6 +41,7 @@ def train(settings: TrainSettings, output: TextIO) -> None:
     """
     settings = settings.resolved()
     directory = RunDirectory(settings.run_directory)
+    disks.writes_to(directory.path)
     try:
         log = ProgressLog(output, directory.metrics) if parallel.world().first else PeerLog(directory.metrics)
     except OSError as error:

@@ -60,6 +60,18 @@ def full_disk(arguments: list[str], point: str, call: int) -> None:
     cli.run(arguments)
 
 
+def broken_gpu(arguments: list[str], point: str, call: int) -> None:
+    """Train, and get an error of the GPU's when a point is reached for the `call`-th time."""
+
+    def act() -> None:
+        raise RuntimeError(
+            "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be reported later"
+        )
+
+    _before(point, call, act)
+    cli.run(arguments)
+
+
 def broken_disk(arguments: list[str], point: str, call: int) -> None:
     """Train, and get SIGTERM and an error of the disk when a point is reached for the `call`-th time."""
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from model import exits
-from tests.training.harness import Run
+from tests.training import faults
+from tests.training.harness import Run, finish
 
 
 @pytest.fixture
@@ -143,7 +144,15 @@ def test_weights_that_are_no_numbers(run: Run, own_base_model: Path) -> None:
 
 def test_gpus_that_are_not_there(run: Run) -> None:
     run.flags |= {"gpus": 1}
-    assert_fails(run, exits.GPU_UNAVAILABLE, "GPUUnavailable", "resources.gpus")
+    words = ("1 GPUs were requested and none is usable: torch says: ", "nvidia-smi", "resources.gpus")
+    assert_fails(run, exits.GPU_UNAVAILABLE, "GPUUnavailable", *words)
+
+
+def test_a_gpu_that_breaks(run: Run) -> None:
+    assert finish(run.start(faults.broken_gpu, "micro-batch", 3)) == exits.GPU_UNAVAILABLE
+    failure = run.said()["failure"]
+    assert failure["reason"] == "GPUUnavailable"
+    assert "CUDA error: uncorrectable ECC error encountered; check this machine's driver" in failure["message"]
 
 
 def test_layers_that_the_model_does_not_have(run: Run) -> None:
@@ -181,7 +190,7 @@ def test_rows_that_are_all_too_long(run: Run) -> None:
 
 def test_a_full_disk(run: Run) -> None:
     (run.directory / "metrics.jsonl").symlink_to("/dev/full")
-    assert_fails(run, exits.STORAGE_FULL, "StorageFull", "larger claim")
+    assert_fails(run, exits.STORAGE_FULL, "StorageFull", "no space left on the volume at ", "larger claim")
 
 
 @pytest.fixture
@@ -197,8 +206,9 @@ def test_the_registry_gets_the_progress_and_the_result(told_run: Run, registry: 
     status = posts[-1]["trainerStatus"]
     metrics = {metric["name"]: metric["value"] for metric in status["metrics"]}
     assert status["progressPercentage"] == 100
-    assert set(metrics) == {"loss", "step", "totalSteps", "epoch", "learningRate", "tokensPerSecond"}
-    assert (metrics["step"], metrics["totalSteps"]) == ("4", "4")
+    names = {"loss", "step", "totalSteps", "epoch", "learningRate", "tokensPerSecond", "checkpointStep"}
+    assert set(metrics) == names
+    assert (metrics["step"], metrics["totalSteps"], metrics["checkpointStep"]) == ("4", "4", "4")
     assert float(metrics["loss"]) == pytest.approx(told_run.events("train")[-1]["loss"], abs=1e-5)
 
     method, path, token, body = registry.calls[-1]

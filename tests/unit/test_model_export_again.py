@@ -1,4 +1,4 @@
-"""Rows that an earlier attempt has exported need their source no more: it may be gone, with its Secret and the network."""
+"""Rows that an earlier attempt has exported need their source no more, nor its Secret, nor the network."""
 
 from __future__ import annotations
 

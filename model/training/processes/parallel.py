@@ -222,7 +222,7 @@ def _peers() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise lost_peers(error) from error
+        raise exits.gpu_failure(error) or lost_peers(error) from error
 
 
 def lost_peers(error: BaseException) -> FailureError:
