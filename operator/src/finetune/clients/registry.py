@@ -41,6 +41,14 @@ from finetune.api.registry import (
 )
 
 from .breaker import Breaker, Turn
+from .registry_errors import (
+    RegistryDenied,
+    RegistryError,
+    RegistryNotFound,
+    RegistryRefused,
+    RegistrySilent,
+    RegistryUnavailable,
+)
 
 __all__ = [
     "AdapterFile",
@@ -67,44 +75,12 @@ CALL_SECONDS = 5.0
 PROBE_SECONDS = 15.0
 """How long the one call waits that finds out whether a silent registry is back, so that a slow one serves at all."""
 CALLS_AT_ONCE = 4
+TURN_SECONDS = 1.0
+"""How long a call waits for one of these to end before it gives up, too."""
 
 _JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _T = TypeVar("_T", bound=Document)
 _P = TypeVar("_P")
-
-
-class RegistryError(Exception):
-    """Any failure of a call to the registry."""
-
-
-class RegistryUnavailable(RegistryError):  # noqa: N818 - reads as the condition that it is
-    """No answer, a broken answer, or an error of the server: try again later."""
-
-
-class RegistrySilent(RegistryUnavailable):
-    """No answer, or not a whole one."""
-
-
-class RegistryDenied(RegistryUnavailable):
-    """The caller's token or rights are not enough (401, 403): an administrator can mend that, nothing is lost."""
-
-
-class RegistryRefused(RegistryError):  # noqa: N818 - reads as the condition that it is
-    """The registry said no.
-
-    Attributes: `status` (HTTP), `reason` (one word), `message` and `hint` (sentences).
-    """
-
-    def __init__(self, *, status: int, reason: str, message: str, hint: str) -> None:
-        super().__init__(f"{message} ({hint})" if hint else message)
-        self.status = status
-        self.reason = reason
-        self.message = message
-        self.hint = hint
-
-
-class RegistryNotFound(RegistryRefused):
-    """What was asked for does not exist (yet)."""
 
 
 class RegistryClient:
@@ -355,10 +331,10 @@ class RegistryClient:
             yield self._timeout
             return
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
         except TimeoutError as error:
-            raise RegistryUnavailable(f"the registry {self._base_url} is slow: others wait for it, too") from error
+            raise RegistryUnavailable(self._silence("no answer in time")) from error
         try:
             turn = self._breaker.turn()
             if turn is Turn.FAIL:
