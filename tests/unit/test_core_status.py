@@ -263,7 +263,7 @@ def test_events_tell_what_changed_and_are_the_same_event_when_told_again() -> No
     assert reasons == ["JobCreated", "DatasetExported", "AdapterRegistered"]
     assert events_between(status, status) == ()
     draft = events_between(empty, status)[0]
-    first, second = (build_event(o.run(), draft, o.at(seconds)) for seconds in (1, 2))
+    first, second = (build_event(o.run().metadata, draft, o.at(seconds)) for seconds in (1, 2))
     assert first["metadata"]["name"] == second["metadata"]["name"]
 
 

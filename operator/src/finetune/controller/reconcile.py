@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from finetune.api import reasons
 from finetune.api.status import TrainingRunStatus
-from finetune.api.trainingrun import TrainingRun
+from finetune.api.trainingrun import ObjectMeta, TrainingRun
 from finetune.clients.kubernetes import ConflictError, KubernetesClient, KubernetesError, NotFoundError
 from finetune.clients.registry import RegistryClient
 
@@ -110,7 +110,7 @@ class Reconciler:
                 return 0.0
         except (ConflictError, StaleError):
             return 0.0  # somebody changed it since it was read: start again from what it is now
-        await self._emit_events(run, status)
+        await self._emit_events(run.metadata, run.status, status)
         if is_finished(status) and not is_finished(run.status):
             _log.info("%s: %s after %s attempts", key, status.phase, status.attempts)
             return 0.0  # the Job is taken care of once the final status is stored
@@ -164,8 +164,8 @@ class Reconciler:
                 return
             metadata = document["metadata"]
             status = troubled_status(old, trouble_of(error, key), metadata["generation"], self._now())
-            if status != old:
-                await self._write(document, status)
+            if status != old and await self._write(document, status):
+                await self._emit_events(ObjectMeta.model_validate(metadata), old, status)
         except Exception as another:  # noqa: BLE001 - the API server is away: nothing can be said, and all is tried again
             _log.warning("%s: cannot say that it fails: %s", key, another)
 
@@ -183,12 +183,13 @@ class Reconciler:
             return waiting_seconds(self._now() - status.waiting.since, self._settings)
         pod, job = case.pod, case.job
         pending = job is not None and not job.suspended and (pod is None or pod.phase != "Running")
-        return SOON_SECONDS if pending or (case.run.spec.suspend and job is not None) else None
+        untold = job is not None and bool(job.queue) and case.run.spec.suspend and case.seen.workload is None
+        return SOON_SECONDS if pending or untold else None
 
-    async def _emit_events(self, run: TrainingRun, status: TrainingRunStatus) -> None:
-        for draft in events_between(run.status, status, run.metadata.name):
+    async def _emit_events(self, run: ObjectMeta, old: TrainingRunStatus, new: TrainingRunStatus) -> None:
+        for draft in events_between(old, new, run.name):
             try:
-                await self._kubernetes.create_event(run.metadata.namespace, build_event(run, draft, self._now()))
+                await self._kubernetes.create_event(run.namespace, build_event(run, draft, self._now()))
             except KubernetesError as error:
                 _log.warning("event %s not emitted: %s", draft.reason, error)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from finetune.api import API_VERSION, KIND, conditions, reasons
 from finetune.api.status import Attempt, TrainingRunStatus
-from finetune.api.trainingrun import TrainingRun
+from finetune.api.trainingrun import ObjectMeta
 
 from . import names
 from .attempts import COMPLETED, GONE, INTERRUPTED
@@ -52,23 +52,23 @@ def events_between(old: TrainingRunStatus, new: TrainingRunStatus, run_name: str
     return tuple(drafts)
 
 
-def build_event(run: TrainingRun, draft: EventDraft, now: datetime) -> dict[str, Any]:
+def build_event(run: ObjectMeta, draft: EventDraft, now: datetime) -> dict[str, Any]:
     """The Event as a document; its name follows from what it says, so that saying it again changes nothing."""
-    said = f"{run.metadata.uid}/{draft.reason}/{draft.message}"
+    said = f"{run.uid}/{draft.reason}/{draft.message}"
     time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            "name": f"{run.metadata.name}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",
-            "namespace": run.metadata.namespace,
+            "name": f"{run.name}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",
+            "namespace": run.namespace,
         },
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "name": run.metadata.name,
-            "namespace": run.metadata.namespace,
-            "uid": run.metadata.uid,
+            "name": run.name,
+            "namespace": run.namespace,
+            "uid": run.uid,
         },
         "type": draft.type,
         "reason": draft.reason,

@@ -28,7 +28,7 @@ def image_missing(case: Case) -> Finding | None:
         message = f"{container.waiting_reason}: {container.waiting_message}"
         if _is_injected(case, container):
             return wait(reasons.IMAGE_PULL_FAILED, f"{_name(container)}: {message}", f"Container/{container.name}")
-        return expire(reasons.IMAGE_PULL_FAILED, message, "Image")
+        return expire(reasons.IMAGE_PULL_FAILED, message, f"Image/{case.settings.trainer_image}")
     return None
 
 

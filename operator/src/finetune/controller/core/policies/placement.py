@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from finetune.api import reasons
 from finetune.controller.core.case import Case
 from finetune.controller.core.findings import Finding, expire, wait
@@ -12,6 +14,7 @@ from .missing import missing_reference
 PROVISIONING_FAILED = "ProvisioningFailed"
 """Reason of a claim's Event: its StorageClass does not exist, or cannot make a volume."""
 
+_NO_CLASS = re.compile(r'storageclass\S* "([^"]+)" not found', re.IGNORECASE)
 _MOUNT_TROUBLE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 _AFTER_MOUNT = ("Pulling", "Pulled", "Created", "Started")
 """Events that only come once everything is mounted."""
@@ -46,9 +49,11 @@ def unschedulable(case: Case) -> Finding | None:
         told = (event.message for event in reversed(case.seen.events) if event.reason == PROVISIONING_FAILED)
         refusal = next(told, None)
         if refusal is not None:
-            absent = "storageclass" in refusal.lower() and "not found" in refusal
-            return (expire if absent else wait)(reasons.UNSCHEDULABLE, refusal, "StorageClass" if absent else "Claims")
+            absent = _NO_CLASS.search(refusal)
+            if absent is not None:
+                return expire(reasons.UNSCHEDULABLE, refusal, f"StorageClass/{absent.group(1)}")
+            return wait(reasons.UNSCHEDULABLE, refusal, "PersistentVolumeClaim")
         parent = case.seen.job.parent if case.seen.job else None
         names = ", ".join(claim_names(case.run, parent, case.run.status.resumed_from))
-        return wait(reasons.UNSCHEDULABLE, f"{message} (the run's claims: {names})", "Claims")
-    return missing_reference(case, message) or wait(reasons.UNSCHEDULABLE, message, "Nodes", NODE_HINT)
+        return wait(reasons.UNSCHEDULABLE, f"{message} (the run's claims: {names})", "PersistentVolumeClaim")
+    return missing_reference(case, message) or wait(reasons.UNSCHEDULABLE, message, "Node", NODE_HINT)
