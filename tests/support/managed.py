@@ -65,15 +65,15 @@ class Managed:
 
 @asynccontextmanager
 async def a_managed_world(
-    kubectl: Kubectl, folder: Path, *, kubelet_skew: float = 0.0, **settings: str
+    kubectl: Kubectl, folder: Path, *, kubelet_skew: float = 0.0, skew: float = 0.0, **settings: str
 ) -> AsyncIterator[Managed]:
-    """`a_world` on a server with controllers, with a kubelet beside it."""
+    """`a_world` on a server with controllers, with a kubelet beside it whose clock may be ahead too."""
     server, tls = client_tls(kubectl.kubeconfig)
     kubelet = Kubelet(server=server, tls=tls, namespace=kubectl.namespace, defaults=USUAL, skew=kubelet_skew)
     async with (
         recording(server, tls, kubectl.namespace) as record,
         kubelet.serving(),
-        a_world(kubectl, folder, **settings) as world,
+        a_world(kubectl, folder, skew=skew, **settings) as world,
     ):
         yield Managed(world, kubelet, record)
         # What holds of every test of a managed world needs no word in it.

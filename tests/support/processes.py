@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+ROOT = Path(__file__).parents[2]
+
 
 class Server:
     """One `finetune ...` process; its output goes to a log file.
@@ -24,10 +26,12 @@ class Server:
     ----------
     arguments: what follows `finetune`.
     environment: added to this process's own.
+    skew: seconds by which its clock is ahead.
     """
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str], log: Path) -> None:
-        self._arguments = arguments
+    def __init__(self, *arguments: str, environment: Mapping[str, str], log: Path, skew: float = 0.0) -> None:
+        program = ["tests.support.skewed", str(skew)] if skew else ["finetune.cli.main"]
+        self._arguments = (*program, *arguments)
         self.environment = dict(environment)
         self._process: asyncio.subprocess.Process | None = None
         self.log = log
@@ -43,8 +47,8 @@ class Server:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "finetune.cli.main",
                 *self._arguments,
+                cwd=ROOT,
                 env={**os.environ, **self.environment},
                 stdout=log,
                 stderr=log,

@@ -210,8 +210,11 @@ def container_status(name: str, state: Document) -> Document:
 
 
 @contextlib.asynccontextmanager
-async def a_world(kubectl: Kubectl, folder: Path, **settings: str) -> AsyncIterator[World]:
-    """Registry, proxies and operator for one namespace; the operator is started, and killed at the end."""
+async def a_world(kubectl: Kubectl, folder: Path, *, skew: float = 0.0, **settings: str) -> AsyncIterator[World]:
+    """Registry, proxies and operator for one namespace; the operator is started, and killed at the end.
+
+    `skew`: seconds by which the operator's clock is ahead.
+    """
     port = free_port()
     database = f"sqlite:///{folder}/registry.db"
     arguments = ["registry", "serve", "--database-url", database, "--host=127.0.0.1", f"--port={port}", "--auth=none"]
@@ -233,7 +236,7 @@ async def a_world(kubectl: Kubectl, folder: Path, **settings: str) -> AsyncItera
             "FINETUNE_REFERENCE_TIMEOUT_SECONDS": "2",
             **settings,
         }
-        operator = Server("operator", environment=environment, log=folder / "operator.log")
+        operator = Server("operator", environment=environment, log=folder / "operator.log", skew=skew)
         made = World(kubectl, operator, kubernetes, registry, server)
         stack.push_async_callback(made.client.close)
         rows = folder / "rows.jsonl"
