@@ -299,7 +299,7 @@ class Life:
                 return False
         self.conditions["PodScheduled"] = {"type": "PodScheduled", "status": "True"}
         for reason, message_ in self.attempt.events:
-            await self._say(reason, message_)
+            await self.say(reason, message_)
         return True
 
     async def _played(self) -> str | None:
@@ -307,7 +307,7 @@ class Life:
         if any(self.attempt.rejected):
             return "Failed"
         if self.attempt.mounts:
-            await self._say("FailedMount", self.attempt.mounts)
+            await self.say("FailedMount", self.attempt.mounts)
             await self.write("Pending")
             await self._is_healed()
         sidecars: dict[str, asyncio.Task[int | None]] = {}
@@ -399,7 +399,8 @@ class Life:
             async with asyncio.timeout(None if end is None else max(0.0, end - time.monotonic())):
                 await self._changed.wait()
 
-    async def _say(self, reason: str, message: str) -> None:
+    async def say(self, reason: str, message: str) -> None:
+        """Write an Event about the pod."""
         about = {key: self.pod["metadata"][key] for key in ("name", "namespace", "uid")}
         now = self._kubelet.stamp()
         event = {
