@@ -33,7 +33,7 @@ from finetune.clients.registry import RegistryClient, RegistryError, RegistryNot
 from .core import decide, names
 from .core.case import Case
 from .core.manifests import build_claim, build_collect_job, build_job
-from .core.mark import mark_of
+from .core.mark import mark_of, spec_without_suspend
 from .core.messages import Message, message_or_none
 from .core.policies.jobs import doing
 from .core.refusals import Refusal, classify, classify_registry
@@ -148,12 +148,24 @@ class Effects:
             raise
         known = recorded.trainer_status is not None
         case = _with(case, dataset=DatasetView(version=recorded.dataset_version), known=known)
-        if recorded.adapter is not None:  # it was done before its status was lost
-            stored = _message_of_adapter(recorded.adapter)
-            return _with(case, adapter=_adapter_view(recorded.adapter), stored_result=stored, result_asked=True)
+        adapter = recorded.adapter or await self._adapter_before_restore(case.run)
+        if adapter is not None:  # it was done before its status was lost
+            stored = _message_of_adapter(adapter)
+            return _with(case, adapter=_adapter_view(adapter), stored_result=stored, result_asked=True)
         if recorded.parent_adapter is None:
             return case
         return await self._with_parent(case, recorded.parent_adapter)
+
+    async def _adapter_before_restore(self, run: TrainingRun) -> AdapterVersion | None:
+        """What a restored run had made under its former uid: the same name and spec, and done."""
+        if names.RESTORED_LABEL not in run.metadata.labels:
+            return None
+        wanted = spec_without_suspend(run.spec.to_dict())
+        for former in await self._registry.list_runs(run.metadata.namespace):
+            same = former.name == run.metadata.name and spec_without_suspend(former.spec) == wanted
+            if same and former.adapter is not None:
+                return former.adapter
+        return None
 
     async def _put_run(self, case: Case) -> RegistryRun:
         """Tell the registry of the run; a parent and a dataset that were found before must still be the same."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -53,6 +55,11 @@ def restored_status(run: TrainingRun, now: datetime) -> TrainingRunStatus | None
     return _finished(status, run.metadata.generation, now)
 
 
+def spec_without_suspend(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run asks for; whether it rests is not part of it."""
+    return {key: value for key, value in spec.items() if key != "suspend"}
+
+
 def _status_in(run: TrainingRun) -> TrainingRunStatus | None:
     try:
         document = json.loads(run.metadata.annotations.get(names.FINISHED_ANNOTATION, ""))
@@ -66,7 +73,7 @@ def _status_in(run: TrainingRun) -> TrainingRunStatus | None:
 
 def _identity(run: TrainingRun) -> str:
     """What makes two runs the same one for a person: where it is, its name, and what it asks for."""
-    spec = {key: value for key, value in run.spec.to_dict().items() if key != "suspend"}
+    spec = spec_without_suspend(run.spec.to_dict())
     said = json.dumps([run.metadata.namespace, run.metadata.name, spec], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

@@ -17,6 +17,8 @@ SUSPENDED_BY_ANNOTATION = "finetune.dev/suspended-by"
 FINISHED_ANNOTATION = "finetune.dev/finished"
 """On the TrainingRun: how it ended, see `core/mark.py`."""
 
+RESTORED_LABEL = "velero.io/restore-name"
+"""On every object that Velero has restored."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 

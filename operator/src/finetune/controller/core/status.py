@@ -65,9 +65,8 @@ def next_status(case: Case) -> TrainingRunStatus:
         "waiting": None if ended else waiting_status(old, waiting, now),
         "job_name": seen.job.name if seen.job else old.job_name,
         "job_uid": seen.job.uid if seen.job else old.job_uid,
-        "output": OutputStatus(
-            claim_name=output_claim_name(run), path=names.output_path(run.experiment, run.metadata.uid)
-        ),
+        "output": old.output  # of a restored run: where its files are, though it has another uid now
+        or OutputStatus(claim_name=output_claim_name(run), path=names.output_path(run.experiment, run.metadata.uid)),
         "attempts": (old.attempts or 0) + count_attempts(old.attempt_history, case.attempts),
         "attempt_history": case.attempts,
         "start_time": start,
