@@ -233,7 +233,14 @@ CASES = [
         ],
         [
             store(uri=uri)
-            for uri in ("s3://bucket", "https://bucket/a", "s3://Bucket/a", "s3://user:pw@bucket/a", "s3://bucket/a\n")
+            for uri in (
+                "s3://bucket",
+                "https://bucket/a",
+                "s3://Bucket/a",
+                "s3://user:pw@bucket/a",
+                "s3://bucket/a\n",
+                "s3://bucket/\0",
+            )
         ],
     ),
     Case(
@@ -245,6 +252,11 @@ CASES = [
         "must be the name of a split, such as train",
         [source("hub", repository="org/dataset", split="test_sft")],
         [source("hub", repository="org/dataset", split=split) for split in ("-x", "a b", "train[:5]")],
+    ),
+    Case(
+        "must not contain the character NUL: no program can be given one",
+        [{"dataset.columns": {"prompt": "my column\n"}}, {**SQL, "dataset.sql.query": "select '$(HOME)' --é"}],
+        [{"dataset.columns": {"prompt": "a\0b"}}, {**SQL, "dataset.sql.query": "select 1\0"}],
     ),
     Case(
         "set exactly one of percent and maxRows; percent: 0 holds out nothing",

@@ -6,9 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from .fields import ApiModel, DataKey, Name, ObjectName, RelativePath, matching
+from .fields import ApiModel, DataKey, Name, ObjectName, RelativePath, matching, rule, ruled
 
 VersionNumber = Annotated[int, Field(ge=1, le=2147483647)]
+
+WITHOUT_NUL = ruled(rule(r"!self.contains('\x00')", "must not contain the character NUL: no program can be given one"))
+"""Annotation: text that becomes a program's argument as it is."""
 
 Repository = Annotated[
     str,
@@ -114,7 +117,7 @@ class SqlDataset(ApiModel):
 
     url_secret_ref: SecretKeyRef
     """Secret key with the database's URL, such as postgresql://user:password@host/name."""
-    query: Annotated[str, StringConstraints(min_length=1, max_length=8192)]
+    query: Annotated[str, StringConstraints(min_length=1, max_length=8192), WITHOUT_NUL]
     """The query; the names of its columns are the rows' fields. Let it sort the rows, so that a second reading gives
     the same ones."""
 
@@ -146,7 +149,7 @@ class ObjectStoreDataset(ApiModel):
         str,
         StringConstraints(min_length=1, max_length=1024),
         matching(
-            r"s3://[a-z0-9][-a-z0-9._]{1,61}[a-z0-9]/([^\\s]([^\\r\\n]*[^\\s])?)?",
+            r"s3://[a-z0-9][-a-z0-9._]{1,61}[a-z0-9]/([^\\s\\x00]([^\\r\\n\\x00]*[^\\s\\x00])?)?",
             "must be the address of an object, of several by wildcards, or of a folder by a slash at the end, such as "
             "s3://bucket/prefix/*.jsonl",
         ),
@@ -188,7 +191,7 @@ class ConfigMapDataset(ApiModel):
     """Key whose text holds one JSON object a line."""
 
 
-ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128), WITHOUT_NUL]
 
 
 class Columns(ApiModel):
