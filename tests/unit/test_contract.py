@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,19 @@ from typing import Any
 import pytest
 
 from finetune.api.sources import Columns, Dataset
+from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import Dpo, Lora, Training, TrainingRunSpec
 from finetune.controller.core import exits as operator_exits
 from finetune.controller.core.arguments import export_arguments, trainer_arguments
 from finetune.controller.core.manifests import build_job
 from finetune.controller.core.messages import parse_message
-from finetune.controller.core.observe import ParentView
+from finetune.controller.core.views import ParentView
 from model import exits as model_exits
 from model import flags
 from model.data.export import ExportSettings
 from model.data.formats import CANONICAL_FIELDS
 from model.training.config import TrainSettings
+from model.training.loop import fingerprint
 from tests.support import objects as o
 
 FULL: dict[str, Any] = {
@@ -81,7 +84,8 @@ def test_the_defaults_that_the_descriptions_name_are_the_trainers() -> None:
     for method, rate, dropout in (("SFT", "2e-4", 5), ("DPO", "5e-6", 0)):
         resolved = trainer(method=method).resolved()
         assert (resolved.learning_rate, resolved.epochs, resolved.lora_dropout_percent) == (float(rate), 1, dropout)
-        assert f'"{rate}" for {method}' in str(Training.model_fields["learning_rate"].description)
+        described = str(Training.model_fields["learning_rate"].description).split()
+        assert f"{rate} for {method}" in " ".join(described)
         assert f"{dropout} for {method}" in str(Lora.model_fields["dropout_percent"].description)
     named = {"rank": "16", "alpha": "32", "variant": "LoRA", "target_modules": "[all-linear]"}
     for name, default in named.items():
@@ -101,6 +105,34 @@ def test_the_trainer_finds_the_parent_where_it_is_mounted(claim: str) -> None:
     assert str(settings.parent_adapter) == f"{folders[volume]}/{o.PARENT.path}"
     assert (settings.parent_adapter_name, settings.parent_adapter_sha256) == ("support/3", "e" * 64)
     assert settings.resolved().lora_rank is None
+
+
+@pytest.mark.parametrize("claim", ["others", "adapters"])
+def test_the_trainer_finds_the_run_to_go_on_from_where_it_is_mounted(claim: str) -> None:
+    resume = ResumeStatus(run="support-7", uid="u-7", claim_name=claim, path="support/u-7")
+    spec = {"output": {"claimName": "adapters"}, "resumeFrom": {"run": "support-7"}}
+    command, *arguments = trainer_arguments(o.run(**spec), o.SETTINGS, None, resume)
+    settings = flags.parse(TrainSettings, arguments)
+    pod = build_job(o.run(**spec), o.SETTINGS, None, resume)["spec"]["template"]["spec"]
+    mounts = {m["name"]: m for m in pod["containers"][0]["volumeMounts"]}
+    (volume,) = (v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim", {}).get("claimName") == claim)
+    assert str(settings.resume_from) == f"{mounts[volume]['mountPath']}/support/u-7"
+    assert settings.resume_from_run == "support-7"
+    assert (command, str(settings.run_directory).startswith("/output/")) == ("train", True)
+
+
+def test_what_a_run_that_differs_is_told_to_change_are_fields_of_the_api() -> None:
+    """And flags of the trainer."""
+    for field, given in (*fingerprint._SETTINGS.values(), *fingerprint._FOUND.values()):
+        for path in re.findall(r"spec\.([A-Za-z.]+)", field):
+            model: Any = TrainingRunSpec
+            for part in path.removesuffix("'s").split("."):
+                names = {str(item.alias or name): item for name, item in model.model_fields.items()}
+                assert part in names, f"{field}: {part}"
+                kinds = [names[part].annotation, *typing.get_args(names[part].annotation)]
+                model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+        for flag in re.findall(r"--([a-z0-9-]+)", given):
+            assert flag == "dataset" or flag.replace("-", "_") in TrainSettings.model_fields
 
 
 @pytest.mark.parametrize(
@@ -175,6 +207,7 @@ def test_exit_codes_mean_the_same() -> None:
     codes = {value for name, value in vars(model_exits).items() if name.isupper() and isinstance(value, int)}
     assert set(operator_exits.FAIL_JOB) <= codes
     assert {operator_exits.INTERRUPTED} <= codes
+    assert {model_exits.STORAGE_FULL, model_exits.GPU_UNAVAILABLE, model_exits.HUNG}.isdisjoint(operator_exits.FAIL_JOB)
 
 
 def test_what_the_documents_say_is_understood() -> None:
