@@ -21,6 +21,7 @@ from finetune.api.registry import (
 )
 from finetune.api.registry import Run as RegistryRun
 from finetune.api.status import ResumeStatus, TrainingRunStatus
+from finetune.api.trainingrun import TrainingRun
 from finetune.clients.kubernetes import (
     AlreadyExistsError,
     ConflictError,
