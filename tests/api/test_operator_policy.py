@@ -198,8 +198,8 @@ def test_only_what_does_not_change_the_pod_may_be_patched(operator: Operator, st
     ):
         assert operator("PATCH", f"{mine}{subresource}", body) == ""
         assert "that a TrainingRun owns" in operator("PATCH", f"{foreign}{subresource}", body)
-    body = {"spec": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}}
-    assert "may not change what a Job runs" in operator("PATCH", mine, body)
+    elsewhere = {"spec": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}}
+    assert "may not change what a Job runs" in operator("PATCH", mine, elsewhere)
 
 
 def test_only_what_belongs_to_runs_may_be_deleted(operator: Operator, stored: tuple[str, str]) -> None:

@@ -92,7 +92,7 @@ def _object(node: Node, path: str) -> st.SearchStrategy[Spec]:
     plain = st.fixed_dictionaries(always, optional=optional)
     if not exclusive:
         return plain
-    chosen = st.one_of(*(fields[name].map(lambda value, name=name: {name: value}) for name in exclusive))
+    chosen = st.one_of(*(st.fixed_dictionaries({name: fields[name]}) for name in exclusive))
     return st.builds(lambda one, rest: {**one, **rest}, chosen, plain)
 
 

@@ -83,7 +83,7 @@ def kind_of(node: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(("path", "node"), SPEC, ids=[path for path, _ in SPEC])
 def test_whatever_a_person_writes_is_bounded(path: str, node: dict[str, Any]) -> None:
-    bounds = {
+    bounds: dict[str, list[set[str]]] = {
         "string": [{"maxLength"}, {"enum"}],
         "integer": [{"minimum", "maximum"}],
         "array": [{"maxItems"}],
