@@ -8,8 +8,8 @@ from typing import Any
 
 from finetune.api.trainingrun import TrainingRun
 from finetune.controller.core import names
-from finetune.controller.core.observe import ParentView
 from finetune.controller.core.settings import Settings
+from finetune.controller.core.views import ParentView
 
 CREATED = datetime(2026, 11, 24, 6, 0, 0, tzinfo=UTC)
 UID = "6f1b8e1c-2d9f-4b6f-9a55-0f6c1f0e7a11"
@@ -56,15 +56,24 @@ def stamp(seconds: float) -> str:
     return at(seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def run(status: dict[str, Any] | None = None, *, generation: int = 1, **spec: Any) -> TrainingRun:
+def run(
+    status: dict[str, Any] | None = None,
+    *,
+    generation: int = 1,
+    name: str = "support",
+    uid: str = UID,
+    annotations: dict[str, str] | None = None,
+    **spec: Any,
+) -> TrainingRun:
     """A run of the registry's dataset `tickets`; keyword arguments replace parts of the spec."""
     document = {
         "metadata": {
-            "name": "support",
+            "name": name,
             "namespace": "ml",
-            "uid": UID,
+            "uid": uid,
             "generation": generation,
             "creationTimestamp": stamp(0),
+            "annotations": annotations or {},
         },
         "spec": {
             "method": "SFT",
@@ -85,22 +94,37 @@ def job(
     message: str = "",
     owner: str = UID,
     suspend: bool = False,
+    suspended_by: str = "",
+    suspended_at: float | None = None,
+    started: float | None = None,
+    queue: str = "",
     seconds: float = 1,
     end: float = 100,
     **spec: Any,
 ) -> dict[str, Any]:
-    """A Job, created `seconds` after the run; `condition` is Complete or Failed, true since `end`."""
-    status: dict[str, Any] = {"startTime": stamp(seconds)}
-    if suspend:
-        status = {}
+    """A Job, created `seconds` after the run; `condition` is Complete or Failed, true since `end`.
+
+    A Job that is not suspended has started when it was created, unless `started` says otherwise; `suspended_at` is
+    since when its controller holds it suspended.
+    """
+    begun = started if started is not None or suspend else seconds
+    status: dict[str, Any] = {} if begun is None else {"startTime": stamp(begun)}
+    listed = []
+    if suspended_at is not None:
+        since = stamp(suspended_at)
+        listed.append({"type": "Suspended", "status": "True", "reason": "JobSuspended", "lastTransitionTime": since})
     if condition:
         entry = {"type": condition, "status": "True", "reason": reason, "message": message}
-        status["conditions"] = [{**entry, "lastTransitionTime": stamp(end)}]
+        listed.append({**entry, "lastTransitionTime": stamp(end)})
+    if listed:
+        status["conditions"] = listed
     return {
         "metadata": {
             "name": JOB,
             "uid": "job-uid",
             "creationTimestamp": stamp(seconds),
+            "annotations": {names.SUSPENDED_BY_ANNOTATION: suspended_by} if suspended_by else {},
+            "labels": {names.QUEUE_LABEL: queue} if queue else {},
             "ownerReferences": [{"kind": "TrainingRun", "controller": True, "uid": owner}],
         },
         "spec": {"suspend": suspend, **spec},
@@ -158,3 +182,43 @@ def failed_pod(name: str, code: int, message: Any = None, *, created: float = 2,
         export=ended(0, {"dataset": {"rows": 400, "evaluationRows": 40}}, seconds=created + 3),
         trainer=ended(code, message, seconds=created + 30, reason=reason),
     )
+
+
+def beside(
+    pod_: dict[str, Any], name: str, state: dict[str, Any], *, init: bool = False, always: bool = False
+) -> dict[str, Any]:
+    """The pod with a container that somebody else has put into it; `always` makes an init container a sidecar.
+
+    An injected init container comes before the export, as webhooks put it.
+    """
+    entry = {"name": name, "state": state}
+    spec, status = dict(pod_["spec"]), dict(pod_["status"])
+    if init:
+        restart = {"restartPolicy": "Always"} if always else {}
+        spec["initContainers"] = [{"name": name, **restart}, *spec.get("initContainers", [])]
+        status["initContainerStatuses"] = [entry, *status["initContainerStatuses"]]
+    else:
+        status["containerStatuses"] = [*status["containerStatuses"], entry]
+    return {**pod_, "spec": spec, "status": status}
+
+
+def event(reason: str, message: str, seconds: float = 20, *, warning: bool = True) -> dict[str, Any]:
+    """An Event of a pod, its Job or one of its claims."""
+    kind = "Warning" if warning else "Normal"
+    return {"reason": reason, "message": message, "type": kind, "metadata": {}, "lastTimestamp": stamp(seconds)}
+
+
+def workload(
+    *conditions: tuple[str, str, str, str], active: bool = True, deactivated_by: str = "", queue: str = "gpus"
+) -> dict[str, Any]:
+    """Kueue's record of the Job; conditions are (type, status, reason, message)."""
+    listed = [
+        {"type": type_, "status": status, "reason": reason, "message": message}
+        for type_, status, reason, message in conditions
+    ]
+    annotations = {names.SUSPENDED_BY_ANNOTATION: deactivated_by} if deactivated_by else {}
+    return {
+        "metadata": {"name": f"job-{JOB}-1a2b3", "annotations": annotations},
+        "spec": {"active": active, "queueName": queue},
+        "status": {"conditions": listed},
+    }
