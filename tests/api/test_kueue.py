@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.api.conftest import CRD
 from tests.cluster.api_server import ApiServerOnly
 from tests.cluster.kueue import EVERY, NAMED, Kueue
 from tests.support import queues
 from tests.support.kubectl import Kubectl
-from tests.support.kubelet import Kubelet, Play
-from tests.support.processes import client_tls
-from tests.support.world import EXPORTED, Document, World, a_world, eventually, result_of
+from tests.support.kubelet import Attempt, Play
+from tests.support.managed import Managed, a_managed_world, result_of_pod
+from tests.support.world import Document, eventually
 
 IN_QUEUE = {"resources": {"gpus": 1}, "scheduling": {"queueName": queues.QUEUE}}
 URGENT = {**IN_QUEUE, "scheduling": {"queueName": queues.QUEUE, "workloadPriorityClassName": "urgent"}}
 NO_QUOTA = "insufficient unused quota for nvidia.com/gpu"
 TRAINER = Play(
     seconds=None,
-    words=lambda pod: result_of(pod["metadata"]["labels"]["finetune.dev/run-uid"]),
+    words=result_of_pod,
     sigterm_code=75,
     sigterm_words={"interrupted": {"step": 12}},
 )
@@ -32,39 +30,31 @@ TRAINER = Play(
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ApiServerOnly]:
-    with ApiServerOnly() as made:
-        kubectl = Kubectl(kubeconfig=made.kubeconfig, bin_dir=made.bin_dir)
-        kubectl("apply", "--server-side", f"--filename={CRD}")
-        kubectl("wait", "--for=condition=Established", f"--filename={CRD}")
-        made.start_controllers()
-        yield made
-
-
-@pytest.fixture(scope="module")
-def kueue(server: ApiServerOnly, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kueue]:
+def kueue(managed_server: ApiServerOnly, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kueue]:
     """Kueue, stopped at the end: what it has registered goes with the API server."""
-    made = Kueue(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir, folder=tmp_path_factory.mktemp("kueue"))
+    made = Kueue(
+        kubeconfig=managed_server.kubeconfig, bin_dir=managed_server.bin_dir, folder=tmp_path_factory.mktemp("kueue")
+    )
     try:
         made.up()
-        Kubectl(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir).apply(
-            queues.flavor(), queues.priority("urgent", 100)
-        )
+        kubectl = Kubectl(kubeconfig=managed_server.kubeconfig, bin_dir=managed_server.bin_dir)
+        kubectl.apply(queues.flavor(), queues.priority("urgent", 100))
         yield made
     finally:
         made.stop()
 
 
 @pytest.fixture
-def team(kueue: Kueue, server: ApiServerOnly) -> Kubectl:
+def team(kueue: Kueue, managed_server: ApiServerOnly) -> Kubectl:
     """kubectl in a namespace with a queue of one GPU."""
     assert kueue.running
-    return a_team(server, NAMED)
+    return a_team(managed_server, NAMED)
 
 
-def a_team(server: ApiServerOnly, jobs: str, queue: str = queues.QUEUE) -> Kubectl:
+def a_team(managed_server: ApiServerOnly, jobs: str, queue: str = queues.QUEUE) -> Kubectl:
+    """A namespace in which Kueue manages these Jobs, and its queue."""
     name = f"q-{uuid.uuid4().hex[:8]}"
-    kubectl = Kubectl(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir, namespace=name)
+    kubectl = Kubectl(kubeconfig=managed_server.kubeconfig, bin_dir=managed_server.bin_dir, namespace=name)
     kubectl.apply(queues.namespace(name, jobs), queues.cluster_queue(name), queues.local_queue(name, queue))
     return kubectl
 
@@ -101,10 +91,10 @@ def reason(team: Kubectl, job: str) -> str:
 
 
 class Team:
-    """One namespace with a queue, the operator, and a kubelet."""
+    """One namespace with a queue, the operator, and a kubelet; its trainers train until they are told to end."""
 
-    def __init__(self, world: World, kubelet: Kubelet) -> None:
-        self.world, self.kubelet, self.kubectl = world, kubelet, world.kubectl
+    def __init__(self, managed: Managed) -> None:
+        self.world, self.kubelet, self.kubectl = managed.world, managed.kubelet, managed.world.kubectl
 
     def job(self, name: str) -> Document:
         found = self.world.job_of(name)
@@ -125,8 +115,12 @@ class Team:
     def pods(self, name: str) -> list[Document]:
         return self.kubectl.items("pods", f"finetune.dev/run={name}")
 
-    async def start(self, name: str, **spec: object) -> Document:
+    def apply(self, name: str, **spec: object) -> None:
+        self.kubelet.script(name, Attempt(trainer=TRAINER))
         self.world.apply(name, **(spec or IN_QUEUE))
+
+    async def start(self, name: str, **spec: object) -> Document:
+        self.apply(name, **spec)
         return await self.world.phase("Training", name)
 
     async def end(self, name: str) -> Document:
@@ -134,14 +128,18 @@ class Team:
         return await self.world.phase("Succeeded", name)
 
     async def queued(self, name: str, words: str) -> Document:
-        """The run, once it says that it waits in the queue, and why."""
+        """The status of a run, once it says that it waits in the queue, and why or what to do."""
 
         def look() -> Document | None:
             status = (self.world.run(name) or {}).get("status") or {}
-            said = (status.get("waiting") or {}).get("message", "")
+            waiting = status.get("waiting") or {}
+            said = f"{waiting.get('message')} {waiting.get('hint')}"
             return status if status.get("phase") == "Queued" and words in said else None
 
-        return dict(await eventually(f"{name} is Queued: {words}; {(self.world.run(name) or {}).get('status')}", look))
+        try:
+            return dict(await eventually(f"{name} is Queued and says {words!r}", look))
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {(self.world.run(name) or {}).get('status')}") from None
 
     async def resting(self, name: str) -> Document:
         """The Job of a run that a person suspended, once Kueue has let go of it."""
@@ -159,24 +157,15 @@ class Team:
         self.kubectl("patch", "clusterqueue", self.kubectl.namespace, "--type=merge", f"--patch={patch}")
 
 
-@asynccontextmanager
-async def at_work(kubectl: Kubectl, folder: Path) -> AsyncIterator[Team]:
-    address, tls = client_tls(kubectl.kubeconfig)
-    scripts = {"export": Play(words=EXPORTED), "trainer": TRAINER}
-    kubelet = Kubelet(server=address, tls=tls, namespace=kubectl.namespace, defaults=scripts)
-    async with a_world(kubectl, folder) as world, kubelet.serving():
-        yield Team(world, kubelet)
-
-
 @pytest.fixture
 async def runs(team: Kubectl, tmp_path: Path) -> AsyncIterator[Team]:
-    async with at_work(team, tmp_path) as made:
-        yield made
+    async with a_managed_world(team, tmp_path) as managed:
+        yield Team(managed)
 
 
 async def test_the_second_run_waits_for_the_first_ones_gpu(runs: Team) -> None:
     await runs.start("first")
-    runs.world.apply("second", **IN_QUEUE)
+    runs.apply("second")
     status = await runs.queued("second", NO_QUOTA)
     assert status["waiting"]["reason"] == "Queued"
     assert not runs.pods("second")
@@ -191,7 +180,7 @@ async def test_the_second_run_waits_for_the_first_ones_gpu(runs: Team) -> None:
 
 async def test_an_urgent_run_takes_the_gpu_and_the_other_goes_on_later(runs: Team) -> None:
     await runs.start("patient")
-    runs.world.apply("urgent", **URGENT)
+    runs.apply("urgent", **URGENT)
     await runs.world.phase("Training", "urgent")
     status = await runs.queued("patient", "Preempted")
     assert status["attemptHistory"][0]["reason"] == "Interrupted"
@@ -199,14 +188,14 @@ async def test_an_urgent_run_takes_the_gpu_and_the_other_goes_on_later(runs: Tea
     await runs.world.phase("Training", "patient")
     assert "PATCH" not in runs.writes("patient")
     done = await runs.end("patient")
-    assert [attempt["exitCode"] for attempt in done["status"]["attemptHistory"]] == [75, 0]
+    assert exit_codes(done) == [75, 0], done["status"]["attemptHistory"]
     assert not runs.job("patient")["status"].get("failed"), "an eviction costs no attempt"
 
 
 async def test_a_queue_that_is_stopped_and_started_again(runs: Team) -> None:
     await runs.start("first")
     runs.stop_queue("Hold")
-    runs.world.apply("second", **IN_QUEUE)
+    runs.apply("second")
     await runs.queued("second", "is inactive")
     await runs.end("first")
     runs.stop_queue("None")
@@ -216,7 +205,7 @@ async def test_a_queue_that_is_stopped_and_started_again(runs: Team) -> None:
     runs.stop_queue("None")
     await runs.world.phase("Training", "second")
     done = await runs.end("second")
-    assert [attempt["exitCode"] for attempt in done["status"]["attemptHistory"]] == [75, 0]
+    assert exit_codes(done) == [75, 0], done["status"]["attemptHistory"]
     assert "PATCH" not in runs.writes("second")
 
 
@@ -232,13 +221,13 @@ async def test_a_person_suspends_the_run_that_has_the_gpu(runs: Team) -> None:
     runs.suspend("first", wanted=False)
     await runs.world.phase("Training", "first")
     done = await runs.end("first")
-    assert [attempt["exitCode"] for attempt in done["status"]["attemptHistory"]] == [75, 0]
+    assert exit_codes(done) == [75, 0], done["status"]["attemptHistory"]
     assert "PATCH" not in runs.writes("first"), "Kueue alone suspends and resumes the Job"
 
 
 async def test_a_person_suspends_a_run_that_waits(runs: Team) -> None:
     await runs.start("first")
-    runs.world.apply("second", **IN_QUEUE)
+    runs.apply("second")
     await runs.queued("second", NO_QUOTA)
     runs.suspend("second")
     job = await runs.resting("second")
@@ -270,7 +259,7 @@ async def test_the_deadline_counts_the_time_with_the_gpu_alone(runs: Team) -> No
     """Waiting in the queue costs nothing of it; what an evicted attempt has used stays used."""
     limited = {**IN_QUEUE, "activeDeadlineSeconds": 6}
     await runs.start("first")
-    runs.world.apply("second", **limited)
+    runs.apply("second", **limited)
     await runs.queued("second", NO_QUOTA)
     await eventually("the deadline is over", lambda: age(runs.job("second")) > 6)
     await runs.end("first")
@@ -281,7 +270,7 @@ async def test_the_deadline_counts_the_time_with_the_gpu_alone(runs: Team) -> No
 
 async def test_a_run_that_waits_is_deleted(runs: Team) -> None:
     await runs.start("first")
-    runs.world.apply("second", **IN_QUEUE)
+    runs.apply("second")
     await runs.queued("second", NO_QUOTA)
     name = runs.workload("second")["metadata"]["name"]
     runs.kubectl("delete", "trainingrun", "second")
@@ -291,7 +280,7 @@ async def test_a_run_that_waits_is_deleted(runs: Team) -> None:
 
 
 async def test_a_queue_that_does_not_exist_is_named(runs: Team) -> None:
-    runs.world.apply("lost", **{**IN_QUEUE, "scheduling": {"queueName": "nowhere"}})
+    runs.apply("lost", **{**IN_QUEUE, "scheduling": {"queueName": "nowhere"}})
     await runs.queued("lost", "LocalQueue nowhere doesn't exist")
     runs.kubectl.apply(queues.local_queue(runs.kubectl.namespace, "nowhere"))
     await runs.world.phase("Training", "lost")
@@ -301,7 +290,7 @@ async def test_a_queue_that_does_not_exist_is_named(runs: Team) -> None:
 async def test_a_priority_that_does_not_exist_is_named(runs: Team) -> None:
     """Kueue says nothing at all then."""
     priority = f"p-{uuid.uuid4().hex[:8]}"
-    runs.world.apply("lost", scheduling={"queueName": queues.QUEUE, "workloadPriorityClassName": priority})
+    runs.apply("lost", scheduling={"queueName": queues.QUEUE, "workloadPriorityClassName": priority})
     await runs.queued("lost", priority)
     runs.kubectl.apply(queues.priority(priority, 5))
     await runs.world.phase("Training", "lost")
@@ -309,12 +298,13 @@ async def test_a_priority_that_does_not_exist_is_named(runs: Team) -> None:
 
 
 async def test_a_run_without_a_queue_gets_the_namespaces_default(
-    kueue: Kueue, server: ApiServerOnly, tmp_path: Path
+    kueue: Kueue, managed_server: ApiServerOnly, tmp_path: Path
 ) -> None:
     assert kueue.running
-    async with at_work(a_team(server, NAMED, "default"), tmp_path) as runs:
+    async with a_managed_world(a_team(managed_server, NAMED, "default"), tmp_path) as managed:
+        runs = Team(managed)
         await runs.start("first", resources={"gpus": 1})
-        runs.world.apply("second", resources={"gpus": 1})
+        runs.apply("second", resources={"gpus": 1})
         await runs.queued("second", NO_QUOTA)
         assert runs.writes("second") == ["POST", "POST"]
         await runs.end("first")
@@ -324,12 +314,13 @@ async def test_a_run_without_a_queue_gets_the_namespaces_default(
 
 
 async def test_where_kueue_manages_every_job_a_run_without_a_queue_waits_for_one(
-    kueue: Kueue, server: ApiServerOnly, tmp_path: Path
+    kueue: Kueue, managed_server: ApiServerOnly, tmp_path: Path
 ) -> None:
     """Kueue's `manageJobsWithoutQueueName`: there is no label to see, only a Workload."""
     assert kueue.running
-    async with at_work(a_team(server, EVERY), tmp_path) as runs:
-        runs.world.apply("run", resources={"gpus": 1})
+    async with a_managed_world(a_team(managed_server, EVERY), tmp_path) as managed:
+        runs = Team(managed)
+        runs.apply("run", resources={"gpus": 1})
         await runs.queued("run", "queue")
         assert runs.writes("run") == ["POST"]
         label = f"kueue.x-k8s.io/queue-name={queues.QUEUE}"
@@ -343,7 +334,7 @@ async def test_kueue_dies_and_comes_back(kueue: Kueue, runs: Team) -> None:
     await runs.start("first")
     kueue.stop()
     try:
-        runs.world.apply("second", **IN_QUEUE)
+        runs.apply("second")
 
         def said() -> bool:
             status = (runs.world.run("second") or {}).get("status") or {}
@@ -356,6 +347,11 @@ async def test_kueue_dies_and_comes_back(kueue: Kueue, runs: Team) -> None:
         kueue.start()
     await runs.world.phase("Training", "second")
     await runs.end("second")
+
+
+def exit_codes(run: Document) -> list[int | None]:
+    """How the attempts of a run have ended."""
+    return [attempt.get("exitCode") for attempt in run["status"]["attemptHistory"]]
 
 
 def age(document: Document) -> float:
