@@ -72,7 +72,8 @@ class Operator:
 
     def run_seen(self, run: Mapping[str, Any], *, new: bool, gone: bool) -> None:
         """A watch told of a run."""
-        self._queue.add(self._note_run(run, gone=gone), urgent=new)
+        # After a start the unfinished ones do not wait behind all of history.
+        self._queue.add(self._note_run(run, gone=gone), urgent=new or not _is_finished(run))
 
     def job_seen(self, job: Mapping[str, Any], *, new: bool) -> None:
         """A watch told of a Job."""
