@@ -10,7 +10,6 @@ certificate of its own.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import ssl
@@ -25,6 +24,7 @@ from aiohttp import web
 
 from tests.support.kubectl import CommandError, Kubectl
 from tests.support.kubelet import RUN_LABEL
+from tests.support.world import eventually
 
 Document = dict[str, Any]
 
@@ -33,7 +33,7 @@ GROUPS = {"jobs": "batch", "pods": "", "persistentvolumeclaims": ""}
 NOBODY = {"url": "https://127.0.0.1:9/"}
 """The server of a webhook that is away: nobody listens there."""
 PROBE = "probe"
-PATIENCE_SECONDS = 60.0
+NO_PROBES = "nobody probes here"
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class AdmissionServer:
         bundle = base64.b64encode(self._certificate.read_bytes()).decode()
         client = {"url": self.url, "caBundle": bundle}
         kubectl.apply(configuration(kubectl.namespace, resource, client, mutating=mutating))
-        self.rules[PROBE] = Deny("probe")
-        await in_force(kubectl, resource, "probe")
+        self.rules[PROBE] = Deny(NO_PROBES)
+        await in_force(kubectl, resource, NO_PROBES)
 
     def _make_certificate(self) -> None:
         argv = [
@@ -158,7 +158,7 @@ def configuration(
 
 
 def policy(namespace: str, resource: str, *, run: str, message: str, reason: str = "") -> list[Document]:
-    """A ValidatingAdmissionPolicy that refuses new objects of one kind of one run, with a reason of the API's choice."""
+    """A ValidatingAdmissionPolicy that refuses a run's new objects of one kind, with one of the API's reasons."""
     name = _name(namespace, resource, run)
     rule = {"apiGroups": [GROUPS[resource]], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": [resource]}
     matched = {
@@ -188,9 +188,7 @@ def _either(run: str) -> Document:
 async def in_force(kubectl: Kubectl, resource: str, words: str, *, run: str = "") -> None:
     """Wait until the API server refuses a probe of the kind with these words."""
     document = _probe(resource, f"{PROBE}-{run}" if run else PROBE)
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while words not in await asyncio.to_thread(_refusal, kubectl, document):
-            await asyncio.sleep(0.2)
+    await eventually(f"{resource} are refused: {words}", lambda: words in _refusal(kubectl, document))
 
 
 def _probe(resource: str, run: str) -> Document:
