@@ -228,12 +228,22 @@ WAITING = Waiting(reason="Queued", object="LocalQueue/gold", message="no quota i
 FAILURE = Failure(reason="DatasetInvalid", message="row 7: no JSON", hint="Correct the row.")
 
 
+def finished(status: conditions.ConditionStatus, reason: str, message: str) -> tuple[conditions.Condition, ...]:
+    return conditions.set_condition((), conditions.FINISHED, status, reason, message, 1, NOW)
+
+
 @pytest.mark.parametrize(
     ("status", "shown"),
     [
-        (TrainingRunStatus(phase="Queued", waiting=WAITING), ("Queued", "no quota is left in gold")),
-        (TrainingRunStatus(phase="Failed", failure=FAILURE), ("DatasetInvalid", "row 7: no JSON")),
-        (TrainingRunStatus(phase="Training"), ("", "")),
+        (
+            TrainingRunStatus(waiting=WAITING, conditions=finished("False", "Queued", WAITING.message)),
+            ("Queued", "no quota is left in gold"),
+        ),
+        (
+            TrainingRunStatus(failure=FAILURE, conditions=finished("True", "DatasetInvalid", FAILURE.message)),
+            ("DatasetInvalid", "row 7: no JSON"),
+        ),
+        (TrainingRunStatus(conditions=finished("False", "Training", "")), ("", "")),
     ],
     ids=["waiting", "failed", "well"],
 )
