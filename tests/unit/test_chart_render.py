@@ -223,6 +223,10 @@ def test_the_operator_understands_its_environment() -> None:
     variables = environment(operator)
     settings = Settings.from_environment(variables)
     assert operator["args"] == ["operator"]
+    assert [operator[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")] == [
+        "/healthz",
+        "/readyz",
+    ]
     assert settings.pretended_gpus
     assert settings.hub_endpoint == "http://mirror:8080"
     assert settings.trainer_image == "r/trainer:0.1.0"
