@@ -52,7 +52,9 @@ PAGE_SIZE = 500
 KUEUE_GROUP = "kueue.x-k8s.io"
 KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 KUEUE_VERSION_SECONDS = 300.0
-"""How long the version that Kueue serves is remembered, and that there is no Kueue."""
+"""How long the version that Kueue serves is remembered."""
+NO_KUEUE_SECONDS = 10.0
+"""How long it is remembered that there is no Kueue: one that is installed now must not be fought with for long."""
 USER_AGENT = f"finetune-operator/{version('finetune-operator')}"
 """Names us in audit logs; what stands before the slash is the manager of the fields that we write."""
 
@@ -238,8 +240,9 @@ class KubernetesClient:
     async def _workloads(self) -> _Resource | None:
         """Workloads in the version that Kueue prefers; None when there is no Kueue."""
         now = time.monotonic()
-        if self._kueue is None or now - self._kueue[0] > KUEUE_VERSION_SECONDS:
-            self._kueue = (now, await self._preferred_version(KUEUE_GROUP))
+        if self._kueue is None or now > self._kueue[0]:
+            found = await self._preferred_version(KUEUE_GROUP)
+            self._kueue = (now + (NO_KUEUE_SECONDS if found is None else KUEUE_VERSION_SECONDS), found)
         served = self._kueue[1]
         return None if served is None else _Resource(KUEUE_GROUP, served, "workloads", "Workload")
 
