@@ -13,7 +13,7 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -161,12 +161,15 @@ class Kueue:
         self.start()
 
     def down(self) -> None:
-        """Remove everything of it from a cluster that lives on, after the namespaces that it was asked about.
+        """Remove everything of it from a cluster that lives on, once the namespaces that it was asked about are gone.
 
-        Nothing that it holds by a finalizer is left without it. Raises ClusterError.
+        What it holds by a finalizer goes before it does. Raises ClusterError.
         """
         if not self.running:
-            self.start()  # nobody else lets go of its objects
+            self.start()
+        self._wait_until(
+            "the tests' namespaces are gone", lambda: not self._items(f"/api/v1/namespaces?labelSelector={JOBS}")
+        )
         for kind in WEBHOOKS:
             self._delete(
                 f"{PATHS[kind]}/kueue-{kind.removesuffix('WebhookConfiguration').lower()}-webhook-configuration"
@@ -174,7 +177,7 @@ class Kueue:
         for plural in FINALIZED:
             self._empty(f"/apis/kueue.x-k8s.io/v1beta2/{plural}")
         self.stop()
-        for definition in (self.api.get(PATHS["CustomResourceDefinition"]) or {"items": []})["items"]:
+        for definition in self._items(PATHS["CustomResourceDefinition"]):
             if definition["spec"]["group"] == "kueue.x-k8s.io":
                 self._delete(f"{PATHS['CustomResourceDefinition']}/{definition['metadata']['name']}")
         self._delete(f"{PATHS['Namespace']}/{SYSTEM}")
@@ -251,7 +254,7 @@ class Kueue:
         path = "/apis/kueue.x-k8s.io/v1beta2/resourceflavors?dryRun=All"
         return self.api.request("POST", path, flavor)[0] == 201
 
-    def _wait_until(self, what: str, condition: Any) -> None:
+    def _wait_until(self, what: str, condition: Callable[[], object]) -> None:
         def check() -> None:
             if not self.running:
                 raise ClusterError(f"Kueue ended before {what}:\n{self._tail()}")
@@ -272,4 +275,11 @@ class Kueue:
     def _empty(self, path: str) -> None:
         """Delete the objects of a kind and wait until Kueue has let go of them."""
         self._delete(path)
-        self._wait_until(f"{path} is empty", lambda: not (self.api.get(path) or {"items": []})["items"])
+        self._wait_until(f"{path} is empty", lambda: not self._items(path))
+
+    def _items(self, path: str) -> list[Document]:
+        code, answer = self.api.request("GET", path)
+        if code != 200:
+            raise ClusterError(f"the API server did not list {path}: {code} {answer}")
+        found: list[Document] = answer["items"]
+        return found
