@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from model import exits
+from model import exits, flags
 from model.files import combined_digest, digest_directory
 from model.training import cli
+from model.training.local import TrainCommand
+from model.training.loop.checkpoint import CheckpointStore, RunState
+from model.training.loop.fingerprint import of_settings
 from model.training.output import terminal
 from tests.support.safetensors_files import write_adapter, write_base
 
@@ -45,6 +48,26 @@ def test_a_run_that_can_start(workplace: Path, capsys: pytest.CaptureFixture[str
     dataset = found["dataset"]
     assert (dataset["shape"], dataset["rows"] + dataset["evaluationRows"]) == ("prompt-completion", 40)
     assert sorted(path.name for path in workplace.iterdir()) == ["base", "rows.jsonl"]  # nothing was written
+
+
+def test_the_run_to_go_on_from_is_looked_at(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usual = ("--dataset=rows.jsonl", "--resume-from=runs/first", "--resume-from-run=support-7")
+    code, found = validate(capsys, *usual)
+    assert (code, found["problems"][0]["reason"]) == (exits.DOES_NOT_EXIST, "CheckpointUnavailable")
+    assert "runs does not exist" in found["problems"][0]["message"]
+    command = flags.parse(TrainCommand, ["--method=SFT", "--base-model=base", "--dataset=rows.jsonl"])
+    store = CheckpointStore(workplace / "runs/first/checkpoints", of_settings(command.resolved()))
+    store.save(7, RunState(), lambda directory: (directory / "optimizer.pt").write_text("x") and None)
+    code, found = validate(capsys, *usual)
+    assert code == 0
+    assert found["resumeFrom"] == {"run": "support-7", "checkpoint": "runs/first/checkpoints/checkpoint-7", "step": 7}
+    code, found = validate(capsys, *usual, "--seed=3", "--processes=2")
+    (problem,) = found["problems"]
+    assert (code, problem["reason"]) == (exits.INVALID_CONFIGURATION, "InvalidSpec")
+    assert "spec.training.seed (--seed) is 3 here and 42 in run support-7; spec.resources.gpus" in problem["message"]
+    (workplace / "runs/first/training_config.json").write_text("{}")
+    code, found = validate(capsys, *usual)
+    assert "run support-7 has finished" in found["problems"][0]["message"]
 
 
 def test_all_parts_are_looked_at_though_some_are_wrong(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

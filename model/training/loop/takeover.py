@@ -48,10 +48,10 @@ def other_run(settings: TrainSettings) -> OtherRun | None:
 def read_record(directory: RunDirectory) -> dict[str, Any] | None:
     """Return which run's checkpoint this run began with, as `{"run": name, "step": number}`; None with its own."""
     try:
-        document: dict[str, Any] = json.loads((directory.path / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        document = json.loads((directory.path / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    return document
+    return document if isinstance(document, dict) and {"run", "step"} <= document.keys() else None
 
 
 def look(other: OtherRun, here: Mapping[str, Any], processes: int) -> list[tuple[int, Path]]:

@@ -195,9 +195,9 @@ class Moved:
         self._cache = cache
         self._known = self._looks = 0
 
-    def further(self) -> bool:
-        """Whether `MOVED_BYTES` have been moved since this was last so."""
-        now = self._own() + self._arriving()
+    def further(self, *, downloads: bool = True) -> bool:
+        """Whether `MOVED_BYTES` have been moved since this was last so, `downloads` of other processes among them."""
+        now = self._own() + (self._arriving() if downloads else 0)
         # A download that ends is renamed: fewer bytes than before are as good a sign as more.
         if abs(now - self._known) < MOVED_BYTES:
             return False
@@ -257,7 +257,8 @@ def _look(tell: Callable[..., None], moved: Moved, done: threading.Event) -> Non
     still, stopping = Stillness(limits.look), Stillness(limits.look)
     try:
         while not done.is_set():
-            moving = (_life.signs != signs) | moved.further()
+            # Once a step has been made nothing is downloaded, and a cache on a disk that hangs would keep this thread.
+            moving = (_life.signs != signs) | moved.further(downloads=_life.median is None)
             signs = _life.signs
             still.look(moving=moving)
             stopping.look(moving=moving or not interruption.requested())
