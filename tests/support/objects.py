@@ -184,6 +184,16 @@ def failed_pod(name: str, code: int, message: Any = None, *, created: float = 2,
     )
 
 
+def pending(export: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A pod with a node whose containers have not all started."""
+    return pod("p1", "Pending", export=export, trainer=trainer)
+
+
+def unschedulable(message: str) -> dict[str, Any]:
+    """A pod for which the scheduler finds no node."""
+    return pod("p1", "Pending", conditions=[{"type": "PodScheduled", "status": "False", "message": message}])
+
+
 def beside(
     pod_: dict[str, Any], name: str, state: dict[str, Any], *, init: bool = False, always: bool = False
 ) -> dict[str, Any]:
