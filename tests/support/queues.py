@@ -11,7 +11,7 @@ Document = dict[str, Any]
 API = "kueue.x-k8s.io/v1beta2"
 FLAVOR = "any"
 QUEUE = "gpus"
-UNCOUNTED = {"cpu": "1000", "memory": "10Ti", "ephemeral-storage": "10Ti"}
+UNCOUNTED = {"cpu": "1000", "memory": "10Ti"}
 """What runs ask for beside GPUs, and always get."""
 
 
