@@ -318,7 +318,10 @@ CASES = [
     Case(
         "must be a whole number of bytes with a unit, such as 16Gi or 512Mi",
         [{"resources.memory": "16G"}, {"output.claim": {"size": "1Ti"}}],
-        [{"resources.memory": "16GB"}, {"output.claim": {"size": "0Gi"}}, {"resources.memory": "1.5Gi"}],
+        [
+            *({"resources.memory": value} for value in ("16GB", "1.5Gi", "16", 16, 17179869184)),
+            *({"output.claim": {"size": value}} for value in ("0Gi", 20)),
+        ],
     ),
     Case(
         "must be a resource of a device plugin, such as nvidia.com/gpu",

@@ -197,9 +197,16 @@ CpuQuantity = Annotated[
 ByteQuantity = Annotated[
     str,
     StringConstraints(min_length=2, max_length=16),
-    matching(
-        "[1-9][0-9]{0,8}(k|M|G|T|Ki|Mi|Gi|Ti)",
-        "must be a whole number of bytes with a unit, such as 16Gi or 512Mi",
+    Field(
+        json_schema_extra={
+            INT_OR_STRING: True,  # so that whoever writes `memory: 16` is told of the unit, not of a type
+            RULES: [
+                rule(
+                    "type(self) == string && self.matches('^[1-9][0-9]{0,8}(k|M|G|T|Ki|Mi|Gi|Ti)$')",
+                    "must be a whole number of bytes with a unit, such as 16Gi or 512Mi",
+                )
+            ],
+        }
     ),
 ]
 """An amount of memory or storage."""

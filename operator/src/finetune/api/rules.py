@@ -202,7 +202,7 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     Resources: (
         rule(
             "!has(self.sharedMemory) || !has(self.memory) "
-            "|| quantity(self.sharedMemory).compareTo(quantity(self.memory)) < 0",
+            "|| quantity(string(self.sharedMemory)).compareTo(quantity(string(self.memory))) < 0",
             "sharedMemory must be less than memory, for what is used of it counts as memory: raise memory, or lower "
             f"sharedMemory (default: {SHARED_MEMORY})",
         ),
