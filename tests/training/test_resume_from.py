@@ -182,6 +182,7 @@ def test_a_run_of_two_processes_goes_on_from_one_of_two(base_model: Path, tmp_pa
     runs = Runs(tmp_path, base_model, method="SFT", processes=2, batch_size=5)
     process = runs.killed.start(ranks.copying_command)
     wait_for(lambda: runs.killed.steps()[-1:] >= [4] or not process.is_alive())
+    assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert finish(process) in (exits.INTERRUPTED, exits.OK)
     for path in (

@@ -65,7 +65,7 @@ def equal(said: Any, understood: Any) -> bool:
     """The API's value and the trainer's, which makes numbers of decimal strings and lists of tuples."""
     if isinstance(said, str) and isinstance(understood, float):
         return float(said) == understood
-    return understood == (list(said) if isinstance(said, tuple) else said)
+    return bool(understood == (list(said) if isinstance(said, tuple) else said))
 
 
 @pytest.mark.parametrize("spec", [{}, FULL, {"resources": {"gpus": 0}}, {"method": "DPO"}, PREFERENCE])
@@ -110,7 +110,7 @@ def test_the_trainer_finds_the_parent_where_it_is_mounted(claim: str) -> None:
 @pytest.mark.parametrize("claim", ["others", "adapters"])
 def test_the_trainer_finds_the_run_to_go_on_from_where_it_is_mounted(claim: str) -> None:
     resume = ResumeStatus(run="support-7", uid="u-7", claim_name=claim, path="support/u-7")
-    spec = {"output": {"claimName": "adapters"}, "resumeFrom": {"run": "support-7"}}
+    spec: dict[str, Any] = {"output": {"claimName": "adapters"}, "resumeFrom": {"run": "support-7"}}
     command, *arguments = trainer_arguments(o.run(**spec), o.SETTINGS, None, resume)
     settings = flags.parse(TrainSettings, arguments)
     pod = build_job(o.run(**spec), o.SETTINGS, None, resume)["spec"]["template"]["spec"]

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,8 +132,8 @@ def run(
     return process
 
 
-def words(tmp_path: Path) -> dict[str, dict[str, str]]:
-    document: dict[str, dict[str, str]] = json.loads((tmp_path / "words").read_text())
+def words(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    document: dict[str, dict[str, Any]] = json.loads((tmp_path / "words").read_text())
     return document
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from model import exits
 from model.exits import FailureError
-from model.files import RunDirectory
+from model.files import RunDirectory, publish_directory
 from model.training.loop import fingerprint, takeover
 from model.training.loop.checkpoint import CheckpointStore, RunState
 from model.training.loop.takeover import OtherRun
@@ -200,13 +200,13 @@ def test_a_kill_in_between_leaves_what_can_be_gone_on_from(
     other: OtherRun, own: RunDirectory, published: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing, or the best one; the next attempt removes what is half done, and takes the checkpoint over again."""
-    publish, done = takeover.publish_directory, []
+    done: list[Path] = []
 
     def killed(temporary: Path, final: Path) -> None:
         if len(done) == published:
             raise KeyboardInterrupt
         done.append(final)
-        publish(temporary, final)
+        publish_directory(temporary, final)
 
     monkeypatch.setattr(takeover, "publish_directory", killed)
     with pytest.raises(KeyboardInterrupt):
