@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,17 @@ class Hang(Fault):
     async def answer(self, request: web.Request) -> web.StreamResponse | None:
         await self.over.wait()
         return await Reset().answer(request)
+
+
+@dataclass
+class Edit(Fault):
+    """The server's answer, a JSON object, with changes: as another version of it would answer."""
+
+    after: bool = True
+    change: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+    async def answer(self, request: web.Request) -> web.StreamResponse | None:
+        return web.json_response(self.change(json.loads(request["answer"])))
 
 
 @dataclass

@@ -41,6 +41,13 @@ class Server:
         """The process has been started and has not ended."""
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def pid(self) -> int:
+        """The process's number. Raises RuntimeError when it does not run."""
+        if self._process is None or self._process.returncode is not None:
+            raise RuntimeError(f"{self._arguments} does not run")
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the process; its log is appended to."""
         with self.log.open("ab") as log:

@@ -127,9 +127,10 @@ class RecordingProxy:
                 for key, value in answer.headers.items()
                 if key.lower() not in HOP_BY_HOP - {"content-encoding"}
             }
-            if request.method in ("POST", "PUT", "PATCH", "DELETE"):
-                data = await answer.read()
-                if answer.status < 300:
+            writes = request.method in ("POST", "PUT", "PATCH", "DELETE")
+            if writes or lost is not None:
+                request["answer"] = data = await answer.read()
+                if writes and answer.status < 300:
                     await self._tell(Write(request.method, request.path, answer.status))
                 instead = await lost.answer(request) if lost is not None else None
                 return instead or web.Response(status=answer.status, headers=kept, body=data)
