@@ -456,17 +456,23 @@ def _first_problem(error: ValidationError) -> str:
     return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
+def _first_words(text: str) -> str:
+    """What a server that is no registry, or another version of it, said: it often names itself."""
+    return repr(" ".join(text.split())[:150])
+
+
 def _failure(method: str, url: str, status: int, text: str) -> RegistryError:
     try:
         detail = ErrorDocument.model_validate_json(text).error
     except ValidationError:
         detail = None
     if status >= 500 or status in {408, 425, 429}:
-        said = detail.message if detail is not None else f"HTTP {status}"
+        said = detail.message if detail is not None else f"HTTP {status}: {_first_words(text)}"
         return RegistryUnavailable(f"{method} {url}: {said}")
     if detail is None:
         return RegistryUnavailable(
-            f"{method} {url}: HTTP {status} and no error document; is this the registry's address?"
+            f"{method} {url}: HTTP {status} and no error document but {_first_words(text)}; "
+            "is this the registry's address, and a registry of this version?"
         )
     if status in {401, 403}:
         return RegistryDenied(f"{method} {url}: {detail.message} ({detail.hint})")
