@@ -32,7 +32,9 @@ RIGHTS_HINT = (
     "with helm upgrade."
 )
 NAMESPACE_HINT = "The namespace is being deleted, and the run goes with it."
-WEBHOOK_HINT = "An admission webhook does not answer: the cluster's administrator can mend it, and the run goes on."
+WEBHOOK_HINT = (
+    "An admission webhook does not answer, or fails: the cluster's administrator can mend it, and the run goes on."
+)
 PASSING_HINT = "It is tried again by itself."
 
 
@@ -78,10 +80,15 @@ class Row:
 _AWAY = reasons.API_SERVER_UNAVAILABLE
 _REFUSED = reasons.POD_CREATION_REFUSED
 
+_PASSING = (408, 425, 429)
+_REFUSALS = tuple(status for status in range(400, 500) if status not in _PASSING)
+"""What a webhook may deny with: any code that it likes; without one it is 400. Policies say 401, 403, 413 or 422."""
 _DENIED = (400, 403, 405, 406, 411, 413, 415, 422)
-"""How admission says no: mostly 403; policies 422, or what they like; webhooks that give no code 400."""
+"""How the API server itself says no."""
 
 TABLE: tuple[Row, ...] = (
+    Row(_REFUSALS, r"denied (the )?request", Answer.EXPIRES, _REFUSED, POLICY_HINT),
+    Row((), r"denied (the )?request", Answer.WAITS, reasons.WEBHOOK_UNAVAILABLE, WEBHOOK_HINT),
     Row((), r"is being terminated|because it is being deleted|namespaces? \"[^\"]*\" not found", Answer.WAITS,
         reasons.NAMESPACE_TERMINATING, NAMESPACE_HINT),
     Row((), r"cannot (get|list|watch|create|update|patch|delete) resource|cannot set (blockOwnerDeletion|an ownerRef)",
@@ -89,11 +96,11 @@ TABLE: tuple[Row, ...] = (
     Row((401,), "", Answer.WAITS, reasons.OPERATOR_FORBIDDEN, RIGHTS_HINT),
     Row((), r"fail(ed|ure) (to call|calling) webhook|error calling webhook|no endpoints available for service",
         Answer.WAITS, reasons.WEBHOOK_UNAVAILABLE, WEBHOOK_HINT),
-    Row(_DENIED, r"denied (the )?request", Answer.EXPIRES, _REFUSED, POLICY_HINT),
     Row((), r"internal error occurred|etcdserver:|context deadline exceeded|request did not complete|too many requests|"
-        r"the server (was unable|is currently unable|has asked|could not find)|connection (refused|reset)",
+        r"the server (was unable|is currently unable|has asked|could not find)|connection (refused|reset)|"
+        r"at this time|not yet ready|operation cannot be fulfilled|try again",
         Answer.RETRIES, _AWAY, PASSING_HINT),
-    Row((), r"failed quota|must specify limits|(maximum|minimum) cpu usage|cpu max limit to request ratio",
+    Row((), r"must specify [^:]*limits\.cpu|(maximum|minimum) cpu usage|cpu max limit to request ratio",
         Answer.EXPIRES, _REFUSED, CPU_LIMIT_HINT),
     Row((), r"exceeded quota.*(requests\.storage|persistentvolumeclaims)", Answer.WAITS, reasons.QUOTA_EXCEEDED,
         CLAIM_HINT),
@@ -140,8 +147,12 @@ def classify(status: int, message: str, *, about: str, doing: Doing) -> Refusal:
 
 
 def classify_words(message: str, *, about: str) -> Refusal:
-    """What a controller's Event means that repeats the API server's refusal without its status."""
-    return classify(403, message, about=about, doing=Doing.START)
+    """What a controller's Event means that repeats the API server's refusal without its status.
+
+    Words that do not say no are of something that passes: a connection that broke, a server that was busy.
+    """
+    says_no = re.search(r"forbidden|denied|is invalid|not allowed", message, re.IGNORECASE) is not None
+    return classify(403 if says_no else 0, message, about=about, doing=Doing.START)
 
 
 ADAPTER_VERDICTS = frozenset({"DigestMismatch", "Conflict"})
