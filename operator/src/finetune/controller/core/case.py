@@ -49,7 +49,7 @@ class Case:
         status = self.run.status
         if status.training_start_time is not None or (status.progress is not None and status.progress.step):
             return True
-        if self.outcome.known or any(pod.trainer.started for pod in self.seen.pods):
+        if self.done or self.outcome.known or any(pod.trainer.started for pod in self.seen.pods):
             return True
         return any(attempt.reason == GONE or attempt.step for attempt in self.attempts)
 
