@@ -387,8 +387,8 @@ def test_no_refusal_is_silent(said: Said) -> None:
         *((said.words, said.answer, said.reason) for said in SAID if said.status == 403 and said.about == JOB),
         (
             (
-                'Operation cannot be fulfilled on resourcequotas "gpus": the object has been modified; please apply your '
-                "changes to the latest version and try again"
+                'Operation cannot be fulfilled on resourcequotas "gpus": the object has been modified; please apply '
+                "your changes to the latest version and try again"
             ),
             RETRIES,
             "APIServerUnavailable",
@@ -412,8 +412,8 @@ def test_no_refusal_is_silent(said: Said) -> None:
         ('pods "x" is forbidden: pod rejected: RuntimeClass "kata" not found', EXPIRES, "PodCreationRefused"),
         (
             (
-                'Pod "x" is invalid: spec.containers[0].resources.requests: Invalid value: "2": must be less than or equal '
-                "to cpu limit of 500m"
+                'Pod "x" is invalid: spec.containers[0].resources.requests: Invalid value: "2": must be less than or '
+                "equal to cpu limit of 500m"
             ),
             EXPIRES,
             "PodCreationRefused",
