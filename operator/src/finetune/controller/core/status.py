@@ -325,7 +325,7 @@ def _completed(progress: Progress, case: Case) -> Progress:
 
 def _number(text: str | None) -> str | None:
     """The text if it may stand in the status: a pod posts what it likes."""
-    return text if text is not None and 0 < len(text) <= MAX_DECIMAL else None
+    return text if text is not None and text.isascii() and 0 < len(text) <= MAX_DECIMAL else None
 
 
 def _timings(case: Case, *, accepted: datetime | None) -> Timings:
