@@ -52,8 +52,9 @@ class Operator:
         self._stop = asyncio.Event()
         gatherer = Gatherer(kubernetes=kubernetes, pods=self._pods, progress=self._progress, settings=settings)
         reconciler = Reconciler(kubernetes=kubernetes, registry=registry, gatherer=gatherer, settings=settings)
-        self._queue = WorkQueue(work=reconciler.reconcile)
-        self._served = [self._serve(namespace) for namespace in settings.watch_namespaces or (None,)]
+        self._reconcile = reconciler.reconcile
+        self._queue = WorkQueue(work=self._work)
+        self._served = {namespace: self._serve(namespace) for namespace in settings.watch_namespaces or (None,)}
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises whatever ends one of the loops, so that Kubernetes restarts us."""
@@ -62,7 +63,7 @@ class Operator:
             loops = [
                 group.create_task(self._queue.run(), name="work queue"),
                 group.create_task(self._poll_progress_forever(), name="progress"),
-                *(group.create_task(served.run(), name="served namespace") for served in self._served),
+                *(group.create_task(served.run(), name="served namespace") for served in self._served.values()),
             ]
             if "KUBERNETES_SERVICE_HOST" in os.environ:
                 loops.append(group.create_task(serve_health(self._ready), name="probes"))
@@ -84,6 +85,11 @@ class Operator:
         self._add_owner(pod, urgent=new)
         self._pods.remember(pod)
 
+    async def _work(self, key: Key) -> float | None:
+        """One pass; none where the namespace's list is refused: the first that succeeds adds its runs again."""
+        served = self._served.get(key.namespace) or self._served.get(None)
+        return None if served is None or served.refused else await self._reconcile(key)
+
     def _serve(self, namespace: str | None) -> Served:
         return Served(
             name=namespace,
@@ -93,7 +99,7 @@ class Operator:
         )
 
     def _ready(self) -> bool:
-        return all(served.answered for served in self._served)
+        return all(served.answered for served in self._served.values())
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

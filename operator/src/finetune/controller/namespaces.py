@@ -59,6 +59,8 @@ class Served:
         self._since = 0.0
         self._failures = 0
         self._said: tuple[int, str] | str | None = None
+        self.refused = False
+        """The last list was refused: there is nothing to work on until one succeeds."""
         self.answered = False
         """The API server has answered at least once, if only with a refusal."""
 
@@ -77,12 +79,13 @@ class Served:
             await self._resync()
         except KubernetesError as error:
             self.answered = self.answered or error.status > 0
-            if error.status in (403, 404):  # open watches would end sooner or later, with a noise
+            self.refused = error.status in (403, 404)
+            if self.refused:  # open watches would end sooner or later, with a noise
                 await self._stop()
             self._failures += 1
             self._say((error.status, error.reason), f"is not served for now, the list of its runs failed: {error}")
             return retry_seconds(self._failures, self._period, error.retry_after)
-        self.answered = True
+        self.answered, self.refused = True, False
         if self._watching is None:
             self._watching = asyncio.create_task(self._run_watch(), name=f"watches of {self._where}")
             self._since = asyncio.get_running_loop().time()

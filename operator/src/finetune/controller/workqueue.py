@@ -17,6 +17,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from finetune.clients.kubernetes_errors import KubernetesError
+
 _log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_SECONDS = 0.2
@@ -153,8 +155,8 @@ class WorkQueue:
             delay = await self._work(key)
         except Exception as error:  # noqa: BLE001 - whatever one run does, the others must go on; it is retried
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            message = "%s: failed %d times in a row, trying again: %s"
-            _log.error(message, key, failures, error, exc_info=error if failures == 1 else None)
+            trace = None if failures > 1 or isinstance(error, KubernetesError) else error
+            _log.error("%s: failed %d times in a row, trying again: %s", key, failures, error, exc_info=trace)
             return backoff_seconds(failures, random.random())  # noqa: S311 - jitter, not cryptography
         self._failures.pop(key, None)
         return delay
