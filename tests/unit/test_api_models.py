@@ -83,7 +83,10 @@ def test_a_number_may_be_written_with_quotes_or_without(written: object, read_as
     assert read(training={"learningRate": written}).spec.training.learning_rate == read_as
 
 
-@pytest.mark.parametrize(("written", "read_as"), [(4, "4"), ("4", "4"), ("500m", "500m"), (0.5, "0.5")])
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [(4, "4"), ("4", "4"), ("500m", "500m"), (0.5, "500m"), (0.29, "290m"), (1e-9, "1m"), (4.0, "4000m")],
+)
 def test_so_may_an_amount_of_cpu(written: object, read_as: str) -> None:
     assert read(resources={"cpu": written, "cpuLimit": written}).spec.resources.cpu == read_as
 

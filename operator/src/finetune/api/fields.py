@@ -7,6 +7,7 @@ server evaluates no rule of an object that breaks its schema, so one schema erro
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Any
 
 from pydantic import (
@@ -175,24 +176,26 @@ def decimal(pattern: str, **bounds: float | bool) -> FieldInfo:
 DecimalString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_DECIMAL)]
 """A number that is not an integer, as text."""
 
+
+def _to_cpus(value: object) -> object:
+    """A number as a quantity; thousandths are the smallest part that is scheduled."""
+    if not isinstance(value, float):
+        return _to_text(value)
+    return f"{(Decimal(repr(value)) * 1000).to_integral_value(ROUND_CEILING)}m"
+
+
 CpuQuantity = Annotated[
     str,
-    BeforeValidator(_to_text),
-    StringConstraints(min_length=1, max_length=16),
-    Field(
-        json_schema_extra={
-            INT_OR_STRING: True,
-            RULES: [
-                rule(
-                    "type(self) == int ? self >= 1 && self <= 9999 : self.matches("
-                    r"'^([1-9][0-9]{0,5}m|[0-9]{1,4}\\.[0-9]{1,3}|[1-9][0-9]{0,3})$') && !self.matches('^[0.]+$')",
-                    'must be a number of CPUs: 4, "0.5" or 500m',
-                )
-            ],
-        }
+    BeforeValidator(_to_cpus),
+    StringConstraints(min_length=1, max_length=MAX_DECIMAL),
+    decimal(
+        r"[1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.(00[1-9]|0[1-9][0-9]?|[1-9][0-9]{0,2})|[1-9][0-9]{0,5}m",
+        minimum=0,
+        exclusiveMinimum=True,
+        maximum=9999,
     ),
 ]
-"""An amount of CPU; a fraction is written in quotes, or in thousandths."""
+"""An amount of CPU, such as 4, 0.5 or 500m."""
 
 ByteQuantity = Annotated[
     str,

@@ -206,11 +206,6 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "sharedMemory must be less than memory, for what is used of it counts as memory: raise memory, or lower "
             f"sharedMemory (default: {SHARED_MEMORY})",
         ),
-        rule(
-            "!has(self.cpuLimit) || !has(self.cpu) || "
-            "quantity(string(self.cpuLimit)).compareTo(quantity(string(self.cpu))) >= 0",
-            "cpuLimit must be at least cpu: the limit cannot be below the request",
-        ),
     ),
     Toleration: (
         rule("self.operator != 'Exists' || !has(self.value)", "value must be left out when operator is Exists"),

@@ -206,10 +206,11 @@ class Resources(ApiModel):
     ] = "nvidia.com/gpu"
     """Name under which the device plugin offers the GPUs."""
     cpu: CpuQuantity = "1"
-    """CPU that is requested; without cpuLimit, what is idle on the node may be used beyond it."""
+    """CPU that is requested, such as 4, 0.5 or 500m; without cpuLimit, what is idle on the node may be used beyond
+    it."""
     cpu_limit: CpuQuantity | None = None
-    """Most CPU that the trainer may use, for namespaces whose quota asks for a limit. Default: what the administrator
-    has set, else no limit."""
+    """Most CPU that the trainer may use, for namespaces whose quota asks for a limit; a limit below cpu is what is
+    requested, too. Default: what the administrator has set, else no limit."""
     memory: ByteQuantity = "8Gi"
     """Memory that is requested, and the limit."""
     shared_memory: ByteQuantity = "2Gi"
