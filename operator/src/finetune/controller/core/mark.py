@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune.api import conditions, reasons
 from finetune.api.conditions import set_condition
 from finetune.api.status import TrainingRunStatus
@@ -42,7 +40,7 @@ def mark_of(run: TrainingRun, status: TrainingRunStatus) -> dict[str, str]:
 
 def is_marked(run: TrainingRun) -> bool:
     """The run carries the mark of its own end."""
-    return _status_in(run) is not None
+    return _document_in(run) is not None
 
 
 def restored_status(run: TrainingRun, now: datetime) -> TrainingRunStatus | None:
@@ -60,14 +58,24 @@ def spec_without_suspend(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "suspend"}
 
 
-def _status_in(run: TrainingRun) -> TrainingRunStatus | None:
+def _document_in(run: TrainingRun) -> Mapping[str, Any] | None:
+    """The mark, if it is the run's own: made for this very object, or for the one that it was restored from.
+
+    The uid comes first, for an operator of another version may describe the spec in other words.
+    """
     try:
         document = json.loads(run.metadata.annotations.get(names.FINISHED_ANNOTATION, ""))
-        if document["version"] != VERSION or document["run"] != _identity(run):
-            return None
-        status = TrainingRunStatus.model_validate(document["status"])
-    except (ValueError, KeyError, TypeError, ValidationError):
+        ours = document["uid"] == run.metadata.uid or document["run"] == _identity(run)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return document if ours else None
+
+
+def _status_in(run: TrainingRun) -> TrainingRunStatus | None:
+    document = _document_in(run)
+    if document is None:
+        return None
+    status = TrainingRunStatus.model_validate(document.get("status") or {})
     return status if status.result is not None or status.failure is not None else None
 
 
