@@ -43,6 +43,13 @@ def test_only_a_job_that_the_operator_suspended_is_resumed() -> None:
     assert action(look(None, o.job(suspend=True, suspended_by="another-run"))) is None
 
 
+def test_a_job_that_somebody_else_has_resumed_loses_our_mark() -> None:
+    """Who suspends it later would be taken for us, and undone."""
+    assert action(look(None, o.job(suspended_by=o.UID))) == decide.ResumeJob()
+    assert action(look(None, o.job(suspended_by="another-run"))) is None
+    assert action(look(o.run(suspend=True), o.job(suspended_by=o.UID))) == decide.SuspendJob()
+
+
 def test_a_job_that_somebody_else_suspended_is_waited_for_and_said() -> None:
     job = o.job(suspend=True, suspended_at=50)
     case = look(None, job)

@@ -191,6 +191,8 @@ def _steer(case: Case, job: JobView) -> Action | None:
         return deadline
     if job.suspended and ours and not wanted:
         return ResumeJob() if _is_counted(case, job) else None
+    if not job.suspended and not wanted and job.suspended_by == case.run.metadata.uid:
+        return ResumeJob()  # somebody was faster: what others suspend later must not bear our mark
     pod = case.seen.newest_pod
     if pod is not None and crashed(pod) and case.waited(reasons.SIDECAR_RUNNING, f"Pod/{pod.name}") >= LINGER:
         return DeletePod(pod.name, pod.uid)
