@@ -23,8 +23,8 @@ CLAIM_HINT = (
     "Lower spec.output.claim.size, name a claim that exists in spec.output.claimName, or ask for a larger quota."
 )
 POLICY_HINT = (
-    "A rule of the cluster refuses what the run needs. Change what the message names, or show the message to the "
-    "cluster's administrator: trainer.podLabels and its like in the chart's values, or an exception, are theirs to set."
+    "A rule of the cluster refuses what the run needs. Change what the message names in spec.resources or "
+    "spec.scheduling of a new run, or show the message to the cluster's administrator: an exception is theirs to make."
 )
 QUOTA_HINT = "The run starts once the quota has room: end or suspend other work, or ask for a larger quota."
 RIGHTS_HINT = (
