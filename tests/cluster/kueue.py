@@ -190,7 +190,8 @@ class Kueue:
         settings.write_text(yaml.safe_dump(configuration(self._ports, certificates)))
         program = go_build.build((go_build.KUEUE,)) / "kueue"
         # The kernel ends it with this process, however that ends.
-        argv = ["setpriv", "--pdeathsig", "KILL", "--", program, f"--config={settings}", "--zap-log-level=2"]
+        argv: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", "--", program]
+        argv += [f"--config={settings}", "--zap-log-level=2"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 argv,
