@@ -278,7 +278,7 @@ class ErrorDetail(Document):
 
     reason: str
     message: str
-    hint: str
+    hint: str = ""
 
 
 class ErrorDocument(Document):
