@@ -113,7 +113,7 @@ def stuck(  # noqa: PLR0917 - multiprocessing passes them on by position
     limits: those of `hang.Limits` that the usual ones give way to.
     errors: file for the standard error.
     manner: `waits`, with a file called stuck to tell of it; `keeps the lock` of Python, as a library may that does not
-        come back; `is slow` at every call from that one on, half as long as there may be no sign of life;
+        come back; `is slow` at every call from that one on, not quite half as long as there may be no sign of life;
         `the second of two` waits, the first waits for it.
     """
 
@@ -121,7 +121,7 @@ def stuck(  # noqa: PLR0917 - multiprocessing passes them on by position
         if manner == "keeps the lock":
             ctypes.PyDLL(None).sleep(1000)
         elif manner == "is slow":
-            time.sleep(limits["least"] / 2)
+            time.sleep(limits["least"] / 2.5)
         elif manner == "waits" or parallel.world().rank == 1:
             Path("stuck").touch()
             threading.Event().wait()
