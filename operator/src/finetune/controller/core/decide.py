@@ -177,7 +177,8 @@ def _start(case: Case) -> Action | None:
 
 def _steer(case: Case, job: JobView) -> Action | None:
     """Whether the Job may run, and for how long."""
-    if queue.is_queued(job, case.seen.workload):
+    alone = case.seen.workload is None and queue.suspended_by_us(case)  # no queue holds it, whatever its label says
+    if queue.is_queued(job, case.seen.workload) and not alone:
         return _tell_queue(case) or _set_deadline(case, job)
     wanted = case.run.spec.suspend
     if wanted and not job.suspended:

@@ -144,9 +144,9 @@ def _phase(case: Case, *, failure: Finding | None, succeeded: bool) -> str:
     if run.spec.suspend and (job is None or job.suspended):
         return reasons.SUSPENDED
     if job is not None and job.suspended and (pod is None or pod.finished):
-        if queue.is_queued(job, seen.workload):
-            return reasons.QUEUED
-        return reasons.PENDING if queue.suspended_by_us(case) else reasons.SUSPENDED
+        if queue.suspended_by_us(case):
+            return reasons.PENDING
+        return reasons.QUEUED if queue.is_queued(job, seen.workload) else reasons.SUSPENDED
     if pod is None or (pod.finished and not _is_final(case)):
         return reasons.PENDING
     if pod.trainer.started:
