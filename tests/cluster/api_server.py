@@ -30,8 +30,12 @@ CONTROLLERS = (
     "ttl-after-finished-controller",
     "namespace-controller",
     "resourcequota-controller",
+    "persistentvolumeclaim-protection-controller",
 )
-"""What makes a Job's pods and ends them, removes what has no owner or no namespace any more, and counts quotas."""
+"""What makes a Job's pods and ends them, removes what has no owner or no namespace any more, and counts quotas.
+
+A claim's namespace could never go without the last one, which takes off what protects claims that are in use.
+"""
 
 MUTATING_POLICIES = (
     "--feature-gates=MutatingAdmissionPolicy=true",

@@ -31,6 +31,8 @@ NODE = "node-1"
 MERGE = "application/merge-patch+json"
 RUN_LABEL, ROLE_LABEL = "finetune.dev/run", "finetune.dev/role"
 SIGTERM = 128 + 15
+PULLING = "ContainerCreating"
+"""The reason of a container whose image is being pulled."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ class Kubelet:
                 life.over = True
                 life.task.cancel()
             return
+        if life is None and pod["spec"].get("nodeName"):
+            return  # a pod that a test has bound itself, it also moves on itself
         if life is None:
             self.lives[uid] = life = self._born(pod)
             self.seen.append(uid)
@@ -347,6 +351,8 @@ class Life:
         if trouble is not None and trouble.container == name:
             self.states[name] = {"waiting": {"reason": trouble.reason, "message": trouble.message}}
             await self.write("Pending")
+            if trouble.reason == PULLING:
+                await self.say("Pulling", f"Pulling image for {name}")
             await self._is_healed()
         if self.deleted:
             return SIGTERM  # never started
