@@ -261,6 +261,7 @@ class Life:
         self.conditions: dict[str, Document] = {}
         self.states: dict[str, Document] = {}
         self._changed = asyncio.Event()
+        self._writing = asyncio.Lock()
         spec = pod["spec"]
         self._init: list[Document] = spec.get("initContainers") or []
         self._main: list[Document] = spec["containers"]
@@ -425,7 +426,11 @@ class Life:
         await self._kubelet.call("POST", "events", event)
 
     async def write(self, phase: str = "", *, bound: bool = True) -> None:
-        """Write the pod's status as a kubelet does."""
+        """Write the pod's status as a kubelet does: one after the other, whatever its containers do at once."""
+        async with self._writing:
+            await self._write(phase, bound=bound)
+
+    async def _write(self, phase: str, *, bound: bool) -> None:
         now = self._kubelet.stamp()
         for condition in self.conditions.values():
             condition.setdefault("lastTransitionTime", now)
