@@ -80,7 +80,7 @@ class AdmissionServer:
     def __init__(self, folder: Path) -> None:
         self._certificate, self._key = folder / "webhook.crt", folder / "webhook.key"
         self.rules: dict[str, Deny | Inject] = {}
-        """What becomes of the objects of a run, by the run's name."""
+        """What becomes of new objects, by the run's name, or by their kind and it: `jobs/support`."""
         self.url = ""
 
     @asynccontextmanager
@@ -129,7 +129,7 @@ class AdmissionServer:
         review = await request.json()
         asked = review["request"]
         run = (asked["object"]["metadata"].get("labels") or {}).get(RUN_LABEL, "")
-        rule = self.rules.get(run)
+        rule = self.rules.get(f"{asked['resource']['resource']}/{run}") or self.rules.get(run)
         answer = {"uid": asked["uid"], **(rule.response() if rule is not None else {"allowed": True})}
         return web.json_response({"apiVersion": review["apiVersion"], "kind": "AdmissionReview", "response": answer})
 
