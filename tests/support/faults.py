@@ -20,6 +20,10 @@ from aiohttp import web
 GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 
 
+ANSWER = web.RequestKey("answer", bytes)
+"""What the server has answered, for faults that come after it."""
+
+
 def status_document(code: int, reason: str, message: str, **details: Any) -> str:
     """A Kubernetes Status, as the API server refuses with."""
     head = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
@@ -110,7 +114,7 @@ class Edit(Fault):
     change: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
     async def answer(self, request: web.Request) -> web.StreamResponse | None:
-        return web.json_response(self.change(json.loads(request["answer"])))
+        return web.json_response(self.change(json.loads(request[ANSWER])))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
-from tests.support.faults import Fault
+from tests.support.faults import ANSWER, Fault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -129,7 +129,7 @@ class RecordingProxy:
             }
             writes = request.method in ("POST", "PUT", "PATCH", "DELETE")
             if writes or lost is not None:
-                request["answer"] = data = await answer.read()
+                request[ANSWER] = data = await answer.read()
                 if writes and answer.status < 300:
                     await self._tell(Write(request.method, request.path, answer.status))
                 instead = await lost.answer(request) if lost is not None else None
