@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from finetune.api.status import ResumeStatus
 from finetune.controller.core import names
 from finetune.controller.core.manifests import build_claim, build_collect_job, build_job
-from finetune.controller.core.observe import ParentView
 from finetune.controller.core.settings import Settings
+from finetune.controller.core.views import ParentView
 from tests.support import objects as o
 
 GOLDEN = Path(__file__).parent / "golden"
+RESUME = ResumeStatus(run="first", uid="first-uid", claim_name="old", path="first/first-uid")
 
 
 def job(parent: ParentView | None = None, **spec: Any) -> dict[str, Any]:
@@ -46,6 +48,18 @@ def test_a_preference_job_on_a_parent_is_what_was_reviewed() -> None:
     assert made == json.loads((GOLDEN / "dpo_job.json").read_text())
 
 
+def test_a_queued_job_is_what_was_reviewed() -> None:
+    scheduling = {"queueName": "gpus", "workloadPriorityClassName": "urgent"}
+    resources = {"gpus": 1, "cpu": "4", "cpuLimit": "8"}
+    made = job(scheduling=scheduling, resources=resources, activeDeadlineSeconds=3600)
+    assert made == json.loads((GOLDEN / "queued_job.json").read_text())
+
+
+def test_a_job_that_goes_on_from_another_run_is_what_was_reviewed() -> None:
+    made = build_job(o.run(resumeFrom={"run": "first"}), o.SETTINGS, None, RESUME)
+    assert made == json.loads((GOLDEN / "resumed_job.json").read_text())
+
+
 def test_the_collect_job_is_what_was_reviewed() -> None:
     assert build_collect_job(o.run(), o.SETTINGS) == json.loads((GOLDEN / "collect_job.json").read_text())
 
@@ -62,9 +76,17 @@ def test_job_names(name: str, expected: str) -> None:
 
 
 def test_rules_are_in_the_order_in_which_they_must_match() -> None:
+    """A disruption comes first; a full claim (7) and a broken GPU (9) count as attempts: another node may do."""
     rules = job()["spec"]["podFailurePolicy"]["rules"]
-    assert [rule["action"] for rule in rules] == ["Ignore", "FailJob", "Ignore"]
-    assert rules[1]["onExitCodes"]["values"] == [2, 3, 5, 6, 7, 8, 9, 10]
+    assert [(rule["action"], rule.get("onExitCodes", {}).get("containerName")) for rule in rules] == [
+        ("Ignore", None),
+        ("FailJob", "export"),
+        ("FailJob", "trainer"),
+        ("Ignore", "export"),
+        ("Ignore", "trainer"),
+    ]
+    assert rules[1]["onExitCodes"]["values"] == rules[2]["onExitCodes"]["values"] == [2, 3, 5, 6, 8, 10]
+    assert rules[3]["onExitCodes"]["values"] == rules[4]["onExitCodes"]["values"] == [75, 76]
     assert job(retries=5)["spec"]["backoffLimit"] == 5
 
 
@@ -72,6 +94,60 @@ def test_gpus_and_memory() -> None:
     limits = pod(resources={"gpus": 2, "memory": "16Gi"})["containers"][0]["resources"]["limits"]
     assert limits == {"memory": "16Gi", "nvidia.com/gpu": "2"}
     assert "nvidia.com/gpu" not in pod(resources={"gpus": 0})["containers"][0]["resources"]["limits"]
+
+
+def limits(spec: dict[str, Any]) -> list[dict[str, str]]:
+    return [each["resources"]["limits"] for each in (*spec.get("initContainers", []), *spec["containers"])]
+
+
+def test_the_exports_memory_follows_the_runs() -> None:
+    """They run one after the other, so that it costs the pod nothing; and a person can raise it."""
+    for memory, export in (("16Gi", "16Gi"), ("300Mi", "1Gi"), ("1G", "1Gi"), ("2048Mi", "2048Mi")):
+        spec = pod(resources={"memory": memory, "sharedMemory": "64Mi"})
+        assert [each["memory"] for each in limits(spec)] == [export, memory]
+
+
+def test_somebody_can_set_a_cpu_limit() -> None:
+    """Namespaces whose quota counts limits.cpu take no pod without one; there is none by default."""
+    assert [each.get("cpu") for each in limits(pod())] == [None, None]
+    assert [each["cpu"] for each in limits(pod(resources={"cpuLimit": "8"}))] == ["8", "8"]
+    settings = o.SETTINGS.model_copy(update={"cpu_limit": "500m"})
+    run = o.run()
+    jobs = (build_job(run, settings), build_collect_job(run, settings))
+    for spec in (each["spec"]["template"]["spec"] for each in jobs):
+        assert {each["cpu"] for each in limits(spec)} == {"500m"}
+    trainer = jobs[0]["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert trainer["requests"]["cpu"] == "500m"  # a request is never more than its limit
+    chosen = build_job(o.run(resources={"cpuLimit": "2"}), settings)["spec"]["template"]["spec"]
+    assert {each["cpu"] for each in limits(chosen)} == {"2"}
+
+
+def test_the_claim_of_the_run_that_is_gone_on_from_is_mounted_read_only() -> None:
+    run = o.run(resumeFrom={"run": "first"})
+    spec = build_job(run, o.SETTINGS, None, RESUME)["spec"]["template"]["spec"]
+    assert volumes(spec)["resume"]["persistentVolumeClaim"] == {"claimName": "old", "readOnly": True}
+    assert mounts(spec["containers"][0])["/resume"] == ("resume", True)
+    assert "/resume" not in mounts(spec["initContainers"][0])
+    flags = {"--resume-from=/resume/first/first-uid", "--resume-from-run=first"}
+    assert flags <= set(spec["containers"][0]["args"])
+
+
+def test_a_run_on_the_same_claim_is_gone_on_from_there() -> None:
+    run = o.run(resumeFrom={"run": "first"})
+    same = RESUME.model_copy(update={"claim_name": "adapters"})
+    spec = build_job(run, o.SETTINGS, None, same)["spec"]["template"]["spec"]
+    assert "resume" not in volumes(spec)
+    assert "/resume" not in mounts(spec["containers"][0])
+    assert "--resume-from=/output/first/first-uid" in spec["containers"][0]["args"]
+
+
+def test_a_claim_that_holds_parent_and_checkpoints_is_one_volume() -> None:
+    run = o.run(**o.PREFERENCE, resumeFrom={"run": "first"})
+    both = RESUME.model_copy(update={"claim_name": "parents"})
+    spec = build_job(run, o.SETTINGS, o.PARENT, both)["spec"]["template"]["spec"]
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+    assert sorted(claims) == ["adapters", "base-models", "parents"]
+    assert mounts(spec["containers"][0])["/resume"] == mounts(spec["containers"][0])["/models/parent"]
 
 
 def test_a_configmap_is_mounted_and_its_key_is_the_file() -> None:

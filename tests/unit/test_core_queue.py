@@ -17,8 +17,7 @@ NO_ROOM = (
     "QuotaReserved",
     "False",
     "Pending",
-    "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu in flavor any, "
-    "1 more needed",
+    "couldn't assign flavors to pod set main: insufficient unused quota for gpu in flavor any, 1 more needed",
 )
 PREEMPTED = ("Evicted", "True", "Preempted", "Preempted to accommodate a workload (UID: 1, JobUID: 2)")
 WORKLOAD = o.workload()["metadata"]["name"]
@@ -36,7 +35,7 @@ def test_a_job_that_a_queue_has_suspended_is_left_to_the_queue() -> None:
     ("conditions", "text"),
     [
         ([], "not looked at yet"),
-        ([NO_ROOM], "insufficient unused quota for nvidia.com/gpu in flavor any, 1 more needed (Pending)"),
+        ([NO_ROOM], "insufficient unused quota for gpu in flavor any, 1 more needed (Pending)"),
         ([("QuotaReserved", "False", "Inadmissible", "ClusterQueue cq is inactive")], "ClusterQueue cq is inactive"),
         ([("QuotaReserved", "False", "Inadmissible", "LocalQueue gpus doesn't exist")], "LocalQueue gpus doesn't"),
         ([NO_ROOM, PREEMPTED], "1 more needed (Preempted)"),
