@@ -135,6 +135,19 @@ def test_what_a_run_that_differs_is_told_to_change_are_fields_of_the_api() -> No
             assert flag == "dataset" or flag.replace("-", "_") in TrainSettings.model_fields
 
 
+@pytest.mark.parametrize("claim", ["old", "adapters"])
+def test_the_trainer_finds_the_other_runs_checkpoints_where_they_are_mounted(claim: str) -> None:
+    run = o.run(resumeFrom={"run": "first"})
+    resume = ResumeStatus(run="first", uid="first-uid", claim_name=claim, path="first/first-uid")
+    _, *arguments = trainer_arguments(run, o.SETTINGS, None, resume)
+    settings = flags.parse(TrainSettings, arguments)
+    assert settings.resume_from_run == "first"
+    pod = build_job(run, o.SETTINGS, None, resume)["spec"]["template"]["spec"]
+    folders = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+    (volume,) = (v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim", {}).get("claimName") == claim)
+    assert str(settings.resume_from) == f"{folders[volume]}/first/first-uid"
+
+
 @pytest.mark.parametrize(
     "dataset",
     [
@@ -206,7 +219,8 @@ def test_defaults_of_preference_training_are_the_same_on_both_sides() -> None:
 def test_exit_codes_mean_the_same() -> None:
     codes = {value for name, value in vars(model_exits).items() if name.isupper() and isinstance(value, int)}
     assert set(operator_exits.FAIL_JOB) <= codes
-    assert {operator_exits.INTERRUPTED} <= codes
+    assert {*operator_exits.IGNORED} <= codes
+    assert set(operator_exits._REASONS) <= codes
     assert {model_exits.STORAGE_FULL, model_exits.GPU_UNAVAILABLE, model_exits.HUNG}.isdisjoint(operator_exits.FAIL_JOB)
 
 
