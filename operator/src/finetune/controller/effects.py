@@ -41,7 +41,7 @@ from .core.refusals import Refusal, classify, classify_registry
 from .core.settings import Settings
 from .core.status import recorded_parent
 from .core.storage import output_claim_name
-from .core.views import AdapterView, DatasetView, job_view, parent_view
+from .core.views import AdapterView, DatasetView, PodView, job_view, parent_view
 from .gather import Gatherer
 
 _log = logging.getLogger(__name__)
@@ -315,10 +315,11 @@ class Effects:
 
     async def _delete_pod(self, case: Case, action: decide.DeletePod) -> Case:
         await self._kubernetes.delete_pod(case.run.metadata.namespace, action.name, action.uid)
-        pods = tuple(
-            dataclasses.replace(pod, deleted=case.now) if pod.uid == action.uid else pod for pod in case.seen.pods
-        )
-        return _seen(case, pods=pods)
+
+        def marked(pods: tuple[PodView, ...]) -> tuple[PodView, ...]:
+            return tuple(dataclasses.replace(pod, deleted=case.now) if pod.uid == action.uid else pod for pod in pods)
+
+        return _seen(case, pods=marked(case.seen.pods), collect_pods=marked(case.seen.collect_pods))
 
     async def _create_collect_job(self, case: Case) -> Case:
         namespace, manifest = case.run.metadata.namespace, build_collect_job(case.run, self._settings)

@@ -15,7 +15,7 @@ from finetune.api import conditions, reasons
 from .case import Case, active_time, is_finished
 from .mark import is_marked
 from .policies import failure_of, queue
-from .policies.trainer import LINGER, crashed
+from .policies.trainer import crashed
 from .views import JobView
 
 
@@ -194,8 +194,17 @@ def _steer(case: Case, job: JobView) -> Action | None:
         return ResumeJob() if _is_counted(case, job) else None
     if not job.suspended and not wanted and job.suspended_by == case.run.metadata.uid:
         return ResumeJob()  # somebody was faster: what others suspend later must not bear our mark
-    pod = case.seen.newest_pod
-    if pod is not None and crashed(pod) and case.waited(reasons.SIDECAR_RUNNING, f"Pod/{pod.name}") >= LINGER:
+    return _delete_dead(case)
+
+
+def _delete_dead(case: Case) -> Action | None:
+    """A pod whose own container has died and that another one keeps alive: the Job cannot see it."""
+    pod = case.pod
+    if (
+        pod is not None
+        and crashed(pod)
+        and case.waited(reasons.SIDECAR_RUNNING, f"Pod/{pod.name}") >= case.settings.linger
+    ):
         return DeletePod(pod.name, pod.uid)
     return None
 
@@ -242,7 +251,7 @@ def _finish(case: Case) -> Action | None:
         return CreateCollectJob()
     if collect.ended and not collect.deleting and not case.seen.collected:
         return DeleteJob(collect.name, collect.uid)  # nobody heard it, or it never ran: read once more
-    return None
+    return _delete_dead(case)
 
 
 def _clean_up(case: Case) -> Action | None:
@@ -273,4 +282,4 @@ def lingers(case: Case) -> timedelta:
     finished = case.run.status.condition(conditions.FINISHED)
     if case.run.status.result is None or finished is None:
         return timedelta(0)
-    return LINGER - max(timedelta(0), case.now - finished.last_transition_time)
+    return case.settings.linger - max(timedelta(0), case.now - finished.last_transition_time)
