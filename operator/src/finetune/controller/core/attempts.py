@@ -8,7 +8,7 @@ from datetime import datetime
 from finetune.api import reasons
 from finetune.api.status import MAX_ATTEMPT_HISTORY, Attempt, Progress
 
-from .exits import IGNORED, KILLED, reason_of
+from .exits import IGNORED, KILLED, NODE_RESTARTED, reason_of
 from .storage import SHARED_MEMORY
 from .views import ContainerView, PodView, ProgressView, whole_number
 
@@ -72,7 +72,8 @@ def attempt_of(
         return begun
     words = pod.last_words or ContainerView()
     interrupted = words.message.interrupted
-    lost = step if words.exit_code is None or words.exit_code in KILLED else None
+    silent = words.exit_code is None or words.exit_code in KILLED or words.exit_reason in NODE_RESTARTED
+    lost = step if silent else None
     ends = [time for time in (words.finished, pod.disrupted_at, now) if time is not None]
     return begun.model_copy(
         update={

@@ -21,6 +21,9 @@ IGNORED = (INTERRUPTED, LOST_PEERS)
 KILLED = (137, 143)
 """SIGKILL, and SIGTERM without a checkpoint: the container could not say how far it had come."""
 
+NODE_RESTARTED = ("ContainerStatusUnknown", "Unknown")
+"""What a node says of a container, with an exit code of its own choice, that was gone when the node came back."""
+
 _REASONS = {
     2: reasons.INVALID_SPEC,
     3: reasons.DATASET_INVALID,
@@ -37,6 +40,8 @@ def reason_of(exit_code: int, container_reason: str, *, exporting: bool) -> str:
     """The failure reason of a container that left no message of its own."""
     if container_reason == "OOMKilled":
         return reasons.OUT_OF_MEMORY
+    if container_reason in NODE_RESTARTED:
+        return reasons.NODE_LOST
     if exit_code in (4, 10):
         return reasons.DATASET_UNAVAILABLE if exporting else reasons.BASE_MODEL_UNAVAILABLE
     return _REASONS.get(exit_code, reasons.INTERNAL_ERROR)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from finetune.api import reasons
 from finetune.api.trainingrun import TrainingRun
 from finetune.controller.core.attempts import failure_reason, interruptions_without_progress
@@ -12,13 +10,10 @@ from finetune.controller.core.findings import Finding, end, wait
 from finetune.controller.core.storage import output_claim_name
 from finetune.controller.core.views import ContainerView, PodView
 
-LINGER = timedelta(seconds=30)
-"""What containers beside a trainer that has ended get to end as well: log shippers flush, meshes drain."""
-
 
 def interrupted_too_often(case: Case) -> Finding | None:
     """Interruptions are free, but not endless."""
-    if case.seen.trainer_done or (case.seen.job is not None and case.seen.job.suspended):
+    if case.done or (case.seen.job is not None and case.seen.job.suspended):
         return None
     count = interruptions_without_progress(case.attempts)
     if count <= case.settings.max_interruptions:
@@ -48,7 +43,7 @@ def dead_in_a_living_pod(case: Case) -> Finding | None:
     return wait(
         reasons.SIDECAR_RUNNING,
         f"the trainer of pod {pod.name} ended with exit code {pod.trainer.exit_code}, and container {beside} keeps the "
-        f"pod alive: it is deleted {LINGER.seconds} s after that, and the next attempt goes on",
+        f"pod alive: it is deleted {case.settings.linger_seconds:.0f} s after that, and the next attempt goes on",
         f"Pod/{pod.name}",
     )
 
@@ -95,7 +90,7 @@ def last_failed_pod(pods: tuple[PodView, ...]) -> PodView | None:
 
 def _place(reason: str, pod: PodView, run: TrainingRun) -> str:
     """Where it happened, when that is what a person must look at."""
-    if reason in (reasons.GPU_UNAVAILABLE, reasons.GPU_OUT_OF_MEMORY, reasons.HUNG):
+    if reason in (reasons.GPU_UNAVAILABLE, reasons.GPU_OUT_OF_MEMORY, reasons.HUNG, reasons.NODE_LOST):
         return f" (pod {pod.name} on node {pod.node or '?'})"
     if reason == reasons.STORAGE_FULL:
         return f" (PersistentVolumeClaim {output_claim_name(run)})"
