@@ -351,7 +351,9 @@ def pod_view(pod: Document) -> PodView:
     is_scheduled, is_disrupted = scheduled.get("status") == "True", disruption.get("status") == "True"
     containers = _containers(pod["spec"], status)
     mains = [each for each in containers if not each.init]
-    not_ready = conditions.get("Ready", {}).get("status") in ("False", "Unknown")
+    ready = conditions.get("Ready", {})
+    # With gates that others have put on the pod it is not ready either, and its node is well.
+    not_ready = ready.get("status") in ("False", "Unknown") and ready.get("reason") != "ReadinessGatesNotReady"
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
