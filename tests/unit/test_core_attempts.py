@@ -194,3 +194,21 @@ def test_when_an_attempt_ended_does_not_change_while_it_is_looked_at() -> None:
     lost = o.pod("p1", "Failed", export=EXPORTED, trainer={})
     first = look(o.run(**GPUS), o.job(), lost, seconds=100)
     assert status(again(first, 5_000)).gpu_seconds == status(first).gpu_seconds
+
+
+@pytest.mark.parametrize(("code", "reason"), [(255, "Unknown"), (137, "ContainerStatusUnknown")])
+def test_a_node_that_restarted_is_no_error_in_the_software(code: int, reason: str) -> None:
+    run = stored(look(None, o.job(), training(), progress=progress(70)))
+    pod = o.failed_pod("p1", code, reason=reason)
+    case = look(run, o.job("Failed", reason="BackoffLimitExceeded", message="x"), pod)
+    assert [(attempt.reason, attempt.step) for attempt in case.attempts] == [("NodeLost", 70)]
+    assert (failed(case).reason, "on node node-1" in failed(case).message) == ("NodeLost", True)
+
+
+def test_a_training_that_is_done_was_not_interrupted_too_often() -> None:
+    """Its pod is gone, and the administrator has lowered the number."""
+    pods = [o.failed_pod(f"p{n}", 75, {"interrupted": {"step": 5}}, created=2 + 40 * n) for n in range(10)]
+    run = stored(look(None, o.job(), *pods))
+    strict = o.SETTINGS.model_copy(update={"max_interruptions": 3})
+    assert failed(look(run, o.job(), settings=strict)).reason == "RetriesExhausted"
+    assert failure(look(run, o.job("Complete"), settings=strict)) is None

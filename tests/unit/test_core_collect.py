@@ -133,3 +133,12 @@ def test_the_reader_is_placed_and_as_patient_as_the_training() -> None:
     assert "activeDeadlineSeconds" not in pod  # it would run while the volume is attached and the image is pulled
     assert "activeDeadlineSeconds" not in job
     assert job["backoffLimit"] >= 20
+
+
+def test_a_reader_that_died_beside_a_sidecar_is_deleted_as_a_trainer_is() -> None:
+    dead = o.beside(reader("Running", o.ended(137)), "istio-proxy", o.running())
+    first = collecting(dead, seconds=100)
+    assert (waits_for(first), action(first)) == ("SidecarRunning", None)
+    assert action(again(first, 130)) == decide.DeletePod("c", "c-uid")
+    done = o.beside(reader("Running", o.ended(0, o.RESULT)), "istio-proxy", o.running())
+    assert action(collecting(done)) == decide.RegisterAdapter()

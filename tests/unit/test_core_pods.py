@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import objects as o
-from tests.support.cases import again, failure, look, waiting, waits_for
+from tests.support.cases import again, failed, failure, look, stored, waiting, waits_for
 
 NO_ROWS = 'MountVolume.SetUp failed for volume "source" : configmap "rows" not found'
 ROWS = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
@@ -107,3 +107,24 @@ def test_the_policies_look_at_the_collect_jobs_pod_as_at_any_other() -> None:
     assert waits_for(case) == "ImagePullFailed"
     assert dataclasses.replace(case, now=o.at(10**6)).trained
     assert failure(again(case, 10**6)) is None
+
+
+def test_a_kubelet_that_sums_up_does_not_hide_why_nor_start_the_clock_again() -> None:
+    """It says both in turn; only one of them names what is missing."""
+    summary = "Unable to attach or mount volumes: unmounted volumes=[source]: timed out waiting for the condition"
+    pod = o.pending(o.waiting("PodInitializing"))
+    first = look(o.run(**ROWS), o.job(), pod, events=[mount_event(NO_ROWS, 20)], seconds=30)
+    both = look(stored(first), o.job(), pod, events=[mount_event(NO_ROWS, 100), mount_event(summary, 123)], seconds=125)
+    assert waiting(both).key == waiting(first).key
+    assert failed(again(first, 330, before=both)).reason == "DatasetUnavailable"
+    alone = look(o.run(**ROWS), o.job(), pod, events=[mount_event(summary, 123)])
+    assert waits_for(alone) == "VolumeNotMounted"
+    old = look(o.run(**ROWS), o.job(), pod, events=[mount_event(NO_ROWS, 20), mount_event(summary, 400)], seconds=401)
+    assert waits_for(old) == "VolumeNotMounted"
+
+
+def test_a_pod_with_readiness_gates_is_on_a_node_that_is_well() -> None:
+    pod = o.pod("p1", export=o.ended(0), trainer=o.running())
+    pod["status"]["conditions"].append({"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"})
+    pod["status"]["containerStatuses"][0]["ready"] = True
+    assert waits_for(look(None, o.job(), pod)) is None
