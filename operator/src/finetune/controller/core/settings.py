@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +44,13 @@ class Settings(BaseModel):
     progress_seconds: float = Field(default=15.0, gt=0)
     pending_seconds: float = Field(default=5.0, ge=0)
     """How long a pod may be pending before its Events are read, by the operator's own clock."""
+    linger_seconds: float = Field(default=30.0, ge=0)
+    """What containers beside a trainer that has ended get to end as well: log shippers flush, meshes drain."""
+
+    @property
+    def linger(self) -> timedelta:
+        """The same as a time."""
+        return timedelta(seconds=self.linger_seconds)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
