@@ -31,7 +31,7 @@ PREFERENCE: dict[str, Any] = {
 }
 """Parts of the spec of a run of preference training on that parent."""
 
-RESULT = {
+RESULT: dict[str, Any] = {
     "result": {
         "runUid": UID,
         "finalLoss": "1.8342",

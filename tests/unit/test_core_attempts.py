@@ -12,7 +12,7 @@ from tests.support import objects as o
 from tests.support.cases import again, failed, failure, look, status, stored
 
 EXPORTED = o.ended(0, {"dataset": {"version": 2, "rows": 400, "evaluationRows": 40}}, seconds=6)
-GPUS = {"resources": {"gpus": 8}}
+GPUS: dict[str, Any] = {"resources": {"gpus": 8}}
 DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC"}
 
 
@@ -139,7 +139,8 @@ def test_a_time_in_the_future_is_no_end() -> None:
 
 def test_hard_losses_are_progress_when_the_trainer_went_on() -> None:
     """21 spot nodes in a row, each gone without a word; a checkpoint later each time."""
-    run, pods = o.run(**GPUS), []
+    run = o.run(**GPUS)
+    pods: list[dict[str, Any]] = []
     for n in range(30):
         seconds = 4_000.0 * n
         alive = training(f"p{n}", seconds)

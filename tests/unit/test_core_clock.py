@@ -13,8 +13,8 @@ from tests.support import objects as o
 from tests.support.cases import again, failed, failure, look, status, stored, waiting, waits_for
 
 NO_ROWS = 'MountVolume.SetUp failed for volume "source" : configmap "rows" not found'
-ROWS = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
-HUB = {"baseModel": {"hub": {"repository": "org/m", "tokenSecretRef": {"name": "hub", "key": "token"}}}}
+ROWS: dict[str, Any] = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
+HUB: dict[str, Any] = {"baseModel": {"hub": {"repository": "org/m", "tokenSecretRef": {"name": "hub", "key": "token"}}}}
 NO_DATASET: dict[str, Any] = {"dataset": DatasetView(missing='dataset "tickets" not found')}
 NO_PARENT: dict[str, Any] = {"dataset": DatasetView(version=3), "parent_missing": "adapter 'support' does not exist"}
 

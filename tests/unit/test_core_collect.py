@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from finetune.controller.core import decide
+from finetune.controller.core.case import Case
 from finetune.controller.core.manifests import build_collect_job
 from finetune.controller.core.refusals import Doing, classify
 from tests.support import objects as o
-from tests.support.cases import Case, action, again, failed, failure, look, status, waiting, waits_for
+from tests.support.cases import action, again, failed, failure, look, status, waiting, waits_for
 
-REGISTERING = {"phase": "Registering", "jobName": o.JOB, "jobUid": "job-uid"}
+REGISTERING: dict[str, Any] = {"phase": "Registering", "jobName": o.JOB, "jobUid": "job-uid"}
 
 
 def collecting(*pods: dict[str, Any], condition: str = "", **more: Any) -> Case:

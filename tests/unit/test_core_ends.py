@@ -10,8 +10,8 @@ from finetune.controller.core.status import hint_of
 from tests.support import objects as o
 from tests.support.cases import failed, failure, look, stored
 
-BACKOFF = {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
-POLICY = {"reason": "PodFailurePolicy", "message": "matching FailJob rule at index 1"}
+BACKOFF: dict[str, Any] = {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
+POLICY: dict[str, Any] = {"reason": "PodFailurePolicy", "message": "matching FailJob rule at index 1"}
 WORDS = {"failure": {"reason": "DatasetInvalid", "message": "train.jsonl row 7: not valid JSON", "row": 7}}
 EXPORT_FAILED = o.pod("p1", "Failed", export=o.ended(3, WORDS))
 
@@ -40,7 +40,7 @@ EXPORT_FAILED = o.pod("p1", "Failed", export=o.ended(3, WORDS))
     ],
 )
 def test_the_reason_of_a_failed_job(
-    job: dict[str, str], pods: list[dict[str, Any]], reason: str, exit_code: int | None, row: int | None
+    job: dict[str, Any], pods: list[dict[str, Any]], reason: str, exit_code: int | None, row: int | None
 ) -> None:
     found = failed(look(None, o.job("Failed", **job), *pods))
     assert (found.reason, found.exit_code, found.row) == (reason, exit_code, row)

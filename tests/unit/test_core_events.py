@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from finetune.api.status import TrainingRunStatus
+from finetune.controller.core.case import Case
 from finetune.controller.core.events import EventDraft, build_event, events_between
 from finetune.controller.core.refusals import Doing, classify
 from finetune.controller.core.views import AdapterView, DatasetView
 from tests.support import objects as o
-from tests.support.cases import Case, again, look, status, stored
+from tests.support.cases import again, look, status, stored
 
 ADAPTER = AdapterView(id="7", name="support", version=4, uri="pvc://adapters/x/adapter", sha256="a" * 64, bytes=10)
 EXPORTED = o.ended(0, {"dataset": {"version": 2, "rows": 400, "evaluationRows": 40}}, seconds=6)

@@ -11,7 +11,7 @@ from tests.support import objects as o
 from tests.support.cases import again, failed, failure, look, stored, waiting, waits_for
 
 NO_ROWS = 'MountVolume.SetUp failed for volume "source" : configmap "rows" not found'
-ROWS = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
+ROWS: dict[str, Any] = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
 
 
 def mount_event(message: str, seconds: float = 20) -> dict[str, Any]:

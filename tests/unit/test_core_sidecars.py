@@ -13,8 +13,8 @@ from tests.support import objects as o
 from tests.support.cases import action, again, failed, failure, look, status, stored, waiting, waits_for
 
 ADAPTER = AdapterView(id="1", name="support", version=1, uri="pvc://adapters/x", sha256="a" * 64, bytes=10)
-BACKOFF = {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
-POLICY = {"reason": "PodFailurePolicy", "message": "matching FailJob rule at index 1"}
+BACKOFF: dict[str, Any] = {"reason": "BackoffLimitExceeded", "message": "Job has reached the specified backoff limit"}
+POLICY: dict[str, Any] = {"reason": "PodFailurePolicy", "message": "matching FailJob rule at index 1"}
 
 
 def training(name: str = "p1", phase: str = "Running", **more: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def test_a_trainer_that_is_done_does_not_wait_for_its_sidecar() -> None:
 
 @pytest.mark.parametrize("job", [BACKOFF, POLICY, {"reason": "DeadlineExceeded", "message": "too long"}])
 @pytest.mark.parametrize("code", [143, 2, 1, 137])
-def test_a_sidecar_that_ends_badly_does_not_undo_a_finished_training(job: dict[str, str], code: int) -> None:
+def test_a_sidecar_that_ends_badly_does_not_undo_a_finished_training(job: dict[str, Any], code: int) -> None:
     """The proxy gets SIGTERM once the trainer is done and ends with 143: the pod is Failed, the result is there."""
     pods = [
         o.beside(done(f"p{number}", "Failed", created=2 + 40 * number), "proxy", o.ended(code)) for number in range(4)

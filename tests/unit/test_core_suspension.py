@@ -20,7 +20,7 @@ from finetune.controller.core.views import JobView, job_view
 from tests.support import objects as o
 from tests.support.cases import action, again, failed, failure, look, status, stored, waiting, waits_for
 
-RESTS = {"suspend": True, "suspended_by": o.UID}
+RESTS: dict[str, Any] = {"suspend": True, "suspended_by": o.UID}
 
 
 def active(seconds: int, since: float | None = None) -> dict[str, Any]:
@@ -211,7 +211,8 @@ class World:
 
     def want(self, *, suspend: bool) -> None:
         """A person sets `spec.suspend`."""
-        made = o.run(suspend=suspend, **({"activeDeadlineSeconds": self.limit} if self.limit else {}))
+        deadline: dict[str, Any] = {"activeDeadlineSeconds": self.limit} if self.limit else {}
+        made = o.run(suspend=suspend, **deadline)
         self.run = made.model_copy(update={"status": self.run.status})
 
     def time(self) -> datetime:

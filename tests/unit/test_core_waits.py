@@ -13,7 +13,7 @@ from finetune.controller.core.manifests import build_job
 from tests.support import objects as o
 from tests.support.cases import action, again, expires, failed, failure, look, waiting
 
-TRAINED = {"phase": "Training", "jobName": o.JOB, "jobUid": "job-uid", "trainingStartTime": o.stamp(30)}
+TRAINED: dict[str, Any] = {"phase": "Training", "jobName": o.JOB, "jobUid": "job-uid", "trainingStartTime": o.stamp(30)}
 
 
 def mount_event(message: str, seconds: float = 20) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def claim_event(message: str) -> dict[str, Any]:
 
 UNBOUND = "pod has unbound immediate PersistentVolumeClaims"
 NO_ROWS = 'MountVolume.SetUp failed for volume "source" : configmap "rows" not found'
-ROWS = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
-HUB = {"baseModel": {"hub": {"repository": "org/m", "tokenSecretRef": {"name": "hub", "key": "token"}}}}
-DATABASE = {"dataset": {"sql": {"urlSecretRef": {"name": "db", "key": "url"}, "query": "select 1"}}}
+ROWS: dict[str, Any] = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
+HUB: dict[str, Any] = {"baseModel": {"hub": {"repository": "org/m", "tokenSecretRef": {"name": "hub", "key": "token"}}}}
+DATABASE: dict[str, Any] = {"dataset": {"sql": {"urlSecretRef": {"name": "db", "key": "url"}, "query": "select 1"}}}
 
 
 @dataclass(frozen=True)
