@@ -133,7 +133,11 @@ TABLE: dict[str, Row] = {
 
 
 async def test_whatever_runs_beside_the_trainer_it_alone_decides(managed_kubectl: Kubectl, tmp_path: Path) -> None:
-    quick = {"FINETUNE_PENDING_SECONDS": "1", "FINETUNE_TERMINATION_GRACE_SECONDS": "5"}
+    quick = {
+        "FINETUNE_PENDING_SECONDS": "1",
+        "FINETUNE_TERMINATION_GRACE_SECONDS": "5",
+        "FINETUNE_LINGER_SECONDS": "5",
+    }
     async with (
         AdmissionServer(tmp_path).serving() as admission,
         a_managed_world(managed_kubectl, tmp_path, **quick) as managed,
