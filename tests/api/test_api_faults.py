@@ -182,7 +182,7 @@ async def test_a_slow_api_server_makes_a_run_slow_and_no_more(managed: Managed) 
     await managed.check(names=("support",))
 
 
-@pytest.mark.parametrize(("operator", "node"), [(3600.0, 0.0), (-3600.0, 0.0), (0.0, 3600.0), (0.0, -3600.0)])
+@pytest.mark.parametrize(("operator", "node"), [(3600.0, -3600.0), (-3600.0, 3600.0)])
 async def test_clocks_that_differ_by_an_hour_change_nothing(
     managed_kubectl: Kubectl, tmp_path: Path, operator: float, node: float
 ) -> None:

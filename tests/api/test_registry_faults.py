@@ -16,13 +16,13 @@ from tests.support.faults import GATEWAY_PAGE, Answer, Delay, Edit, Fault, Hang,
 from tests.support.kubectl import Kubectl
 from tests.support.kubelet import Attempt, Play
 from tests.support.managed import Managed, a_managed_world, result_of_pod
-from tests.support.world import eventually
+from tests.support.world import eventually, manifest
 
 SAID_SECONDS = 15.0
 SUSPEND_SECONDS = 10.0
 """On a machine with much else to do; thirty calls that time out, one after the other, would take minutes."""
 WORDS = "the words of the registry"
-ADAPTER, RUN = "/adapter$", "/runs/[^/]*$"
+ADAPTER, RUN = "/runs/[^/]*/adapter$", "/runs/[^/]*$"
 
 
 def error(reason: str) -> str:
@@ -44,20 +44,21 @@ def passing_faults() -> dict[str, list[Fault]]:
     }
 
 
-LASTING: dict[str, Answer] = {
-    "adapter-401": Answer("PUT", ADAPTER, status=401, body=error("Unauthenticated")),
-    "adapter-403": Answer("PUT", ADAPTER, status=403, body=error("Forbidden")),
-    "adapter-404": Answer("PUT", ADAPTER, status=404, body=json.dumps({"detail": WORDS})),
-    "adapter-413": Answer("PUT", ADAPTER, status=413, body=error("TooLarge")),
-    "adapter-422": Answer("PUT", ADAPTER, status=422, body=error("Invalid")),
-    "adapter-429": Answer("PUT", ADAPTER, status=429, body=error("Busy")),
-    "adapter-500": Answer("PUT", ADAPTER, status=500, body=error("InternalError")),
-    "adapter-507": Answer("PUT", ADAPTER, status=507, body=error("StorageFull")),
-    "run-409": Answer("PUT", RUN, status=409, body=error("SomethingOfTomorrow")),
-    "run-422": Answer("PUT", RUN, status=422, body=error("Invalid")),
-    "run-500": Answer("PUT", RUN, status=500, body=error("InternalError")),
-    "run-page": Answer("PUT", RUN, status=404, body=f"<html>{WORDS}</html>"),
+LASTING: dict[str, tuple[str, int, str]] = {
+    "adapter-401": (ADAPTER, 401, error("Unauthenticated")),
+    "adapter-403": (ADAPTER, 403, error("Forbidden")),
+    "adapter-404": (ADAPTER, 404, json.dumps({"detail": WORDS})),
+    "adapter-413": (ADAPTER, 413, error("TooLarge")),
+    "adapter-422": (ADAPTER, 422, error("Invalid")),
+    "adapter-429": (ADAPTER, 429, error("Busy")),
+    "adapter-500": (ADAPTER, 500, error("InternalError")),
+    "adapter-507": (ADAPTER, 507, error("StorageFull")),
+    "run-409": (RUN, 409, error("SomethingOfTomorrow")),
+    "run-422": (RUN, 422, error("Invalid")),
+    "run-500": (RUN, 500, error("InternalError")),
+    "run-page": (RUN, 404, f"<html>{WORDS}</html>"),
 }
+"""What the registry answers, to which call: path, status and body."""
 
 
 async def test_faults_that_pass_cost_a_run_nothing(managed_kubectl: Kubectl, tmp_path: Path) -> None:
@@ -74,16 +75,19 @@ async def test_what_lasts_is_said_in_the_registrys_words_and_ends_no_run(
     managed_kubectl: Kubectl, tmp_path: Path
 ) -> None:
     async with a_managed_world(managed_kubectl, tmp_path, FINETUNE_REFERENCE_TIMEOUT_SECONDS="60") as managed:
-        silent = []
-        for name, fault in LASTING.items():
-            fault.hits = 0
-            fault.over = asyncio.Event()
-            with managed.world.registry.faulty(fault):
-                managed.world.apply(name)
-                if not await said(managed, name, WORDS):
-                    silent.append(f"{name}: {(managed.world.run(name) or {}).get('status')}")
-            await managed.world.phase("Succeeded", name)
-        assert not silent, "\n".join(silent)
+        world = managed.world
+        world.kubectl.apply(*(manifest(name, suspend=True) for name in LASTING))  # it is told of a run that starts
+        faults = []
+        for name, (path, status, body) in LASTING.items():
+            uid = (world.run(name) or {})["metadata"]["uid"]
+            faults.append(Answer("PUT", path.replace("[^/]*", uid), status=status, body=body))
+        with world.registry.faulty(*faults):
+            world.kubectl.apply(*(manifest(name) for name in LASTING))
+            heard = await asyncio.gather(*(said(managed, name, WORDS) for name in LASTING))
+        silent = [name for name, yes in zip(LASTING, heard, strict=True) if not yes]
+        assert not silent, "\n".join(f"{name}: {(world.run(name) or {}).get('status')}" for name in silent)
+        for name in LASTING:
+            await world.phase("Succeeded", name)
         await managed.check(names=tuple(LASTING))
 
 
