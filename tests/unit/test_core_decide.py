@@ -17,8 +17,8 @@ from tests.support.cases import action, again, failed, failure, look, stored, wa
 ADAPTER = AdapterView(id="1", name="support", version=1, uri="pvc://adapters/x", sha256="a" * 64, bytes=10)
 RECORDED = DatasetView(version=3)
 DONE = o.pod("p1", "Succeeded", export=o.ended(0), trainer=o.ended(0, o.RESULT))
-TRAINED = {"phase": "Training", "jobName": o.JOB, "jobUid": "job-uid"}
-REGISTERING = {"phase": "Registering", "jobName": o.JOB, "jobUid": "job-uid"}
+TRAINED: dict[str, Any] = {"phase": "Training", "jobName": o.JOB, "jobUid": "job-uid"}
+REGISTERING: dict[str, Any] = {"phase": "Registering", "jobName": o.JOB, "jobUid": "job-uid"}
 STORED = message_of(o.RESULT)
 
 
