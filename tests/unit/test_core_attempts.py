@@ -213,3 +213,11 @@ def test_a_training_that_is_done_was_not_interrupted_too_often() -> None:
     strict = o.SETTINGS.model_copy(update={"max_interruptions": 3})
     assert failed(look(run, o.job(), settings=strict)).reason == "RetriesExhausted"
     assert failure(look(run, o.job("Complete"), settings=strict)) is None
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, "Completed"), (75, "Interrupted"), (137, "InternalError")])
+def test_a_trainer_that_has_ended_ends_its_attempt_though_its_pod_goes_on(code: int, expected: str) -> None:
+    """The last status of a run is written before the pod has noticed, or while a sidecar keeps it alive."""
+    pod = o.pod("p1", export=EXPORTED, trainer=o.ended(code, o.RESULT if code == 0 else None, seconds=90))
+    (attempt,) = status(look(None, o.job(), pod)).attempt_history
+    assert (attempt.reason, attempt.exit_code, attempt.completion_time) == (expected, code, o.at(90))

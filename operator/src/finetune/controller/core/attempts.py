@@ -68,8 +68,8 @@ def attempt_of(
         return known
     start = pod.scheduled or (known.start_time if known else None)
     begun = Attempt(pod=pod.name, uid=pod.uid, start_time=start, node=pod.node or None)
-    if not pod.finished:
-        return begun
+    if not pod.finished and pod.trainer.exit_code is None:
+        return begun  # a trainer that has ended ends the attempt, whatever keeps its pod alive
     words = pod.last_words or ContainerView()
     interrupted = words.message.interrupted
     silent = words.exit_code is None or words.exit_code in KILLED or words.exit_reason in NODE_RESTARTED
