@@ -242,7 +242,7 @@ TABLE: dict[str, Row] = {
     "policy": Row(
         reasons.POD_CREATION_REFUSED,
         ("label cost-center is required",),
-        ("trainer.podLabels", "administrator"),
+        ("spec.scheduling", "administrator"),
     ),
     "node": Row(
         reasons.NODE_LOST,

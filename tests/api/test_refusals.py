@@ -220,12 +220,10 @@ async def test_a_full_quota_is_waited_for_and_a_missing_limit_is_named(
         for profile in PROFILES:
             label = f"pod-security.kubernetes.io/enforce={profile}"
             managed_kubectl("label", "namespace", spaces[profile].namespace, label)
-        for name, limit in LIMITS.items():
-            if limit.object[0] == "ResourceQuota":
-                await eventually("the quota counts", lambda space=spaces[name]: counts(space))
+        quotas = [spaces[name] for name, limit in LIMITS.items() if limit.object[0] == "ResourceQuota"]
+        await eventually("the quotas count", lambda: all(map(counts, quotas)))
         watched = ",".join(space.namespace for space in spaces.values())
-        more = {"FINETUNE_WATCH_NAMESPACES": watched, "FINETUNE_PENDING_SECONDS": "1"}
-        async with a_world(managed_kubectl, tmp_path, **more):
+        async with a_world(managed_kubectl, tmp_path, FINETUNE_WATCH_NAMESPACES=watched, FINETUNE_PENDING_SECONDS="1"):
             for name, space in spaces.items():
                 apply_runs(space, LIMITS.get(name))
             await all_of(

@@ -133,14 +133,15 @@ TABLE: dict[str, Row] = {
 
 
 async def test_whatever_runs_beside_the_trainer_it_alone_decides(managed_kubectl: Kubectl, tmp_path: Path) -> None:
-    quick = {
-        "FINETUNE_PENDING_SECONDS": "1",
-        "FINETUNE_TERMINATION_GRACE_SECONDS": "5",
-        "FINETUNE_LINGER_SECONDS": "5",
-    }
     async with (
         AdmissionServer(tmp_path).serving() as admission,
-        a_managed_world(managed_kubectl, tmp_path, **quick) as managed,
+        a_managed_world(
+            managed_kubectl,
+            tmp_path,
+            FINETUNE_PENDING_SECONDS="1",
+            FINETUNE_TERMINATION_GRACE_SECONDS="5",
+            FINETUNE_LINGER_SECONDS="5",
+        ) as managed,
     ):
         admission.rules |= {name: row.injected for name, row in TABLE.items()}
         await admission.register(managed_kubectl, "pods", mutating=True)

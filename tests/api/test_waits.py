@@ -322,10 +322,11 @@ def test_no_wait_is_without_a_proof() -> None:
 
 
 async def test_every_wait_is_said_in_time_and_goes_on(managed_kubectl: Kubectl, tmp_path: Path) -> None:
-    patient = {"FINETUNE_RESYNC_SECONDS": "60", "FINETUNE_REFERENCE_TIMEOUT_SECONDS": "300"}
     async with (
         AdmissionServer(tmp_path).serving() as admission,
-        a_managed_world(managed_kubectl, tmp_path, **patient) as managed,
+        a_managed_world(
+            managed_kubectl, tmp_path, FINETUNE_RESYNC_SECONDS="60", FINETUNE_REFERENCE_TIMEOUT_SECONDS="300"
+        ) as managed,
     ):
         scene = Scene(managed, admission, tmp_path)
         await admission.register(managed_kubectl, "pods", mutating=True)
