@@ -98,7 +98,9 @@ class Gatherer:
         if job is None and run.status.job_name is None:
             return await self._before_job(run)
         if job is not None and not ours:
-            return Seen(name_taken=f'Job "{name}" belongs to another object, and the run needs its name: delete it')
+            taken = f'Job "{name}" belongs to another object, and the run needs its name: delete it'
+            pods, _ = await self._list_pods(run, None, None)  # of the Job that it had: they are not gone for that
+            return Seen(name_taken=taken, pods=pods)
         collect_job: JobView | None = None
         if job is None or job.complete or job.failed:
             # Before the pods: those of a Job that has ended are then seen as they ended.
