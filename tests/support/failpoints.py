@@ -130,7 +130,7 @@ class Killer:
 async def carry_out(kubectl: Kubectl, folder: Path, *, seed: int, limit: int) -> list[str]:
     """Let the runs of all scripts live while the operator is killed; check what became of them. Gives the kills."""
     await inject(kubectl)
-    async with a_managed_world(kubectl, folder) as managed:
+    async with a_managed_world(kubectl, folder, FINETUNE_LINGER_SECONDS="5") as managed:
         killer = Killer(managed.world.operator, seed=seed, limit=limit)
         managed.world.kubernetes.on_write = managed.world.registry.on_write = killer
         keeper = asyncio.create_task(killer.keep_running())
