@@ -189,3 +189,30 @@ def test_a_queued_job_is_born_suspended_and_says_which_queue() -> None:
 def test_a_workload_with_little_in_it_is_read(document: dict[str, Any]) -> None:
     view = workload_view(document)
     assert (view.name, view.active, view.queue, view.message) == ("w", True, "", "")
+
+
+HIDDEN = 'workloads.kueue.x-k8s.io is forbidden: User "operator" cannot list resource "workloads"'
+
+
+def test_a_job_of_a_queue_whose_record_cannot_be_read_is_left_alone_and_the_missing_right_is_named() -> None:
+    running = {**o.job(), "metadata": {**o.job()["metadata"], "labels": {"kueue.x-k8s.io/queue-name": "gpus"}}}
+    run = o.run(suspend=True)
+    case = look(run, running, workload_hidden=HIDDEN)
+    assert decide.next_action(case) is None
+    waiting = status(case).waiting
+    assert waiting is not None
+    assert (waiting.reason, waiting.object) == ("OperatorForbidden", "LocalQueue/gpus")
+    assert HIDDEN in waiting.message
+    assert "workloads.kueue.x-k8s.io" in str(waiting.hint)
+    assert decide.next_action(look(run, o.job(), workload_hidden=HIDDEN)) == decide.SuspendJob()  # no queue's business
+
+
+def test_a_run_that_only_waited_in_a_queue_was_never_suspended() -> None:
+    queued = {
+        **o.job(suspend=True),
+        "metadata": {**o.job()["metadata"], "labels": {"kueue.x-k8s.io/queue-name": "gpus"}},
+    }
+    before = stored(look(o.run(), queued))
+    condition = status(look(before, o.job(), o.pod("p1", trainer=o.running()))).condition("Suspended")
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", "NotSuspended")

@@ -27,7 +27,6 @@ from .core.views import (
     JobView,
     PodView,
     ProgressView,
-    WorkloadView,
     event_views,
     job_view,
     pod_view,
@@ -111,10 +110,10 @@ class Gatherer:
             pods=pods,
             collect_job=collect_job,
             collect_pods=collect_pods,
-            workload=await self._get_workload(run, collect_job or job),
             claim_exists=True,
             progress=self._latest_progress(uid),
         )
+        seen = await self._with_workload(run, seen, collect_job or job)
         if seen.trainer_done and collect_job is None and seen.result is None:
             seen = dataclasses.replace(seen, collect_job=await self._get_collect_job(run))
         events = await self._events(Case(run, seen, Outcome(), self._settings, now))
@@ -146,18 +145,18 @@ class Gatherer:
         job = job_view(document) if document else None
         return job if job is not None and job.owner_uid == run.metadata.uid else None
 
-    async def _get_workload(self, run: TrainingRun, job: JobView | None) -> WorkloadView | None:
+    async def _with_workload(self, run: TrainingRun, seen: Seen, job: JobView | None) -> Seen:
         """Kueue's record of the Job, when somebody else has suspended it or a person wants it to rest."""
         if job is None or job.ended:
-            return None
+            return seen
         foreign = job.suspended and job.suspended_by != run.metadata.uid
         if not foreign and not run.spec.suspend:
-            return None
+            return seen
         try:
             found = await self._kubernetes.list_workloads(run.metadata.namespace, job.uid)
-        except (ForbiddenError, NotServedError):
-            return None  # the Job's label still says that a queue holds it
-        return workload_view(found[0]) if found else None
+        except (ForbiddenError, NotServedError) as error:
+            return dataclasses.replace(seen, workload_hidden=error.message)
+        return dataclasses.replace(seen, workload=workload_view(found[0]) if found else None)
 
     async def _events(self, case: Case) -> list[dict[str, Any]]:
         """Events of the Job, its newest pod and unbound claims, when what they are about has been pending for a while.

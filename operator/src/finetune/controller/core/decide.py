@@ -182,7 +182,7 @@ def _steer(case: Case, job: JobView) -> Action | None:
         return _tell_queue(case) or _set_deadline(case, job)
     wanted = case.run.spec.suspend
     if wanted and not job.suspended:
-        return SuspendJob()
+        return None if queue.is_hidden(case) else SuspendJob()
     ours = queue.suspended_by_us(case)
     rests = job.suspended and job.suspended_at is not None and _is_counted(case, job)
     if rests and job.started is not None and (ours or job.active_deadline_seconds is not None):

@@ -33,6 +33,8 @@ class Seen:
     collect_pods: tuple[PodView, ...] = ()
     workload: WorkloadView | None = None
     """What Kueue says of the Job; looked for when somebody else suspended it."""
+    workload_hidden: str = ""
+    """Why Kueue's record could not be read, in the API server's words: whether a queue holds the Job is not known."""
     claim_exists: bool = False
     name_taken: str = ""
     """The Job's name belongs to another object; says to which."""

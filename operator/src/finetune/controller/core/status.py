@@ -232,7 +232,7 @@ def _suspended(case: Case) -> tuple[ConditionStatus, str, str]:
             return "False", reasons.QUEUED, "a queue holds the run back"
         return "True", reasons.SUSPENDED_BY_OTHER, f"Job {job.name} was suspended, and not by this run"
     known = case.run.status.condition(conditions.SUSPENDED)
-    if known is not None and (known.reason != reasons.NOT_SUSPENDED):
+    if known is not None and known.reason not in (reasons.NOT_SUSPENDED, reasons.QUEUED):
         return "False", reasons.RESUMED, "the run was suspended, and goes on"
     return "False", reasons.NOT_SUSPENDED, "spec.suspend is false"
 

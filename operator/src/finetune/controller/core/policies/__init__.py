@@ -31,6 +31,7 @@ POLICIES: tuple[Policy, ...] = (
     jobs.lost,
     jobs.name_taken,
     jobs.being_deleted,
+    queue.unreadable,
     queue.held_back,
     queue.suspended_by_other,
     trainer.dead_in_a_living_pod,

@@ -24,6 +24,25 @@ def suspended_by_us(case: Case) -> bool:
     return job is not None and job.suspended and job.suspended_by == case.run.metadata.uid
 
 
+def is_hidden(case: Case) -> bool:
+    """Whether the Job bears a queue's label, and the queue's record of it could not be read."""
+    job = case.seen.job
+    return job is not None and bool(job.queue) and bool(case.seen.workload_hidden)
+
+
+def unreadable(case: Case) -> Finding | None:
+    """What a queue does with the Job is not known: the operator keeps its hands off, and says what it lacks."""
+    job = case.seen.job
+    if job is None or job.ended or not is_hidden(case):
+        return None
+    return wait(
+        reasons.OPERATOR_FORBIDDEN,
+        f"cannot read what the queue {job.queue} says of Job {job.name}: {case.seen.workload_hidden}",
+        f"LocalQueue/{job.queue}",
+        "The operator's role needs get, list and patch of workloads.kueue.x-k8s.io: compare it with the chart's.",
+    )
+
+
 def held_back(case: Case) -> Finding | None:
     """A queue has not admitted the Job, or has taken its quota back; the Job that reads the result may wait, too."""
     job, workload = case.job, case.seen.workload
