@@ -140,6 +140,5 @@ def failure_reason(pod: PodView, words: ContainerView) -> str:
         own = words.message.failure.reason
         return own if own in reasons.FAILURE_REASONS else reasons.INTERNAL_ERROR
     if words.exit_code is None:
-        lost = ("NodeLost", "NodeShutdown", "Terminated", "NodeAffinity", "UnexpectedAdmissionError")
-        return reasons.NODE_LOST if pod.reason in lost else reasons.INTERNAL_ERROR
+        return reasons.NODE_LOST if pod.reason else reasons.INTERNAL_ERROR  # the kubelet's word: lost, full, or refused
     return reason_of(words.exit_code, words.exit_reason, exporting=words is pod.export)
