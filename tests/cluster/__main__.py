@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 after an error, or 3 where ``status`` finds the cluster not running."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build", help="build its and the tests' programs into the cache, so that nothing has to wait for them later")
+    commands.add_parser("build", help="build all programs into the cache, the tests' among them")
     commands.add_parser("up", help="start it and wait until pods can run")
     down = commands.add_parser("down", help="stop it and throw its objects away")
     down.add_argument("--purge", action="store_true", help="throw its images away as well")
