@@ -31,6 +31,12 @@ async def evict(scene: Scene, name: str) -> None:
     await scene.managed.kubelet.evict(name)
 
 
+async def let_the_claim_speak(scene: Scene, name: str) -> None:
+    """The small Job that reads the result has the same company."""
+    reads = Attempt(plays={"collect": TRAINED, "mesh": FOREVER})
+    scene.managed.kubelet.script(name, reads, role="collect")
+
+
 async def end_the_init_container(scene: Scene, name: str) -> None:
     scene.managed.kubelet.tell(name, "mesh")
 
@@ -73,6 +79,7 @@ TABLE: dict[str, Row] = {
     "ends-143": Row(MESH, (beside(TRAINED, Play(seconds=1, code=143)),)),
     "ends-2": Row(MESH, (beside(TRAINED, Play(seconds=1, code=2)),)),
     "ended-2-before": Row(MESH, (beside(Play(seconds=2, words=result_of_pod), Play(code=2)),)),
+    "speechless": Row(MESH, (beside(Play(seconds=1), FOREVER),), during=let_the_claim_speak),
     "crash": Row(
         MESH,
         (beside(Play(code=1, words="KeyError"), FOREVER), beside(TRAINED, FOREVER)),

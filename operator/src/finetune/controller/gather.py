@@ -114,8 +114,10 @@ class Gatherer:
             progress=self._latest_progress(uid),
         )
         seen = await self._with_workload(run, seen, collect_job or job)
-        if seen.trainer_done and collect_job is None and seen.result is None:
-            seen = dataclasses.replace(seen, collect_job=await self._get_collect_job(run))
+        if seen.trainer_done and collect_job is None and seen.result is None:  # a sidecar keeps the Job from completing
+            collect_job = await self._get_collect_job(run)
+            _, collect_pods = await self._list_pods(run, job, collect_job)
+            seen = dataclasses.replace(seen, collect_job=collect_job, collect_pods=collect_pods)
         events = await self._events(Case(run, seen, Outcome(), self._settings, now))
         return dataclasses.replace(seen, events=event_views(events))
 
