@@ -10,6 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from finetune.api.fields import clip
+
+MAX_NAME = 253
+"""Characters of the object in a status."""
+
 
 class Verdict(Enum):
     """What a finding means for the run."""
@@ -44,8 +49,8 @@ class Finding:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What has a clock of its own."""
-        return self.reason, self.object
+        """What has a clock of its own, as the status can hold it."""
+        return self.reason, clip(self.object, MAX_NAME)
 
 
 def wait(reason: str, message: str, object_: str, hint: str = "") -> Finding:

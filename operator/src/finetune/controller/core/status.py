@@ -36,7 +36,6 @@ from .seen import Seen
 from .storage import output_claim_name
 from .views import whole_number
 
-MAX_NAME = 253
 MAXIMUM_SECONDS = 10**9
 """Of a remaining time that is believed: thirty years."""
 
@@ -119,7 +118,7 @@ def waiting_status(old: TrainingRunStatus, finding: Finding | None, now: datetim
     goes_on = known is not None and (known.reason, known.object) == finding.key
     return Waiting(
         reason=finding.reason,
-        object=clip(finding.object, MAX_NAME),
+        object=finding.key[1],
         message=clip(finding.message),
         hint=hint_of(finding) or None,
         since=known.since if known is not None and goes_on else now,
