@@ -59,7 +59,7 @@ def pods(draw: st.DrawFn, name: str = "p") -> list[dict[str, Any]]:
     made = []
     for number in range(draw(st.integers(0, 3))):
         phase = draw(st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown"]))
-        going = {"deletionTimestamp": o.stamp(draw(TIMES))} if draw(st.booleans()) else {}
+        going: dict[str, Any] = {"deletionTimestamp": o.stamp(draw(TIMES))} if draw(st.booleans()) else {}
         pod = o.pod(f"{name}{number}", phase, created=draw(TIMES), export=draw(STATES), trainer=draw(STATES), **going)
         if draw(st.booleans()):
             pod = o.beside(pod, "proxy", draw(STATES), init=draw(st.booleans()), always=draw(st.booleans()))

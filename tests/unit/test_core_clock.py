@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from finetune.api import conditions
+from finetune.api.status import TrainingRunStatus
+from finetune.controller.core.findings import wait
+from finetune.controller.core.status import troubled_status
 from finetune.controller.core.views import DatasetView
 from tests.support import objects as o
 from tests.support.cases import again, failed, failure, look, status, stored, waiting, waits_for
@@ -151,3 +154,35 @@ def test_a_message_that_is_too_long_is_cut_and_the_status_is_written() -> None:
     assert waiting_ is not None
     assert len(waiting_.message) == 4096
     assert failed(again(case, 400)).reason == "ImagePullFailed"
+
+
+def test_a_name_that_is_too_long_for_the_status_has_a_clock_all_the_same() -> None:
+    image = f"registry.example.com/{'x' * 300}/trainer:1"
+    settings = o.SETTINGS.model_copy(update={"trainer_image": image})
+    case = look(None, o.job(), o.pending(o.waiting("ErrImagePull", "gone")), settings=settings)
+    assert status(again(case, 200)) == status(again(case, 61))
+    assert failed(again(case, 360)).reason == "ImagePullFailed"
+
+
+# A run that cannot be looked at
+
+
+def test_a_run_that_cannot_be_looked_at_says_so_and_keeps_what_is_known() -> None:
+    known = stored(look(None, o.job(), o.pod("p1", export=o.ended(0), trainer=o.running()))).status
+    trouble = wait("OperatorError", "ValueError: what", "TrainingRun/support")
+    first = troubled_status(known, trouble, 3, o.at(100))
+    assert (first.phase, first.attempts, first.observed_generation) == ("Training", 1, 3)
+    assert first.waiting is not None
+    assert (first.waiting.reason, first.waiting.since) == ("OperatorError", o.at(100))
+    for type_ in (conditions.SUCCEEDED, conditions.FINISHED, conditions.RECONCILING):
+        found = first.condition(type_)
+        assert found is not None
+        assert (found.reason, found.message) == ("Training", "ValueError: what")
+    assert troubled_status(first, trouble, 3, o.at(500)) == first
+
+
+def test_so_does_one_that_has_no_status_yet() -> None:
+    made = troubled_status(TrainingRunStatus(), wait("OperatorForbidden", "no", "Job/x"), 1, o.at(9))
+    assert (made.phase, made.observed_generation) == ("Pending", 1)
+    assert made.waiting is not None
+    assert made.waiting.message == "no"
