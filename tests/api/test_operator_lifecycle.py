@@ -157,8 +157,12 @@ async def test_a_restart_with_fifty_finished_runs_writes_nothing(kubectl: Kubect
     async with a_world(kubectl, tmp_path) as world:
         runs = [f"run-{number:02}" for number in range(50)]
         kubectl.apply(*(manifest(name, dataset={"registry": {"name": "missing"}}) for name in runs))
+        marked = names.FINISHED_ANNOTATION
         await eventually(
-            "50 finished runs", lambda: sum(is_true(r, "Finished") for r in kubectl.items("trainingruns")) == 50
+            "50 finished runs, marked",
+            lambda: (
+                sum(marked in (r["metadata"].get("annotations") or {}) for r in kubectl.items("trainingruns")) == 50
+            ),
         )
         await world.operator.kill()
         before = len(world.kubernetes.writes), len(world.registry.writes)
