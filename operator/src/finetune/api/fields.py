@@ -33,7 +33,7 @@ UNTYPED = "x-kubernetes-preserve-unknown-fields"
 """Schema keyword that lets a field have values of more than one type."""
 
 INT_OR_STRING = "x-kubernetes-int-or-string"
-"""Schema keyword for what may be written with quotes or without, such as `cpu: 4`; CEL sees the type."""
+"""Schema keyword for what may be written with quotes or without, such as `memory: 16`; CEL sees the type."""
 
 DNS_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DNS_SUBDOMAIN = rf"{DNS_LABEL}(\\.{DNS_LABEL})*"

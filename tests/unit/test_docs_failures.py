@@ -1,0 +1,49 @@
+"""docs/failures.md promises a test for each of its rows: the tests are there, and no row is without one."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "failures.md").read_text()
+NAMED = re.compile(r"`(tests/[^`\s]+)`")
+
+
+def rows_with_a_test_column() -> dict[str, str]:
+    """The cell with the tests, by the first cell of its row, of every table whose last column is "test"."""
+    found: dict[str, str] = {}
+    tested = False
+    before: list[str] = []
+    for line in PAGE.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        if cells and not before:
+            tested = cells[-1] == "test"
+        elif cells and tested and set(line) - set("|- "):
+            found[cells[0]] = cells[-1]
+        before = cells
+    return found
+
+
+@cache
+def functions(path: Path) -> frozenset[str]:
+    """The test functions of a file."""
+    nodes = ast.parse(path.read_text()).body
+    return frozenset(node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_every_test_that_is_named_exists() -> None:
+    missing = []
+    for name in NAMED.findall(PAGE):
+        file, _, function = name.partition("::")
+        if not (ROOT / file).is_file() or function not in functions(ROOT / file):
+            missing.append(name)
+    assert not missing
+
+
+def test_every_row_names_a_test() -> None:
+    rows = rows_with_a_test_column()
+    assert rows
+    assert [what for what, tests in rows.items() if not NAMED.search(tests)] == []
