@@ -46,14 +46,15 @@ programs: $(VENV)/ready ## Build the cluster's programs into the cache; compiler
 	$(BIN)/python -m tests.cluster build
 
 api: programs ## The API, the operator and the registry's authentication against a real API server
-	$(BIN)/pytest -n 2 --dist worksteal tests/api
+	$(BIN)/pytest -n 3 --dist worksteal -m "not long" tests/api
 
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
 	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist worksteal --durations=12 tests/training
 
-chaos: programs ## A hundred trainers and five hundred operators killed at random moments; every run ends as if they had not been
-	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos
+chaos: programs ## A hundred trainers and five hundred operators killed at random moments; and the long tests of the API
+	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos/test_kills.py
 	$(BIN)/pytest -n 2 tests/chaos/test_failpoints.py
+	$(BIN)/pytest -n 2 --dist worksteal -m long tests/api
 
 e2e: programs ## The whole, on the local cluster with real pods
 	$(BIN)/pytest -n 3 --dist loadfile tests/e2e

@@ -163,6 +163,7 @@ async def test_an_api_server_that_is_away_for_a_while_ends_no_process_and_no_run
     await managed.check(names=("support", "another"))
 
 
+@pytest.mark.long
 async def test_an_api_server_that_hangs_ends_no_run(managed: Managed) -> None:
     managed.kubelet.script("support", Attempt(trainer=Play(seconds=1)))
     managed.world.apply()
@@ -175,6 +176,7 @@ async def test_an_api_server_that_hangs_ends_no_run(managed: Managed) -> None:
     await managed.check(names=("support",))
 
 
+@pytest.mark.long
 async def test_a_slow_api_server_makes_a_run_slow_and_no_more(managed: Managed) -> None:
     with managed.world.kubernetes.faulty(Delay(seconds=0.7)):
         managed.world.apply()

@@ -139,6 +139,7 @@ async def test_a_run_that_is_deleted_in_the_foreground_goes_after_its_job(manage
     assert managed.world.kubectl.items("pods", "finetune.dev/run=support") == []
 
 
+@pytest.mark.long
 async def test_a_namespace_that_is_deleted_in_mid_run_takes_all_of_it(managed_kubectl: Kubectl, tmp_path: Path) -> None:
     # The controller of namespaces looks again only after half of the grace that it has seen.
     async with a_managed_world(managed_kubectl, tmp_path, FINETUNE_TERMINATION_GRACE_SECONDS="4") as managed:

@@ -63,6 +63,7 @@ def a_team(managed_server: ApiServerOnly, jobs: str, queue: str = queues.QUEUE) 
     return kubectl
 
 
+@pytest.mark.long
 async def test_of_two_jobs_one_waits_for_the_gpu(team: Kubectl) -> None:
     """What all tests below rest on."""
     for name in ("first", "second"):
@@ -210,6 +211,7 @@ async def test_an_urgent_run_takes_the_gpu_and_the_other_goes_on_later(runs: Tea
     assert not runs.job("patient")["status"].get("failed"), "an eviction costs no attempt"
 
 
+@pytest.mark.long
 async def test_a_queue_that_is_stopped_and_started_again(runs: Team) -> None:
     await runs.start("first")
     runs.stop_queue("Hold")
@@ -259,6 +261,7 @@ async def test_a_person_suspends_a_run_that_waits(runs: Team) -> None:
     assert "PATCH" not in runs.writes("second")
 
 
+@pytest.mark.long
 async def test_what_an_administrator_deactivates_stays_so(runs: Team) -> None:
     """The operator activates only what it has deactivated itself."""
     await runs.start("first")
@@ -273,6 +276,7 @@ async def test_what_an_administrator_deactivates_stays_so(runs: Team) -> None:
     await runs.end("first")
 
 
+@pytest.mark.long
 async def test_the_deadline_counts_the_time_with_the_gpu_alone(runs: Team) -> None:
     """Waiting in the queue costs nothing of it."""
     limited = {**IN_QUEUE, "activeDeadlineSeconds": 4}
@@ -286,6 +290,7 @@ async def test_the_deadline_counts_the_time_with_the_gpu_alone(runs: Team) -> No
     assert failed["status"]["attempts"] == 1, "it has waited, and then it has run"
 
 
+@pytest.mark.long
 async def test_a_run_that_waits_is_deleted(runs: Team) -> None:
     await runs.start("first")
     runs.apply("second")
@@ -305,6 +310,7 @@ async def test_a_queue_that_does_not_exist_is_named(runs: Team) -> None:
     await runs.end("lost")
 
 
+@pytest.mark.long
 async def test_a_priority_that_does_not_exist_is_named(runs: Team) -> None:
     """Kueue says nothing at all then."""
     priority = f"p-{uuid.uuid4().hex[:8]}"
@@ -331,6 +337,7 @@ async def test_a_run_without_a_queue_gets_the_namespaces_default(
         assert "PATCH" not in runs.writes("second")
 
 
+@pytest.mark.long
 async def test_where_kueue_manages_every_job_a_run_without_a_queue_waits_for_one(
     kueue: Kueue, managed_server: ApiServerOnly, tmp_path: Path
 ) -> None:
@@ -347,6 +354,7 @@ async def test_where_kueue_manages_every_job_a_run_without_a_queue_waits_for_one
         await runs.end("run")
 
 
+@pytest.mark.long
 async def test_kueue_dies_and_comes_back(kueue: Kueue, runs: Team) -> None:
     """Its webhook refuses every Job meanwhile: the runs say so; what trains goes on."""
     await runs.start("first")

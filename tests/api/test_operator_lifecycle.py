@@ -10,6 +10,7 @@ import asyncio
 import functools
 from pathlib import Path
 
+import pytest
 from aiohttp import ClientSession
 
 from finetune.controller.core import names
@@ -53,6 +54,7 @@ async def test_a_run_from_apply_to_the_registered_adapter(world: World) -> None:
     assert all(word in said for word in ("JobCreated", "DatasetExported", "TrainingStarted", "AdapterRegistered"))
 
 
+@pytest.mark.long
 async def test_killed_after_each_of_its_writes_it_still_makes_one_of_each(kubectl: Kubectl, tmp_path: Path) -> None:
     """Every single write of a run's life is the operator's last; a fresh process goes on each time."""
     async with a_world(kubectl, tmp_path) as world:

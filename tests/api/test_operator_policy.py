@@ -73,8 +73,8 @@ def operator(api_server: ApiServerOnly, api: KubeApi) -> Iterator[Operator]:
     options = ("--namespace", SYSTEM, "--api-versions", SERVED, *shown, *VALUES)
     rendered = kubectl.command("helm", "template", "release", CHART, *options)
     for namespace in (SYSTEM, NAMESPACE):
-        kubectl("create", "namespace", namespace)
-    kubectl("create", "-f", "-", stdin=rendered)
+        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    kubectl("apply", "-f", "-", stdin=rendered)  # a worker may come back to this file
     operator = Operator(api)
     unlike = job(REFUSED["no labels"][0])
     # Role and policy reach the authorizer and the admission a moment later.

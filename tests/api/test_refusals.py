@@ -113,6 +113,7 @@ async def is_refused(scene: Scene, name: str) -> list[str]:
     return problems
 
 
+@pytest.mark.long
 async def test_a_webhook_that_is_away_is_named_and_waited_for(managed_kubectl: Kubectl, tmp_path: Path) -> None:
     """However long it takes: an outage is no refusal."""
     async with a_managed_world(managed_kubectl, tmp_path, FINETUNE_PENDING_SECONDS="1") as managed:
@@ -209,6 +210,7 @@ LIMITS: dict[str, Limit] = {
 PROFILES = ("restricted", "baseline")
 
 
+@pytest.mark.long
 async def test_a_full_quota_is_waited_for_and_a_missing_limit_is_named(
     managed_kubectl: Kubectl, tmp_path: Path
 ) -> None:
@@ -295,6 +297,7 @@ JOBS = {"apiGroups": ["batch"], "resources": ["jobs"]}
 
 
 @pytest.mark.parametrize("verbs", [("get", "list", "watch"), ()])
+@pytest.mark.long
 async def test_rights_that_are_taken_away_for_a_while_end_nothing(
     managed_kubectl: Kubectl, tmp_path: Path, verbs: tuple[str, ...]
 ) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.faults import GATEWAY_PAGE, Answer, Delay, Edit, Fault, Hang, Reset
 from tests.support.kubectl import Kubectl
 from tests.support.kubelet import Attempt, Play
@@ -61,6 +63,7 @@ LASTING: dict[str, tuple[str, int, str]] = {
 """What the registry answers, to which call: path, status and body."""
 
 
+@pytest.mark.long
 async def test_faults_that_pass_cost_a_run_nothing(managed_kubectl: Kubectl, tmp_path: Path) -> None:
     async with a_managed_world(managed_kubectl, tmp_path, FINETUNE_REFERENCE_TIMEOUT_SECONDS="60") as managed:
         for name, faults in passing_faults().items():
@@ -146,6 +149,7 @@ def _phases(managed: Managed, names: list[str]) -> set[str]:
     return {each["status"]["phase"] for each in runs if each["metadata"]["name"] in names}
 
 
+@pytest.mark.long
 async def test_a_locked_database_is_waited_for(managed: Managed, tmp_path: Path) -> None:
     managed.kubelet.script("support", Attempt(trainer=_as_usual(seconds=None)))
     managed.world.apply()
