@@ -109,10 +109,10 @@ class Effects:
                 return await self._create_job(case)
             case decide.SuspendJob():
                 mark = {"annotations": {names.SUSPENDED_BY_ANNOTATION: case.run.metadata.uid}}
-                return await self._patch_job(case, {"metadata": mark, "spec": {"suspend": True}})
+                return await self._patch_job(case, {"metadata": mark, "spec": {"suspend": True}}, unchanged=True)
             case decide.ResumeJob():
                 unmark = {"annotations": {names.SUSPENDED_BY_ANNOTATION: None}}
-                return await self._patch_job(case, {"metadata": unmark, "spec": {"suspend": False}})
+                return await self._patch_job(case, {"metadata": unmark, "spec": {"suspend": False}}, unchanged=True)
             case decide.ClearStartTime():
                 return await self._clear_start_time(case)
             case decide.SetDeadline():
@@ -281,12 +281,17 @@ class Effects:
             return dataclasses.replace(case, seen=await self._gatherer.gather(run, self._now()))
         return _seen(case, job=job_view(job))
 
-    async def _patch_job(self, case: Case, patch: dict[str, Any]) -> Case:
-        """Change the very Job that was seen, and no other of its name."""
+    async def _patch_job(self, case: Case, patch: dict[str, Any], *, unchanged: bool = False) -> Case:
+        """Change the very Job that was seen, and no other of its name.
+
+        `unchanged`: only as it was seen, for somebody else may have suspended or resumed it meanwhile.
+        """
         job = case.seen.job
         if job is None:
             return case
         metadata = {**patch.get("metadata", {}), "uid": job.uid}
+        if unchanged and job.resource_version:
+            metadata["resourceVersion"] = job.resource_version
         changed = await self._kubernetes.patch_job(
             case.run.metadata.namespace, job.name, {**patch, "metadata": metadata}
         )
@@ -330,6 +335,12 @@ class Effects:
             if found is None:
                 raise StaleError(str(error)) from error
             job = found
+            if job_view(job).owner_uid != case.run.metadata.uid:
+                name = manifest["metadata"]["name"]
+                taken = (
+                    f'Job "{name}" belongs to another object, and the run needs its name to read its result: delete it'
+                )
+                return _seen(case, name_taken=taken)
         return _seen(case, collect_job=job_view(job))
 
     async def _delete_job(self, case: Case, action: decide.DeleteJob) -> Case:

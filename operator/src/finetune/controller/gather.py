@@ -8,6 +8,7 @@ objects; whose they are, the controller's uid says.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 from finetune.api.registry import TrainerStatus
 from finetune.api.trainingrun import TrainingRun
-from finetune.clients.kubernetes import ForbiddenError, KubernetesClient, NotServedError
+from finetune.clients.kubernetes import KubernetesClient, KubernetesError
 
 from .core import names
 from .core.case import Case, is_finished
@@ -32,6 +33,8 @@ from .core.views import (
     pod_view,
     workload_view,
 )
+
+_log = logging.getLogger(__name__)
 
 Document = Mapping[str, Any]
 
@@ -98,6 +101,8 @@ class Gatherer:
             return await self._before_job(run)
         if job is not None and not ours:
             taken = f'Job "{name}" belongs to another object, and the run needs its name: delete it'
+            if job.uid == run.status.job_uid:
+                taken = f'somebody has given Job "{name}" of this run another owner: give the ownerReference back'
             pods, _ = await self._list_pods(run, None, None)  # of the Job that it had: they are not gone for that
             return Seen(name_taken=taken, pods=pods)
         collect_job: JobView | None = None
@@ -118,7 +123,11 @@ class Gatherer:
             collect_job = await self._get_collect_job(run)
             _, collect_pods = await self._list_pods(run, job, collect_job)
             seen = dataclasses.replace(seen, collect_job=collect_job, collect_pods=collect_pods)
-        events = await self._events(Case(run, seen, Outcome(), self._settings, now))
+        try:
+            events = await self._events(Case(run, seen, Outcome(), self._settings, now))
+        except KubernetesError as error:  # they only say why it waits; all else goes on without them
+            _log.info("%s/%s: no Events: %s", namespace, run.metadata.name, error)
+            return seen
         return dataclasses.replace(seen, events=event_views(events))
 
     async def _before_job(self, run: TrainingRun) -> Seen:
@@ -151,12 +160,11 @@ class Gatherer:
         """Kueue's record of the Job, when somebody else has suspended it or a person wants it to rest."""
         if job is None or job.ended:
             return seen
-        foreign = job.suspended and job.suspended_by != run.metadata.uid
-        if not foreign and not run.spec.suspend:
+        if not job.suspended and not run.spec.suspend:
             return seen
         try:
             found = await self._kubernetes.list_workloads(run.metadata.namespace, job.uid)
-        except (ForbiddenError, NotServedError) as error:
+        except KubernetesError as error:
             return dataclasses.replace(seen, workload_hidden=error.message)
         return dataclasses.replace(seen, workload=workload_view(found[0]) if found else None)
 

@@ -43,6 +43,8 @@ SOON_SECONDS = 5.0
 """Seconds until a run that waits is looked at again, at first."""
 SELDOM_SECONDS = 30.0
 """The same for a run that has waited for minutes; watches wake it earlier."""
+SHORTENED_SIZE = 1000
+"""Statuses that are remembered because the API server keeps less of them; the whole is forgotten at once."""
 FAILURES_TOLD = 3
 """Passes in a row that may fail before the run says so."""
 
@@ -146,13 +148,17 @@ class Reconciler:
         try:
             stored = await self._kubernetes.replace_run_status({**document, "status": content})
         except KubernetesError as error:
-            unwanted = {cause.field.split(".")[1] for cause in error.causes if cause.field.startswith("status.")}
+            unwanted = {_top(cause.field) for cause in error.causes if cause.field.startswith("status.")} - {
+                "conditions"
+            }
             if error.status != 422 or not unwanted:
                 raise
             _log.warning("%s: the API server refuses %s of the status: %s", uid, sorted(unwanted), error)
-            content = {name: value for name, value in content.items() if name.split("[")[0] not in unwanted}
+            content = {name: value for name, value in content.items() if name not in unwanted}
             stored = await self._kubernetes.replace_run_status({**document, "status": content})
         if (stored.get("status") or {}) != content:
+            if len(self._shortened) >= SHORTENED_SIZE:
+                self._shortened.clear()
             self._shortened[uid] = content
         return True
 
@@ -175,10 +181,12 @@ class Reconciler:
             job = case.seen.job
             if job is not None and not job.ended:
                 return max(1.0, decide.lingers(case).total_seconds())
-            return None if not case.outcome.mark_refused else SELDOM_SECONDS
+            refused = case.outcome.refusal is not None or case.outcome.mark_refused
+            return SELDOM_SECONDS if refused else None
         refusal = case.outcome.refusal
-        if refusal is not None and refusal.answer is Answer.RETRIES:
-            return max(1.0, refusal.retry_after or 0.0)
+        if refusal is not None and refusal.answer is Answer.RETRIES and status.waiting is not None:
+            waited = (self._now() - status.waiting.since).total_seconds()
+            return max(1.0, min(SELDOM_SECONDS, waited / 2), refusal.retry_after or 0.0)
         if status.waiting is not None:
             return waiting_seconds(self._now() - status.waiting.since, self._settings)
         pod, job = case.pod, case.job
@@ -215,6 +223,11 @@ def trouble_of(error: Exception, key: Key) -> Finding:
         hint = "The object may be of a newer version: use an operator of the CustomResourceDefinition's version."
         return wait(reasons.OPERATOR_ERROR, f"this operator cannot read the run: {problems}", name, hint)
     return Finding(Verdict.WAIT, reasons.OPERATOR_ERROR, f"{type(error).__name__}: {error}", name)
+
+
+def _top(field: str) -> str:
+    """The field of the status that a cause such as `status.attemptHistory[0].step` is about."""
+    return field.split(".")[1].split("[", maxsplit=1)[0]
 
 
 def _stamped(status: Document, generation: int) -> Document:

@@ -63,7 +63,7 @@ class Case:
         """The training has ended well; what is left is to register its result."""
         job = self.seen.job
         if job is None:
-            return self.run.status.phase == reasons.REGISTERING
+            return self.run.status.phase == reasons.REGISTERING or self.seen.trainer_done
         return job.complete or self.seen.trainer_done
 
     @property

@@ -22,11 +22,12 @@ MAXIMUM_MESSAGE = 1024
 
 @dataclass(frozen=True)
 class EventDraft:
-    """An Event to emit about the run."""
+    """An Event to emit about the run; what may happen again has the time at which it began."""
 
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    since: datetime | None = None
 
 
 def events_between(old: TrainingRunStatus, new: TrainingRunStatus, run_name: str = "<run>") -> tuple[EventDraft, ...]:
@@ -54,7 +55,7 @@ def events_between(old: TrainingRunStatus, new: TrainingRunStatus, run_name: str
 
 def build_event(run: ObjectMeta, draft: EventDraft, now: datetime) -> dict[str, Any]:
     """The Event as a document; its name follows from what it says, so that saying it again changes nothing."""
-    said = f"{run.uid}/{draft.reason}/{draft.message}"
+    said = f"{run.uid}/{draft.reason}/{draft.message}/{draft.since.timestamp() if draft.since else ''}"
     time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",
@@ -87,7 +88,7 @@ def _waiting_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[Even
         return []
     kind: Literal["Normal", "Warning"] = "Normal" if waiting.reason in _NO_TROUBLE else "Warning"
     hint = f" - {waiting.hint}" if waiting.hint else ""
-    return [EventDraft(kind, waiting.reason, f"waiting: {waiting.message}{hint}")]
+    return [EventDraft(kind, waiting.reason, f"waiting: {waiting.message}{hint}", waiting.since)]
 
 
 def _suspension_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[EventDraft]:
@@ -95,7 +96,7 @@ def _suspension_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[E
     if now is None or (before is not None and before.reason == now.reason):
         return []
     if now.reason in (reasons.SUSPENDED, reasons.SUSPENDING, reasons.RESUMED):
-        return [EventDraft("Normal", now.reason, now.message)]
+        return [EventDraft("Normal", now.reason, now.message, now.last_transition_time)]
     return []
 
 

@@ -173,6 +173,7 @@ class JobView:
     uid: str
     owner_uid: str
     created: datetime
+    resource_version: str = ""
     suspended: bool = False
     """What `spec.suspend` says."""
     suspended_at: datetime | None = None
@@ -272,6 +273,7 @@ def job_view(job: Document) -> JobView:
         uid=metadata["uid"],
         owner_uid=_owner_uid(metadata),
         created=_required_time(metadata["creationTimestamp"]),
+        resource_version=metadata.get("resourceVersion", ""),
         suspended=bool(job["spec"].get("suspend")),
         suspended_at=parse_time(conditions.get("Suspended", {}).get("lastTransitionTime")),
         suspended_by=annotations.get(SUSPENDED_BY_ANNOTATION, ""),
