@@ -22,7 +22,7 @@ demo-dpo: $(VENV)/ready ## As demo; then a DPO run whose parent is the first run
 bench-training: $(VENV)/ready ## Speed beside TRL and a bare loop; BENCH=--quick for a first look
 	$(BIN)/python -m benchmarks.launch $(BENCH)
 
-test: lint types unit api training-tests e2e ## Everything that can be tested on this machine
+test: lint types unit api training-tests e2e ## Everything that can be tested on this machine, but the longest tests (chaos)
 
 down: $(VENV)/ready ## Remove the cluster and what runs in it (images stay in the cache)
 	$(BIN)/python -m tests.cluster down
