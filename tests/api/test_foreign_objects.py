@@ -52,6 +52,32 @@ async def test_a_foreign_job_of_our_name_is_left_alone_and_waited_for(managed: M
     await managed.check(names=("support",))
 
 
+async def test_a_foreign_job_with_the_name_of_the_one_that_reads_the_result_is_left_alone(managed: Managed) -> None:
+    """It has even ended, so that it could be taken for a reading that nobody heard."""
+    world = managed.world
+    managed.kubelet.script("support", Attempt(trainer=Play(seconds=None)))
+    managed.kubelet.script("support", Attempt(plays={"collect": Play(words=result_of_pod)}), role="collect")
+    world.apply()
+    run = await world.phase("Training")
+    name = names.collect_job_name(names.job_name("support", run["metadata"]["uid"]))
+    world.kubectl("create", "job", name, "--image=theirs")
+    await eventually("theirs has ended", lambda: is_true(world.kubectl.find("jobs", name) or {}, "Complete"))
+    theirs = world.kubectl.find("jobs", name)
+    managed.kubelet.tell("support", code=0, words="")
+    waiting = await eventually(
+        "it says so", lambda: (r := world.run()) and "JobNameTaken" in str(r["status"].get("waiting")) and r
+    )
+    assert name in waiting["status"]["waiting"]["message"]
+    assert waiting["status"]["phase"] == "Registering"
+    now = world.kubectl.find("jobs", name)
+    assert theirs is not None
+    assert now is not None
+    assert now["metadata"]["uid"] == theirs["metadata"]["uid"]
+    world.kubectl("delete", "job", name)
+    await world.phase("Succeeded")
+    await managed.check(names=("support",))
+
+
 async def test_labels_and_owners_that_somebody_takes_off_cost_no_training(managed: Managed) -> None:
     world = managed.world
     unlabelled, owned = await training(managed, "unlabelled"), await training(managed, "owned")

@@ -143,3 +143,12 @@ def test_a_reader_that_died_beside_a_sidecar_is_deleted_as_a_trainer_is() -> Non
     assert action(again(first, 130)) == decide.DeletePod("c", "c-uid")
     done = o.beside(reader("Running", o.ended(0, o.RESULT)), "istio-proxy", o.running())
     assert action(collecting(done)) == decide.RegisterAdapter()
+
+
+def test_a_trainer_that_has_ended_well_is_done_though_its_job_was_removed_before_anybody_said_so() -> None:
+    """Its last words were empty, and neither the status nor the registry knows: the claim does."""
+    silent = o.pod("p1", "Succeeded", export=o.ended(0), trainer=o.ended(0))
+    case = look(o.run({"phase": "Training", "jobName": o.JOB}), None, silent, result_asked=True)
+    assert failure(case) is None
+    assert action(case) == decide.CreateCollectJob()
+    assert status(case).phase == "Registering"

@@ -125,3 +125,13 @@ def test_a_failure_is_an_event_with_its_hint() -> None:
 def test_an_event_is_no_longer_than_the_api_allows() -> None:
     event = build_event(o.run().metadata, EventDraft("Warning", "X", "y" * 5_000), o.at(1))
     assert len(event["message"]) == 1024
+
+
+def test_a_second_suspension_is_said_again() -> None:
+    def name(seconds: float) -> str:
+        case = look(o.run(suspend=True), o.job(suspend=True), seconds=seconds)
+        (draft,) = [each for each in told(case) if each.reason == "Suspended"]
+        return str(build_event(case.run.metadata, draft, case.now)["metadata"]["name"])
+
+    assert name(100) != name(1_300)
+    assert name(100) == name(100)

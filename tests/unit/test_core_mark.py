@@ -55,7 +55,7 @@ def test_a_success_is_known_by_its_mark(uid: str) -> None:
     again = run.model_copy(update={"status": status})
     assert is_marked(again)
     assert restored_status(again, o.at(6_000)) is None
-    assert restamp(status, 3) == status
+    assert restamp(status.to_dict(), 3) == status.to_dict()
 
 
 def test_a_failure_is_known_by_its_mark_and_says_so() -> None:

@@ -162,11 +162,12 @@ def test_conditions_keep_their_time_until_their_status_changes() -> None:
 
 
 def test_a_finished_run_only_follows_the_generation() -> None:
-    status = succeeded()
+    status = {**succeeded().to_dict(), "fromANewerVersion": {"kept": True}}
     stamped = restamp(status, 5)
-    assert stamped.observed_generation == 5
-    assert {c.observed_generation for c in stamped.conditions} == {5}
-    assert restamp(stamped, status.observed_generation) == status
+    assert stamped["observedGeneration"] == 5
+    assert {each["observedGeneration"] for each in stamped["conditions"]} == {5}
+    assert stamped["fromANewerVersion"] == {"kept": True}
+    assert restamp(stamped, status["observedGeneration"]) == status
 
 
 def test_suspended_only_when_no_pod_is_left() -> None:

@@ -159,10 +159,6 @@ class KubernetesClient:
         """One Job, read live; None when it does not exist."""
         return await self._get_or_none(_JOBS, namespace, name)
 
-    async def list_jobs(self, namespace: str, selector: str) -> list[Document]:
-        """The Jobs that match a label selector."""
-        return await self._list(_JOBS, namespace, {"labelSelector": selector})
-
     async def create_job(self, namespace: str, job: Document) -> Document:
         """Create a Job. Raises AlreadyExistsError."""
         return await self._create(_JOBS, namespace, job)

@@ -101,19 +101,21 @@ class Reconciler:
     async def _pass(self, key: Key, document: Document) -> float | None:
         run = TrainingRun.from_object(document)
         restored = restored_status(run, self._now())
-        if restored is not None:
-            _log.warning("%s: has ended before, as its mark says: it does not train again", key)
-            await self._write(document, restored)
-            return 0.0
         try:
-            case = await self._act(run)
-            status = self._status_of(case)
-            if status != run.status and not await self._write(document, status):
+            if restored is not None:
+                _log.warning("%s: has ended before, as its mark says: it does not train again", key)
+                await self._write(document, restored.to_dict())
                 return 0.0
+            case = await self._act(run)
+            if is_finished(run.status):
+                await self._write(document, restamp(document["status"], run.metadata.generation))
+                return self._requeue_after(case, run.status)
+            status = next_status(case)
+            stored = run.status if status == run.status else await self._write(document, status.to_dict())
         except (ConflictError, StaleError):
             return 0.0  # somebody changed it since it was read: start again from what it is now
-        await self._emit_events(run.metadata, run.status, status)
-        if is_finished(status) and not is_finished(run.status):
+        await self._emit_events(run.metadata, run.status, stored)
+        if is_finished(status):
             _log.info("%s: %s after %s attempts", key, status.phase, status.attempts)
             return 0.0  # the Job is taken care of once the final status is stored
         return self._requeue_after(case, status)
@@ -130,21 +132,12 @@ class Reconciler:
             case = await self._effects.perform(case, action)
         raise RuntimeError(f"still {action} after {MAXIMUM_ACTIONS} actions")
 
-    def _status_of(self, case: Case) -> TrainingRunStatus:
-        status = case.run.status
-        return restamp(status, case.run.metadata.generation) if is_finished(status) else next_status(case)
-
-    async def _write(self, document: Document, status: TrainingRunStatus) -> bool:
-        """Replace the status; false when there was nothing to write. Raises ConflictError, KubernetesError.
-
-        A finished status is only stamped: another version of the operator may have written what this one cannot read.
-        """
+    async def _write(self, document: Document, content: Document) -> TrainingRunStatus:
+        """Replace the status, if it differs, and return what the API server keeps of it. Raises KubernetesError."""
         uid, before = document["metadata"]["uid"], document.get("status") or {}
-        content = status.to_dict()
-        if is_finished(TrainingRunStatus.model_validate(before)):
-            content = _stamped(before, document["metadata"]["generation"])
-        if self._shortened.get(uid) == content:
-            return True  # the API server's definition is older or newer: it keeps less than this, and always will
+        if content == before or content == self._shortened.get(uid):
+            # the second: its definition is older or newer than ours, it keeps less than this, and always will
+            return TrainingRunStatus.model_validate(before)
         try:
             stored = await self._kubernetes.replace_run_status({**document, "status": content})
         except KubernetesError as error:
@@ -156,11 +149,12 @@ class Reconciler:
             _log.warning("%s: the API server refuses %s of the status: %s", uid, sorted(unwanted), error)
             content = {name: value for name, value in content.items() if name not in unwanted}
             stored = await self._kubernetes.replace_run_status({**document, "status": content})
-        if (stored.get("status") or {}) != content:
+        kept = stored.get("status") or {}
+        if kept != content:
             if len(self._shortened) >= SHORTENED_SIZE:
                 self._shortened.clear()
             self._shortened[uid] = content
-        return True
+        return TrainingRunStatus.model_validate(kept)
 
     async def _tell(self, key: Key, document: Document, error: Exception) -> None:
         """Let the run say that it cannot be looked at; the error itself is raised by the caller anyway."""
@@ -170,8 +164,9 @@ class Reconciler:
                 return
             metadata = document["metadata"]
             status = troubled_status(old, trouble_of(error, key), metadata["generation"], self._now())
-            if status != old and await self._write(document, status):
-                await self._emit_events(ObjectMeta.model_validate(metadata), old, status)
+            if status != old:
+                stored = await self._write(document, status.to_dict())
+                await self._emit_events(ObjectMeta.model_validate(metadata), old, stored)
         except Exception as another:  # noqa: BLE001 - the API server is away: nothing can be said, and all is tried again
             _log.warning("%s: cannot say that it fails: %s", key, another)
 
@@ -228,9 +223,3 @@ def trouble_of(error: Exception, key: Key) -> Finding:
 def _top(field: str) -> str:
     """The field of the status that a cause such as `status.attemptHistory[0].step` is about."""
     return field.split(".")[1].split("[", maxsplit=1)[0]
-
-
-def _stamped(status: Document, generation: int) -> Document:
-    """A status with another generation, and nothing else changed."""
-    stamped = [{**each, "observedGeneration": generation} for each in status.get("conditions") or ()]
-    return {**status, "observedGeneration": generation, "conditions": stamped}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 from finetune.api import conditions, reasons
 from finetune.api.conditions import Condition, ConditionStatus, set_condition
@@ -29,7 +30,7 @@ from .attempts import COMPLETED, INTERRUPTED, added_gpu_seconds, count_attempts
 from .case import Case, active_time
 from .exits import FAIL_JOB
 from .findings import Finding, Verdict
-from .policies import queue, verdict_of
+from .policies import failure_of, queue, waiting_of
 from .policies.pods import SLOW_TERMINATION
 from .policies.trainer import crashed
 from .seen import Seen
@@ -40,18 +41,19 @@ MAXIMUM_SECONDS = 10**9
 """Of a remaining time that is believed: thirty years."""
 
 
-def restamp(status: TrainingRunStatus, generation: int) -> TrainingRunStatus:
-    """A finished status for a new generation: `kubectl wait` ignores conditions with an old one."""
-    stamped = tuple(c.model_copy(update={"observed_generation": generation}) for c in status.conditions)
-    return status.model_copy(update={"observed_generation": generation, "conditions": stamped})
+def restamp(status: Mapping[str, Any], generation: int) -> dict[str, Any]:
+    """A finished status, as the API gives it, for a new generation: `kubectl wait` ignores conditions with an old one.
+
+    Nothing else of it changes: another version of the operator may have written what this one cannot read.
+    """
+    stamped = [{**each, "observedGeneration": generation} for each in status.get("conditions") or ()]
+    return {**status, "observedGeneration": generation, "conditions": stamped}
 
 
 def next_status(case: Case) -> TrainingRunStatus:
     """The status that follows from what was seen; what a container has posted and does not fit is left out of it."""
     run, seen, old, now = case.run, case.seen, case.run.status, case.now
-    verdict = verdict_of(case)
-    failure = verdict if verdict is not None and verdict.verdict is Verdict.END else None
-    waiting = verdict if failure is None else None
+    failure, waiting = failure_of(case), waiting_of(case)
     succeeded = failure is None and case.outcome.adapter is not None and case.result is not None
     ended = succeeded or failure is not None
     phase = _phase(case, failure=failure, succeeded=succeeded)
