@@ -29,7 +29,10 @@ ACCOUNT = f"system:serviceaccount:{SYSTEM}:{OPERATOR}"
 SERVED = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"
 JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
 CLAIMS = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+STORED = "stored"
+"""Where objects are really made; elsewhere they are only tried."""
+STORED_JOBS = f"/apis/batch/v1/namespaces/{STORED}/jobs"
+STORED_PODS = f"/api/v1/namespaces/{STORED}/pods"
 VALUES = (
     *("--set", f"fullnameOverride={OPERATOR}", "--set", "trainer.image.repository=trainer"),
     *("--set-string", "trainer.image.tag=1"),
@@ -72,7 +75,7 @@ def operator(api_server: ApiServerOnly, api: KubeApi) -> Iterator[Operator]:
     shown = ("--show-only=templates/operator-rbac.yaml", "--show-only=templates/admission-policy.yaml")
     options = ("--namespace", SYSTEM, "--api-versions", SERVED, *shown, *VALUES)
     rendered = kubectl.command("helm", "template", "release", CHART, *options)
-    for namespace in (SYSTEM, NAMESPACE):
+    for namespace in (SYSTEM, NAMESPACE, STORED):
         kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     kubectl("apply", "-f", "-", stdin=rendered)  # a worker may come back to this file
     operator = Operator(api)
@@ -81,6 +84,7 @@ def operator(api_server: ApiServerOnly, api: KubeApi) -> Iterator[Operator]:
     kubectl.wait_for("the policy is in force", lambda: "labels of a run" in operator.create(unlike))
     yield operator
     kubectl("delete", "-f", "-", stdin=rendered)
+    kubectl.at(STORED)("delete", "jobs,pods", "--all", "--force", "--grace-period=0")
 
 
 def job(change: Change = lambda _: None) -> Document:
@@ -176,8 +180,9 @@ def stored(operator: Operator) -> tuple[str, str]:
     foreign["metadata"]["name"] = "foreign"
     mine = job()
     for document in (mine, foreign):
+        document["metadata"]["namespace"] = STORED
         document["spec"]["suspend"] = True
-        make(operator.api, JOBS, document)
+        make(operator.api, STORED_JOBS, document)
     return mine["metadata"]["name"], "foreign"
 
 
@@ -188,7 +193,7 @@ def make(api: KubeApi, path: str, document: Document) -> None:
 
 
 def test_only_what_does_not_change_the_pod_may_be_patched(operator: Operator, stored: tuple[str, str]) -> None:
-    mine, foreign = (f"{JOBS}/{name}" for name in stored)
+    mine, foreign = (f"{STORED_JOBS}/{name}" for name in stored)
     for subresource, body in (
         ("", {"spec": {"suspend": False}}),
         ("", {"spec": {"activeDeadlineSeconds": 60}}),
@@ -209,11 +214,13 @@ def test_only_what_belongs_to_runs_may_be_deleted(operator: Operator, stored: tu
     spec = {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}
     for name, owners in (("plain", []), ("owned", [owner])):
         make(
-            operator.api, PODS, {"metadata": {"name": name, "labels": labels, "ownerReferences": owners}, "spec": spec}
+            operator.api,
+            STORED_PODS,
+            {"metadata": {"name": name, "labels": labels, "ownerReferences": owners}, "spec": spec},
         )
-    make(operator.api, JOBS, {"metadata": {"name": "other"}, "spec": {"template": {"spec": spec}}})
+    make(operator.api, STORED_JOBS, {"metadata": {"name": "other"}, "spec": {"template": {"spec": spec}}})
     for name in stored:
-        assert operator("DELETE", f"{JOBS}/{name}") == ""
-    assert operator("DELETE", f"{PODS}/owned") == ""
-    assert "only pods of Jobs" in operator("DELETE", f"{PODS}/plain")
-    assert "labels of a run" in operator("DELETE", f"{JOBS}/other")
+        assert operator("DELETE", f"{STORED_JOBS}/{name}") == ""
+    assert operator("DELETE", f"{STORED_PODS}/owned") == ""
+    assert "only pods of Jobs" in operator("DELETE", f"{STORED_PODS}/plain")
+    assert "labels of a run" in operator("DELETE", f"{STORED_JOBS}/other")
