@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from finetune.controller.core.names import FINISHED_ANNOTATION
 from tests.cluster.base import Cluster
 from tests.support.installation import Installation
 from tests.support.kubectl import Kubectl, is_true
@@ -73,6 +74,16 @@ def succeeded(team: Kubectl, name: str = "run", seconds: float = FINISH_SECONDS)
     run = finish(team, name, seconds)
     assert is_true(run, "Succeeded"), json.dumps(run["status"].get("failure"), indent=2)
     return run
+
+
+def marked(team: Kubectl, name: str = "run") -> Document:
+    """The finished run once its mark is on it, the last thing that is written of a run."""
+
+    def look() -> Document | None:
+        run: Document = team.json("get", "trainingrun", name)
+        return run if FINISHED_ANNOTATION in run["metadata"].get("annotations", {}) else None
+
+    return dict(team.wait_for(f"the mark of {name}", look))
 
 
 def in_phase(team: Kubectl, *phases: str, name: str = "run", seconds: float = 90) -> Document:

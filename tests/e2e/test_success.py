@@ -54,8 +54,11 @@ def test_a_supervised_run_ends_with_a_registered_adapter(
     assert len(losses) == 10
     assert statistics.mean(losses[-3:]) < statistics.mean(losses[:3])
 
+    settled = runs.marked(team)
     assert "unchanged" in team.apply(run)
-    assert team.json("get", "trainingrun", "run")["metadata"]["resourceVersion"] == done["metadata"]["resourceVersion"]
+    assert (
+        team.json("get", "trainingrun", "run")["metadata"]["resourceVersion"] == settled["metadata"]["resourceVersion"]
+    )
 
 
 def test_a_small_configmap_is_a_dataset_and_so_is_a_file_on_a_claim(tiny: Kubectl) -> None:
