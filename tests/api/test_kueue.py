@@ -202,7 +202,7 @@ async def test_an_urgent_run_takes_the_gpu_and_the_other_goes_on_later(runs: Tea
     runs.apply("urgent", **URGENT)
     await runs.world.phase("Training", "urgent")
     status = await runs.queued("patient", "Preempted")
-    assert status["attemptHistory"][0]["reason"] == "Interrupted"
+    assert status["attemptHistory"][0]["reason"] == "Suspended"
     await runs.end("urgent")
     await runs.world.phase("Training", "patient")
     assert "PATCH" not in runs.writes("patient")

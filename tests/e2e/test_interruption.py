@@ -40,6 +40,6 @@ def test_suspending_saves_and_resuming_goes_on_with_what_is_left_of_the_deadline
     done = runs.succeeded(tiny)
     assert done["status"]["resumedFromStep"] > 0
     assert done["status"]["attempts"] == 2
-    assert done["status"]["attemptHistory"][0]["reason"] == "Interrupted"
+    assert done["status"]["attemptHistory"][0]["reason"] == "Suspended"
     [job] = tiny.items("jobs", "finetune.dev/run=run")
     assert job["spec"]["activeDeadlineSeconds"] == 600 - done["status"]["active"]["seconds"] < 600

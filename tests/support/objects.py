@@ -173,7 +173,9 @@ def waiting(reason: str, message: str = "") -> dict[str, Any]:
     return {"waiting": {"reason": reason, "message": message}}
 
 
-def failed_pod(name: str, code: int, message: Any = None, *, created: float = 2, reason: str = "") -> dict[str, Any]:
+def failed_pod(
+    name: str, code: int, message: Any = None, *, created: float = 2, reason: str = "", **metadata: Any
+) -> dict[str, Any]:
     """A pod whose trainer failed."""
     return pod(
         name,
@@ -181,6 +183,7 @@ def failed_pod(name: str, code: int, message: Any = None, *, created: float = 2,
         created=created,
         export=ended(0, {"dataset": {"rows": 400, "evaluationRows": 40}}, seconds=created + 3),
         trainer=ended(code, message, seconds=created + 30, reason=reason),
+        **metadata,
     )
 
 

@@ -101,14 +101,37 @@ def test_a_reason_that_this_version_does_not_know_is_an_internal_error() -> None
 # Suspension
 
 
-def test_what_is_killed_while_its_job_is_suspended_is_interrupted() -> None:
+def test_what_is_killed_while_its_job_is_suspended_has_not_failed() -> None:
     run = stored(look(None, o.job(), training()))
     job = o.job(suspend=True, suspended_by=o.UID, suspended_at=70)
     killed = o.pod("p1", "Failed", export=EXPORTED, trainer=o.ended(137, seconds=80), deletionTimestamp=o.stamp(190))
     made = status(look(run, job, killed, seconds=85))
-    assert [(a.reason, a.completion_time) for a in made.attempt_history] == [("Interrupted", o.at(80))]
+    assert [(a.reason, a.completion_time) for a in made.attempt_history] == [("Suspended", o.at(80))]
     gone = status(look(run, job, seconds=85))
-    assert [a.reason for a in gone.attempt_history] == ["Interrupted"]
+    assert [a.reason for a in gone.attempt_history] == ["Suspended"]
+
+
+def test_a_pod_that_saves_while_its_job_goes_on_already_was_suspended() -> None:
+    """Kueue gives the quota back within the grace period: what stopped the pod is kept with its attempt."""
+    run = stored(look(None, o.job(), training()))
+    saving = training()
+    saving["metadata"]["deletionTimestamp"] = o.stamp(190)
+    run = stored(look(run, o.job(suspend=True, suspended_at=70), saving, seconds=75))
+    saved = o.failed_pod("p1", 75, {"interrupted": {"step": 5}}, deletionTimestamp=o.stamp(190))
+    assert [(a.reason, a.step) for a in look(run, o.job(), saved, seconds=85).attempts] == [("Suspended", 5)]
+    assert [a.reason for a in look(run, o.job(), seconds=85).attempts] == ["Suspended"]
+
+
+def test_suspensions_are_not_counted_however_many() -> None:
+    """A queue may preempt a run all night before its first step."""
+    run = o.run()
+    for n in range(40):
+        seconds = 100.0 * n
+        run = stored(look(run, o.job(), training(f"p{n}", seconds), seconds=seconds + 40))
+        job = o.job(suspend=True, suspended_at=round(seconds) + 50)
+        run = stored(look(run, job, seconds=seconds + 60))
+        assert failure(look(run, o.job(), seconds=seconds + 70)) is None, n
+    assert {attempt.reason for attempt in run.status.attempt_history} == {"Suspended"}
 
 
 def test_what_crashes_by_itself_while_its_job_is_suspended_has_crashed() -> None:

@@ -140,12 +140,12 @@ def test_the_queue_time_is_taken_off_no_deadline() -> None:
 
 def test_a_preemption_costs_no_attempt_that_counts() -> None:
     training = stored(look(None, o.job(queue="gpus"), o.pod("p1", export=o.ended(0), trainer=o.running())))
-    saved = o.failed_pod("p1", 75, {"interrupted": {"step": 40}})
+    saved = o.failed_pod("p1", 75, {"interrupted": {"step": 40}}, deletionTimestamp=o.stamp(190))
     case = look(training, HELD, saved, workload=o.workload(NO_ROOM, PREEMPTED))
-    assert [(attempt.reason, attempt.step) for attempt in case.attempts] == [("Interrupted", 40)]
+    assert [(attempt.reason, attempt.step) for attempt in case.attempts] == [("Suspended", 40)]
     assert status(case).phase == "Queued"
     gone = look(training, HELD, workload=o.workload(NO_ROOM, PREEMPTED))
-    assert [attempt.reason for attempt in gone.attempts] == ["Interrupted"]
+    assert [attempt.reason for attempt in gone.attempts] == ["Suspended"]
     assert failure(gone) is None
 
 

@@ -228,7 +228,7 @@ class Attempt(ApiModel):
     exit_code: int | None = None
     """Exit code of the container that decided how the pod ended."""
     reason: ShortText | None = None
-    """One word for why it ended: Completed, Interrupted, or the cause of the failure."""
+    """One word for why it ended: Completed, Interrupted, Suspended, or the cause of the failure."""
     step: Count | None = None
     """Newest step that is known to be kept from this attempt: what it said, or the last that it reported."""
     node: ShortText | None = None

@@ -14,6 +14,8 @@ from .views import ContainerView, PodView, ProgressView, whole_number
 
 COMPLETED = "Completed"
 INTERRUPTED = "Interrupted"
+SUSPENDED = "Suspended"
+"""A person or a queue stopped it: however often that happens, it says nothing of the run."""
 GONE = "Gone"
 """The pod disappeared before anybody saw how it ended."""
 
@@ -28,15 +30,15 @@ def merge_attempts(
 ) -> tuple[Attempt, ...]:
     """The attempts known so far and what the pods say now; a pod that is gone keeps its record, ended at `now`.
 
-    Only the newest are kept, by their start: a pod outlives its record, and must not come back as a new attempt. While
-    the Job is `suspended`, what is killed is interrupted and has not failed. `step` is the newest step that is known to
+    Only the newest are kept, by their start: a pod outlives its record, and must not come back as a new attempt. What is
+    stopped while the Job is `suspended` has not failed. `step` is the newest step that is known to
     be kept: an attempt that was lost without a word has come this far.
     """
     records = {attempt.uid: attempt for attempt in history}
     seen = {pod.uid: pod for pod in pods}
     for uid, record in records.items():
         if uid not in seen and record.completion_time is None:
-            reason = INTERRUPTED if suspended else GONE
+            reason = SUSPENDED if suspended or record.reason == SUSPENDED else GONE
             records[uid] = record.model_copy(update={"completion_time": now, "reason": reason, "step": step})
     for pod in sorted(seen.values(), key=lambda pod: (pod.created, pod.name)):
         if pod.scheduled or pod.uid in records:
@@ -67,7 +69,15 @@ def attempt_of(
     if known is not None and known.completion_time is not None and known.reason != GONE:
         return known
     start = pod.scheduled or (known.start_time if known else None)
-    begun = Attempt(pod=pod.name, uid=pod.uid, start_time=start, node=pod.node or None)
+    # kept from pass to pass: the Job may go on before the pod has ended
+    suspended = pod.deleted is not None and (suspended or (known is not None and known.reason == SUSPENDED))
+    begun = Attempt(
+        pod=pod.name,
+        uid=pod.uid,
+        start_time=start,
+        node=pod.node or None,
+        reason=SUSPENDED if suspended and not pod.disrupted else None,
+    )
     if not pod.finished and pod.trainer.exit_code is None:
         return begun  # a trainer that has ended ends the attempt, whatever keeps its pod alive
     words = pod.last_words or ContainerView()
@@ -107,7 +117,7 @@ def interruptions_without_progress(attempts: Iterable[Attempt]) -> int:
     """How many of the newest attempts in a row were interrupted without a step beyond all before them."""
     count, best = 0, -1
     for attempt in attempts:
-        if attempt.completion_time is None:
+        if attempt.completion_time is None or attempt.reason == SUSPENDED:
             continue
         came_further = attempt.step is not None and attempt.step > best
         best = max(best, attempt.step if attempt.step is not None else -1)
@@ -123,9 +133,10 @@ def _is_free(attempt: Attempt) -> bool:
 def _end_reason(pod: PodView, words: ContainerView, *, suspended: bool) -> str:
     if pod.phase == "Succeeded" or (words.succeeded and words is pod.trainer):
         return COMPLETED  # a sidecar that ends badly does not undo it
+    silent = words.exit_code is None or words.exit_code in KILLED
+    if suspended and not pod.disrupted and (silent or words.exit_code in IGNORED):
+        return SUSPENDED
     if pod.disrupted or (words.exit_code in IGNORED and not pod.over_its_limit):
-        return INTERRUPTED
-    if suspended and pod.deleted is not None and (words.exit_code is None or words.exit_code in KILLED):
         return INTERRUPTED
     return failure_reason(pod, words)
 

@@ -12,7 +12,7 @@ from finetune.api.status import Attempt, TrainingRunStatus
 from finetune.api.trainingrun import ObjectMeta
 
 from . import names
-from .attempts import COMPLETED, GONE, INTERRUPTED
+from .attempts import COMPLETED, GONE, INTERRUPTED, SUSPENDED
 
 _NO_TROUBLE = frozenset({reasons.QUEUED, reasons.TERMINATING, reasons.INIT_CONTAINER_RUNNING})
 
@@ -107,10 +107,12 @@ def _attempt_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[Even
 
 
 def _attempt_event(attempt: Attempt) -> EventDraft:
-    """An interruption is normal, and says what it has kept."""
+    """An interruption or a suspension is normal, and says what it has kept."""
+    kept = f" and kept step {attempt.step}" if attempt.step else ""
     if attempt.reason == INTERRUPTED:
-        kept = f" and kept step {attempt.step}" if attempt.step else ""
         return EventDraft("Normal", "AttemptInterrupted", f"pod {attempt.pod} was interrupted{kept}")
+    if attempt.reason == SUSPENDED:
+        return EventDraft("Normal", "AttemptSuspended", f"pod {attempt.pod} was stopped with its Job{kept}")
     where = f" on node {attempt.node}" if attempt.node else ""
     said = f"pod {attempt.pod}{where} ended: {attempt.reason}, exit code {attempt.exit_code}"
     return EventDraft("Warning", "AttemptEnded", said)

@@ -26,7 +26,7 @@ from finetune.api.status import (
 from finetune.api.status import Failure as FailureStatus
 
 from . import names
-from .attempts import COMPLETED, INTERRUPTED, added_gpu_seconds, count_attempts
+from .attempts import COMPLETED, INTERRUPTED, SUSPENDED, added_gpu_seconds, count_attempts
 from .case import Case, active_time
 from .exits import FAIL_JOB
 from .findings import Finding, Verdict
@@ -246,7 +246,7 @@ def _activity(case: Case) -> str:
         return f"pod {pod.name}: {newest.message}" if newest.reason in ("Pulling", "Pulled") else ""
     if case.done and case.outcome.adapter is None:
         return "the training is done; its adapter is being registered"
-    if last is None or last.completion_time is None or last.reason in (COMPLETED, INTERRUPTED):
+    if last is None or last.completion_time is None or last.reason in (COMPLETED, INTERRUPTED, SUSPENDED):
         return ""
     if _is_final(case):
         return f"attempt {last.pod} ended with {last.reason}"

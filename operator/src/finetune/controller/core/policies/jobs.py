@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from finetune.api import reasons
-from finetune.controller.core.attempts import COMPLETED, GONE, INTERRUPTED
+from finetune.controller.core.attempts import COMPLETED, GONE, INTERRUPTED, SUSPENDED
 from finetune.controller.core.case import Case
 from finetune.controller.core.findings import Finding, end, wait
 from finetune.controller.core.refusals import Doing
 
 from .trainer import failure_of_pod, last_failed_pod
 
-_NO_CAUSES = (COMPLETED, INTERRUPTED, GONE)
+_NO_CAUSES = (COMPLETED, INTERRUPTED, SUSPENDED, GONE)
 
 
 def call_refused(case: Case) -> Finding | None:
