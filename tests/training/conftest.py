@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.training import cpus
+
+cpus.pretend()
+
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}"
