@@ -3,17 +3,19 @@ operator's clock alone. And what is waited for is said in the status."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from finetune.api import conditions
 from finetune.api.status import TrainingRunStatus
+from finetune.controller.core.events import events_between
 from finetune.controller.core.findings import wait
 from finetune.controller.core.status import troubled_status
 from finetune.controller.core.views import DatasetView
 from tests.support import objects as o
-from tests.support.cases import again, failed, failure, look, status, stored, waiting, waits_for
+from tests.support.cases import again, failed, failure, look, status, stored, waiting, waits_for, with_status
 
 NO_ROWS = 'MountVolume.SetUp failed for volume "source" : configmap "rows" not found'
 ROWS: dict[str, Any] = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
@@ -60,6 +62,33 @@ def test_a_wait_that_was_over_begins_anew() -> None:
     back = look(stored(between), seconds=200, **NO_DATASET)
     assert failure(again(back, 305)) is None
     assert failed(again(back, 500)).reason == "DatasetUnavailable"
+
+
+def test_troubles_that_take_turns_do_not_keep_each_other_from_expiring() -> None:
+    """A missing dataset, and an API server that fails every other pass: only the time spent on each counts for it."""
+    missing = look(seconds=0, **NO_DATASET)
+    away = wait("APIServerUnavailable", "no answer", "TrainingRun/support")
+    ended, seconds = None, 0.0
+    for seconds in range(0, 1_000, 10):
+        case = dataclasses.replace(missing, now=o.at(seconds))
+        ended = failure(case)
+        if ended is not None:
+            break
+        run = stored(case)
+        troubled = troubled_status(run.status, away, 1, o.at(seconds + 5))
+        missing = dataclasses.replace(missing, run=with_status(run, troubled))
+    assert ended is not None
+    assert ended.reason == "DatasetUnavailable"
+    assert seconds == 600, "300 s of its own, in turns of five"
+
+
+def test_a_wait_between_two_of_the_same_is_told_once() -> None:
+    first = stored(look(seconds=0, **NO_DATASET))
+    away = wait("APIServerUnavailable", "no answer", "TrainingRun/support")
+    troubled = with_status(first, troubled_status(first.status, away, 1, o.at(5)))
+    back = stored(look(troubled, seconds=10, **NO_DATASET))
+    assert [each.reason for each in events_between(first.status, troubled.status, "support")] == [away.reason]
+    assert events_between(troubled.status, back.status, "support") == ()
 
 
 def test_other_words_about_the_same_thing_do_not_start_the_clock_again() -> None:

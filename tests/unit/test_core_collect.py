@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -152,3 +153,27 @@ def test_a_trainer_that_has_ended_well_is_done_though_its_job_was_removed_before
     assert failure(case) is None
     assert action(case) == decide.CreateCollectJob()
     assert status(case).phase == "Registering"
+
+
+def test_a_claim_that_a_sidecar_keeps_from_the_reader_is_freed() -> None:
+    """ReadWriteOnce: the reader's pod waits on another node for the claim of a pod that does not end by itself."""
+    silent = o.beside(o.pod("p1", export=o.ended(0), trainer=o.ended(0, "?")), "mesh", o.running())
+    collect = o.job()
+    collect["metadata"] |= {"name": f"{o.JOB}-collect", "uid": "collect-uid"}
+    event = o.event("FailedAttachVolume", 'Multi-Attach error for volume "pvc-1": Volume is already used by pod(s) p1')
+    case = look(
+        o.run(REGISTERING),
+        o.job(),
+        silent,
+        result_asked=True,
+        collect_job=collect,
+        collect_pods=[reader("Pending", o.waiting("ContainerCreating"))],
+        events=[event],
+    )
+    assert action(case) is None
+    assert "Multi-Attach" in waiting(case).message
+    assert action(again(case, 60 + o.SETTINGS.linger_seconds - 1)) is None
+    late = again(case, 60 + o.SETTINGS.linger_seconds + 1)
+    assert action(late) == decide.DeleteJob(o.JOB, "job-uid")
+    gone = dataclasses.replace(late, seen=dataclasses.replace(late.seen, job=None, pods=()))
+    assert (action(gone), failure(gone)) == (None, None)

@@ -26,6 +26,7 @@ LongText = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
 MAX_LOSS_HISTORY = 32
 MAX_WARNINGS = 16
 MAX_ATTEMPT_HISTORY = 64
+MAX_EARLIER_WAITS = 4
 
 
 def _readable(model: type[ApiModel]) -> BeforeValidator:
@@ -235,6 +236,17 @@ class Attempt(ApiModel):
     """Node that the pod ran on."""
 
 
+class EarlierWait(ApiModel):
+    """Something else that the run has waited for before, since it was last free of trouble."""
+
+    reason: ShortText
+    """One word for it, as above."""
+    object: ShortText
+    """What it is about."""
+    seconds: Count = 0
+    """How long, all times together: its clock goes on from here when it comes back."""
+
+
 class Waiting(ApiModel):
     """The one thing that the run waits for, and since when."""
 
@@ -247,7 +259,9 @@ class Waiting(ApiModel):
     hint: LongText | None = None
     """What to do."""
     since: Time
-    """Since when, by the operator's clock. Another reason or object starts anew."""
+    """Since when, by the operator's clock. Each reason and object has a clock of its own, which rests meanwhile."""
+    earlier: Annotated[tuple[EarlierWait, ...], Field(max_length=MAX_EARLIER_WAITS), _readable(EarlierWait)] = ()
+    """What else was waited for since nothing was in the run's way, newest last."""
 
 
 class ActiveTime(ApiModel):

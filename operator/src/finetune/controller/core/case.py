@@ -84,9 +84,12 @@ class Case:
     def waited(self, reason: str, object_: str) -> timedelta:
         """How long the run has waited for this, by the operator's own clock; nothing when it begins now."""
         waiting = self.run.status.waiting
-        if waiting is None or (waiting.reason, waiting.object) != (reason, object_):
+        if waiting is None:
             return timedelta(0)
-        return max(timedelta(0), self.now - waiting.since)
+        if (waiting.reason, waiting.object) == (reason, object_):
+            return max(timedelta(0), self.now - waiting.since)
+        earlier = (each.seconds for each in waiting.earlier if (each.reason, each.object) == (reason, object_))
+        return timedelta(seconds=next(earlier, 0))
 
 
 def is_finished(status: TrainingRunStatus) -> bool:

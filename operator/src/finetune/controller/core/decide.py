@@ -251,7 +251,21 @@ def _finish(case: Case) -> Action | None:
         return CreateCollectJob()
     if collect.ended and not collect.deleting and not case.seen.collected:
         return DeleteJob(collect.name, collect.uid)  # nobody heard it, or it never ran: read once more
-    return _delete_dead(case)
+    return _free_claim(case) or _delete_dead(case)
+
+
+def _free_claim(case: Case) -> Action | None:
+    """Another container keeps the pod of a finished trainer alive, and perhaps the claim on its node, from the reader.
+
+    The Job has nothing left to do: that it is done is in the stored phase.
+    """
+    job, waiting = case.seen.job, case.run.status.waiting
+    if job is None or job.ended or job.deleting or case.pending_pod is None or waiting is None:
+        return None
+    held = any(pod.trainer.succeeded and not pod.finished and pod.lives_on for pod in case.seen.pods)
+    stored = case.run.status.phase == reasons.REGISTERING
+    long_enough = case.now - waiting.since >= case.settings.linger
+    return DeleteJob(job.name, job.uid) if held and stored and long_enough else None
 
 
 def _clean_up(case: Case) -> Action | None:

@@ -82,10 +82,17 @@ def build_event(run: ObjectMeta, draft: EventDraft, now: datetime) -> dict[str, 
 
 
 def _waiting_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[EventDraft]:
-    """One Event for each thing that begins to be waited for; a queue and a pod that saves are no trouble."""
+    """One Event for each thing that begins to be waited for; a queue and a pod that saves are no trouble.
+
+    Troubles that take turns are told once each, until the run was free of them.
+    """
     waiting, before = new.waiting, old.waiting
-    if waiting is None or (before is not None and (before.reason, before.object) == (waiting.reason, waiting.object)):
+    if waiting is None:
         return []
+    if before is not None:
+        told = [(before.reason, before.object), *((each.reason, each.object) for each in before.earlier)]
+        if (waiting.reason, waiting.object) in told:
+            return []
     kind: Literal["Normal", "Warning"] = "Normal" if waiting.reason in _NO_TROUBLE else "Warning"
     hint = f" - {waiting.hint}" if waiting.hint else ""
     return [EventDraft(kind, waiting.reason, f"waiting: {waiting.message}{hint}", waiting.since)]

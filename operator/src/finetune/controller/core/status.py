@@ -10,10 +10,12 @@ from finetune.api import conditions, reasons
 from finetune.api.conditions import Condition, ConditionStatus, set_condition
 from finetune.api.fields import MAX_DECIMAL, clip
 from finetune.api.status import (
+    MAX_EARLIER_WAITS,
     MAX_LOSS_HISTORY,
     MAX_WARNINGS,
     AdapterStatus,
     DatasetStatus,
+    EarlierWait,
     Measurements,
     OutputStatus,
     ParentAdapterStatus,
@@ -113,18 +115,37 @@ def troubled_status(status: TrainingRunStatus, finding: Finding, generation: int
 
 
 def waiting_status(old: TrainingRunStatus, finding: Finding | None, now: datetime) -> Waiting | None:
-    """What the run waits for; the clock goes on while reason and object are the same."""
+    """What the run waits for; each reason and object has a clock of its own until the run is free of trouble.
+
+    Two troubles that take turns, or a pass that fails in between, must not keep each other from ever expiring.
+    """
     if finding is None:
         return None
     known = old.waiting
-    goes_on = known is not None and (known.reason, known.object) == finding.key
+    if known is not None and (known.reason, known.object) == finding.key:
+        since, clocks = known.since, known.earlier
+    else:
+        clocks = _stopped_clocks(known, now)
+        spent = next((each.seconds for each in clocks if (each.reason, each.object) == finding.key), 0)
+        clocks = tuple(each for each in clocks if (each.reason, each.object) != finding.key)
+        since = now - timedelta(seconds=spent)
     return Waiting(
         reason=finding.reason,
         object=finding.key[1],
         message=clip(finding.message),
         hint=hint_of(finding) or None,
-        since=known.since if known is not None and goes_on else now,
+        since=since,
+        earlier=clocks[-MAX_EARLIER_WAITS:],
     )
+
+
+def _stopped_clocks(known: Waiting | None, now: datetime) -> tuple[EarlierWait, ...]:
+    """How long the run has waited for each thing that was in its way, now that another one is."""
+    if known is None:
+        return ()
+    others = tuple(each for each in known.earlier if (each.reason, each.object) != (known.reason, known.object))
+    seconds = max(0, round((now - known.since).total_seconds()))
+    return (*others, EarlierWait(reason=known.reason, object=known.object, seconds=seconds))
 
 
 def hint_of(finding: Finding) -> str:

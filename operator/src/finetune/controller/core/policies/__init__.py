@@ -91,4 +91,7 @@ def waiting_of(case: Case) -> Finding | None:
 def _clock_runs(case: Case, finding: Finding) -> bool:
     """The wait has been stored before: what is seen for the first time is said before it ends anything."""
     waiting = case.run.status.waiting
-    return waiting is not None and (waiting.reason, waiting.object) == finding.key
+    if waiting is None:
+        return False
+    earlier = [(each.reason, each.object) for each in waiting.earlier]
+    return finding.key in [(waiting.reason, waiting.object), *earlier]
