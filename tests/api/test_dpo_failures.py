@@ -15,8 +15,9 @@ import pytest
 from finetune.api import rules
 from finetune.api.registry import AdapterFile, BaseModelReference, adapter_digest
 from finetune.clients.registry import RegistryNotFound
+from tests.support.databases import lose_the_database, restore_the_database
 from tests.support.kubectl import CommandError, Kubectl, is_true
-from tests.support.world import DIGEST, World, a_world, eventually, manifest, terminated, wait_until_ready
+from tests.support.world import DIGEST, World, a_world, eventually, manifest, terminated
 
 Document = dict[str, Any]
 
@@ -174,34 +175,6 @@ def told(world: World, words: str) -> Document | None:
     run = world.run("preferred") or {}
     listed: list[Document] = (run.get("status") or {}).get("conditions") or []
     return next((each for each in listed if words in each.get("message", "")), None)
-
-
-async def lose_the_database(world: World, folder: Path) -> Path:
-    """Start the registry on an empty database; returns the folder that holds the old one."""
-    await world.registry_server.kill()
-    kept = move_database(folder, folder / "kept")
-    await start_the_registry(world)
-    return kept
-
-
-async def restore_the_database(world: World, folder: Path, kept: Path) -> None:
-    await world.registry_server.kill()
-    move_database(folder, folder / "thrown-away")
-    move_database(kept, folder)
-    await start_the_registry(world)
-
-
-def move_database(source: Path, target: Path) -> Path:
-    """Move SQLite's files, the write-ahead log too."""
-    target.mkdir(exist_ok=True)
-    for file in source.glob("registry.db*"):
-        file.rename(target / file.name)
-    return target
-
-
-async def start_the_registry(world: World) -> None:
-    await world.registry_server.start()
-    await wait_until_ready(f"{world.registry.url}/readyz")
 
 
 async def register_another(world: World, name: str) -> str:

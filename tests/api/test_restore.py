@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from finetune.controller.core import names
+from tests.support.databases import lose_the_database
 from tests.support.kubectl import is_true
 from tests.support.world import World, eventually
 
@@ -110,3 +112,20 @@ async def test_the_same_name_with_another_spec_is_another_run(world: World) -> N
     other["spec"]["training"]["seed"] = 7
     world.kubectl.apply(other)
     await eventually("its own Job", world.job_of)
+
+
+async def test_a_registry_that_lost_its_database_and_the_dataset_still_takes_the_adapter(
+    world: World, tmp_path: Path
+) -> None:
+    """The rows' digest stays with the adapter; a version of a dataset that is not there is not claimed."""
+    world.apply()
+    await eventually("the Job", world.job_of)
+    world.start_pod()
+    await world.phase("Training")
+    await lose_the_database(world, tmp_path)
+    world.finish_pod()
+    done = await world.phase("Succeeded")
+    found = await world.client.get_adapter_version(world.kubectl.namespace, "support")
+    assert (found.version, found.run_uid, found.dataset.sha256) == (1, done["metadata"]["uid"], "d" * 64)
+    run = await world.client.get_run(world.kubectl.namespace, done["metadata"]["uid"])
+    assert (run.dataset_name, run.dataset_version) == (None, None)

@@ -13,8 +13,10 @@ from finetune.api.status import ResumeStatus
 from finetune.controller.core import names
 from finetune.controller.core.manifests import build_claim, build_collect_job, build_job
 from finetune.controller.core.settings import Settings
+from finetune.controller.core.storage import output_claim_name
 from finetune.controller.core.views import ParentView
 from tests.support import objects as o
+from tests.support.cases import look, status
 
 GOLDEN = Path(__file__).parent / "golden"
 RESUME = ResumeStatus(run="first", uid="first-uid", claim_name="old", path="first/first-uid")
@@ -139,6 +141,17 @@ def test_a_run_on_the_same_claim_is_gone_on_from_there() -> None:
     assert "resume" not in volumes(spec)
     assert "/resume" not in mounts(spec["containers"][0])
     assert "--resume-from=/output/first/first-uid" in spec["containers"][0]["args"]
+
+
+@pytest.mark.parametrize("claim", ["old", None])
+def test_the_run_that_a_job_goes_on_from_is_read_back_from_it(claim: str | None) -> None:
+    """The operator was killed between the Job's creation and the status that names it."""
+    run = o.run(resumeFrom={"run": "first"})
+    resume = RESUME.model_copy(update={"claim_name": claim or output_claim_name(run)})
+    made = build_job(run, o.SETTINGS, None, resume)
+    job = o.job()
+    job["spec"] |= made["spec"]
+    assert status(look(run, job)).resumed_from == resume
 
 
 def test_a_claim_that_holds_parent_and_checkpoints_is_one_volume() -> None:

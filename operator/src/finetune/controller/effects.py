@@ -168,10 +168,23 @@ class Effects:
                 return former.adapter
         return None
 
-    async def _put_run(self, case: Case) -> RegistryRun:
+    async def _record_again(self, case: Case) -> None:
+        """Tell a registry that lost its database of the run, without the dataset's version if that is lost, too.
+
+        The adapter is registered with the digest of the rows, which needs no registry. A lost parent is waited for:
+        what the adapter goes on from must be right.
+        """
+        try:
+            await self._put_run(case)
+        except RegistryNotFound as error:
+            if error.reason == PARENT_ADAPTER_NOT_FOUND:
+                raise
+            await self._put_run(case, pin_dataset=False)
+
+    async def _put_run(self, case: Case, *, pin_dataset: bool = True) -> RegistryRun:
         """Tell the registry of the run; a parent and a dataset that were found before must still be the same."""
         run = case.run
-        dataset, parent = run.spec.dataset.registry, run.spec.parent_adapter
+        dataset, parent = run.spec.dataset.registry if pin_dataset else None, run.spec.parent_adapter
         known = recorded_parent(run.status.parent_adapter, case)
         pinned = run.status.dataset.version if run.status.dataset else None
         return await self._registry.put_run(
@@ -239,8 +252,8 @@ class Effects:
                 result=message.result.model_dump(by_alias=True, exclude_none=True),
             )
         except RegistryNotFound:
-            # a registry that lost its database: record the run anew; then this is decided once more
-            await self._put_run(case)
+            # a registry that lost its database; once it knows the run again, this is decided once more
+            await self._record_again(case)
             return case
         return _with(case, adapter=_adapter_view(adapter))
 

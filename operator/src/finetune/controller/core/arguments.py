@@ -45,7 +45,7 @@ def trainer_arguments(
         "run-uid": run.metadata.uid,
         **_base_model_flags(run),
         **(_parent_flags(run, parent) if parent else {}),
-        **({"resume-from": resume_directory(run, resume), "resume-from-run": resume.run} if resume else {}),
+        **({names.RESUME_FLAG: resume_directory(run, resume), names.RESUME_RUN_FLAG: resume.run} if resume else {}),
         "epochs": training.epochs,
         "max-steps": training.max_steps,
         "batch-size": training.batch_size,

@@ -30,9 +30,9 @@ def merge_attempts(
 ) -> tuple[Attempt, ...]:
     """The attempts known so far and what the pods say now; a pod that is gone keeps its record, ended at `now`.
 
-    Only the newest are kept, by their start: a pod outlives its record, and must not come back as a new attempt. What is
-    stopped while the Job is `suspended` has not failed. `step` is the newest step that is known to
-    be kept: an attempt that was lost without a word has come this far.
+    Only the newest are kept, by their start: a pod outlives its record, and must not come back as a new attempt. What
+    is stopped while the Job is `suspended` has not failed. `step` is the newest step that is known to be kept: an
+    attempt that was lost without a word has come this far.
     """
     records = {attempt.uid: attempt for attempt in history}
     seen = {pod.uid: pod for pod in pods}

@@ -36,6 +36,8 @@ TOKEN_FILE = f"{TOKEN_DIRECTORY}/token"
 
 PARENT_NAME_FLAG = "parent-adapter-name"
 PARENT_SHA256_FLAG = "parent-adapter-sha256"
+RESUME_FLAG = "resume-from"
+RESUME_RUN_FLAG = "resume-from-run"
 """Flags of the trainer from which the operator reads back what a Job was made with."""
 
 

@@ -83,7 +83,7 @@ def next_status(case: Case) -> TrainingRunStatus:
         "progress": _progress(case, training=phase == reasons.TRAINING),
         "dataset": _dataset(old.dataset, case),
         "parent_adapter": recorded_parent(old.parent_adapter, case),
-        "resumed_from": case.outcome.resume or old.resumed_from,
+        "resumed_from": case.outcome.resume or old.resumed_from or (seen.job.resumed_from if seen.job else None),
         "warnings": _warnings(case)[:MAX_WARNINGS],
     }
     if succeeded:

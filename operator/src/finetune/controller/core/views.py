@@ -7,14 +7,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from finetune.api.status import ResumeStatus
+
 from .messages import Message, parse_message
 from .names import (
     COLLECT_CONTAINER,
     EXPORT_CONTAINER,
+    OUTPUT_MOUNT,
     PARENT_ADAPTER_MOUNT,
     PARENT_NAME_FLAG,
     PARENT_SHA256_FLAG,
     QUEUE_LABEL,
+    RESUME_FLAG,
+    RESUME_MOUNT,
+    RESUME_RUN_FLAG,
     SUSPENDED_BY_ANNOTATION,
     TRAINER_CONTAINER,
 )
@@ -197,6 +203,8 @@ class JobView:
     ttl_set: bool = False
     parent: ParentView | None = None
     """The parent adapter that its trainer was told of."""
+    resumed_from: ResumeStatus | None = None
+    """The run whose checkpoints its trainer was told of."""
 
     @property
     def ended(self) -> bool:
@@ -289,6 +297,7 @@ def job_view(job: Document) -> JobView:
         message=end.get("message", ""),
         ttl_set=job["spec"].get("ttlSecondsAfterFinished") is not None,
         parent=_parent_in(job["spec"]),
+        resumed_from=_resumed_from_in(job["spec"]),
     )
 
 
@@ -326,15 +335,33 @@ def parent_view(*, name: str, version: int, sha256: str, uri: str, base_model: s
 
 def _parent_in(job_spec: Document) -> ParentView | None:
     """The parent adapter in a Job's own arguments: what was really trained on, whoever recorded what."""
-    pod = job_spec.get("template", {}).get("spec", {})
-    trainer: Document = next((c for c in pod.get("containers", ()) if c["name"] == TRAINER_CONTAINER), {})
-    flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in trainer.get("args", ()))
+    pod, trainer, flags = _told(job_spec)
     name, _, version = flags.get(PARENT_NAME_FLAG, "").rpartition("/")
     sha256 = flags.get(PARENT_SHA256_FLAG)
     if not name or not version.isdecimal() or not sha256:
         return None
     claim = _claim_at(PARENT_ADAPTER_MOUNT, pod, trainer)
     return ParentView(name=name, version=int(version), sha256=sha256, claim_name=claim)
+
+
+def _resumed_from_in(job_spec: Document) -> ResumeStatus | None:
+    """The run of `spec.resumeFrom` in a Job's own arguments: a crash may have kept it out of the status."""
+    pod, trainer, flags = _told(job_spec)
+    run, directory = flags.get(RESUME_RUN_FLAG), flags.get(RESUME_FLAG, "")
+    mount = next((each for each in (RESUME_MOUNT, OUTPUT_MOUNT) if directory.startswith(f"{each}/")), None)
+    if not run or mount is None:
+        return None
+    path = directory.removeprefix(f"{mount}/")
+    uid = path.rpartition("/")[2]
+    return ResumeStatus(run=run, uid=uid, claim_name=_claim_at(mount, pod, trainer), path=path)
+
+
+def _told(job_spec: Document) -> tuple[Document, Document, dict[str, str]]:
+    """The pod of a Job, its trainer, and the flags that the trainer was given."""
+    pod = job_spec.get("template", {}).get("spec", {})
+    trainer: Document = next((c for c in pod.get("containers", ()) if c["name"] == TRAINER_CONTAINER), {})
+    flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in trainer.get("args", ()))
+    return pod, trainer, flags
 
 
 def _claim_at(path: str, pod: Document, container: Document) -> str:
