@@ -14,7 +14,7 @@ from model.files import RunDirectory
 from model.training.config import TrainSettings
 from model.training.loop import takeover
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
-from model.training.loop.fingerprint import of_settings
+from model.training.loop.fingerprint import ORDER, of_settings
 from model.training.output.progress import PeerLog, ProgressLog, StatusPoster
 from model.training.processes import parallel, process
 from model.training.rows.report import token_report
@@ -235,7 +235,7 @@ def build_trainer(
     past: Resumption,
 ) -> Any:
     """Return the trainer, which goes on from what earlier attempts have left."""
-    from model.training.loop.batches import LengthGroupedBatches
+    from model.training.loop.batches import StepBatches
     from model.training.loop.layout import Collator, Layout
     from model.training.loop.trainer import TrainerParts
 
@@ -245,7 +245,7 @@ def build_trainer(
     given = settings.micro_batch_size or state.micro_batch_size
     state.micro_batch_size = given or _first_micro_batch_size(settings, data, cuda=cuda)
     settings = settings.model_copy(update={"micro_batch_size": state.micro_batch_size})
-    batches = LengthGroupedBatches(
+    batches = StepBatches(
         data.rows.lengths,
         batch_size=settings.batch_size,
         micro_batch_size=state.micro_batch_size,
@@ -352,7 +352,7 @@ def choose_layout(trainer: Any, *, longest_row: int, cuda: bool) -> None:
     """Join a micro-batch's rows where that was asked for, or where it pays, provided that no row sees another.
 
     It pays where attention skips what lies outside a row: ours on a CPU, flash attention on a GPU. Any other computes
-    the whole square of a joined sequence, while rows of similar length have hardly any padding.
+    the whole square of a joined sequence, which costs more than the padding of rows that are sorted within a step.
 
     Raises
     ------
@@ -408,6 +408,7 @@ def fingerprint(settings: TrainSettings, data: Data) -> dict[str, Any]:
         "base_model": settings.recorded_base_model,
         "base_model_files": basemodel.digest_of_files(base_directory) if base_directory else None,
         "tokens": data.digest_of_tokens(),
+        "order": ORDER,
         "dataset": data.document["sha256"],
         "total_steps": count_steps(settings, data),
         "early_stopping": _early_stopping(settings),

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from model.training.loop.batches import LengthGroupedBatches  # noqa: E402 - torch first, or there is nothing to import
+from model.training.loop.batches import StepBatches  # noqa: E402 - torch first, or there is nothing to import
 from model.training.loop.footprint import choose_micro_batch_size  # noqa: E402 - as above
 from model.training.loop.layout import (  # noqa: E402 - as above
     NOT_OF_TOKENS,
@@ -29,8 +29,8 @@ END = 2
 LENGTHS = random.Random(1).choices(range(5, 90), k=100)
 
 
-def make(lengths: list[int] = LENGTHS, batch_size: int = 8, micro: int = 3, seed: int = 1) -> LengthGroupedBatches:
-    return LengthGroupedBatches(lengths, batch_size=batch_size, micro_batch_size=micro, seed=seed)
+def make(lengths: list[int] = LENGTHS, batch_size: int = 8, micro: int = 3, seed: int = 1) -> StepBatches:
+    return StepBatches(lengths, batch_size=batch_size, micro_batch_size=micro, seed=seed)
 
 
 def test_every_row_comes_once_an_epoch() -> None:
@@ -55,14 +55,41 @@ def test_a_step_has_its_rows_in_micro_batches_of_which_the_last_is_smaller() -> 
     assert (batches.steps_per_epoch, batches.micro_batches_per_step) == (13, 3)
 
 
-def test_rows_of_a_batch_have_similar_lengths() -> None:
-    def padding(batches: list[list[int]]) -> float:
-        padded = sum(max(LENGTHS[row] for row in batch) * len(batch) for batch in batches)
-        return 1 - sum(LENGTHS) / padded
+def test_a_token_weighs_as_much_in_each_step_as_chance_has_it() -> None:
+    """A step's loss is a mean over its tokens: steps of short rows would give theirs a multiple of the weight."""
+    draw = random.Random(7)
+    lengths = [round(draw.lognormvariate(5.3, 0.8)) for _ in range(16_000)]
+    batches = make(lengths, batch_size=16, micro=16)
+    tokens = sorted(sum(lengths[row] for row in rows) for rows in batches)
+    order = draw.sample(range(16_000), 16_000)
+    by_chance = sorted(sum(lengths[row] for row in order[start : start + 16]) for start in range(0, 16_000, 16))
+    assert spread(tokens) == pytest.approx(spread(by_chance), rel=0.15)
+    assert spread(tokens) < 3
+    sorted_lengths = sorted(lengths)
+    assert spread([sum(sorted_lengths[start : start + 16]) for start in range(0, 16_000, 16)]) > 10
 
-    order = list(range(100))
-    at_random = [order[start : start + 8] for start in range(0, 100, 8)]
-    assert padding(list(make(micro=8))) < padding(at_random) / 3
+
+def spread(tokens: list[int]) -> float:
+    """How many times more the 95th percentile is than the 5th."""
+    return tokens[len(tokens) * 95 // 100] / tokens[len(tokens) * 5 // 100]
+
+
+def test_the_last_step_of_an_epoch_is_no_shorter_sort_of_rows() -> None:
+    last = [LENGTHS[row] for epoch in range(40) for row in last_step(epoch)]
+    assert sum(last) / len(last) == pytest.approx(sum(LENGTHS) / len(LENGTHS), rel=0.1)
+
+
+def last_step(epoch: int) -> list[int]:
+    batches = make(micro=8)
+    batches.epoch = epoch
+    return list(batches)[-1]
+
+
+def test_rows_of_a_step_are_sorted_by_length_for_its_micro_batches() -> None:
+    batches = list(make())
+    for start in range(0, len(batches), 3):
+        step = [LENGTHS[row] for micro in batches[start : start + 3] for row in micro]
+        assert step == sorted(step, reverse=True)
 
 
 def rows(*lengths: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pytest
 
 from model import exits
 from model.training import cli, launch
-from model.training.loop.batches import LengthGroupedBatches
+from model.training.loop.batches import StepBatches
 from model.training.processes import parallel
 from model.training.processes.parallel import World
 from tests.training import harness, ranks
@@ -62,7 +62,7 @@ def test_memory_that_runs_out_in_one_process_changes_nothing(base_model: Path, t
 def test_each_row_of_a_step_goes_to_one_process(size: int, micro: int) -> None:
     lengths = [10 + row % 7 for row in range(ROWS)]
     shares = [
-        LengthGroupedBatches(lengths, batch_size=5, micro_batch_size=micro, seed=1, world=World(rank, size))
+        StepBatches(lengths, batch_size=5, micro_batch_size=micro, seed=1, world=World(rank, size))
         for rank in range(size)
     ]
     dealt = [list(share) for share in shares]
@@ -70,7 +70,7 @@ def test_each_row_of_a_step_goes_to_one_process(size: int, micro: int) -> None:
     assert sorted(row for batches in dealt for batch in batches for row in batch) == list(range(ROWS))
     assert sorted(map(tuple, shares[0].of_all())) == sorted(tuple(b) for batches in dealt for b in batches if b)
     steps = shares[0].micro_batches_per_step
-    whole = list(LengthGroupedBatches(lengths, batch_size=5, micro_batch_size=5, seed=1))
+    whole = list(StepBatches(lengths, batch_size=5, micro_batch_size=5, seed=1))
     for step, expected in enumerate(whole):
         rows = [row for batches in dealt for batch in batches[step * steps : (step + 1) * steps] for row in batch]
         assert sorted(rows) == sorted(expected)

@@ -18,7 +18,7 @@ from model import exits  # noqa: E402 - torch first, or there is nothing to impo
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import RunDirectory  # noqa: E402 - as above
 from model.training.config import TrainSettings  # noqa: E402 - as above
-from model.training.loop.batches import LengthGroupedBatches  # noqa: E402 - as above
+from model.training.loop.batches import StepBatches  # noqa: E402 - as above
 from model.training.loop.checkpoint import CheckpointStore, RunState  # noqa: E402 - as above
 from model.training.loop.layout import Collator, Layout  # noqa: E402 - as above
 from model.training.loop.sft import SupervisedTrainer  # noqa: E402 - as above
@@ -47,9 +47,7 @@ def build(base_model: Path, tokenizer: Any, encoded: TokenRows, tmp_path: Path) 
             "lora_dropout_percent": 0, "precision": "Float32", **changes,
         }  # fmt: skip
         settings = TrainSettings.model_validate(values).resolved()
-        batches = LengthGroupedBatches(
-            encoded.lengths, batch_size=8, micro_batch_size=settings.micro_batch_size or 8, seed=1
-        )
+        batches = StepBatches(encoded.lengths, batch_size=8, micro_batch_size=settings.micro_batch_size or 8, seed=1)
         parts = TrainerParts(
             settings=settings,
             total_steps=settings.max_steps or 0,

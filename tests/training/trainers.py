@@ -12,7 +12,7 @@ import torch
 
 from model.training import build
 from model.training.config import TrainSettings
-from model.training.loop.batches import LengthGroupedBatches
+from model.training.loop.batches import StepBatches
 from model.training.loop.checkpoint import CheckpointStore, RunState
 from model.training.loop.layout import Collator, Layout
 from model.training.loop.trainer import TrainerParts
@@ -83,7 +83,7 @@ def make_trainer(
         model = model.double()
     if settings.parent_adapter is not None:
         model = adapters.attach_parent(model, settings)
-    batches = LengthGroupedBatches(
+    batches = StepBatches(
         examples.lengths,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size or settings.batch_size,

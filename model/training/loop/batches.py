@@ -11,16 +11,16 @@ from torch.utils.data import Sampler
 from model.training.processes.parallel import World
 
 ALONE = World()
-WINDOW_BATCHES = 8
-"""Rows are sorted by length within this many batches: little padding, and still a random order."""
 
 
-class LengthGroupedBatches(Sampler[list[int]]):
-    """Micro-batches of rows of similar length; their order depends on the seed and the epoch alone.
+class StepBatches(Sampler[list[int]]):
+    """The micro-batches of each optimizer step; their order depends on the seed and the epoch alone.
 
-    Each optimizer step takes `batch_size` rows in micro-batches of `micro_batch_size`, the last of them smaller
-    when it does not divide. Only the last step of an epoch has fewer rows. A resumed run therefore sees the same
-    rows in the same order without anything being stored about them.
+    Each step takes `batch_size` rows, drawn at random without replacement; only the last step of an epoch has fewer.
+    Within the step they are sorted by length, so that micro-batches of `micro_batch_size` rows, the last of them
+    smaller when it does not divide, need little padding. Steps of rows of one length would need less still, but the
+    loss is a mean over the step's tokens: a token among short rows would then weigh many times one among long rows.
+    A resumed run sees the same rows in the same order without anything being stored about them.
 
     Parameters
     ----------
@@ -86,13 +86,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
                     yield share[start : start + self.micro_batch_size]
 
     def _batches(self) -> list[list[int]]:
+        """Return the rows of each step of the epoch, the longest first."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        window = self._batch_size * WINDOW_BATCHES
-        grouped: list[int] = []
-        for start in range(0, len(order), window):
-            grouped += sorted(order[start : start + window], key=lambda row: -self.lengths[row])
-        batches = [grouped[i : i + self._batch_size] for i in range(0, len(grouped), self._batch_size)]
-        last = [batches.pop()] if len(batches[-1]) < self._batch_size else []
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        return [batches[index] for index in shuffled] + last
+        steps = (order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size))
+        return [sorted(rows, key=lambda row: -self.lengths[row]) for rows in steps]

@@ -7,6 +7,9 @@ from typing import Any
 
 from model.training.config import TrainSettings
 
+ORDER = "random rows in each step"
+"""How `batches.StepBatches` orders the rows: a checkpoint that was made in another order cannot be continued."""
+
 _SETTINGS: dict[str, tuple[str, str]] = {
     "method": ("spec.method", "--method"),
     "batch_size": ("spec.training.batchSize", "--batch-size"),
@@ -36,6 +39,7 @@ _FOUND: dict[str, tuple[str, str]] = {
     "base_model_files": ("the digest of spec.baseModel's files", "--base-model"),
     "dataset": ("the digest of spec.dataset's rows", "--dataset"),
     "tokens": ("the digest of the rows as tokens", "--base-model, its tokenizer"),
+    "order": ("the order of the rows", "the trainer's version"),
     "total_steps": ("the number of steps by spec.training.epochs or maxSteps", "--epochs, --max-steps"),
     "early_stopping": (
         "spec.training.earlyStoppingPatience with evaluationSteps",

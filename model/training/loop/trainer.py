@@ -26,7 +26,7 @@ from model import exits
 from model.exits import FailureError
 from model.training.config import TrainSettings
 from model.training.loop import generators, memory
-from model.training.loop.batches import LengthGroupedBatches
+from model.training.loop.batches import StepBatches
 from model.training.loop.callbacks import StepEnd
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
 from model.training.loop.held_out import HeldOut, check_finite
@@ -47,7 +47,7 @@ class TrainerParts:
 
     settings: TrainSettings
     total_steps: int
-    batches: LengthGroupedBatches
+    batches: StepBatches
     collator: Collator
     checkpoints: CheckpointStore
     log: ProgressLog | PeerLog
