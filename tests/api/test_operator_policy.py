@@ -36,6 +36,7 @@ STORED_PODS = f"/api/v1/namespaces/{STORED}/pods"
 VALUES = (
     *("--set", f"fullnameOverride={OPERATOR}", "--set", "trainer.image.repository=trainer"),
     *("--set-string", "trainer.image.tag=1"),
+    *("--set", "operator.admissionPolicy.images={mirror.local/trainer:1}"),
 )
 
 Document = dict[str, Any]
@@ -108,7 +109,8 @@ def trainer_of(document: Document) -> Document:
 def test_what_the_operator_makes_passes(operator: Operator) -> None:
     run = objects.run()
     owned = objects.run(output={"claim": {"retain": False}})
-    for made in (job(), build_collect_job(run, objects.SETTINGS), build_claim(run), build_claim(owned)):
+    mirrored = job(_set(trainer_of, image="mirror.local/trainer:1"))
+    for made in (job(), mirrored, build_collect_job(run, objects.SETTINGS), build_claim(run), build_claim(owned)):
         assert operator.create(made) == ""
 
 
@@ -145,10 +147,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "another account": (_set(pod_of, serviceAccountName="admin"), "the service account default"),
     "the account's token": (_set(pod_of, automountServiceAccountToken=True), "without its token"),
-    "another image": (_set(trainer_of, image="miner:1"), "the image trainer:1"),
+    "another image": (_set(trainer_of, image="miner:1"), "the image trainer:1 or mirror.local/trainer:1"),
     "another init container": (
         lambda each: pod_of(each)["initContainers"].append({**trainer_of(each), "name": "x", "image": "miner:1"}),
-        "the image trainer:1",
+        "the image trainer:1 or mirror.local/trainer:1",
     ),
     "privileges": (_set(trainer_of, securityContext={"privileged": True}), "must not be privileged"),
     "no security": (lambda each: trainer_of(each).pop("securityContext"), "must not be privileged"),

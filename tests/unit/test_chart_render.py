@@ -101,7 +101,7 @@ def test_the_policy_on_the_operator_speaks_of_its_account_only() -> None:
     account = "system:serviceaccount:finetune-system:finetune-finetune-operator"
     assert [each["expression"] for each in policy["matchConditions"]] == [f"request.userInfo.username == '{account}'"]
     said = " ".join(each["expression"] for each in policy["validations"])
-    assert "'finetune-trainer:0.1.0'" in said
+    assert 'c.image in ["finetune-trainer:0.1.0"]' in said
     assert "'runs'" in said
     binding = find(objects, "ValidatingAdmissionPolicyBinding", "finetune-finetune-operator")["spec"]
     assert binding == {"policyName": "finetune-finetune-operator", "validationActions": ["Deny"]}
