@@ -15,6 +15,8 @@ from tests.support.faults import (
     Fault,
     FrozenWatch,
     Hang,
+    Meanwhile,
+    RefusedField,
     Reset,
     WatchError,
     status_document,
@@ -149,14 +151,55 @@ async def test_a_suspension_that_is_refused_is_said_and_ends_nothing(managed: Ma
     await managed.check(names=("support",))
 
 
-async def test_an_api_server_that_is_away_for_a_while_ends_no_process_and_no_run(managed: Managed) -> None:
+@pytest.mark.parametrize(
+    ("name", "cause"), [("timings", "status.timings.acceptedSeconds"), ("lossHistory", "status.lossHistory[0].loss")]
+)
+async def test_a_field_of_the_status_that_is_refused_is_left_out_and_nothing_else(
+    managed: Managed, name: str, cause: str
+) -> None:
+    """The CustomResourceDefinition is older than the operator."""
+    fault = RefusedField("PUT", STATUS, name=name, cause=cause)
+    with managed.world.kubernetes.faulty(fault):
+        managed.world.apply()
+        done = await managed.world.phase("Succeeded")
+    assert fault.hits
+    assert name not in done["status"]
+    assert {"result", "attempts", "attemptHistory", "conditions", "output"} <= set(done["status"])
+
+
+async def test_a_suspension_by_somebody_else_in_the_same_moment_stays_theirs(managed: Managed) -> None:
+    """Between what the operator saw and its write: without the version that it saw, it would take it for its own."""
+    managed.kubelet.script("support", Attempt(trainer=Play(seconds=None, sigterm_code=75)), Attempt())
+    managed.world.apply()
+    await managed.world.phase("Training")
+    job = (managed.world.job_of() or {})["metadata"]["name"]
+
+    def set_suspend(value: str) -> None:
+        managed.world.kubectl("patch", "job", job, "--type=merge", f'--patch={{"spec":{{"suspend":{value}}}}}')
+
+    other = Meanwhile("PATCH", f"/jobs/{job}$", times=1, act=lambda: set_suspend("true"))
+    with managed.world.kubernetes.faulty(other):
+        managed.world.apply(suspend=True)
+        await managed.world.phase("Suspended")
+    assert other.hits
+    managed.world.apply()
+    assert await said(managed, "support", "not by this run's spec.suspend")
+    assert (managed.world.job_of() or {})["spec"]["suspend"] is True
+    set_suspend("false")
+    await managed.world.phase("Succeeded")
+
+
+@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.long)])
+async def test_an_api_server_that_is_away_for_a_while_ends_no_process_and_no_run(
+    managed: Managed, seconds: int
+) -> None:
     managed.kubelet.script("support", Attempt(trainer=Play(seconds=2)))
     managed.world.apply()
     await managed.world.phase("Training")
     async with managed.world.kubernetes.away():
         managed.world.apply("another")
         await eventually("the trainer has ended", lambda: not managed.kubelet.of("support"))
-        await asyncio.sleep(10)  # long enough for every watch and every loop of the operator to have failed
+        await asyncio.sleep(seconds)  # long enough for every watch and every loop of the operator to have failed
     await managed.world.phase("Succeeded")
     await managed.world.phase("Succeeded", "another")
     assert managed.world.operator.running
@@ -177,8 +220,9 @@ async def test_an_api_server_that_hangs_ends_no_run(managed: Managed) -> None:
 
 
 @pytest.mark.long
-async def test_a_slow_api_server_makes_a_run_slow_and_no_more(managed: Managed) -> None:
-    with managed.world.kubernetes.faulty(Delay(seconds=0.7)):
+@pytest.mark.parametrize("delay", [Delay(seconds=0.7), Delay(times=20, seconds=5)])
+async def test_a_slow_api_server_makes_a_run_slow_and_no_more(managed: Managed, delay: Delay) -> None:
+    with managed.world.kubernetes.faulty(delay):
         managed.world.apply()
         await managed.world.phase("Succeeded")
     await managed.check(names=("support",))

@@ -130,6 +130,34 @@ class Delay(Fault):
 
 
 @dataclass
+class Meanwhile(Fault):
+    """Somebody does something else just before the request arrives."""
+
+    act: Callable[[], object] = dict
+
+    async def answer(self, request: web.Request) -> web.StreamResponse | None:
+        del request
+        await asyncio.to_thread(self.act)
+        return None
+
+
+@dataclass
+class RefusedField(Fault):
+    """The API server has another definition of the status, and refuses this field of it."""
+
+    name: str = ""
+    cause: str = ""
+    """The path that it complains of."""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse | None:
+        if self.name not in json.loads(await request.read()).get("status", {}):
+            return None
+        cause = {"reason": "FieldValueInvalid", "message": "Invalid value", "field": self.cause}
+        body = status_document(422, "Invalid", f"{self.cause}: Invalid value", causes=[cause])
+        return await Answer(status=422, body=body).answer(request)
+
+
+@dataclass
 class WatchError(Fault):
     """A watch that ends at once with an ERROR event."""
 
