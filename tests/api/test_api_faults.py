@@ -97,6 +97,7 @@ LASTING: dict[str, Answer] = {
     "rights-403": Answer("POST", JOBS, status=403, body=refusal(403, "Forbidden", RIGHTS)),
     "busy-429": Answer("POST", JOBS, status=429, headers={"Retry-After": "1"}, body=refusal(429, "Busy", WORDS)),
     "away-503": Answer("POST", JOBS, status=503, body=refusal(503, "ServiceUnavailable", WORDS)),
+    "page-403": Answer("POST", JOBS, status=403, body=f"<html>{WORDS}</html>"),
     "page-502": Answer("POST", JOBS, status=502, body=f"<html>{WORDS}</html>"),
     "claim-403": Answer("POST", "/persistentvolumeclaims$", status=403, body=refusal(403, "Forbidden", DENIAL)),
     "job-unread": Answer("GET", "/jobs/", status=500, body=refusal(500, "InternalError", WORDS)),
@@ -115,7 +116,8 @@ async def test_faults_that_last_are_said_in_the_servers_words(managed_kubectl: K
                 managed.world.apply(name)
                 if not await said(managed, name, WORDS):
                     silent.append(f"{name}: {(managed.world.run(name) or {}).get('status')}")
-            await managed.world.phase("Succeeded", name)
+            done = await managed.world.phase("Succeeded", name)
+            assert done["status"]["attempts"] == 1, name
         assert not silent, "\n".join(silent)
         await managed.check(names=tuple(LASTING))
 

@@ -126,6 +126,7 @@ def test_the_servers_own_words_and_details_are_kept_apart_from_ours() -> None:
 def test_what_is_no_status_is_quoted(data: bytes, message: str) -> None:
     error = error_of(GET, 502, data, {})
     assert (error.status, error.reason, error.message) == (502, INVALID_ANSWER, message)
+    assert error.said_status == 0, "whoever said it, it was not the API server"
 
 
 @pytest.mark.parametrize(

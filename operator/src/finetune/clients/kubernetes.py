@@ -83,8 +83,9 @@ _EVENTS = _Resource("", "v1", "events", "Event")
 async def load_configuration() -> client.Configuration:
     """Configuration from KUBECONFIG when it is set, from the pod's service account otherwise."""
     configuration = client.Configuration()
-    if os.environ.get("KUBECONFIG") or "KUBERNETES_SERVICE_HOST" not in os.environ:
-        await config.load_kube_config(client_configuration=configuration)
+    file = os.environ.get("KUBECONFIG") or None  # the library reads the variable when it is imported, and never again
+    if file or "KUBERNETES_SERVICE_HOST" not in os.environ:
+        await config.load_kube_config(config_file=file, client_configuration=configuration)
     else:
         config.load_incluster_config(client_configuration=configuration)
     return configuration

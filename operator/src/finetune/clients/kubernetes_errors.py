@@ -78,6 +78,11 @@ class KubernetesError(Exception):
         self.retry_after = retry_after
         super().__init__(f"{verb} {path}: {status or 'no answer'} {reason}: {message}")
 
+    @property
+    def said_status(self) -> int:
+        """The HTTP status, if the API server said it; 0 for no answer, and for a proxy's page in its place."""
+        return 0 if self.reason == INVALID_ANSWER else self.status
+
 
 class NotFoundError(KubernetesError):
     """The API server says of the very object that was asked for that it does not exist."""

@@ -94,7 +94,7 @@ class Effects:
 
     def _refusal_of(self, case: Case, action: decide.Action, error: KubernetesError) -> Refusal:
         _log.warning("%s/%s: %s: %s", case.run.metadata.namespace, case.run.metadata.name, action, error)
-        refusal = classify(error.status, error.message, about=_about(case, action), doing=doing(case))
+        refusal = classify(error.said_status, error.message, about=_about(case, action), doing=doing(case))
         return dataclasses.replace(refusal, retry_after=error.retry_after)
 
     async def _perform(self, case: Case, action: decide.Action) -> Case:  # noqa: C901, PLR0912 - one line for each action

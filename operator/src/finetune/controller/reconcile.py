@@ -212,7 +212,7 @@ def trouble_of(error: Exception, key: Key) -> Finding:
     """What a pass that failed says to people."""
     name = f"TrainingRun/{key.name}"
     if isinstance(error, KubernetesError):
-        return classify(error.status, error.message, about=name, doing=Doing.GO_ON).finding
+        return classify(error.said_status, error.message, about=name, doing=Doing.GO_ON).finding
     if isinstance(error, ValidationError):
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
         hint = "The object may be of a newer version: use an operator of the CustomResourceDefinition's version."

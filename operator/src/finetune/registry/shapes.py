@@ -8,6 +8,7 @@ each other, and what they hold beside role and content: calls of tools, weights,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,14 @@ _LEARNED = (("prompt", "completion"), ("messages",), ("conversations",), ("instr
 _OTHERS = (*_LEARNED[2:], _PAIR)
 """Rows that a run may read although fields of the shapes above are there, and null."""
 
-_ROLES = frozenset({"system", "user", "assistant", "tool"})
-_SHAREGPT_ROLES = _ROLES | {"human", "gpt", "chatgpt", "model", "function_call", "observation", "function_response"}
+_TOOL = frozenset({"tool", "observation", "function_response", "tool_response", "tool_result", "function", "ipython"})
+_CALL = frozenset({"function_call", "tool_call"})
+_ROLES = frozenset(
+    {"system", "developer", "user", "human", "prompter", "assistant", "gpt", "chatgpt", "model", "bot", "ai"}
+    | _TOOL
+    | _CALL
+)
+"""What the export knows as roles, in lower case and with underscores."""
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
@@ -137,15 +144,15 @@ def _turns_problem(value: Any, field: str) -> str | None:
         return f"{field}: is empty"
     sharegpt = isinstance(value[0], dict) and "from" in value[0] and "role" not in value[0]
     role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
-    roles = _SHAREGPT_ROLES if sharegpt else _ROLES
     for index, turn in enumerate(value):
         where = f"{field}[{index}]"
         if not isinstance(turn, dict):
             return f"{where}: must be an object, is {_kind(turn)}"
-        role = turn.get(role_key)
-        if not isinstance(role, str) or role not in roles:
-            is_what = f"is {_short(role)}" if role_key in turn else "is missing"
-            return f"{where}.{role_key}: must be one of {', '.join(sorted(roles))}, {is_what}"
+        given = turn.get(role_key)
+        role = re.sub(r"[\s-]+", "_", given.strip().lower()) if isinstance(given, str) else ""
+        if role not in _ROLES:
+            is_what = f"is {_short(given)}" if role_key in turn else "is missing"
+            return f"{where}.{role_key}: must be one of {', '.join(sorted(_ROLES))}, {is_what}"
         problem = _content_problem(turn, f"{where}.{content_key}", role, content_key)
         if problem is not None:
             return problem
@@ -154,9 +161,9 @@ def _turns_problem(value: Any, field: str) -> str | None:
 
 def _content_problem(turn: dict[str, Any], field: str, role: str, key: str) -> str | None:
     content = turn.get(key)
-    if role == "function_call":
+    if role in _CALL:
         return None  # a call as JSON, which the export reads
-    empty = role in ("tool", "observation", "function_response") or bool(turn.get("tool_calls"))
+    empty = role in _TOOL or bool(turn.get("tool_calls"))
     if content is None and empty:
         return None
     if key not in turn:
