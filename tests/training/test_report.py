@@ -50,6 +50,12 @@ def test_the_figures_of_both_sides(tmp_path: Path) -> None:
         "tooLong": {"rows": 0, "first": []},
         "noLearnableToken": {"rows": 0, "first": []},
         "equalAnswers": {"rows": 0, "first": []},
+        "refused": {"rows": 0, "first": []},
+        "split": {"rows": 0, "first": []},
+        "systemFolded": {"rows": 0, "first": []},
+        "specialTokens": {"rows": 0, "first": []},
+        "splitRows": 0,
+        "reasons": [],
         "longestRow": None,
     }
     assert document["evaluation"]["rows"] == 1
@@ -132,7 +138,7 @@ def test_pairs_that_share_an_answer_are_no_duplicates(tmp_path: Path) -> None:
         pairs.chosen.append(chosen, chosen)
         pairs.rejected.append(rejected, rejected)
     report = token_report(settings(tmp_path, method="DPO"), CHATML, pairs, PreferenceRows())
-    assert report.training.duplicates == 1
+    assert report.figures.training.duplicates == 1
 
 
 def test_no_rows_have_no_figures(tmp_path: Path) -> None:
@@ -180,7 +186,7 @@ rows = RowEncoder(tokenizer, max_length=60, too_long="Fail").encode(
     iter([b'{{"prompt": "Hi.", "completion": "Yes?", "row": 1}}']), ""
 )
 settings = TrainSettings(method="SFT", run_directory="r", run_uid="1", base_model="b")
-print(token_report(settings, tokenizer, rows, TokenRows()).training.rows, "torch" in sys.modules)
+print(token_report(settings, tokenizer, rows, TokenRows()).figures.training.rows, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]

@@ -38,9 +38,13 @@ def thinking(key: str, *, earlier: bool = False) -> Any:
 
 
 def masked(tokenizer: Any, *turns: dict[str, Any]) -> str:
+    return all_masked(tokenizer, *turns)[0]
+
+
+def all_masked(tokenizer: Any, *turns: dict[str, Any]) -> list[str]:
     line = json.dumps({"row": 7, "messages": turns}).encode()
     rows = RowEncoder(tokenizer, max_length=4096, too_long="Fail").encode(iter([line]), "the dataset's")
-    return render_mask(tokenizer, *rows.row(0))
+    return [render_mask(tokenizer, *rows.row(index)) for index in range(len(rows))]
 
 
 def masked_pair(tokenizer: Any, **fields: Any) -> list[str]:
@@ -79,8 +83,6 @@ def test_a_template_that_rewrites_earlier_turns_can_learn_the_last_one() -> None
         f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}Yes?<|im_end|>\n"
         f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦<think>\nthe\n</think>\n\nYes?<|im_end|>⟧"
     )
-    with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*that turn as completion and everything that pre"):
-        masked(make_tokenizer("thinking"), USER, thought, USER, thought)
 
 
 def test_an_earlier_turn_that_says_nothing_to_the_template_is_refused() -> None:
@@ -117,15 +119,18 @@ def test_thoughts_of_every_learned_turn_are_learned() -> None:
     )
 
 
-def test_thoughts_of_an_earlier_turn_that_the_template_drops_are_refused_when_learned_and_dropped_when_seen() -> None:
+def test_thoughts_that_the_template_drops_of_earlier_turns_are_learned_in_rows_of_their_own_and_not_when_seen() -> None:
     tokenizer = thinking("reasoning_content")
     earlier, last = {**YES, "reasoning_content": "the"}, {**NO, "reasoning_content": "so"}
-    with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*differently once later turns follow"):
-        masked(tokenizer, USER, earlier, USER, last)
-    assert masked(tokenizer, USER, {**earlier, "weight": 0}, USER, last) == (
+    after = (
         f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}Yes?<|im_end|>\n"
         f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦<think>\nso\n</think>\n\nNo.<|im_end|>⟧"
     )
+    assert all_masked(tokenizer, USER, earlier, USER, last) == [
+        f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦<think>\nthe\n</think>\n\nYes?<|im_end|>⟧",
+        after,
+    ]
+    assert all_masked(tokenizer, USER, {**earlier, "weight": 0}, USER, last) == [after]
 
 
 @pytest.mark.parametrize("name", ["chatml", "thinking", "mistral", "tools"])

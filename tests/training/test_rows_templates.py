@@ -133,12 +133,14 @@ def test_a_tokenizer_that_closes_the_text_itself_closes_it_once() -> None:
     assert masked(tokenizer, SINGLE) == SEEN["plain"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_row_and_what_to_do() -> None:
-    with pytest.raises(
-        FailureError, match=r"row 8: messages\[1\]: .* differently once later turns follow.*one row per assistant turn"
-    ) as caught:
-        encode(make_tokenizer("thinking"), SINGLE, CONVERSATION)
-    assert (caught.value.code, caught.value.reason, caught.value.row) == (3, "DatasetInvalid", 8)
+def test_a_template_that_rewrites_earlier_turns_gets_a_row_for_each_of_them() -> None:
+    tokenizer = make_tokenizer("thinking")
+    rows = encode(tokenizer, SINGLE, CONVERSATION, SINGLE)
+    first = SEEN["thinking"]
+    earlier = first.replace("⟦<think>\n\n</think>\n\nYes?<|im_end|>⟧", "Yes?<|im_end|>\n")
+    second = f"{earlier}{IM_USER}No.<|im_end|>\n{IM_ASSISTANT}⟦<think>\n\n</think>\n\nWhy?<|im_end|>⟧"
+    assert [render_mask(tokenizer, *rows.row(index)) for index in range(len(rows))] == [first, first, second, first]
+    assert (rows.outcomes.split.document(), rows.outcomes.split_rows) == ({"rows": 1, "first": ["row 8"]}, 2)
 
 
 def test_the_last_turn_of_such_a_template_can_be_learned_with_its_thoughts() -> None:
@@ -156,15 +158,20 @@ def test_what_the_generation_prompt_begins_is_learned_where_an_answer_differs(an
     assert masked(make_tokenizer("begins-thinking"), row) == f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}{end}"
 
 
-def test_a_template_that_moves_the_system_message_to_the_last_question_is_refused() -> None:
+def test_a_template_that_moves_the_system_message_to_the_last_question_shows_it_before_each_answer() -> None:
     tokenizer = with_template(
         "chatml",
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.index == messages | length - 1 %}Be brief. "
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' and (loop.last or loop.index == "
+        "messages | length - 1 and messages[-1].role == 'assistant') %}Be brief. "
         "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     )
-    with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*differently"):
-        encode(tokenizer, CONVERSATION)
+    rows = encode(tokenizer, CONVERSATION)
+    brief = f"{IM_USER}Be brief. "
+    assert [render_mask(tokenizer, *rows.row(index)) for index in range(len(rows))] == [
+        f"{brief}Hi.<|im_end|>\n{IM_ASSISTANT}⟦Yes?<|im_end|>⟧",
+        f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}Yes?<|im_end|>\n{brief}No.<|im_end|>\n{IM_ASSISTANT}⟦Why?<|im_end|>⟧",
+    ]
 
 
 def test_a_template_that_asks_otherwise_once_the_answer_is_there_is_refused() -> None:
@@ -177,9 +184,14 @@ def test_a_template_that_asks_otherwise_once_the_answer_is_there_is_refused() ->
         encode(tokenizer, SINGLE)
 
 
-def test_a_template_that_writes_no_end_token_can_learn_one_turn_only() -> None:
-    with pytest.raises(FailureError, match=r"row 7: messages\[1\]: .*no end token.*one row per assistant turn"):
-        encode(make_tokenizer("no-end"), CONVERSATION)
+def test_a_template_that_writes_no_end_token_gets_the_tokenizers_after_each_turn() -> None:
+    tokenizer = make_tokenizer("no-end")
+    rows = encode(tokenizer, CONVERSATION)
+    earlier = "### user:\nHi.\n\n### assistant:\nYes?\n\n"
+    assert [render_mask(tokenizer, *rows.row(index)) for index in range(len(rows))] == [
+        SEEN["no-end"],
+        f"{earlier}### user:\nNo.\n\n### assistant:\n⟦Why?</s>⟧",
+    ]
 
 
 def test_without_any_end_token_nothing_can_be_trained() -> None:
@@ -190,13 +202,23 @@ def test_without_any_end_token_nothing_can_be_trained() -> None:
     assert caught.value.reason == "BaseModelUnavailable"
 
 
-def test_a_template_without_a_system_role_names_the_row_and_its_file() -> None:
-    system = {"messages": [{"role": "system", "content": "Be brief."}, *CONVERSATION["messages"]], "file": "b.jsonl"}
-    with pytest.raises(
-        FailureError, match=r"^b\.jsonl row 9: .*template refuses it: System role not supported"
-    ) as caught:
-        encode(make_tokenizer("gemma"), SINGLE, SINGLE, system)
-    assert caught.value.row == 9
+def test_a_template_without_a_system_role_gets_what_it_says_in_the_first_question() -> None:
+    tokenizer = make_tokenizer("gemma")
+    system = {
+        "messages": [{"role": "system", "content": "Be brief."}, *CONVERSATION["messages"][:2]],
+        "file": "b.jsonl",
+    }
+    rows = encode(tokenizer, SINGLE, system)
+    assert render_mask(tokenizer, *rows.row(1)) == SEEN["gemma"].replace("Hi.", "Be brief.\n\nHi.")
+    assert rows.outcomes.system_folded.document() == {"rows": 1, "first": ["b.jsonl row 8"]}
+
+
+def test_a_system_turn_that_no_question_follows_is_left_to_the_template() -> None:
+    only = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "Yes?"}]}
+    text = masked(make_tokenizer("marked"), only)
+    assert text == f"<|im_start|>system\nBe brief.<|im_end|>\n{IM_ASSISTANT}⟦Yes?<|im_end|>⟧"
+    with pytest.raises(FailureError, match=r"row 7: .*template refuses it: System role not supported"):
+        encode(make_tokenizer("gemma"), only)
 
 
 def test_roles_that_must_alternate_name_the_row() -> None:
@@ -256,8 +278,8 @@ def test_a_template_that_leaves_out_what_a_turn_says_is_refused() -> None:
     )
     question, answer = CONVERSATION["messages"][0], {"role": "assistant", "content": '"No."'}
     assert "⟦" in masked(silent, {"messages": [question, answer]})  # escaped, but there
-    with pytest.raises(FailureError, match=r"row 7: messages\[0\]: .*does not show what system says here"):
-        encode(silent, {"messages": [{"role": "system", "content": "Answer in French."}, question, answer]})
+    folded = masked(silent, {"messages": [{"role": "system", "content": "Answer in French."}, question, answer]})
+    assert folded.startswith(f'{IM_USER}"Answer in French.\\n\\nHi."<|im_end|>')
     parsing = with_template(
         "chatml",
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"

@@ -7,16 +7,20 @@ the whole conversation again for each of its turns.
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from model import exits
 from model.exits import FailureError
-from model.training.rows.rendering import Markers, Place, Rendered, Span, common_prefix_length
+from model.training.rows.outcomes import Place, RefusedRowError
+from model.training.rows.rendering import Rendered, Span
+from model.training.rows.template import Markers, common_prefix_length
 
 IGNORED = -100
 """Label of a token that is seen but not learned."""
@@ -32,6 +36,10 @@ class Encoded:
     ids: list[int]
     learned: list[Span]
     place: Place
+
+    def learns_within(self, length: int) -> bool:
+        """Whether anything of the first `length` tokens is learned; the first one never is."""
+        return any(max(start, 1) < min(end, length) for start, end in self.learned)
 
     def labels(self) -> list[int]:
         """Return the ids where they are learned, IGNORED elsewhere and at the first, before which nothing stands."""
@@ -61,25 +69,40 @@ class SpanTokenizer:
         self._adds_special_tokens = adds_special_tokens
         self._backend = _without_offsets(tokenizer)
         self._remembered: dict[str, list[int]] = {}
+        self._thread = ThreadPoolExecutor(1, "tokenizer")
+        # Read at each call. The image says false, so that libraries that fork do not warn; here nobody forks.
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
-    def encode(self, rows: Sequence[Rendered]) -> list[Encoded]:
-        """Return the tokens of each row.
+    def begin(self, rows: Sequence[Rendered]) -> Future[list[list[int]]]:
+        """Begin to tokenise rows, on all cores, while others are rendered; `finish` takes what this returns."""
+        texts = [row.text for row in rows]
+        if self._backend is not None:
+            return self._thread.submit(self._tokenize, texts)
+        done: Future[list[list[int]]] = Future()  # a tokenizer written in Python is used by one thread alone
+        done.set_result(self._tokenize(texts))
+        return done
+
+    def finish(self, rows: Sequence[Rendered], tokens: Future[list[list[int]]]) -> list[Encoded | RefusedRowError]:
+        """Return the tokens of each row, or why it cannot be used.
 
         Raises
         ------
         FailureError
-            When a learned span does not end with an end token, or there is no end token to put there.
+            When no row can be: there is no end token.
         """
-        whole = self._tokenize([row.text for row in rows])
+        whole = tokens.result()
         borders = [self._borders(row, ids) for row, ids in zip(rows, whole, strict=True)]
         tails = self._tails({tail for row in borders for _, tail in row if tail})
-        encoded = []
+        encoded: list[Encoded | RefusedRowError] = []
         for row, ids, its in zip(rows, whole, borders, strict=True):
             positions = []
             for at, text in its:
                 tail = tails[text] if text else []
                 positions.append(at + common_prefix_length(tail, ids[at : at + len(tail)]))
-            encoded.append(self._encoded(row, ids, positions))
+            try:
+                encoded.append(self._encoded(row, ids, positions))
+            except RefusedRowError as error:
+                encoded.append(error)
         return encoded
 
     def _encoded(self, row: Rendered, ids: list[int], borders: list[int]) -> Encoded:
@@ -88,9 +111,10 @@ class SpanTokenizer:
             ids = [*ids, self._end_of_text()]
             learned[-1] = (learned[-1][0], len(ids))
         elif row.closed and not all(start < end and ids[end - 1] in self._marker_texts for start, end in learned):
-            raise row.place.failure(
+            raise RefusedRowError(
+                row.place,
                 "the base model's tokenizer does not keep the end token of the assistant's turn in one piece, so a "
-                "model trained with it would never stop: use a base model whose tokenizer and chat template agree"
+                "model trained with it would never stop: use a base model whose tokenizer and chat template agree",
             )
         return Encoded(ids, learned, row.place)
 

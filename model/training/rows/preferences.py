@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.training.rows.encoding import IGNORED, Encoded
-from model.training.rows.rendering import common_prefix_length
+from model.training.rows.template import common_prefix_length
 
 
 @dataclass(frozen=True)

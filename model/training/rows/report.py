@@ -13,14 +13,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from model.files import RunDirectory, write_json
 from model.training.config import TrainSettings
-from model.training.rows.tokens import IGNORED, MAX_LENGTH, Outcomes, PreferenceRows, Tally, TokenRows
+from model.training.rows.outcomes import MAX_LENGTH, Outcomes, Tally
+from model.training.rows.tokens import IGNORED, PreferenceRows, TokenRows, sequences_of
 
 Rows = TokenRows | PreferenceRows
 
@@ -62,10 +63,17 @@ class Side:
             **self.outcomes.document(),
         }
 
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Side:
+        """Return what `document` was made of."""
+        keys = {"rows": "rows", "tokens": "tokens", "learned_tokens": "learnedTokens", "lengths": "lengths"}
+        values = {key: document[name] for key, name in (keys | {"duplicates": "duplicates"}).items()}
+        return cls(**values, outcomes=Outcomes.read(document))
+
 
 @dataclass(frozen=True)
-class TokenReport:
-    """The figures of both sides, and one row as the model sees it.
+class Figures:
+    """The figures of the rows to train on and of those held out.
 
     Parameters
     ----------
@@ -73,6 +81,46 @@ class TokenReport:
         Figures of the two sides.
     also_trained_on
         Held-out rows that have the same tokens as a row to train on.
+    """
+
+    training: Side
+    held_out: Side
+    also_trained_on: int
+
+    @classmethod
+    def of(cls, rows: Rows, held_out: Rows) -> Figures:
+        """Measure tokenised rows."""
+        import numpy
+
+        trained_on, others = _digests(rows), _digests(held_out)
+        return cls(
+            training=_side(rows, len(trained_on) - len(numpy.unique(trained_on))),
+            held_out=_side(held_out, len(others) - len(numpy.unique(others))),
+            also_trained_on=int(numpy.isin(others, trained_on).sum()),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "training": self.training.document(),
+            "evaluation": self.held_out.document(),
+            "alsoTrainedOn": self.also_trained_on,
+        }
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Figures:
+        """Return what `document` was made of."""
+        return cls(Side.read(document["training"]), Side.read(document["evaluation"]), document["alsoTrainedOn"])
+
+
+@dataclass(frozen=True)
+class TokenReport:
+    """The figures of both sides, and one row as the model sees it.
+
+    Parameters
+    ----------
+    figures
+        Those of both sides.
     padding_share
         Padding among all that goes through the model in an epoch; None when the batches are not known.
     example
@@ -81,9 +129,7 @@ class TokenReport:
 
     settings: TrainSettings
     tokenizer: Any
-    training: Side
-    held_out: Side
-    also_trained_on: int
+    figures: Figures
     padding_share: float | None
     example: list[tuple[Sequence[int], Sequence[int]]]
 
@@ -95,9 +141,7 @@ class TokenReport:
             "method": self.settings.method,
             "maxLength": self.settings.max_length,
             "tooLong": self.settings.too_long,
-            "training": self.training.document(),
-            "evaluation": self.held_out.document(),
-            "alsoTrainedOn": self.also_trained_on,
+            **self.figures.document(),
             **padding,
             "warnings": self.warnings,
             "example": [render_mask(self.tokenizer, *row) for row in self.example],
@@ -110,23 +154,22 @@ class TokenReport:
     @property
     def warnings(self) -> list[str]:
         """What a person should look at before time is spent on training."""
-        limit = self.settings.max_length
-        found = _losses(self.training.outcomes, "row", limit) + _losses(self.held_out.outcomes, "held-out row", limit)
-        if self.training.duplicates:
-            number = self.training.duplicates
+        limit, training, held_out = self.settings.max_length, self.figures.training, self.figures.held_out
+        found = _losses(training.outcomes, "row", limit) + _losses(held_out.outcomes, "held-out row", limit)
+        if number := training.duplicates:
             found.append(f"{number} row{'s have' if number > 1 else ' has'} the same tokens as an earlier one")
-        if number := self.also_trained_on:
+        if number := self.figures.also_trained_on:
             are = "s are" if number > 1 else " is"
             found.append(f"{number} held-out row{are} trained on too: their loss looks better than it is")
         return found
 
     def render(self, *, color: bool = False) -> str:
         """Return the form for a person; what is learned is green, or between marks without `color`."""
-        training = self.training
+        training = self.figures.training
         learned = f"{training.learned_tokens:,} ({training.learned_share:.0%})"
         lengths = ", ".join(f"{name} {length:,}" for name, length in training.lengths.items())
         lines = [
-            f"rows        {training.rows:,} to train on, {self.held_out.rows:,} held out",
+            f"rows        {training.rows:,} to train on, {self.figures.held_out.rows:,} held out",
             f"tokens      {training.tokens:,}, of which {learned} are learned",
             f"lengths     {lengths}; at most {self.settings.max_length:,}",
         ]
@@ -150,8 +193,9 @@ def token_report(
     held_out: Rows,
     *,
     batches: Iterable[Sequence[int]] | None = None,
+    figures: Figures | None = None,
 ) -> TokenReport:
-    """Measure tokenised rows.
+    """Report on tokenised rows.
 
     Parameters
     ----------
@@ -163,17 +207,15 @@ def token_report(
         The rows to train on and those held out, of the same kind.
     batches
         The row numbers, from 0, of each micro-batch of an epoch; a pair's sequences are padded to the same length.
+    figures
+        Those of the rows, when they have been measured.
     """
-    digests = list(_digests(rows))
-    trained_on = set(digests)
     return TokenReport(
         settings=settings,
         tokenizer=tokenizer,
-        training=_side(rows, len(digests) - len(trained_on)),
-        held_out=_side(held_out, len(held_out) - len(set(_digests(held_out)))),
-        also_trained_on=sum(digest in trained_on for digest in _digests(held_out)),
+        figures=figures or Figures.of(rows, held_out),
         padding_share=None if batches is None else _padding_share(rows, batches),
-        example=[part.row(0) for part in _sequences(rows)] if len(rows) else [],
+        example=[part.row(0) for part in sequences_of(rows)] if len(rows) else [],
     )
 
 
@@ -212,7 +254,7 @@ def percentile(ordered: Sequence[int], share: int) -> int:
 
 
 def _side(rows: Rows, duplicates: int) -> Side:
-    sequences = _sequences(rows)
+    sequences = sequences_of(rows)
     lengths = sorted(length for part in sequences for length in part.lengths)
     summary = (
         {f"p{share}": percentile(lengths, share) for share in PERCENTILES} | {"max": lengths[-1]} if lengths else {}
@@ -220,20 +262,28 @@ def _side(rows: Rows, duplicates: int) -> Side:
     return Side(
         rows=len(rows),
         tokens=sum(lengths),
-        learned_tokens=sum(len(part.labels) - part.labels.count(IGNORED) for part in sequences),
+        learned_tokens=sum(_learned(part) for part in sequences),
         lengths=summary,
         duplicates=duplicates,
         outcomes=rows.outcomes,
     )
 
 
-def _sequences(rows: Rows) -> list[TokenRows]:
-    return [rows] if isinstance(rows, TokenRows) else [rows.chosen, rows.rejected]
+def _learned(rows: TokenRows) -> int:
+    import numpy
+
+    return int(numpy.count_nonzero(numpy.frombuffer(rows.labels, numpy.int32) != IGNORED)) if len(rows) else 0
 
 
-def _digests(rows: Rows) -> Iterator[bytes]:
-    """Yield eight bytes for each row that tell its tokens from any other's."""
-    sequences = _sequences(rows)
+def _digests(rows: Rows) -> Any:
+    """Return a number of eight bytes for each row that tells its tokens from any other's, as an array."""
+    import numpy
+
+    return numpy.fromiter((int.from_bytes(digest) for digest in _row_digests(rows)), numpy.uint64, len(rows))
+
+
+def _row_digests(rows: Rows) -> Iterator[bytes]:
+    sequences = sequences_of(rows)
     for index in range(len(rows)):
         digest = hashlib.blake2b(digest_size=8)
         for part in sequences:
@@ -243,7 +293,7 @@ def _digests(rows: Rows) -> Iterator[bytes]:
 
 
 def _padding_share(rows: Rows, batches: Iterable[Sequence[int]]) -> float:
-    lengths = [part.lengths for part in _sequences(rows)]
+    lengths = [part.lengths for part in sequences_of(rows)]
     total = used = 0
     for batch in batches:
         its = [length[row] for length in lengths for row in batch]
@@ -259,6 +309,16 @@ def _losses(outcomes: Outcomes, noun: str, limit: int) -> list[str]:
         (outcomes.too_long, f"longer than {limit} tokens and left out"),
         (outcomes.no_learnable_token, f"left out: nothing to learn is left within {limit} tokens"),
         (outcomes.equal_answers, "left out: chosen and rejected are the same tokens"),
+        (outcomes.refused, f"left out, for they cannot be trained on: {'; '.join(outcomes.reasons[:1])}"),
+        (
+            outcomes.split,
+            f"made into {outcomes.split_rows} rows: the chat template writes earlier turns otherwise once others follow",
+        ),
+        (outcomes.system_folded, "has its system turn in the first user turn: the chat template has no system role"),
+        (
+            outcomes.special_tokens,
+            "with special tokens or turn headers of the base model in a text: it sees them as such",
+        ),
     )
     return [f"{_counted(tally, noun)} {what}" for tally, what in kinds if tally.count]
 

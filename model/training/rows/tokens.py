@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,85 +19,23 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.training.rows.encoding import IGNORED, Encoded, SpanTokenizer
+from model.training.rows.outcomes import (
+    Outcomes,
+    Place,
+    RefusedRowError,
+    check_lengths,
+    check_refusals,
+)
 from model.training.rows.preferences import Pair
-from model.training.rows.rendering import Content, Markers, Place, Renderer
+from model.training.rows.rendering import Rendered, Renderer
+from model.training.rows.template import Markers
 
-__all__ = ["IGNORED", "DigestedLines", "Outcomes", "PreferenceRows", "RowEncoder", "Tally", "TokenRows"]
+__all__ = ["IGNORED", "DigestedLines", "PreferenceRows", "RowEncoder", "TokenRows", "sequences_of"]
 
-MAX_LENGTH = "training.maxLength (--max-length)"
-TOO_LONG = "dataset.tooLong (--too-long)"
+Content = dict[str, Any]
+Encodings = Iterator[tuple[Place, list[Encoded]]]
 
 _ROWS_AT_ONCE = 512
-_PLACES_KEPT = 5
-
-
-@dataclass
-class Tally:
-    """How many rows something happened to, and where the first of them are."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, place: Place) -> None:
-        """Count a row."""
-        self.count += 1
-        if len(self.first) < _PLACES_KEPT:
-            self.first.append(place.short)
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {"rows": self.count, "first": self.first}
-
-
-@dataclass
-class Outcomes:
-    """What became of the rows that did not stay as they were, and the tokens of the longest, before any cut.
-
-    Left out are rows over the limit when these are to be dropped, rows of which nothing is left to learn within
-    the limit, and pairs whose answers are the same tokens, perhaps only after the cut.
-    """
-
-    truncated: Tally = field(default_factory=Tally)
-    too_long: Tally = field(default_factory=Tally)
-    no_learnable_token: Tally = field(default_factory=Tally)
-    equal_answers: Tally = field(default_factory=Tally)
-    longest: int = 0
-
-    @property
-    def dropped(self) -> int:
-        """The rows that were left out."""
-        return self.too_long.count + self.no_learnable_token.count + self.equal_answers.count
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {
-            "truncated": self.truncated.document(),
-            "tooLong": self.too_long.document(),
-            "noLearnableToken": self.no_learnable_token.document(),
-            "equalAnswers": self.equal_answers.document(),
-            "longestRow": self.longest,
-        }
-
-    def nothing_left(self, max_length: int) -> FailureError:
-        """Return the failure of a dataset of which no row is left."""
-        reasons = [
-            f"{tally.count} {what} (first {', '.join(tally.first)})"
-            for tally, what in (
-                (self.too_long, f"longer than {max_length} tokens, and {TOO_LONG} is Drop"),
-                (self.no_learnable_token, f"with nothing left to learn within {max_length} tokens"),
-                (self.equal_answers, "with chosen and rejected the same tokens"),
-            )
-            if tally.count
-        ]
-        remedy = ""
-        if self.longest > max_length:
-            remedy = f": raise {MAX_LENGTH} from {max_length} to {self.longest}, the tokens of the longest row"
-        return FailureError(
-            exits.DATASET_INVALID,
-            "DatasetInvalid",
-            f"none of the dataset's {self.dropped} rows can be trained on; "
-            f"{'; '.join(reasons) or 'it has none'}{remedy}",
-        )
 
 
 class Counted:
@@ -117,11 +56,14 @@ class Counted:
 
 @dataclass
 class TokenRows(Counted):
-    """Tokenised rows in flat arrays, 8 bytes a token; `offsets[i]` to `offsets[i + 1]` is row i."""
+    """Tokenised rows in flat arrays, 8 bytes a token; `offsets[i]` to `offsets[i + 1]` is row i.
 
-    ids: array[int] = field(default_factory=lambda: array("i"))
-    labels: array[int] = field(default_factory=lambda: array("i"))
-    offsets: array[int] = field(default_factory=lambda: array("q", [0]))
+    The arrays lie in memory while rows are added, or in files (`model.training.rows.store`).
+    """
+
+    ids: array[int] | memoryview[int] = field(default_factory=lambda: array("i"))
+    labels: array[int] | memoryview[int] = field(default_factory=lambda: array("i"))
+    offsets: array[int] | memoryview[int] = field(default_factory=lambda: array("q", [0]))
     outcomes: Outcomes = field(default_factory=Outcomes)
 
     def __len__(self) -> int:
@@ -129,11 +71,14 @@ class TokenRows(Counted):
 
     def append(self, ids: Sequence[int], labels: Sequence[int]) -> None:
         """Add a row."""
-        self.ids.extend(ids)
-        self.labels.extend(labels)
-        self.offsets.append(len(self.ids))
+        assert isinstance(self.ids, array)
+        assert isinstance(self.labels, array)
+        assert isinstance(self.offsets, array)
+        self.ids.extend(array("i", ids))
+        self.labels.extend(array("i", labels))
+        self.offsets.append(self.offsets[-1] + len(ids))
 
-    def row(self, index: int) -> tuple[array[int], array[int]]:
+    def row(self, index: int) -> tuple[array[int] | memoryview[int], array[int] | memoryview[int]]:
         """Return the ids and the labels of a row."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.ids[span], self.labels[span]
@@ -178,6 +123,11 @@ class PreferenceRows(Counted):
         return [a + b for a, b in zip(self.chosen.lengths, self.rejected.lengths, strict=True)]
 
 
+def sequences_of(examples: TokenRows | PreferenceRows) -> list[TokenRows]:
+    """Return the sequences of which the examples are made: rows, or the chosen and the rejected of pairs."""
+    return [examples] if isinstance(examples, TokenRows) else [examples.chosen, examples.rejected]
+
+
 class RowEncoder:
     """Makes tokens of exported rows, with labels on what the assistant says.
 
@@ -189,76 +139,130 @@ class RowEncoder:
         Tokens per sequence.
     too_long
         Truncate, Drop or Fail: what to do with a longer row.
+    moment
+        What chat templates take for now; this one when left out.
     """
 
-    def __init__(self, tokenizer: Any, *, max_length: int, too_long: str) -> None:
+    def __init__(self, tokenizer: Any, *, max_length: int, too_long: str, moment: datetime | None = None) -> None:
         markers = Markers(tokenizer)
         self._special_ids = markers.special_ids
-        self._renderer = Renderer(tokenizer, markers)
+        self._renderer = Renderer(tokenizer, markers, moment or datetime.now().astimezone())
         self._spans = SpanTokenizer(tokenizer, markers, adds_special_tokens=not self._renderer.templated)
         self._max_length = max_length
         self._too_long = too_long
 
-    def encode(self, lines: Iterator[bytes], name: str) -> TokenRows:
+    def encode(self, lines: Iterable[bytes], name: str) -> TokenRows:
         """Encode exported JSON lines of single conversations; `name` is what to call them in messages.
 
         Raises
         ------
         FailureError
-            When a row does not fit the template or, with too_long Fail, the model.
+            When rows do not fit the template or, with too_long Fail, the model.
         """
         rows = TokenRows()
-        for contents in self._batches(lines, name, pairs=False):
-            for encoded in self._spans.encode(self._renderer.conversations(contents, name)):
-                self._add(rows, encoded)
+        self.add(rows, lines, name)
+        self.check([rows.outcomes])
         return rows
 
-    def encode_preferences(self, lines: Iterator[bytes], name: str) -> PreferenceRows:
+    def encode_preferences(self, lines: Iterable[bytes], name: str) -> PreferenceRows:
         """Encode exported JSON lines of preference pairs; `name` is what to call them in messages.
 
         Raises
         ------
         FailureError
-            When a pair does not fit the template or, with too_long Fail, the model.
+            When pairs do not fit the template or, with too_long Fail, the model.
         """
         pairs = PreferenceRows()
-        for contents in self._batches(lines, name, pairs=True):
-            sides = [side for pair in self._renderer.pairs(contents, name) for side in pair]
-            encoded = self._spans.encode(sides)
-            for chosen, rejected in zip(encoded[::2], encoded[1::2], strict=True):
-                self._add_pair(pairs, Pair.of(chosen, rejected), chosen.place)
+        self.add(pairs, lines, name)
+        self.check([pairs.outcomes])
         return pairs
 
-    def _batches(self, lines: Iterator[bytes], name: str, *, pairs: bool) -> Iterator[list[Content]]:
-        numbered = enumerate(lines, 1)
-        while batch := list(islice(numbered, _ROWS_AT_ONCE)):
-            yield [_parse(line, number, name, pairs=pairs) for number, line in batch]
+    def add(self, rows: TokenRows | PreferenceRows, lines: Iterable[bytes], name: str) -> None:
+        """Add what becomes of exported lines to the rows; those that cannot be used are noted in their outcomes.
+
+        Raises
+        ------
+        FailureError
+            When the lines are not what the export writes for this method.
+        """
+        if isinstance(rows, TokenRows):
+            for _, encodings in self._encoded(lines, name, rows.outcomes, pairs=False):
+                for encoded in encodings:
+                    self._add(rows, encoded)
+            return
+        for place, (chosen, rejected) in self._encoded(lines, name, rows.outcomes, pairs=True):
+            try:
+                self._add_pair(rows, Pair.of(chosen, rejected), place)
+            except RefusedRowError as error:
+                rows.outcomes.refuse(error)
+
+    def check(self, found: Sequence[Outcomes], *, drops_refused: bool = False) -> None:
+        """Refuse rows that cannot be used, unless these are to be dropped, and rows that are to fail for their length.
+
+        Raises
+        ------
+        FailureError
+            When there are such rows; all are told at once.
+        """
+        if not drops_refused:
+            check_refusals(found)
+        check_lengths(found)
+
+    def _encoded(self, lines: Iterable[bytes], name: str, outcomes: Outcomes, *, pairs: bool) -> Encodings:
+        """Yield what each line has become: while some rows are tokenised, the next are rendered."""
+        before = None
+        for contents in _batches(lines, name, pairs=pairs):
+            rendered = list(self._rendered(contents, name, outcomes, pairs=pairs))
+            texts = [text for _, its in rendered for text in its]
+            tokens = self._spans.begin(texts)
+            if before is not None:
+                yield from self._finished(*before, outcomes)
+            before = rendered, texts, tokens
+        if before is not None:
+            yield from self._finished(*before, outcomes)
+
+    def _rendered(
+        self, contents: list[Content], name: str, outcomes: Outcomes, *, pairs: bool
+    ) -> Iterator[tuple[Place, Sequence[Rendered]]]:
+        render = self._renderer.pair if pairs else self._renderer.conversation
+        for content in contents:
+            place = Place.of(content, name)
+            try:
+                yield place, render(content, place, outcomes)
+            except RefusedRowError as error:
+                outcomes.refuse(error)
+
+    def _finished(
+        self, rendered: list[tuple[Place, Sequence[Rendered]]], texts: list[Rendered], tokens: Any, outcomes: Outcomes
+    ) -> Encodings:
+        encoded = iter(self._spans.finish(texts, tokens))
+        for place, its in rendered:
+            found = [next(encoded) for _ in its]
+            if error := next((one for one in found if isinstance(one, RefusedRowError)), None):
+                outcomes.refuse(error)
+            else:
+                yield place, [one for one in found if isinstance(one, Encoded)]
 
     def _add(self, rows: TokenRows, encoded: Encoded) -> None:
-        ids, labels = encoded.ids, encoded.labels()
-        longer = self._is_longer(rows.outcomes, len(ids), encoded.place)
-        if longer and self._too_long == "Drop":
-            rows.outcomes.too_long.add(encoded.place)
+        if (longer := self._is_longer(rows.outcomes, len(encoded.ids), encoded.place)) and self._too_long != "Truncate":
             return
-        ids, labels = ids[: self._max_length], labels[: self._max_length]
-        if all(label == IGNORED for label in labels):
+        if not encoded.learns_within(self._max_length):
             rows.outcomes.no_learnable_token.add(encoded.place)
             return
         if longer:
             rows.outcomes.truncated.add(encoded.place)
-        rows.append(ids, labels)
+        rows.append(encoded.ids[: self._max_length], encoded.labels()[: self._max_length])
 
     def _add_pair(self, rows: PreferenceRows, pair: Pair, place: Place) -> None:
-        longer = self._is_longer(rows.outcomes, pair.length, place)
-        if longer and self._too_long == "Drop":
-            rows.outcomes.too_long.add(place)
+        if (longer := self._is_longer(rows.outcomes, pair.length, place)) and self._too_long != "Truncate":
             return
         pair = pair.cut(self._max_length, self._special_ids) if longer else pair
         if pair.chosen.ids == pair.rejected.ids:
             if self._too_long == "Fail":
-                raise place.failure(
+                raise RefusedRowError(
+                    place,
                     "chosen and rejected are the same tokens in the base model's chat template, so there is nothing "
-                    "to prefer: leave the row out"
+                    "to prefer: leave the row out",
                 )
             rows.outcomes.equal_answers.add(place)
             return
@@ -273,12 +277,14 @@ class RowEncoder:
 
     def _is_longer(self, outcomes: Outcomes, length: int, place: Place) -> bool:
         outcomes.longest = max(outcomes.longest, length)
-        if length > self._max_length and self._too_long == "Fail":
-            raise place.failure(
-                f"has {length} tokens, more than the {self._max_length} of maxLength: raise {MAX_LENGTH} to {length}, "
-                f"or set {TOO_LONG} to Truncate or Drop"
-            )
-        return length > self._max_length
+        if length <= self._max_length:
+            return False
+        if self._too_long == "Drop":
+            outcomes.too_long.add(place)
+        elif self._too_long == "Fail":
+            text = f"has {length} tokens, more than the {self._max_length} of maxLength"
+            outcomes.over_limit.add(RefusedRowError(place, text))
+        return True
 
 
 class DigestedLines:
@@ -297,6 +303,12 @@ class DigestedLines:
     def sha256(self) -> str:
         """Return the hex SHA-256 of all lines read so far."""
         return self._digest.hexdigest()
+
+
+def _batches(lines: Iterable[bytes], name: str, *, pairs: bool) -> Iterator[list[Content]]:
+    numbered = enumerate(lines, 1)
+    while batch := list(islice(numbered, _ROWS_AT_ONCE)):
+        yield [_parse(line, number, name, pairs=pairs) for number, line in batch]
 
 
 def _parse(line: bytes, number: int, name: str, *, pairs: bool) -> Content:

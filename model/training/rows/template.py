@@ -1,0 +1,196 @@
+"""A tokenizer's chat template: rendered at one moment, and asked once what it makes of roles, calls and thoughts.
+
+Many templates write the day (`strftime_now`): a run renders all of its rows at one moment, however long it takes and
+however often it is started.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+Messages = list[dict[str, Any]]
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+PROBE = "answer 1"
+"""What stands for a text, to see what the template makes of it."""
+REASONING = "reasoning_content"
+
+_REASONING_KEYS = (REASONING, "thinking", "reasoning")
+_QUESTIONS = ("question 1", "question 2")
+_SHORTEST_HEADER = 3
+
+
+def template_errors() -> tuple[type[Exception], ...]:
+    """Return what a template can raise on messages that it was not written for."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+
+class Markers:
+    """The tokens that a tokenizer cuts out of a text before anything else: turn headers, end tokens and the like."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        added = {int(index): token for index, token in tokenizer.added_tokens_decoder.items()}
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        self.ids: dict[str, int] = {str(t.content): i for i, t in added.items() if t.content.strip()} | special
+        self.special_ids = frozenset(special.values()) | {index for index, token in added.items() if token.special}
+        self.named = frozenset(text for text in special if text.strip())
+        self._lengths = sorted({len(text) for text in self.ids}, reverse=True)
+
+    def at_start(self, text: str) -> str | None:
+        """Return the longest marker that the text begins with, None when it begins with none."""
+        return next((text[:length] for length in self._lengths if text[:length] in self.ids), None)
+
+    def at_end(self, text: str) -> str | None:
+        """Return the longest marker that the text ends with, None when it ends with none."""
+        return next((text[-length:] for length in self._lengths if text[-length:] in self.ids), None)
+
+
+class ChatTemplate:
+    """Renders conversations as `apply_chat_template` does, at a moment that stays.
+
+    Parameters
+    ----------
+    tokenizer
+        The base model's, with a chat template.
+    markers
+        Its added tokens.
+    moment
+        What the template takes for now, in the time zone that it is to show.
+    """
+
+    def __init__(self, tokenizer: Any, markers: Markers, moment: datetime) -> None:
+        self._tokenizer = tokenizer
+        self._markers = markers
+        self._moment = moment
+        self._special_tokens = dict(tokenizer.special_tokens_map)
+        self._compiled: dict[bool, Any] = {}
+        self.text = str(tokenizer.chat_template)
+
+    def render(
+        self, messages: Messages, tools: Any = None, variables: Mapping[str, Any] = NONE, *, generation: bool = False
+    ) -> str:
+        """Return the conversation as text, with the beginning of an answer when `generation` is asked for."""
+        template = self._compiled.get(bool(tools)) or self._compile(tools)
+        text: str = template.render(
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=generation,
+            **{**self._special_tokens, **variables},
+        )
+        return text
+
+    def _compile(self, tools: Any) -> Any:
+        # The library's own function for the moment cannot be passed in, so the template gets a namespace of its own.
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        source = self._tokenizer.get_chat_template(None, tools)
+        environment = _compile_jinja_template(source).environment
+        template = environment.from_string(source, globals={"strftime_now": self._moment.strftime})
+        self._compiled[bool(tools)] = template
+        return template
+
+    def tries(self, messages: Messages, tools: Any = None, *, generation: bool = False) -> str | None:
+        """Return the conversation as text, None when the template refuses it."""
+        try:
+            return self.render(messages, tools, generation=generation)
+        except template_errors():
+            return None
+
+    @cached_property
+    def closing(self) -> str | None:
+        """The token that the template closes an assistant's turn with, whether or not more turns follow."""
+        messages = [turn("user", _QUESTIONS[0]), turn("assistant", PROBE)]
+        last, followed = self.tries(messages), self.tries([*messages, messages[0]])
+        if last is None or followed is None:
+            return None
+        _, found, after = last[: common_prefix_length(last, followed)].rpartition(PROBE)
+        while found and after:
+            if marker := self._markers.at_end(after):
+                return marker
+            after = after[:-1]
+        return None
+
+    @cached_property
+    def reasoning_key(self) -> str | None:
+        """The key of a message under which the template looks for thoughts; None when it shows none."""
+        for key in _REASONING_KEYS:
+            answer = turn("assistant", "answer") | {key: PROBE}
+            if PROBE in (self.tries([turn("user", "question"), answer]) or ""):
+                return key
+        return None
+
+    @cached_property
+    def has_system(self) -> bool:
+        """Whether the template shows what a system turn says."""
+        messages = [turn("system", PROBE), turn("user", _QUESTIONS[0]), turn("assistant", "yes")]
+        return PROBE in (self.tries(messages) or "")
+
+    @cached_property
+    def has_developer(self) -> bool:
+        """Whether the template knows the role developer, and not just writes the name of any role."""
+        return "developer" in self.text
+
+    @cached_property
+    def takes_arguments_as_text(self) -> bool:
+        """Whether the template writes the arguments of a call rightly only when they are JSON text already."""
+        if "arguments" not in self.text:
+            return False
+        arguments = {"city": PROBE}
+        as_object, as_text = self._shown_call(arguments), self._shown_call(json.dumps(arguments))
+        if as_object is not None and "'city'" not in as_object:  # as Python writes it, which is no JSON
+            return False
+        return as_text is not None
+
+    def _shown_call(self, arguments: Any) -> str | None:
+        call = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        text = self.tries([turn("user", _QUESTIONS[0]), turn("assistant", "") | {"tool_calls": [call]}])
+        return text if text is not None and PROBE in text else None
+
+    @cached_property
+    def turn_openings(self) -> tuple[str, ...]:
+        """What a rendered conversation or turn begins with: a token, or the first line where that is no token."""
+        user, system, assistant = turn("user", _QUESTIONS[0]), turn("system", PROBE), turn("assistant", PROBE)
+        headers = [(self.tries([user]) or "").partition(_QUESTIONS[0])[0]]
+        if self.has_system:
+            headers.append((self.tries([system, user, turn("assistant", "yes")]) or "").partition(PROBE)[0])
+        between = (self.tries([user, assistant, turn("user", _QUESTIONS[1])]) or "").partition(PROBE)[2]
+        between = between.partition(_QUESTIONS[1])[0]
+        headers.append(between.partition(self.closing)[2] if self.closing else between)
+        prompted, asked = self.tries([user], generation=True) or "", self.tries([user])
+        if asked and prompted.startswith(asked):
+            headers.append(prompted[len(asked) :])
+        return tuple(dict.fromkeys(opening for header in headers if (opening := self._opening(header))))
+
+    def _opening(self, header: str) -> str | None:
+        header = header.lstrip().removeprefix(self._special_tokens.get("bos_token") or "").strip()
+        if marker := self._markers.at_start(header):
+            return marker
+        line = header.partition("\n")[0].strip()
+        return line if len(line) >= _SHORTEST_HEADER and not line.isalnum() else None
+
+    @cached_property
+    def marks(self) -> tuple[str, ...]:
+        """What a text of a turn cannot hold without being taken for something else: special tokens, turn headers."""
+        closing = {self.closing} if self.closing else set()
+        return tuple(sorted(self._markers.named | closing | set(self.turn_openings)))
+
+
+def turn(role: str, content: str) -> dict[str, Any]:
+    """Return a message."""
+    return {"role": role, "content": content}
+
+
+def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return how many items the two have in common from the start."""
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next(index for index in range(shorter) if first[index] != second[index])
