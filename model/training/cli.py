@@ -138,7 +138,7 @@ def train(arguments: Sequence[str]) -> None:
     if command.dataset is not None:
         from model.training.weights import hub
 
-        hub.pin(settings)  # a mistyped name is told before the rows are read
+        hub.check_base(hub.pin(settings))  # a mistyped name is told before the rows are read
         manifest = local.export_dataset(command, place.directory)
         tell(f"dataset: {terminal.dataset_line(manifest)}")
     tell("loading libraries and model ...")

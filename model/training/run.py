@@ -93,6 +93,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     settings = adapters.with_parent(settings)
     base_directory = basemodel.check(settings.base_model)
     if base_directory is not None:
+        hub.check_base(settings)
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         basemodel.read_ahead(base_directory)
     manifest = build.read_manifest(directory)

@@ -96,7 +96,7 @@ def test_a_directory_without_a_model(run: Run, tmp_path: Path) -> None:
 def test_weights_that_are_cut_off(run: Run, own_base_model: Path) -> None:
     weights = own_base_model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert_fails(run, exits.DOES_NOT_EXIST, "BaseModelUnavailable", "cannot be loaded")
+    assert_fails(run, exits.DOES_NOT_EXIST, "BaseModelUnavailable", "its header says", "get it again")
 
 
 def test_weights_that_are_missing(run: Run, own_base_model: Path) -> None:

@@ -102,9 +102,9 @@ def test_a_quantized_base_is_refused(base_model: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(base_model, base)
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     lora = adapter(base_model, tmp_path / "adapter", "q_proj")
-    with pytest.raises(FailureError, match=r"quantized \(bitsandbytes\).*full-precision model"):
+    with pytest.raises(FailureError, match=r"quantized \(gptq\).*full-precision model"):
         merge(lora, str(base), tmp_path / "merged", "Auto")
 
 

@@ -195,6 +195,7 @@ def test_training_stops_early_and_the_result_is_the_best_adapter(run: Run) -> No
     from safetensors.torch import load_file
 
     run.flags = run.flags | {"learning_rate": "0.3", "evaluation_steps": 1, "early_stopping_patience": 2}
+    run.flags |= {"precision": "Float32"}  # in bfloat16 it goes down for longer
     assert run.train() == 0
     said = run.said()["result"]
     evaluations = [event["loss"] for event in run.events("evaluation") if "final" not in event]

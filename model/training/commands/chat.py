@@ -55,6 +55,8 @@ class Pair:
 
         cuda = torch.cuda.is_available()
         bfloat16 = cuda or process.cpu_has_bfloat16()
+        if not cuda:
+            basemodel.leave_out_bitsandbytes()
         self._tokenizer = basemodel.load_tokenizer(name, revision)
         if system is not None and not self._tokenizer.chat_template:
             raise FailureError(

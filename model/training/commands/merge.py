@@ -12,7 +12,7 @@ from model import exits
 from model.exits import FailureError
 from model.files import publish_directory
 from model.training.commands import verify
-from model.training.weights import basemodel
+from model.training.weights import basemodel, stored
 from model.training.weights.files import read_json
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -71,12 +71,13 @@ def merge(adapter: Path, base_model: str | None, output: Path, precision: str) -
     if output.exists():
         raise _refused(f"{output} exists already: name a directory that does not, nothing is overwritten")
     name, revision = verify.choose_base_model(base_model, adapter, directory)
-    stored = _stored_type(name, revision)
+    basemodel.leave_out_bitsandbytes()
+    base_type = _stored_type(name, revision)
     model = _load(name, revision, directory)
     tokenizer = basemodel.load_tokenizer(name, revision)
     inputs, expected = _logits_before(model)
     merged = model.merge_and_unload(safe_merge=True)
-    dtype = stored if precision == "Auto" else precision.lower()
+    dtype = base_type if precision == "Auto" else precision.lower()
     parameters = sum(parameter.numel() for parameter in merged.parameters())
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{output.name}.", suffix=".tmp", dir=output.parent))
@@ -99,24 +100,23 @@ def merge(adapter: Path, base_model: str | None, output: Path, precision: str) -
 
 
 def _stored_type(base_model: str, revision: str | None) -> str:
-    """Return the type that the base's weights are stored in, from its configuration.
+    """Return the type that the base's weights are stored in, bfloat16 for those that are dequantized.
 
     Raises
     ------
     FailureError
-        When they are quantized.
+        When they are quantized and stay so.
     """
-    from transformers import AutoConfig
-
-    config = basemodel.translated(
-        base_model, revision, lambda: AutoConfig.from_pretrained(base_model, revision=revision)
-    )
-    if quantized := getattr(config, "quantization_config", None):
+    config = basemodel.read_config(base_model, revision)
+    quantization = stored.quantization_of(config)
+    if quantization and not stored.is_dequantized(config):
         raise _refused(
-            f"the weights of {base_model} are quantized ({quantized.get('quant_method')}), and rounding them again "
+            f"the weights of {base_model} are quantized ({stored.describe(quantization)}), and rounding them again "
             "would lose what was learned: give --base-model the full-precision model that they were made from"
         )
-    return str(config.get_text_config().dtype or "float32").removeprefix("torch.")
+    text = {**config, **(config.get("text_config") or {})}
+    named = text.get("dtype") or text.get("torch_dtype") or ("bfloat16" if quantization else "float32")
+    return str(named).removeprefix("torch.")
 
 
 def _load(base_model: str, revision: str | None, adapter: Path) -> Any:

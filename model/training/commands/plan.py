@@ -33,7 +33,7 @@ from model.training.loop.footprint import (
 from model.training.loop.memory import GPU_GROWTH, HostMemory, container_limit, free_bytes
 from model.training.output import terminal
 from model.training.processes import parallel, process
-from model.training.weights.files import FilesError, ModelFiles, lora_parameters, read_json, read_model
+from model.training.weights.files import FilesError, ModelFiles, lora_parameters, read_json
 
 CUDA_CONTEXT_BYTES = 600 << 20
 ADAPTER_BYTES = 4
@@ -130,20 +130,17 @@ def make_plan(command: PlanCommand, *, probe: bool) -> Plan:
     FailureError
         When the base model or the dataset is not there or not right, or the probe fails.
     """
-    from model.training.weights import basemodel
+    from model.training.weights import basemodel, hub
 
-    directory = basemodel.check(command.base_model)
-    if directory is None:
+    if basemodel.check(command.base_model) is None:
         raise FailureError(
             exits.INVALID_CONFIGURATION,
             "InvalidSpec",
             f"--base-model={command.base_model}: a plan needs the model's directory; get it first with "
             f"hf download {command.base_model} --local-dir DIRECTORY",
         )
-    try:
-        files = read_model(directory)
-    except FilesError as error:
-        raise FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", str(error)) from error
+    files = hub.check_base(command)
+    assert files is not None
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
         run = RunDirectory(Path(scratch))
         bring_dataset(command, run)

@@ -23,7 +23,7 @@ from model.training.loop.fingerprint import BEFORE_ROWS, of_settings
 from model.training.output import terminal
 from model.training.processes import process
 from model.training.weights import adapters
-from model.training.weights.files import FilesError, ModelFiles, read_json, read_model
+from model.training.weights.files import FilesError, ModelFiles, read_json
 
 _NEEDED_TO_COUNT = ("transformers", "tokenizers", "torch")
 
@@ -116,22 +116,20 @@ def _check_together(settings: TrainSettings, manifest: dict[str, Any] | None, fo
 
 
 def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
-    from model.training.weights import basemodel, hub
+    from model.training.weights import basemodel, hub, stored
 
     try:
         directory = basemodel.check(settings.base_model)
-        commit = None if directory else hub.find_commit(settings.base_model, settings.base_model_revision)
+        if directory is None:
+            commit = hub.find_commit(settings.base_model, settings.base_model_revision)
+            settings = settings.model_copy(update={"base_model_revision": commit})
+        base = hub.check_base(settings)
     except FailureError as failure:
         found.failures.append(_of_flag("--base-model", failure))
         return None
-    if directory is None:
-        found.parts["baseModel"] = {"hub": settings.base_model, "commit": commit}
+    if base is None:
+        found.parts["baseModel"] = {"hub": settings.base_model, "commit": settings.base_model_revision}
         found.warnings.append(f"the weights of {settings.base_model} were not looked at: they are on the hub")
-        return None
-    try:
-        base = read_model(directory)
-    except FilesError as error:
-        found.failures.append(FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", str(error)))
         return None
     found.parts["baseModel"] = {
         "directory": str(directory),
@@ -139,6 +137,8 @@ def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
         "parameters": base.parameters,
         "positions": base.positions,
     }
+    if quantization := stored.quantization_of(base.config):
+        found.parts["baseModel"]["stored"] = stored.describe(quantization)
     if not base.has_tokenizer:
         text = f"{directory} has no tokenizer: put tokenizer.json and tokenizer_config.json beside the weights"
         found.failures.append(FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", text))

@@ -288,7 +288,7 @@ def _layers_in_files(base: ModelFiles) -> dict[str, Tensor]:
         {
             name.removesuffix(".weight"): Tensor(tensor.dtype, tensor.shape[::-1] if transposed else tensor.shape)
             for name, tensor in base.tensors.items()
-            if name.endswith(".weight") and len(tensor.shape) == 2
+            if name.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype[0] != "U"  # packed: another shape
         }
     )
 

@@ -17,10 +17,10 @@ from model.exits import FailureError
 from model.files import combined_digest, digest_directory
 from model.flags import flag
 from model.training.config import TrainSettings
+from model.training.weights.files import ADAPTER_CONFIG as CONFIG
+from model.training.weights.files import ADAPTER_WEIGHTS as WEIGHTS
 from model.training.weights.files import EXPERT_LAYERS, has_experts
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 REFERENCE = "ref"
 """Name of the parent's frozen copy; TRL makes it."""
 

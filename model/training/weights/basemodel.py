@@ -15,10 +15,19 @@ from model import exits, hubcache
 from model.exits import FailureError
 from model.flags import suggest
 from model.training.config import TrainSettings
+from model.training.weights import stored
 
 _READ_AHEAD_BYTES = 8 << 30
 _CHUNK_BYTES = 8 << 20
 _TAIL_BYTES = 1 << 20
+_NO_ADAPTER = {"subfolder": "no-adapter"}
+"""Where transformers is told to look for an adapter: nowhere. It would put one that lies beside the weights on them."""
+_LAYER_LISTS = ("layers", "h", "blocks", "block")
+"""What families call the list of their decoder's layers."""
+_NOT_NEEDED = frozenset({"inv_freq", "masked_bias", "position_ids", "k_scale", "v_scale", "kv_scale"})
+_DRAFT_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
+"""Settings for layers behind the last that guess ahead; nothing of them is trained or needed."""
+_SERVING_SCALES = ("input_scale", "activation_scale", "input_global_scale", "input_zero_point")
 
 
 def check(base_model: str) -> Path | None:
@@ -137,31 +146,107 @@ def quantization_config(quantization: str, *, bfloat16: bool) -> Any:
 def load_model(base_model: str, revision: str | None, *, bfloat16: bool, quantization: str = "None") -> Any:
     """Return the base model, complete, in bfloat16 or float32 on the CPU, or quantized on the GPU.
 
+    Weights that are stored quantized come back in full where the library can do that.
+
     Raises
     ------
     FailureError
-        When it is not there, refused, out of reach, broken or incomplete.
+        When it is not there, refused, out of reach, broken, incomplete, or stored in a form that is not trained on.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    config = read_config(base_model, revision)
+    stored.check_config(base_model, config, quantization=quantization, cuda=torch.cuda.is_available())
+    options: dict[str, Any] = {}
+    wanted = stored.dequantizing(config) or quantization_config(quantization, bfloat16=bfloat16)
+    if wanted is not None:  # None, too, would be taken for an order to forget what the file says
+        options["quantization_config"] = wanted
     model, report = translated(
         base_model,
         revision,
         lambda: AutoModelForCausalLM.from_pretrained(
             base_model,
             revision=revision,
-            dtype=dtype,
+            dtype=torch.bfloat16 if bfloat16 else torch.float32,
             output_loading_info=True,
-            quantization_config=quantization_config(quantization, bfloat16=bfloat16),
+            adapter_kwargs=_NO_ADAPTER,
+            **options,
         ),
     )
-    if missing := sorted(report["missing_keys"]):
-        # The library would fill them with random numbers and only warn.
-        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise _missing(f"{base_model} lacks weights: {names}")
+    _check_complete(base_model, model, report)
+    if stored.is_dequantized(config):
+        _finish_dequantizing(model, torch.bfloat16 if bfloat16 else torch.float32)
     return model
+
+
+def _finish_dequantizing(model: Any, dtype: Any) -> None:
+    """Give all weights the model's type, for they come in that of the file or of their scales.
+
+    And forget how they came: else saving would undo it, and write scales again.
+    """
+    kept = tuple(model._keep_in_fp32_modules_strict or ())  # noqa: SLF001 - the library keeps it there
+    for name, weight in model.named_parameters():
+        if weight.dtype != dtype and not any(part in name.split(".") for part in kept):
+            weight.data = weight.data.to(dtype)
+    model._weight_conversions = None  # noqa: SLF001 - as above
+
+
+def read_config(base_model: str, revision: str | None) -> dict[str, Any]:
+    """Return a model's config.json as it is, from its directory or the hub.
+
+    Raises
+    ------
+    FailureError
+        When it is not there, refused, out of reach or broken.
+    """
+    from huggingface_hub import constants
+    from transformers import PretrainedConfig
+
+    if check(base_model) is None:
+        hubcache.prepare(Path(constants.HF_HUB_CACHE))
+    config: dict[str, Any] = translated(
+        base_model, revision, lambda: PretrainedConfig.get_config_dict(base_model, revision=revision)[0]
+    )
+    return config
+
+
+def _check_complete(base_model: str, model: Any, report: dict[str, Any]) -> None:
+    """Refuse a model of which weights are missing, or whose files hold more than it has a place for.
+
+    The library fills what is missing with random numbers, passes over the rest, and only warns.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise _missing(f"{base_model} lacks weights: {_some(missing)}")
+    if stray := sorted(name for name in report["unexpected_keys"] if _is_stray(name, model)):
+        raise _missing(
+            f"{base_model} holds weights that its config.json has no place for: {_some(stray)}; without them it is "
+            "another model: get its files again, or one that transformers knows"
+        )
+
+
+def _is_stray(name: str, model: Any) -> bool:
+    """Whether a weight without a place belongs to a layer that the model has, or stands in a row with its layers.
+
+    Beside the language model files may hold towers, projectors, heads and draft layers, none of which it needs; and in
+    its layers buffers that are computed now, and the scales of what is quantized while a model is served.
+    """
+    path, _, leaf = name.rpartition(".")
+    if leaf in _NOT_NEEDED or leaf.endswith(_SERVING_SCALES):
+        return False
+    modules = dict(model.named_modules())
+    if path in modules and not any(modules[path].children()):
+        return True
+    while path and path not in modules:
+        path = path.rpartition(".")[0]
+    parts = path.split(".")
+    if parts[-1] in _LAYER_LISTS and any(model.config.get_text_config().to_dict().get(key) for key in _DRAFT_LAYERS):
+        return False
+    return any(part in _LAYER_LISTS for part in parts)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def check_fit(model: Any, settings: TrainSettings, *, largest_token: int, longest_row: int) -> None:
@@ -228,6 +313,9 @@ def translated(base_model: str, revision: str | None, load: Callable[[], Any]) -
             raise FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text) from error
         if known := exits.storage_failure(error):
             raise known from error
+        if isinstance(error, ImportError):
+            text = f"{where} needs a Python package that is not here: {str(error).strip()}"
+            raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text) from error
         if isinstance(error, OSError | ValueError | KeyError) or _is_broken_file(error):
             raise _missing(f"{where} cannot be loaded: {error}") from error
         raise

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 100 << 20
-ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1,
-}  # fmt: skip
 _NO_LAYERS = ("embed", "wte", "wpe", "lm_head", "norm", "shared.weight", "output.weight")
 """Parts of the names of two-dimensional weights that are no linear layers to adapt."""
 _ROUTERS = ("gate", "router")
@@ -186,8 +184,14 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     if (directory / "model.safetensors").is_file():
         return [directory / "model.safetensors"]
-    if found := sorted(directory.glob("*.safetensors")):
+    if found := sorted(path for path in directory.glob("*.safetensors") if path.name != ADAPTER_WEIGHTS):
         return found
+    if (directory / ADAPTER_CONFIG).is_file():
+        base = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path") or "its own"
+        raise FilesError(
+            f"{directory} holds an adapter and no model's weights: name the adapter's base model ({base}), and this "
+            "directory with --parent-adapter to go on from it"
+        )
     other = sorted(path.name for path in (*directory.glob("*.bin"), *directory.glob("*.gguf")))
     hint = f"; it has {other[0]}, save the model as safetensors first" if other else ""
     raise FilesError(f"{directory} has no weights: no *.safetensors{hint}")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model import exits
+from model import exits, hubcache
 from model.exits import FailureError
 from model.files import write_json
 from model.training.config import TrainSettings
-from model.training.weights import basemodel
-from model.training.weights.files import FilesError, read_json
+from model.training.weights import basemodel, stored
+from model.training.weights.files import FilesError, ModelFiles, read_json
 
 RECORD = "base_model.json"
 TIMEOUT_SECONDS = 10.0
@@ -31,7 +31,7 @@ def pin(settings: TrainSettings) -> TrainSettings:
     Raises
     ------
     FailureError
-        When the base model is not there, refused or out of reach.
+        When the base model is not there, refused or out of reach, or cannot be trained on as it is stored.
     """
     name, revision = settings.base_model, settings.base_model_revision
     if basemodel.check(name) is not None:
@@ -46,7 +46,35 @@ def pin(settings: TrainSettings) -> TrainSettings:
         recorded = {"name": name, "revision": revision, "commit": commit}
     if recorded != own:
         write_json(path, recorded)
-    return settings.model_copy(update={"base_model_revision": commit})
+    settings = settings.model_copy(update={"base_model_revision": commit})
+    check_base(settings)
+    return settings
+
+
+def check_base(settings: TrainSettings) -> ModelFiles | None:
+    """Refuse a base model whose weights cannot be trained on as they are stored, before anything is loaded.
+
+    Returns
+    -------
+    ModelFiles | None
+        What its files say; None for a model on the hub, of which only config.json is looked at.
+
+    Raises
+    ------
+    FailureError
+        See `stored.read_base`, and when the hub does not answer.
+    """
+    name, revision = settings.base_model, settings.base_model_revision
+    cuda = settings.gpus > 0 and not settings.pretended_gpus
+    directory = basemodel.check(name)
+    if directory is not None:
+        return stored.read_base(directory, quantization=settings.quantization, cuda=cuda)
+    from huggingface_hub import constants, hf_hub_download
+
+    hubcache.prepare(Path(constants.HF_HUB_CACHE))
+    path = basemodel.translated(name, revision, lambda: hf_hub_download(name, _CONFIG, revision=revision))
+    stored.check_config(name, read_json(Path(path)), quantization=settings.quantization, cuda=cuda)
+    return None
 
 
 def find_commit(name: str, revision: str | None) -> str:

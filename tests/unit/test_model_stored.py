@@ -1,0 +1,118 @@
+"""What a base model says about how its weights are stored, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import exits
+from model.exits import FailureError
+from model.training.weights import stored
+from model.training.weights.files import FilesError, Tensor, read_model
+from tests.support.safetensors_files import base_shapes, write_base, write_safetensors
+
+FP8: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+NF4: dict[str, Any] = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+INT8: dict[str, Any] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+PACKED: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+
+
+def nothing(_name: str) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("quantization", "cuda", "said"),
+    [
+        ({}, False, None),
+        (None, False, None),
+        (FP8, False, None),
+        ({"quant_method": "mxfp4"}, False, None),
+        (PACKED, True, None),
+        (NF4, True, None),
+        (INT8, True, None),
+        (NF4, False, "is stored quantized (bitsandbytes NF4), which needs a GPU with CUDA"),
+        ({"load_in_8bit": True}, False, "is stored quantized (bitsandbytes Int8), which needs a GPU with CUDA"),
+        ({"quant_method": "gptq", "bits": 4}, True, "is stored quantized (gptq with 4 bits), and weights in that form"),
+        ({"quant_method": "awq", "w_bit": 4}, True, "(awq with 4 bits)"),
+        ({"quant_method": "fbgemm_fp8"}, True, "(fbgemm_fp8)"),
+        ({"quant_method": "modelopt"}, True, "(modelopt)"),
+        ({"quant_method": "a-new-one"}, True, "(a-new-one)"),
+        ({"bits": 4}, True, "(unknown with 4 bits)"),
+    ],
+)
+def test_what_is_stored_quantized_is_taken_or_refused_by_name(
+    quantization: dict[str, Any] | None, cuda: bool, said: str | None
+) -> None:
+    for config in ({"quantization_config": quantization}, {"text_config": {"quantization_config": quantization}}):
+        problem = stored.problem_of(config, cuda=cuda, find=str)
+        assert (problem is None) == (said is None)
+        assert said is None or said in str(problem)
+        assert said is None or "full-precision model" in str(problem)
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    assert "needs the Python package bitsandbytes" in str(
+        stored.problem_of({"quantization_config": NF4}, cuda=True, find=nothing)
+    )
+    for config in ({"quantization_config": PACKED}, {"compression_config": PACKED}):
+        problem = str(stored.problem_of(config, cuda=True, find=nothing))
+        assert "(compressed-tensors, pack-quantized), which needs the Python package compressed-tensors" in problem
+    assert stored.problem_of({"quantization_config": FP8}, cuda=True, find=nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("quantization", "asked", "refused"),
+    [(NF4, "NF4", False), (INT8, "Int8", False), (NF4, "Int8", True), (FP8, "NF4", True), ({}, "NF4", False)],
+)
+def test_nothing_is_quantized_twice(quantization: dict[str, Any], asked: str, refused: bool) -> None:
+    problem = stored.problem_of({"quantization_config": quantization}, quantization=asked, cuda=True, find=str)
+    assert (problem is not None) == refused
+    assert not refused or f"leave --quantization={asked} out" in str(problem)
+
+
+def test_weights_that_are_no_numbers_by_themselves_need_an_explanation() -> None:
+    weight = {"model.layers.0.mlp.up_proj.weight": Tensor("F8_E4M3", (8, 8))}
+    assert "up_proj.weight as F8_E4M3, and its config.json has no quantization_config" in str(
+        stored.problem_of_tensors({}, weight)
+    )
+    assert stored.problem_of_tensors({"quantization_config": FP8}, weight) is None
+    buffers = {"h.0.attn.bias": Tensor("U8", (1, 1, 8, 8)), "model.position_ids": Tensor("I64", (1, 8))}
+    assert stored.problem_of_tensors({}, buffers | {"model.norm.weight": Tensor("BF16", (8,))}) is None
+
+
+def test_a_base_is_looked_at_before_it_is_loaded(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    assert stored.read_base(base, cuda=False).vocabulary == 32
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(FailureError, match=r"base is stored quantized \(gptq with 4 bits\)") as caught:
+        stored.read_base(base, cuda=True)
+    assert (caught.value.code, caught.value.reason) == (exits.INVALID_CONFIGURATION, "InvalidSpec")
+
+
+def test_files_that_may_not_be_read_are_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_base(tmp_path / "base")
+
+    def refuse(*_given: Any, **_named: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read anything
+    with pytest.raises(FailureError, match=r"config\.json cannot be read: Permission denied: it must") as caught:
+        stored.read_base(base, cuda=False)
+    assert (caught.value.code, caught.value.reason) == (exits.ACCESS_DENIED, "AccessDenied")
+
+
+def test_an_adapter_beside_the_weights_is_not_taken_for_them(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    write_safetensors(base / "adapter_model.safetensors", {"base_model.model.x.lora_A.weight": (8, 8)})
+    (base / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/tiny"}')
+    assert set(read_model(base).tensors) == set(base_shapes())
+    (base / "model.safetensors").rename(base / "weights.safetensors")
+    assert set(read_model(base).tensors) == set(base_shapes())
+    (base / "weights.safetensors").unlink()
+    with pytest.raises(FilesError, match=r"holds an adapter and no model's weights: .*owner/tiny.*--parent-adapter"):
+        read_model(base)
