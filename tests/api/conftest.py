@@ -60,27 +60,29 @@ def everywhere(api_server: ApiServerOnly) -> Kubectl:
 @pytest.fixture
 def kubectl(everywhere: Kubectl) -> Kubectl:
     """kubectl in a namespace of the test's own."""
-    namespace = f"t-{uuid.uuid4().hex[:8]}"
-    everywhere("create", "namespace", namespace)
-    return everywhere.at(namespace)
+    return everywhere.create_namespace(f"t-{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture
-async def world(kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[World]:
-    """Registry and operator as processes, in that namespace."""
-    async with a_world(kubectl, tmp_path) as made:
+async def world(kubectl: Kubectl, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """Registry and operator as processes, in that namespace. The parameter: whether as the images start them."""
+    async with a_world(kubectl, tmp_path, fresh=getattr(request, "param", False)) as made:
         yield made
 
 
+@pytest.fixture(scope="session")
+def managed_everywhere(managed_server: ApiServerOnly) -> Kubectl:
+    """kubectl and its proxy on the server with controllers, for all tests."""
+    return Kubectl(kubeconfig=managed_server.kubeconfig, bin_dir=managed_server.bin_dir)
+
+
 @pytest.fixture
-def managed_kubectl(managed_server: ApiServerOnly) -> Iterator[Kubectl]:
+def managed_kubectl(managed_everywhere: Kubectl) -> Iterator[Kubectl]:
     """kubectl in a namespace of the test's own, on the server with controllers."""
-    kubectl = Kubectl(kubeconfig=managed_server.kubeconfig, bin_dir=managed_server.bin_dir)
-    namespace = f"t-{uuid.uuid4().hex[:8]}"
-    kubectl("create", "namespace", namespace)
-    yield kubectl.at(namespace)
+    kubectl = managed_everywhere.create_namespace(f"t-{uuid.uuid4().hex[:8]}")
+    yield kubectl
     # Its Jobs would go on making pods, and its runs would be listed by every other operator.
-    kubectl("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
+    kubectl.delete_namespace()
 
 
 @pytest.fixture

@@ -66,15 +66,17 @@ class Watched:
 
 
 @pytest.fixture
-async def watched(everywhere: Kubectl, kubectl: Kubectl, tmp_path: Path) -> AsyncIterator[Watched]:
+async def watched(
+    everywhere: Kubectl, kubectl: Kubectl, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Watched]:
+    """The parameter: whether the operator's process is started as the image starts it."""
     kubectl("create", "serviceaccount", ACCOUNT)
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": kubectl.namespace}
     token = kubectl("create", "token", ACCOUNT).strip()
     teams = []
     for color in ("red", "blue"):
         name = f"{color}-{uuid.uuid4().hex[:8]}"
-        everywhere("create", "namespace", name)
-        teams.append(Team(everywhere.at(name), account))
+        teams.append(Team(everywhere.create_namespace(name), account))
         teams[-1].admit()
     port = free_port()
     arguments = ["registry", "serve", f"--database-url=sqlite:///{tmp_path}/registry.db", "--host=127.0.0.1"]
@@ -86,7 +88,8 @@ async def watched(everywhere: Kubectl, kubectl: Kubectl, tmp_path: Path) -> Asyn
         "FINETUNE_WATCH_NAMESPACES": ",".join(team.kubectl.namespace for team in teams),
         "FINETUNE_RESYNC_SECONDS": "2",
     }
-    operator = Server("operator", environment=environment, log=tmp_path / "operator.log")
+    fresh = getattr(request, "param", False)
+    operator = Server("operator", environment=environment, log=tmp_path / "operator.log", fresh=fresh)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(registry.serving())
         client = await stack.enter_async_context(RegistryClient(base_url=f"http://127.0.0.1:{port}"))
@@ -135,6 +138,7 @@ async def test_a_namespace_that_is_not_there_at_the_start_keeps_nobody_waiting(w
     assert watched.logged("Traceback") == 0
 
 
+@pytest.mark.parametrize("watched", [True], indirect=True, ids=["as the image starts it"])
 async def test_sigterm_ends_the_operator_at_once(watched: Watched) -> None:
     await watched.blue.is_served("first")
     start = time.monotonic()

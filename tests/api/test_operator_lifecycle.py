@@ -31,6 +31,7 @@ from tests.support.world import (
 )
 
 
+@pytest.mark.parametrize("world", [True], indirect=True, ids=["as the images start it"])
 async def test_a_run_from_apply_to_the_registered_adapter(world: World) -> None:
     world.apply()
     pending = await world.phase("Pending")

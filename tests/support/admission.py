@@ -22,7 +22,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.support.kubectl import CommandError, Kubectl
+from tests.support.kubectl import Kubectl
 from tests.support.kubelet import RUN_LABEL
 from tests.support.world import eventually
 
@@ -188,7 +188,7 @@ def _either(run: str) -> Document:
 async def in_force(kubectl: Kubectl, resource: str, words: str, *, run: str = "") -> None:
     """Wait until the API server refuses a probe of the kind with these words."""
     document = _probe(resource, f"{PROBE}-{run}" if run else PROBE)
-    await eventually(f"{resource} are refused: {words}", lambda: words in _refusal(kubectl, document))
+    await eventually(f"{resource} are refused: {words}", lambda: words in kubectl.dry_run(document))
 
 
 def _probe(resource: str, run: str) -> Document:
@@ -200,12 +200,3 @@ def _probe(resource: str, run: str) -> Document:
         "persistentvolumeclaims": ("v1", "PersistentVolumeClaim", size),
     }[resource]
     return {"apiVersion": version, "kind": kind, "metadata": {"name": PROBE, "labels": {RUN_LABEL: run}}, "spec": spec}
-
-
-def _refusal(kubectl: Kubectl, document: Document) -> str:
-    """What the API server says against an object; empty when it would take it."""
-    try:
-        kubectl("create", "--dry-run=server", "--filename=-", stdin=json.dumps(document))
-    except CommandError as error:
-        return error.output
-    return ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from tests.support.kubectl import CommandError, Kubectl
+from tests.support.kubectl import Kubectl
 from tests.support.world import eventually
 
 Document = dict[str, Any]
@@ -44,11 +43,4 @@ async def inject(kubectl: Kubectl, *, name: str = "mesh", native: bool = False, 
         "metadata": {"name": "probe"},
         "spec": {"containers": [{"name": "c", "image": "i"}]},
     }
-    await eventually(f"{name} is injected", lambda: f'"{name}"' in _tried(kubectl, probe))
-
-
-def _tried(kubectl: Kubectl, pod: Document) -> str:
-    try:
-        return kubectl("create", "--dry-run=server", "--output=json", "--filename=-", stdin=json.dumps(pod))
-    except CommandError as error:
-        return error.output
+    await eventually(f"{name} is injected", lambda: f'"{name}"' in kubectl.dry_run(probe))

@@ -82,7 +82,7 @@ async def a_managed_world(
     async with (
         recording(server, tls, kubectl.namespace) as record,
         kubelet.serving(),
-        a_world(kubectl, folder, skew=skew, **settings) as world,
+        a_world(kubectl, folder, skew=skew, fresh=False, **settings) as world,
     ):
         yield Managed(world, kubelet, record)
         if judged:  # what holds of every managed world needs no word in its test

@@ -1,7 +1,4 @@
-"""The `finetune` command with a clock that is wrong: `python -m tests.support.skewed SECONDS ARGUMENTS...`.
-
-Every module of the project sees the shifted clock; what others do, such as TLS and timeouts, does not.
-"""
+"""A clock that is wrong, for the project's own modules; what others do, such as TLS and timeouts, does not see it."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import sys
 from datetime import timedelta, tzinfo
 from typing import Any
 
-from finetune.cli.main import main
+import finetune.controller.handlers  # noqa: F401 - what the operator's command imports later is shifted too
 
 
 class _Kind(type):
@@ -29,10 +26,3 @@ def shift(seconds: float) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("finetune.") and getattr(module, "datetime", None) is datetime_module.datetime:
             module.datetime = Skewed  # type: ignore[attr-defined]
-
-
-if __name__ == "__main__":
-    import finetune.controller.handlers  # noqa: F401 - what the operator's command imports later is shifted too
-
-    shift(float(sys.argv[1]))
-    sys.exit(main(sys.argv[2:]))

@@ -26,19 +26,23 @@ Document = dict[str, Any]
 
 DEADLINE_SECONDS = 180.0
 """A condition that is not met by then never will be, also on a machine that does ten other things."""
+PLURALS = {"job": "jobs", "pod": "pods", "pvc": "persistentvolumeclaims"}
 ROWS = b'{"prompt": "a", "completion": "b"}\n' * 4
 FILES = [{"path": "adapter_model.safetensors", "bytes": 3, "sha256": "b" * 64}]
 DIGEST = hashlib.sha256(f"{'b' * 64}  adapter_model.safetensors\n".encode()).hexdigest()
 
 
 async def eventually(what: str, check: Callable[[], Any]) -> Any:
+    """What a check gives once that is true; it is asked 20 times a second, and less often the longer it takes."""
     deadline = time.monotonic() + DEADLINE_SECONDS
+    pause = 0.05
     while True:
         value = await asyncio.to_thread(check)
         if value:
             return value
         assert time.monotonic() < deadline, f"{what}: not within {DEADLINE_SECONDS:.0f} s"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.05, 0.2)
 
 
 class World:
@@ -147,8 +151,7 @@ class World:
         return True
 
     def patch_status(self, kind: str, name: str, status: Document) -> None:
-        patch = json.dumps({"status": status})
-        self.kubectl("patch", kind, name, "--subresource=status", "--type=merge", f"--patch={patch}")
+        self.kubectl.patch(PLURALS[kind], name, {"status": status}, subresource="status")
 
 
 def manifest(name: str, **spec: Any) -> Document:
@@ -211,10 +214,12 @@ def container_status(name: str, state: Document) -> Document:
 
 
 @contextlib.asynccontextmanager
-async def a_world(kubectl: Kubectl, folder: Path, *, skew: float = 0.0, **settings: str) -> AsyncIterator[World]:
+async def a_world(
+    kubectl: Kubectl, folder: Path, *, skew: float = 0.0, fresh: bool = False, **settings: str
+) -> AsyncIterator[World]:
     """Registry, proxies and operator for one namespace; the operator is started, and killed at the end.
 
-    `skew`: seconds by which the operator's clock is ahead.
+    `skew`: seconds by which the operator's clock is ahead. `fresh`: started as the images start them.
     """
     port = free_port()
     database = f"sqlite:///{folder}/registry.db"
@@ -222,7 +227,7 @@ async def a_world(kubectl: Kubectl, folder: Path, *, skew: float = 0.0, **settin
     upstream, tls = client_tls(kubectl.kubeconfig)
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(
-            Server(*arguments, environment={}, log=folder / "registry.log").serving()
+            Server(*arguments, environment={}, log=folder / "registry.log", fresh=fresh).serving()
         )
         kubernetes = await stack.enter_async_context(RecordingProxy(upstream=upstream, tls=tls).serving())
         registry = await stack.enter_async_context(RecordingProxy(upstream=f"http://127.0.0.1:{port}").serving())
@@ -237,7 +242,7 @@ async def a_world(kubectl: Kubectl, folder: Path, *, skew: float = 0.0, **settin
             "FINETUNE_REFERENCE_TIMEOUT_SECONDS": "2",
             **settings,
         }
-        operator = Server("operator", environment=environment, log=folder / "operator.log", skew=skew)
+        operator = Server("operator", environment=environment, log=folder / "operator.log", skew=skew, fresh=fresh)
         made = World(kubectl, operator, kubernetes, registry, server)
         stack.push_async_callback(made.client.close)
         rows = folder / "rows.jsonl"
