@@ -81,17 +81,11 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         return _again(lambda: _export_once(settings, directory, source))
 
 
-def examine(
-    source: Source,
-    method: str,
-    columns: dict[str, str],
-    take: Callable[[int, Record, bytes], None],
-    *,
-    seed: int = 42,
-) -> Report:
+def examine(source: Source, shaper: Shaper, take: Callable[[int, Record, bytes], None], *, seed: int = 42) -> Report:
     """Read a whole dataset and return what is known about it.
 
-    `take` is called for each valid row, with its hash, its record and its normalised content as JSON.
+    The shaper is one that has read no rows yet. `take` is called for each valid row, with its hash, its record and its
+    normalised content as JSON.
 
     Raises
     ------
@@ -101,7 +95,6 @@ def examine(
         When it is not there, or its rows are for another method. Invalid rows raise nothing: the report has them.
     """
     report = Report(Problems(source.name))
-    shaper = Shaper(source.name, method, columns)
     row_hash = RowHash(seed)
     for record in source.records():
         try:
@@ -157,7 +150,7 @@ def _export_once(settings: ExportSettings, directory: RunDirectory, source: Sour
         files = RowFiles(
             directory, percent=settings.held_out_percent, max_rows=settings.evaluation_max_rows, stack=stack
         )
-        report = examine(source, settings.method, settings.column, files.add, seed=settings.seed)
+        report = examine(source, settings.shaper(source.name), files.add, seed=settings.seed)
         files.deal()
         report.rows, report.evaluation_rows, report.example = files.rows, files.evaluation_rows, files.example
         report.warnings += _warnings(report, settings)

@@ -1,59 +1,28 @@
 """The ways to write a row, each turned into one of the four shapes that the trainer knows.
 
-A `Fields` is a row seen through the column mapping; each `normalise_*` function returns the row's content or raises
-`InvalidRowError` with everything that is wrong with it.
+Each `normalise_*` function returns a row's content or raises `InvalidRowError` with everything that is wrong with it.
+What stands beside the texts (a system prompt, earlier turns, tools) makes turns of texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.data.conversations import Message, check_learned, check_order, read_turns, seen_only, without_weights
+from model.data.beside import Beside, check_history, read_beside, with_thoughts
+from model.data.conversations import check_learned, check_order, read_turns, seen_only, without_weights
+from model.data.fields import Fields
+from model.data.keys import COLUMNS
 from model.data.records import InvalidRowError, Problem
-from model.data.texts import as_turns, check_text
-from model.data.tools import read_tools
+from model.data.texts import as_turns, check_text, media_in
+from model.data.turns import OPENING, Message
 
 Shape = Literal["prompt-completion", "messages", "preference", "preference-messages"]
 Content = dict[str, Any]
 
-PROMPT_ENDS = ("user", "tool")
-
-
-class Fields:
-    """The fields of one row under their canonical names.
-
-    Parameters
-    ----------
-    value
-        The row as its source gave it.
-    columns
-        Canonical name to the source's name, where the two differ.
-    """
-
-    __slots__ = ("_columns", "value")
-
-    def __init__(self, value: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-        self.value = value
-        self._columns = columns
-
-    def name(self, field: str) -> str:
-        """Return what the source calls a field."""
-        return self._columns.get(field, field)
-
-    def get(self, field: str) -> Any:
-        """Return a field's value, None when it is null or not there."""
-        return self.value.get(self._columns.get(field, field))
-
-    def has(self, field: str) -> bool:
-        """Whether the field is there and not null."""
-        return self.get(field) is not None
-
-    def has_turns(self, field: str) -> bool:
-        """Whether the field is a list of objects, or holds turns as JSON."""
-        value = as_turns(self.get(field))
-        return isinstance(value, list) and (not value or isinstance(value[0], Mapping))
+_ASKED = ("prompt", "instruction")
+PROMPT_ENDS = ("user", "tool", *OPENING)
 
 
 @dataclass(frozen=True)
@@ -81,8 +50,8 @@ class Form:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """All fields that its rows may have."""
-        return self.required + self.optional
+        """All fields that its rows may have, and a mapping may name."""
+        return self.required + self.optional + BESIDE
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -96,36 +65,46 @@ class Form:
         return self.conversations is None or self.conversations == any(map(row.has_turns, self.answers))
 
 
-def _texts(row: Fields, *fields: str) -> Content:
-    problems: list[Problem] = []
+def _texts(row: Fields, problems: list[Problem], *fields: str) -> Content:
+    """Return fields that are text; the prompt must be one that a text model can read."""
     content = {field: row.get(field) for field in fields}
     for field, text in content.items():
         check_text(text, row.name(field), problems)
-    _raise(problems)
+        if (mark := media_in(text, prompt=field in _ASKED)) is not None:
+            problems.append(Problem(row.name(field), mark, "media"))
     return content
-
-
-def normalise_prompt_completion(row: Fields) -> Content:
-    """Return prompt and completion as they are."""
-    return _texts(row, "prompt", "completion")
 
 
 def _instruction(row: Fields, problems: list[Problem]) -> str:
     """Return the instruction, followed by its input when there is one."""
-    instruction, added = row.get("instruction"), row.get("input")
-    check_text(instruction, row.name("instruction"), problems)
+    instruction, added = _texts(row, problems, "instruction")["instruction"], row.get("input")
     if added is not None:
         check_text(added, row.name("input"), problems, empty=True)
     return f"{instruction}\n\n{added}" if isinstance(added, str) and added.strip() else instruction
+
+
+def normalise_prompt_completion(row: Fields) -> Content:
+    """Return prompt and completion as they are, or as turns when there is more than these."""
+    problems: list[Problem] = []
+    return _completed(row, _texts(row, problems, "prompt", "completion"), problems)
 
 
 def normalise_instruction(row: Fields) -> Content:
     """Return an Alpaca row as prompt and completion."""
     problems: list[Problem] = []
     prompt = _instruction(row, problems)
-    check_text(row.get("output"), row.name("output"), problems)
+    return _completed(row, {"prompt": prompt, "completion": _texts(row, problems, "output")["output"]}, problems)
+
+
+def _completed(row: Fields, content: Content, problems: list[Problem]) -> Content:
+    """Return a prompt and its completion with what stands beside them."""
+    beside = read_beside(row, problems)
+    check_history(beside, problems)
     _raise(problems)
-    return {"prompt": prompt, "completion": row.get("output")}
+    if not beside.makes_turns:
+        return {**content, **beside.template}
+    turns = [{"role": "user", "content": content["prompt"]}, beside.answer(content["completion"])]
+    return {"messages": beside.before + turns, **beside.further}
 
 
 def normalise_messages(row: Fields) -> Content:
@@ -140,49 +119,59 @@ def normalise_conversations(row: Fields) -> Content:
 
 def _conversation(row: Fields, field: str) -> Content:
     problems: list[Problem] = []
-    system, turns = _system(row, problems), read_turns(row.get(field), row.name(field), problems)
-    tools = _tools(row, problems)
+    beside = read_beside(row, problems)
+    turns = read_turns(row.get(field), row.name(field), problems, row.reading)
     _raise(problems)
-    _check_turns(turns, field, row, problems, system=system)
+    check_history(beside, problems)
+    _check_turns(turns, field, row, problems, beside=beside)
     if not problems:
         check_learned(turns, row.name(field), problems)
+    turns = with_thoughts(beside, turns, problems)
     _raise(problems)
-    return {"messages": system + turns, **tools}
+    return {"messages": beside.before + turns, **beside.further}
 
 
 def normalise_completion_turns(row: Fields) -> Content:
     """Return a prompt and a completion that are lists of turns as one conversation; only the completion is learned."""
     problems: list[Problem] = []
-    system, prompt = _system(row, problems), _prompt_turns(row, problems)
-    completion = read_turns(row.get("completion"), row.name("completion"), problems)
-    tools = _tools(row, problems)
+    beside, prompt = read_beside(row, problems), _prompt_turns(row, problems)
+    completion = read_turns(row.get("completion"), row.name("completion"), problems, row.reading)
     _raise(problems)
-    _check_turns(prompt, "prompt", row, problems, system=system, last=PROMPT_ENDS)
+    check_history(beside, problems)
+    _check_turns(prompt, "prompt", row, problems, beside=beside, last=PROMPT_ENDS)
     check_order(completion, row.name("completion"), problems, before=prompt)
     if not problems:
         check_learned(completion, row.name("completion"), problems)
+    completion = with_thoughts(beside, completion, problems)
     _raise(problems)
-    return {"messages": system + seen_only(prompt) + completion, **tools}
+    return {"messages": beside.before + seen_only(prompt) + completion, **beside.further}
 
 
 def normalise_preference(row: Fields) -> Content:
-    """Return prompt, chosen and rejected as they are."""
-    content = _texts(row, "prompt", "chosen", "rejected")
-    _check_different(content, row)
-    return content
+    """Return prompt, chosen and rejected as they are, or as turns when there is more than these."""
+    problems: list[Problem] = []
+    return _preferred(row, _texts(row, problems, "prompt", "chosen", "rejected"), problems)
 
 
 def normalise_instruction_preference(row: Fields) -> Content:
     """Return an instruction with a chosen and a rejected answer."""
     problems: list[Problem] = []
     prompt = _instruction(row, problems)
-    answers = {field: row.get(field) for field in ("chosen", "rejected")}
-    for field, text in answers.items():
-        check_text(text, row.name(field), problems)
+    return _preferred(row, {"prompt": prompt, **_texts(row, problems, "chosen", "rejected")}, problems)
+
+
+def _preferred(row: Fields, content: Content, problems: list[Problem]) -> Content:
+    """Return a prompt and its two answers with what stands beside them."""
+    beside = read_beside(row, problems)
+    check_history(beside, problems)
+    _check_no_thoughts(beside, problems)
     _raise(problems)
-    content = {"prompt": prompt, **answers}
     _check_different(content, row)
-    return content
+    if not beside.makes_turns:
+        return {**content, **beside.template}
+    prompt = [*without_weights(beside.before), {"role": "user", "content": content["prompt"]}]
+    answers = {side: [{"role": "assistant", "content": content[side]}] for side in ("chosen", "rejected")}
+    return {"prompt": prompt, **answers, **beside.further}
 
 
 def normalise_preference_turns(row: Fields) -> Content:
@@ -191,25 +180,30 @@ def normalise_preference_turns(row: Fields) -> Content:
     Without a prompt, or with one that both answers repeat, the prompt is what the answers have in common.
     """
     problems: list[Problem] = []
-    system = _system(row, problems)
+    beside = read_beside(row, problems)
+    _check_no_thoughts(beside, problems)
     prompt = without_weights(_prompt_turns(row, problems)) if row.has("prompt") else []
-    chosen, rejected = (read_turns(row.get(field), row.name(field), problems) for field in ("chosen", "rejected"))
-    tools = _tools(row, problems)
+    chosen, rejected = (
+        read_turns(row.get(field), row.name(field), problems, row.reading) for field in ("chosen", "rejected")
+    )
     _raise(problems)
     unweighted = {"chosen": without_weights(chosen), "rejected": without_weights(rejected)}
     _check_different(unweighted, row)
+    start = 0
     if chosen[0]["role"] != "assistant" or not prompt:
         given, prompt = prompt, _common(**unweighted)
-        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        start = len(prompt)
+        chosen, rejected = chosen[start:], rejected[start:]
         _check_common(prompt, given, row)
     field = "prompt" if row.has("prompt") else "chosen"
-    _check_turns(prompt, field, row, problems, system=system, last=PROMPT_ENDS)
+    check_history(beside, problems)
+    _check_turns(prompt, field, row, problems, beside=beside, last=PROMPT_ENDS)
     if not problems:
-        check_order(chosen, row.name("chosen"), problems, before=prompt)
-        check_order(rejected, row.name("rejected"), problems, before=prompt)
+        for side, turns in (("chosen", chosen), ("rejected", rejected)):
+            check_order(turns, row.name(side), problems, before=prompt, start=start)
         _check_all_learned(row, {"chosen": chosen, "rejected": rejected}, problems)
     _raise(problems)
-    return {"prompt": system + prompt, "chosen": chosen, "rejected": rejected, **tools}
+    return {"prompt": without_weights(beside.before) + prompt, "chosen": chosen, "rejected": rejected, **beside.further}
 
 
 def _check_all_learned(row: Fields, answers: dict[str, list[Message]], problems: list[Problem]) -> None:
@@ -219,13 +213,10 @@ def _check_all_learned(row: Fields, answers: dict[str, list[Message]], problems:
             problems.append(Problem(row.name(field), text, "weight"))
 
 
-def _system(row: Fields, problems: list[Problem]) -> list[Message]:
-    """Return the system turn that a column of its own holds; none when it is empty."""
-    text = row.get("system")
-    if text is None or text == "":
-        return []
-    check_text(text, row.name("system"), problems)
-    return [{"role": "system", "content": text}]
+def _check_no_thoughts(beside: Beside, problems: list[Problem]) -> None:
+    if beside.thoughts is not None:
+        text = "is given beside two answers, and says not whose it is: write it as reasoning_content of their turns"
+        problems.append(Problem(beside.thoughts_in, text, "reasoning"))
 
 
 def _check_turns(
@@ -234,24 +225,23 @@ def _check_turns(
     row: Fields,
     problems: list[Problem],
     *,
-    system: list[Message],
+    beside: Beside,
     last: tuple[str, ...] = ("assistant",),
 ) -> None:
     """Check the order of a conversation's first turns, and that it has one system turn at most."""
-    if system and turns[0]["role"] == "system":
-        text = f"is given beside a system turn in {row.name(field)}: keep one"
-        problems.append(Problem(row.name("system"), text, "order"))
+    if beside.system and turns[0]["role"] in OPENING:
+        text = f"is given beside a {turns[0]['role']} turn in {row.name(field)}: keep one"
+        problems.append(Problem(beside.system_in, text, "order"))
     else:
-        check_order(turns, row.name(field), problems, before=system, last=last)
+        check_order(turns, row.name(field), problems, before=beside.before, last=last)
 
 
 def _prompt_turns(row: Fields, problems: list[Problem]) -> list[Message]:
     """Return the prompt's turns; a prompt that is plain text is one turn of the user."""
     prompt = as_turns(row.get("prompt"))
     if isinstance(prompt, str):
-        check_text(prompt, row.name("prompt"), problems)
-        return [{"role": "user", "content": prompt}]
-    return read_turns(prompt, row.name("prompt"), problems)
+        return [{"role": "user", "content": _texts(row, problems, "prompt")["prompt"]}]
+    return read_turns(prompt, row.name("prompt"), problems, row.reading)
 
 
 def _common(chosen: list[Message], rejected: list[Message]) -> list[Message]:
@@ -282,15 +272,13 @@ def _check_different(content: Content, row: Fields) -> None:
         raise InvalidRowError([Problem(row.name("chosen"), text, "chosenEqualsRejected")])
 
 
-def _tools(row: Fields, problems: list[Problem]) -> Content:
-    tools = read_tools(row.get("tools"), row.name("tools"), problems)
-    return {"tools": tools} if tools else {}
-
-
 def _raise(problems: list[Problem]) -> None:
     if problems:
         raise InvalidRowError(problems)
 
+
+BESIDE = tuple(rule.names[0] for rule in COLUMNS if rule.kind in ("system", "history", "tools", "thoughts", "template"))
+"""Fields that may stand beside all texts."""
 
 PREFERENCE = ("prompt", "chosen", "rejected")
 FORMS = {
@@ -307,18 +295,16 @@ FORMS = {
             "prompt and completion as turns",
             "messages",
             ("prompt", "completion"),
-            ("tools", "system"),
+            (),
             conversations=True,
             normalise=normalise_completion_turns,
         ),
-        Form(
-            "messages", "messages", ("messages",), ("tools", "system"), conversations=None, normalise=normalise_messages
-        ),
+        Form("messages", "messages", ("messages",), (), conversations=None, normalise=normalise_messages),
         Form(
             "conversations (ShareGPT)",
             "messages",
             ("conversations",),
-            ("tools", "system"),
+            (),
             conversations=None,
             normalise=normalise_conversations,
         ),
@@ -344,7 +330,7 @@ FORMS = {
             "prompt, chosen and rejected as turns",
             "preference-messages",
             PREFERENCE,
-            ("tools", "system"),
+            (),
             conversations=True,
             normalise=normalise_preference_turns,
         ),
@@ -352,7 +338,7 @@ FORMS = {
             "chosen and rejected conversations, whose common beginning is the prompt",
             "preference-messages",
             ("chosen", "rejected"),
-            ("tools", "system"),
+            (),
             conversations=True,
             normalise=normalise_preference_turns,
         ),

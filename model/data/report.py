@@ -30,8 +30,10 @@ KINDS = {
     "prompt": "no common prompt",
     "reasoning": "thoughts in two versions",
     "role": "an unknown or misplaced role",
+    "template": "a variable that no template may have",
     "tooDeep": "nested too deep",
     "tooLong": "a row too long to read",
+    "media": "pictures or sound",
     "toolCall": "a tool call that cannot be read",
     "unknownShape": "no known shape",
     "unreadable": "cannot be read",
@@ -118,7 +120,9 @@ def render(document: Mapping[str, Any]) -> str:
 def _lengths(content: Content) -> dict[str, int]:
     """Return the characters of each part of a row; of a conversation, what is learned is the completion."""
     if (turns := content.get("messages")) is None:
-        return {name: _size(value) for name, value in content.items() if name != "tools"}
+        return {
+            name: _size(content[name]) for name in ("prompt", "completion", "chosen", "rejected") if name in content
+        }
     sizes = {"prompt": 0, "completion": 0}
     for turn in turns:
         learned = turn["role"] == "assistant" and "weight" not in turn

@@ -12,7 +12,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from model import flags
 from model.data.formats import CANONICAL_FIELDS
-from model.data.shapes import candidates, unknown_columns
+from model.data.shapes import Shaper, candidates, unknown_columns
 from model.data.sources import FileSource, HubSource, ObjectStoreSource, RegistrySource, Source, SqlSource
 from model.files import RunDirectory
 from model.registry import RunRegistry
@@ -54,6 +54,14 @@ class ExportSettings(flags.Settings):
     invalid_rows: Literal["Fail", "Drop"] = Field("Fail", description="What to do when a row is invalid")
     column: dict[str, str] = Field(
         default_factory=dict, description="Where a field is found: prompt=question, once per field"
+    )
+    ignore_column: list[str] = Field(
+        default_factory=list,
+        json_schema_extra=flags.REPEATED,
+        description="A column that is as good as not there, once per column",
+    )
+    turns: Literal["Strict", "Merge"] = Field(
+        "Strict", description="What to do with turns of one role that follow upon each other: refuse or join them"
     )
     report: bool = Field(False, description="Print what is known about the dataset")
     source: Literal["registry", "configMap", "volume", "sql", "objectStore", "hub"] = Field(
@@ -115,6 +123,10 @@ class ExportSettings(flags.Settings):
         assert self.path is not None
         return FileSource(self.source, self.path)
 
+    def shaper(self, source: str) -> Shaper:
+        """Return what turns the source's rows, whatever messages call it, into content."""
+        return Shaper(source, self.method, self.column, ignored=self.ignore_column, merge=self.turns == "Merge")
+
     def source_request(self) -> dict[str, Any]:
         """Return what is asked of the source, as far as an earlier export can be told by it; nothing is looked up.
 
@@ -130,6 +142,8 @@ class ExportSettings(flags.Settings):
         return {
             "method": self.method,
             "columns": self.column,
+            **({"ignoredColumns": self.ignore_column} if self.ignore_column else {}),
+            **({"turns": self.turns} if self.turns != "Strict" else {}),
             "invalidRows": self.invalid_rows,
             "evaluationPercent": self.held_out_percent,
             "evaluationMaxRows": self.evaluation_max_rows,
@@ -159,6 +173,8 @@ def _problems_together(data: Mapping[str, Any]) -> list[str]:
     ]
     if isinstance(columns := data.get("column"), Mapping):
         problems += _column_problems(columns, data.get("method", "SFT"))
+        both = sorted(set(columns.values()) & set(data.get("ignore_column") or ()))
+        problems += [f"--ignore-column={name}: --column maps it, do one of the two" for name in both]
     return problems
 
 

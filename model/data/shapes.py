@@ -7,14 +7,15 @@ invalid like any other row with a missing field.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from model import exits
-from model.data.conversations import REASONING_KEYS, unread_keys
-from model.data.formats import FORMS, Content, Fields, Form, Shape
+from model.data.conversations import unread_keys
+from model.data.fields import Fields, Reading
+from model.data.formats import BESIDE, FORMS, Content, Form, Shape
 from model.data.records import InvalidRowError, Problem, Record, printable
-from model.data.texts import SHOWN_CHARACTERS, kind, names, not_a_list
+from model.data.texts import SHOWN_CHARACTERS, kind, listed, names, not_a_list
 from model.exits import FailureError
 
 _LIKELY = {
@@ -38,25 +39,43 @@ class Shaper:
         SFT or DPO, which decides what a row must have.
     columns
         Where a field is found when the source calls it otherwise: canonical name to the source's name.
+    ignored
+        Columns that are as good as not there.
+    merge
+        Whether turns of one role that follow upon each other become one.
     """
 
-    def __init__(self, source: str, method: str, columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        source: str,
+        method: str,
+        columns: Mapping[str, str],
+        *,
+        ignored: Collection[str] = (),
+        merge: bool = False,
+    ) -> None:
         self._source = source
         self._method = method
         self._columns = columns
+        self._reading = Reading(columns, frozenset(ignored), merge, method)
+        self._noted: dict[str, str] = {}
         self._forms = candidates(method, columns)
         self._others = [form for other in FORMS if other != method for form in FORMS[other]]
         self._form: Form | None = None
         self._decided_by = ""
         self.detected = ""
         """What was found, in words; empty before the first whole row."""
-        self.warnings: list[str] = []
-        """What the first whole row has that its user may believe to be learned."""
+        self.shape: Shape | None = None
+        """The shape of the rows, None before the first whole row; that of turns as soon as one row has turns."""
 
     @property
-    def shape(self) -> Shape | None:
-        """The shape of the rows, None before the first whole row."""
-        return None if self._form is None else self._form.shape
+    def warnings(self) -> list[str]:
+        """What people may believe to be learned otherwise, each with the first row and the number of rows."""
+        notes = self._reading.notes
+        return [
+            f"{text} ({place}{f' and {notes[text] - 1} more' if notes[text] > 1 else ''})"
+            for text, place in self._noted.items()
+        ]
 
     def content(self, record: Record) -> Content:
         """Return the normalised content of a row.
@@ -73,11 +92,16 @@ class Shaper:
             raise value
         if type(value) is not dict and not isinstance(value, Mapping):
             raise InvalidRowError([Problem("", f"must be a JSON object, is {kind(value)}", "wrongType")])
-        row = Fields(value, self._columns)
+        row = Fields(value, self._reading)
         form = self._form or self._detect(row, record)
         if not form.fits(row):
             self._check_complete(form, row)
-        return form.normalise(row)
+        content = form.normalise(row)
+        if self.shape in _TURNS and _has_turns(content):
+            self.shape = _TURNS[self.shape]
+        if len(self._reading.notes) > len(self._noted):
+            self._noted |= {text: _where(record) for text in self._reading.notes if text not in self._noted}
+        return content
 
     def _detect(self, row: Fields, record: Record) -> Form:
         fitting = _most_specific([form for form in self._forms if form.fits(row)])
@@ -86,8 +110,8 @@ class Shaper:
         if fitting:
             self._form = fitting[0]
             self._decided_by = _where(record)
+            self.shape = fitting[0].shape
             self.detected = self._words(fitting[0], row)
-            self.warnings = _unlearned(fitting[0], row)
             return fitting[0]
         if other := next((form for form in self._others if form.fits(row)), None):
             raise self._failure(record, self._for_another_method(other))
@@ -113,11 +137,16 @@ class Shaper:
         if form.shape != words.replace(" and ", "-"):
             words += f", read as {form.shape}"
         used = {row.name(field): field for field in form.fields if row.name(field) in row.value}
+        used |= {
+            key: rule.names[0] for key in row.value if (rule := self._reading.rule(key)) and rule.names[0] in BESIDE
+        }
         words += "".join(f"; {field} is the column {name}" for name, field in used.items() if name != field)
+        if form.shape in _TURNS and (beside := [key for key, field in used.items() if field in BESIDE]):
+            words += f"; as turns where there is {listed(beside, 'or')}"
         unused = [key for key in row.value if key not in used]
         words += f"; not used: {names(unused)}" if unused else ""
         if form.shape in ("messages", "preference-messages"):
-            texts = [row.get(field) for field in form.fields if field not in ("tools", "system")]
+            texts = [row.get(field) for field in form.required]
             unread = list(dict.fromkeys(key for text in texts for key in unread_keys(text)))
             words += f"; not used in turns: {names(unread)}" if unread else ""
         return printable(words)
@@ -140,21 +169,19 @@ class Shaper:
 
     def _holds_rows(self, value: Any) -> bool:
         first = value[0] if isinstance(value, list) and value else None
-        return isinstance(first, Mapping) and any(form.fits(Fields(first, {})) for form in self._forms)
+        return isinstance(first, Mapping) and any(form.fits(Fields(first, Reading())) for form in self._forms)
 
     def _failure(self, record: Record, text: str) -> FailureError:
         message = printable(f"{self._source} {_where(record)}: {text}")
         return FailureError(exits.DATASET_INVALID, "DatasetInvalid", message, row=record.number)
 
 
-def _unlearned(form: Form, row: Fields) -> list[str]:
-    used = {row.name(field) for field in form.fields}
-    return [
-        f"the column {key} is not used, so the model learns to answer without it: write it into the answers, or as "
-        f"reasoning_content of a turn in messages"
-        for key in REASONING_KEYS
-        if key not in used and row.value.get(key)
-    ]
+_TURNS: dict[Shape | None, Shape] = {"prompt-completion": "messages", "preference": "preference-messages"}
+"""The shape that rows of texts have once something stands beside them that only turns have."""
+
+
+def _has_turns(content: Content) -> bool:
+    return "messages" in content or not isinstance(content["prompt"], str)
 
 
 def _guess(field: str, there: Mapping[str, Any]) -> str | None:
@@ -201,7 +228,7 @@ def _found(form: Form, row: Fields) -> int:
 def _choice(forms: Sequence[Form], columns: Mapping[str, str], word: str = "or") -> str:
     """Return the fields of several forms, as the source calls them."""
     lists = dict.fromkeys(tuple(columns.get(field, field) for field in form.required) for form in forms)
-    return f", {word} ".join(", ".join(names[:-1]) + " and " + names[-1] if names[1:] else names[0] for names in lists)
+    return f", {word} ".join(listed(names, "and") for names in lists)
 
 
 def _remedy(forms: Sequence[Form]) -> str:

@@ -25,9 +25,10 @@ class RowHash:
     def __call__(self, content: Mapping[str, Any], encoded: bytes) -> int:
         """Return a row's hash; `encoded` is the content as `encode` gives it.
 
-        The fields of a row come in one order, but those of tools and of calls come as the source has them.
+        The fields of a row come in one order, but those of tools, of calls and of the template's variables come as the
+        source has them.
         """
-        if b'"tool' in encoded:
+        if b'"tool' in encoded or b'"chat_template_kwargs"' in encoded:
             encoded = _SORTED.encode(content).encode()
         digest = self._start.copy()
         digest.update(encoded)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.data.decode import RefusedError, check_depth, decode_text
@@ -19,14 +20,25 @@ _KINDS = {
     int: "a number",
     float: "a number",
     bytes: "bytes",
+    bytearray: "bytes",
+    memoryview: "bytes",
     type(None): "null",
 }
 SHOWN_CHARACTERS = 40
+BYTES_REMEDY = ": store it as text, in Parquet with pyarrow's `column.cast('string')`, in SQL with convert_from"
+_MARKS = ("<image", "<video", "<audio", "<|", "<start_of_image>")
+_PLACEHOLDER = re.compile(
+    r"\A\s*<(?P<first>image|video|audio)>|^[ \t]*(?:<(?P<line>image|video|audio)>[ \t]*)+\r?$"
+    r"|<\|(?:image|video|audio|image_pad|video_pad|vision_start)\|>|<start_of_image>|<image_soft_token>",
+    re.MULTILINE,
+)
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # not where the backslash itself is escaped
 
 
 def kind(value: Any) -> str:
     """Return what a value is, in words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN, no text or number" if math.isnan(value) else "an infinite number"
     return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
@@ -42,10 +54,17 @@ def names(keys: Any) -> str:
     return ", ".join(shown) + (", ..." if len(keys) > len(shown) else "")
 
 
+def listed(items: Sequence[str], word: str) -> str:
+    """Return some words as one does in a sentence: a, b and c."""
+    *first, last = items
+    return f"{', '.join(first)} {word} {last}" if first else last
+
+
 def check_text(text: Any, field: str, problems: list[Problem], *, empty: bool = False) -> None:
     """Check that a value is text with something to read in it; `empty` allows that there is nothing."""
     if type(text) is not str:
-        problems.append(Problem(field, f"must be a string, is {kind(text)}", "wrongType"))
+        remedy = BYTES_REMEDY if kind(text) == "bytes" else ""
+        problems.append(Problem(field, f"must be a string, is {kind(text)}{remedy}", "wrongType"))
     elif not text or text.isspace():
         if not empty:
             problems.append(Problem(field, "is empty", "empty"))
@@ -53,6 +72,26 @@ def check_text(text: Any, field: str, problems: list[Problem], *, empty: bool = 
         problems.append(Problem(field, f"holds a NUL character, at character {text.index(chr(0)) + 1}", "character"))
     elif not text.isascii() and not _encodable(text):
         problems.append(Problem(field, "holds half of a surrogate pair, which is no character", "character"))
+
+
+def media_in(text: Any, *, prompt: bool) -> str | None:
+    """Return what is wrong with a text that stands around a picture or a sound; None when it does not.
+
+    A word such as `<image>` is a placeholder at the start of what is asked, or alone on a line; elsewhere, and where an
+    end tag follows, it is text.
+    """
+    if not isinstance(text, str) or not any(mark in text for mark in _MARKS):  # much faster, and nearly always true
+        return None
+    if (match := _PLACEHOLDER.search(text)) is None:
+        return None
+    word = match["first"] or match["line"]
+    if word and (not prompt or f"</{word}>" in text):
+        return None
+    mark = match[0].strip()
+    return (
+        f"holds {mark}, in whose place a model sees a picture or hears a sound, but only text is trained on: leave the "
+        "row out"
+    )
 
 
 def as_list(value: Any) -> Any:

@@ -210,18 +210,31 @@ def test_what_was_found_out_is_told_and_kept(run: Exporter, capsys: pytest.Captu
     assert (manifest["detected"], manifest["duplicates"]) == ("prompt and completion", 1)
 
 
-def test_thoughts_in_a_column_of_their_own_are_not_passed_over_in_silence(
+def test_what_is_noticed_about_good_rows_is_a_warning_with_its_rows(
     run: Exporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [f'{{"prompt": "p{n}", "completion": "c", "reasoning": "Hm.", "": 1}}' for n in range(9)]
+    lines = [f'{{"prompt": "p{n}", "completion": "c", "context": {json.dumps("x" * n)}, "": 1}}' for n in range(9)]
     assert run(lines=lines) == 0
     said = capsys.readouterr().err
-    assert "prompt and completion; not used: reasoning, ''\n" in said
-    assert "warning: the column reasoning is not used, so the model learns to answer without it: write it into" in said
-    warnings = json.loads(run.directory.report.read_text())["warnings"]
-    assert len(warnings) == 2
-    assert run("--column=completion=reasoning", lines=lines) == 0
-    assert len(json.loads(run.directory.report.read_text())["warnings"]) == 1
+    assert "prompt and completion; not used: context, ''\n" in said
+    warning = (
+        "the column context is not used, though the answers may need it: map it (input=context beside instruction and "
+        "output), write it into the prompt, or leave the column out with --ignore-column=context (ignoredColumns in a "
+        "TrainingRun) (row 2 and 7 more)"
+    )
+    assert f"warning: {warning}\n" in said
+    assert warning in json.loads(run.directory.report.read_text())["warnings"]
+    assert run("--ignore-column=context", lines=lines) == 0
+    assert json.loads(run.directory.manifest.read_text())["source"]["ignoredColumns"] == ["context"]
+    assert len(json.loads(run.directory.report.read_text())["warnings"]) == 1  # none is held out
+
+
+def test_rows_of_text_become_turns_where_more_stands_beside_them(run: Exporter) -> None:
+    lines = ['{"prompt": "a", "completion": "b", "system": null}', '{"prompt": "c", "completion": "d", "system": "e"}']
+    assert run("--evaluation-percent=0", lines=lines) == 0
+    manifest = json.loads(run.directory.manifest.read_text())
+    assert manifest["shape"] == "messages"
+    assert manifest["detected"] == "prompt and completion; as turns where there is system"
 
 
 def test_the_report_is_printed_on_request(run: Exporter, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from model.data import export
 from model.files import RunDirectory
-from tests.unit.corpus import bad_conversations, bad_texts
+from tests.unit.corpus import bad_beside, bad_conversations, bad_texts, good
 from tests.unit.corpus.cases import ANSWER, PAIR, USER, Case, rows
+from tests.unit.corpus.good import Good
 
 
 def parquet(**columns: Any) -> bytes:
@@ -48,7 +49,8 @@ PARQUET = (
     Case(
         "Parquet: bytes",
         parquet(prompt=[b"\xff"], completion=["b"]),
-        "rows.parquet row 1: prompt: must be a string, is bytes",
+        "rows.parquet row 1: prompt: must be a string, is bytes: store it as text, in Parquet with pyarrow's "
+        "`column.cast('string')`, in SQL with convert_from",
         row=1,
         file="rows.parquet",
     ),
@@ -80,7 +82,7 @@ PARQUET = (
         file="rows.parquet",
     ),
 )
-CASES = [*bad_texts.CASES, *bad_conversations.CASES, *PARQUET]
+CASES = [*bad_texts.CASES, *bad_conversations.CASES, *bad_beside.CASES, *PARQUET]
 
 
 @pytest.fixture
@@ -108,8 +110,18 @@ def test_a_bad_dataset_is_refused_in_these_words(case: Case, tmp_path: Path, log
     assert left <= {"report.json", export.LOCK}
 
 
+@pytest.mark.parametrize("case", good.CASES, ids=[case.name for case in good.CASES])
+def test_a_good_dataset_is_learned_like_this(case: Good, tmp_path: Path, log: Path) -> None:
+    (tmp_path / case.file).write_bytes(case.content)
+    assert run(tmp_path, tmp_path / case.file, "--evaluation-percent=0", *case.flags) == 0, log.read_text()
+    lines = RunDirectory(tmp_path / "run").train_rows.read_text(encoding="utf-8").split("\n")[:-1]
+    written = [{key: held for key, held in json.loads(line).items() if key not in ("row", "file")} for line in lines]
+    assert written == case.expected
+
+
 def test_the_corpus_is_large_and_every_case_has_a_name_of_its_own() -> None:
-    assert len({case.name for case in CASES}) == len(CASES) >= 60
+    assert len({case.name for case in CASES}) == len(CASES) >= 190
+    assert len({case.name for case in good.CASES}) == len(good.CASES) >= 75
 
 
 def test_a_problem_in_one_of_several_files_names_the_file(tmp_path: Path, log: Path) -> None:

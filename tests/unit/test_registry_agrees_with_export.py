@@ -20,7 +20,7 @@ from model.data.readers import bounded_lines, json_lines
 from model.data.records import InvalidRowError, Record
 from model.data.shapes import Shaper
 from model.exits import FailureError
-from tests.unit.corpus import bad_conversations, bad_texts
+from tests.unit.corpus import bad_beside, bad_conversations, bad_texts
 from tests.unit.corpus.cases import Case
 
 LINES = [
@@ -152,7 +152,7 @@ ONLY_THE_EXPORT = {
         "two assistant turns",
         "user last",
         "no assistant",
-        "a tool's answer without a call",
+        "a tool's answer without a call, in a conversation that has calls",
         "a call without an answer",
         "a call by the user",
         "a call without a name",
@@ -193,6 +193,14 @@ def test_what_the_export_refuses_is_refused_at_upload(case: Case) -> None:
     assert (message is None) == (case.name in set().union(*ONLY_THE_EXPORT.values()))
     if message is not None and case.row is not None:
         assert message.startswith(f"line {case.row}: ")
+
+
+BESIDE = [case for case in bad_beside.CASES if case.file == "train.jsonl"]
+
+
+@pytest.mark.parametrize("case", BESIDE, ids=lambda case: case.name)
+def test_what_stands_beside_the_texts_is_left_to_the_export(case: Case) -> None:
+    assert refusal(case.content) is None
 
 
 QUESTION = [{"role": "user", "content": "a"}]

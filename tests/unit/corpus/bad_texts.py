@@ -431,8 +431,9 @@ CASES = (
     Case(
         "unknown field mapped",
         rows(PAIR),
-        "--column=question=...: no such field, use one of prompt, completion, tools, system, messages, "
-        "conversations, instruction, output, input, chosen, rejected",
+        "--column=question=...: no such field, use one of prompt, completion, system, history, tools, "
+        "reasoning_content, chat_template_kwargs, messages, conversations, instruction, output, input, chosen, "
+        "rejected",
         flags=("--column=question=prompt",),
         code=2,
     ),

@@ -152,7 +152,8 @@ def _turns_problem(value: Any, field: str) -> str | None:
         role = re.sub(r"[\s-]+", "_", given.strip().lower()) if isinstance(given, str) else ""
         if role not in _ROLES:
             is_what = f"is {_short(given)}" if role_key in turn else "is missing"
-            return f"{where}.{role_key}: must be one of {', '.join(sorted(_ROLES))}, {is_what}"
+            known = "must be system, developer, user, assistant or tool, or another name of theirs"
+            return f"{where}.{role_key}: {known}, {is_what}"
         problem = _content_problem(turn, f"{where}.{content_key}", role, content_key)
         if problem is not None:
             return problem

@@ -1,0 +1,200 @@
+"""One turn of a conversation, in the ways in which turns are written, and what of it is learned."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from model.data import keys
+from model.data.fields import Reading
+from model.data.records import Problem
+from model.data.texts import check_mapping, check_text, media_in, short
+from model.data.tools import read_calls, read_function_call
+
+Message = dict[str, Any]
+
+CALL = "call"
+"""Role of a turn that is nothing but a call of a tool, written as JSON."""
+
+_NAMES = {
+    "system": ("system",),
+    "developer": ("developer",),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "model", "bot", "ai"),
+    "tool": ("tool", "observation", "function_response", "tool_response", "tool_result", "function", "ipython"),
+    CALL: ("function_call", "tool_call"),
+}
+ROLES = {name: role for role, names in _NAMES.items() for name in names}
+"""What roles are called, in lower case and with underscores, and which they are."""
+
+OPENING = ("system", "developer")
+"""Roles of a turn that says what the whole conversation is about."""
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a dataset calls the keys of a turn."""
+
+    role: str
+    content: str
+
+
+OPENAI = Spelling("role", "content")
+SHAREGPT = Spelling("from", "value")
+
+_READ_KEYS = {"role", "content", "from", "value", "tool_calls", "name", "tool_call_id", "function_call"}
+
+
+def spelling_of(turns: Any) -> Spelling:
+    """Return how a conversation's first turn is written."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return SHAREGPT if isinstance(first, dict) and "from" in first and "role" not in first else OPENAI
+
+
+def role_of(given: Any) -> str | None:
+    """Return which role a turn's author has, however it is spelled; None for an unknown one."""
+    if not isinstance(given, str):
+        return None
+    return ROLES.get(given) or ROLES.get(re.sub(r"[\s-]+", "_", given.strip().lower()))
+
+
+def is_read(key: str) -> bool:
+    """Whether something becomes of a turn's key."""
+    return key in _READ_KEYS or keys.turn_rule(key) is not None
+
+
+def read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem], reading: Reading) -> Message:
+    """Return a normalised turn, of the assistant if it is a call; what is wrong with it is added to the problems."""
+    given = turn.get(spelling.role)
+    role = role_of(given)
+    if role is None:
+        others = "or another name of theirs, such as human and gpt"
+        text = f"must be system, developer, user, assistant or tool, {others}, is {short(given)}"
+        missing = spelling.role not in turn
+        problems.append(Problem(f"{where}.{spelling.role}", "is missing" if missing else text, "role"))
+    content = f"{where}.{spelling.content}"
+    calls: list[Any] = []
+    message: Message = {"role": "assistant" if role == CALL else role or "unknown"}
+    if role == CALL:
+        calls = read_function_call(turn.get(spelling.content), content, problems)
+        message["content"] = ""
+    else:
+        calling = bool(turn.get("tool_calls"))
+        if calling:
+            calls = _calls(turn, where, role, problems)
+        message["content"] = _content(turn, content, spelling, problems, empty=calling or role == "tool")
+        if (mark := media_in(message["content"], prompt=role == "user")) is not None:
+            problems.append(Problem(content, mark, "media"))
+    if calls:
+        message["tool_calls"] = calls
+    if len(turn) > 2 or spelling.content not in turn:  # most turns are but role and content
+        _read_further(turn, where, message, problems, reading)
+    return message
+
+
+def _read_further(turn: Any, where: str, message: Message, problems: list[Problem], reading: Reading) -> None:
+    """Add to a message what its turn has beside role, content and calls."""
+    for key in ("name", "tool_call_id"):
+        if not keys.is_null(turn.get(key)):
+            check_text(turn[key], f"{where}.{key}", problems)
+            message[key] = turn[key]
+    if not keys.is_null(turn.get("function_call")):
+        problems.append(Problem(f"{where}.function_call", "is not read: write the call as tool_calls", "toolCall"))
+    thoughts: dict[str, Any] = {}
+    learned: dict[str, bool] = {}
+    for key, value in turn.items():
+        rule = None if key in _READ_KEYS or keys.is_null(value) else keys.turn_rule(key)
+        if rule is None:
+            continue
+        if rule.kind == "turnThoughts":
+            thoughts[key] = value
+        elif rule.kind in ("learned", "notLearned") and (flag := keys.truth(value)) is not None:
+            learned[key] = flag == (rule.kind == "learned")
+        elif (text := _refusal(rule, value)) is not None:
+            problems.append(Problem(f"{where}.{key}", text, "media" if rule.kind == "media" else "weight"))
+    if (reasoning := _reasoning(thoughts, where, message["role"], problems)) is not None:
+        message["reasoning_content"] = reasoning
+    if learned:
+        _mark(learned, where, message, problems, reading)
+
+
+def _refusal(rule: keys.Rule, value: Any) -> str | None:
+    if rule.kind in ("learned", "notLearned"):
+        return f"must be 0 or 1, is {short(value)}"
+    if rule.kind == "unclear":
+        return "is not read, since tools read it in both ways: write weight: 0 where the turn is not learned, else 1"
+    if keys.is_empty(value):
+        return None
+    if rule.kind == "detail":
+        return "is not read: a turn is learned as a whole or not at all, write weight: 1 or weight: 0"
+    return "holds images or sound, but only text is trained on: leave the row out"
+
+
+def _mark(learned: dict[str, bool], where: str, message: Message, problems: list[Problem], reading: Reading) -> None:
+    """Mark a turn of the assistant that is not learned."""
+    (first, is_learned), *others = learned.items()
+    for key, other in others:
+        if other != is_learned:
+            problems.append(Problem(f"{where}.{key}", f"contradicts {first} beside it: keep one", "weight"))
+    if message["role"] == "assistant":
+        if not is_learned:
+            message["weight"] = 0
+    elif is_learned and first != "weight":
+        reading.notes[f"turns of {message['role']} are marked with {first}, but only the assistant's are learned"] += 1
+
+
+def _reasoning(given: dict[str, Any], where: str, role: str, problems: list[Problem]) -> str | None:
+    """Return what an assistant turn thinks, None when it does not."""
+    given = {key: text for key, text in given.items() if not isinstance(text, str) or text.strip()}
+    first: str | None = None
+    for key, text in given.items():
+        check_text(text, f"{where}.{key}", problems)
+        if role not in ("assistant", "unknown"):
+            misplaced = f"is given for a turn of {role}, only assistants think: leave it out"
+            problems.append(Problem(f"{where}.{key}", misplaced, "role"))
+        elif first is not None and text != first:
+            problems.append(
+                Problem(f"{where}.{key}", f"differs from {next(iter(given))} beside it: keep one", "reasoning")
+            )
+        first = text if first is None else first
+    return first
+
+
+def _calls(turn: Any, where: str, role: str | None, problems: list[Problem]) -> list[Any]:
+    if role not in ("assistant", None):
+        problems.append(Problem(f"{where}.tool_calls", f"is given for a turn of {role}, only assistants call", "role"))
+        return []
+    return read_calls(turn["tool_calls"], f"{where}.tool_calls", problems)
+
+
+def _content(turn: Any, field: str, spelling: Spelling, problems: list[Problem], *, empty: bool) -> Any:
+    """Return a turn's text. Null next to tool calls becomes empty text, on which all chat templates agree."""
+    text = turn.get(spelling.content)
+    if text is None and empty:
+        return ""
+    if spelling.content not in turn:
+        problems.append(Problem(field, "is missing", "missing"))
+    elif isinstance(text, list):
+        return _joined(text, field, problems)
+    else:
+        check_text(text, field, problems, empty=empty)
+    return text
+
+
+def _joined(parts: list[Any], field: str, problems: list[Problem]) -> str:
+    """Return the text of a content that is a list of parts, of which only text can be learned."""
+    texts = []
+    for index, part in enumerate(parts):
+        where = f"{field}[{index}]"
+        if not check_mapping(part, where, problems):
+            continue
+        if part.get("type") != "text":
+            text = f"must be 'text', is {short(part.get('type'))}: other content cannot be trained on"
+            problems.append(Problem(f"{where}.type", text, "wrongType"))
+        else:
+            check_text(part.get("text"), f"{where}.text", problems)
+            texts.append(str(part.get("text")))
+    if not parts:
+        problems.append(Problem(field, "is empty", "empty"))
+    return "".join(texts)

@@ -1,0 +1,205 @@
+"""Datasets as people have them that are taken, each with the rows that the trainer gets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tests.unit.corpus.cases import ANSWER, OTHER, PAIR, PREFERENCE, SYSTEM, USER, chat, rows
+
+
+@dataclass(frozen=True)
+class Good:
+    """A dataset that is taken.
+
+    Parameters
+    ----------
+    name
+        What is special about it.
+    content
+        Of its only file.
+    expected
+        What is written of each row, without its place.
+    """
+
+    name: str
+    content: bytes
+    expected: list[dict[str, Any]]
+    file: str = "train.jsonl"
+    flags: tuple[str, ...] = ()
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+SECOND_CALL = {"type": "function", "function": {"name": "sub", "arguments": {"b": 2}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+TOOL = {"type": "function", "function": {"name": "add"}}
+SEEN = {**ANSWER, "weight": 0}
+SEEN_OTHER = {**OTHER, "weight": 0}
+ASKED = {"role": "user", "content": "a"}
+ANSWERED: dict[str, Any] = {"role": "assistant", "content": "b"}
+PLAIN = {"messages": [USER, ANSWER]}
+BEFORE = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 0}]
+INSTRUCTED = {"messages": [SYSTEM, ASKED, ANSWERED]}
+REMEMBERED = {"messages": [*BEFORE, ASKED, ANSWERED]}
+HALF = {"messages": [USER, SEEN, USER, OTHER]}
+
+
+def tool(content: str) -> dict[str, Any]:
+    """Return what a tool answers."""
+    return {"role": "tool", "content": content}
+
+
+def flagged(**keys: Any) -> bytes:
+    """Return a row of two answers, the first with further keys."""
+    return chat(USER, {**ANSWER, **keys}, USER, OTHER)
+
+
+def sharegpt(*turns: tuple[str, str], **fields: Any) -> bytes:
+    """Return a row with turns as ShareGPT writes them."""
+    return rows({"conversations": [{"from": role, "value": value} for role, value in turns], **fields})
+
+
+TEXT_CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+JSON_CALL = '{"name": "add", "arguments": {"a": 1}}'
+SECOND_JSON_CALL = '{"name": "sub", "arguments": {"b": 2}}'
+
+FLAGS = (
+    Good("axolotl: train", flagged(train=False), [HALF]),
+    Good("ms-swift: loss", flagged(loss=False), [HALF]),
+    Good("verl: trainable", flagged(trainable=False), [HALF]),
+    Good("verl: loss_mask", flagged(loss_mask=0), [HALF]),
+    Good("training, in capitals", flagged(Training=False), [HALF]),
+    Good("a flag with a hyphen", flagged(**{"loss-mask": 0.0}), [HALF]),
+    Good("a flag in camel case", flagged(lossMask="0"), [HALF]),
+    Good("a flag as text", flagged(train="False"), [HALF]),
+    Good("torchtune: masked", flagged(masked=True), [HALF]),
+    Good("masked, as text", flagged(masked="true"), [HALF]),
+    Good("two flags that agree", flagged(weight=0, masked=1), [HALF]),
+    Good("flags that are null", flagged(train=None, loss=None, mask=None), [{"messages": [USER, ANSWER, USER, OTHER]}]),
+    Good("all flags set", chat({**USER, "train": False}, {**ANSWER, "train": True}), [PLAIN]),
+    Good("users marked, too", chat({**USER, "train": True}, {**ANSWER, "train": True}), [PLAIN]),
+    Good("flags in ShareGPT's turns", rows({"conversations": [{"from": "human", "value": "Why?"},
+        {"from": "gpt", "value": "Because.", "train": "0"}, {"from": "human", "value": "Why?"},
+        {"from": "gpt", "value": "Go away."}]}), [HALF]),
+)  # fmt: skip
+
+BESIDE = (
+    Good("a system prompt beside texts", rows({**PAIR, "system": "Be brief."}), [INSTRUCTED]),
+    Good("a system prompt in one of two rows", rows(PAIR, {"prompt": "e", "completion": "f", "system": "Be brief."}),
+        [PAIR, {"messages": [SYSTEM, {"role": "user", "content": "e"}, {"role": "assistant", "content": "f"}]}]),
+    Good("an empty system prompt", rows({**PAIR, "system": "", "history": [], "tools": None}), [PAIR]),
+    Good("a system prompt of another name", rows({**PAIR, "System-Prompt": "Be brief."}),
+        [INSTRUCTED]),
+    Good("a system prompt in a mapped column", rows({**PAIR, "s": "Be brief."}),
+        [INSTRUCTED], flags=("--column=system=s",)),
+    Good("the same system prompt twice", rows({**PAIR, "system": "Be brief.", "system_message": "Be brief."}),
+        [INSTRUCTED]),
+    Good("a system prompt in a column, beside turns", chat(USER, ANSWER, system_prompt="Be brief."),
+        [{"messages": [SYSTEM, USER, ANSWER]}]),
+    Good("LLaMA-Factory: system and history", rows({"system": "Be brief.", "instruction": "a", "input": "",
+        "output": "b", "history": [["c", "d"]]}), [{"messages": [SYSTEM, *BEFORE, ASKED, ANSWERED]}]),
+    Good("history as JSON in a text", rows({**PAIR, "history": '[["c", "d"]]'}), [REMEMBERED]),
+    Good("history as turns", rows({**PAIR, "history": [{"from": "human", "value": "c"},
+        {"from": "gpt", "value": "d"}]}), [REMEMBERED]),
+    Good("history beside turns", chat(USER, ANSWER, history=[["c", "d"]]), [{"messages": [*BEFORE, USER, ANSWER]}]),
+    Good("orca_dpo_pairs: a system prompt beside a preference", rows({"system": "Be brief.", "question": "a",
+        "chosen": "b", "rejected": "c"}), [{"prompt": [SYSTEM, ASKED], "chosen": [ANSWERED],
+        "rejected": [{"role": "assistant", "content": "c"}]}], flags=("--method=DPO", "--column=prompt=question")),
+    Good("history beside a preference", rows({**PREFERENCE, "history": [["c", "d"]]}), [{"prompt": [BEFORE[0],
+        {"role": "assistant", "content": "d"}, ASKED], "chosen": [ANSWERED],
+        "rejected": [{"role": "assistant", "content": "c"}]}], flags=("--method=DPO",)),
+    Good("tools beside texts", rows({**PAIR, "tools": [{"name": "add"}]}),
+        [{"messages": [ASKED, ANSWERED], "tools": [TOOL]}]),
+    Good("functions as JSON beside texts", rows({**PAIR, "functions": '[{"name": "add"}]'}),
+        [{"messages": [ASKED, ANSWERED], "tools": [TOOL]}]),
+    Good("thoughts beside texts", rows({**PAIR, "reasoning": "Well."}),
+        [{"messages": [ASKED, {**ANSWERED, "reasoning_content": "Well."}]}]),
+    Good("thoughts beside turns", chat(USER, ANSWER, thinking="Well."),
+        [{"messages": [USER, {**ANSWER, "reasoning_content": "Well."}]}]),
+    Good("thoughts that the answer holds already", rows({"prompt": "a", "completion": "<think>Well.</think>b",
+        "reasoning": "Well."}), [{"messages": [ASKED, {**ANSWERED, "content": "<think>Well.</think>b"}]}]),
+    Good("the template's variables", chat(USER, ANSWER, chat_template_kwargs={"enable_thinking": False, "x": None}),
+        [{**PLAIN, "chat_template_kwargs": {"enable_thinking": False}}]),
+    Good("the template's variables as JSON beside texts", rows({**PAIR, "chat_template_kwargs": '{"day": "Monday"}'}),
+        [{**PAIR, "chat_template_kwargs": {"day": "Monday"}}]),
+    Good("no variables of the template", chat(USER, ANSWER, chat_template_kwargs={"x": None}), [PLAIN]),
+    Good("no images", chat(USER, ANSWER, images=[], image=None, videos="[]", audio={"bytes": None}), [PLAIN]),
+    Good("images that do not matter", chat(USER, ANSWER, images=["a.png"]), [PLAIN], flags=("--ignore-column=images",)),
+    Good("rows of weight 1", rows({**PAIR, "weight": 1.0}), [PAIR]),
+    Good("KTO's good answers, for SFT", rows({**PAIR, "label": True}), [PAIR]),
+    Good("labels of classes", rows({**PAIR, "label": 0, "labels": [0, 3]}), [PAIR]),
+    Good("a context that nobody maps", rows({**PAIR, "context": "Once upon a time."}), [PAIR]),
+    Good("a mapped context", rows({"question": "a", "answer": "b", "context": "c"}),
+        [{"prompt": "a\n\nc", "completion": "b"}],
+        flags=("--column=instruction=question", "--column=output=answer", "--column=input=context")),
+)  # fmt: skip
+
+ROLES = (
+    Good("capital letters", chat({**USER, "role": "User"}, {**ANSWER, "role": "ASSISTANT"}), [PLAIN]),
+    Good("Human and Assistant", chat({**USER, "role": "Human"}, {**ANSWER, "role": "Assistant"}), [PLAIN]),
+    Good("bot and ai", sharegpt(("User", "Why?"), ("Bot", "Because."), ("user", "Why?"), ("AI", "Go away.")),
+        [{"messages": [USER, ANSWER, USER, OTHER]}]),
+    Good("a developer", chat({**SYSTEM, "role": "developer"}, USER, ANSWER),
+        [{"messages": [{**SYSTEM, "role": "developer"}, USER, ANSWER]}]),
+    Good("a system prompt alone before the answer", chat(SYSTEM, ANSWER), [{"messages": [SYSTEM, ANSWER]}]),
+    Good("a system prompt as the whole prompt", rows({"prompt": [SYSTEM], "completion": [ANSWER]}),
+        [{"messages": [SYSTEM, ANSWER]}]),
+    Good("Hermes: calls as text", sharegpt(("human", "Why?"), ("gpt", TEXT_CALL), ("tool", "2"), ("gpt", "Because.")),
+        [{"messages": [USER, {**ANSWER, "content": TEXT_CALL}, tool("2"), ANSWER]}]),
+    Good("Hermes: marks around what tools answer", sharegpt(("human", "Why?"), ("gpt", TEXT_CALL),
+        ("tool", "<tool_response>\n2\n</tool_response>\n<tool_response>\n3\n</tool_response>"), ("gpt", "Because.")),
+        [{"messages": [USER, {**ANSWER, "content": TEXT_CALL}, tool("2"), tool("3"), ANSWER]}]),
+    Good("ToolACE: calls in brackets", sharegpt(("user", "Why?"), ("assistant", "[add(a=1)]"), ("tool", "[2]"),
+        ("assistant", "Because."), system="Be brief."),
+        [{"messages": [SYSTEM, USER, {**ANSWER, "content": "[add(a=1)]"}, tool("[2]"), ANSWER]}]),
+    Good("glaive: a role of two words", chat(USER, {**ANSWER, "content": "<functioncall> {}"},
+        {"role": "FUNCTION RESPONSE", "content": "2"}, ANSWER),
+        [{"messages": [USER, {**ANSWER, "content": "<functioncall> {}"}, tool("2"), ANSWER]}]),
+    Good("several calls in turns of their own", sharegpt(("human", "Why?"), ("function_call", JSON_CALL),
+        ("function_call", SECOND_JSON_CALL), ("observation", "2"), ("observation", "3"), ("gpt", "Because.")),
+        [{"messages": [USER, {**CALLING, "tool_calls": [CALL, SECOND_CALL]}, tool("2"), tool("3"), ANSWER]}]),
+    Good("ms-swift: tool_call and tool_response", chat(USER, {"role": "tool_call", "content": JSON_CALL},
+        {"role": "tool_response", "content": "2"}, ANSWER), [{"messages": [USER, CALLING, tool("2"), ANSWER]}]),
+    Good("several calls in one turn, as text", sharegpt(("human", "Why?"),
+        ("function_call", f"[{JSON_CALL}, {SECOND_JSON_CALL}]"), ("observation", "2"), ("gpt", "Because.")),
+        [{"messages": [USER, {**CALLING, "tool_calls": [CALL, SECOND_CALL]}, tool("2"), ANSWER]}]),
+    Good("users in a row, merged", chat(USER, {**USER, "content": "Tell me."}, ANSWER),
+        [{"messages": [{**USER, "content": "Why?\n\nTell me."}, ANSWER]}], flags=("--turns=Merge",)),
+    Good("answers in a row, merged", chat(USER, ANSWER, OTHER, USER, ANSWER),
+        [{"messages": [USER, {**ANSWER, "content": "Because.\n\nGo away."}, USER, ANSWER]}], flags=("--turns=Merge",)),
+    Good("a text and its call, merged", sharegpt(("human", "Why?"), ("gpt", "Because."), ("function_call", JSON_CALL),
+        ("observation", "2"), ("gpt", "Go away.")), [{"messages": [USER, {**ANSWER, "tool_calls": [CALL]}, tool("2"),
+        OTHER]}], flags=("--turns=Merge",)),
+    Good("two system turns, merged", chat(SYSTEM, SYSTEM, USER, ANSWER),
+        [{"messages": [{**SYSTEM, "content": "Be brief.\n\nBe brief."}, USER, ANSWER]}], flags=("--turns=Merge",)),
+    Good("nothing to merge", chat(USER, ANSWER, USER, OTHER), [{"messages": [USER, ANSWER, USER, OTHER]}],
+        flags=("--turns=Merge",)),
+)  # fmt: skip
+
+TEXTS = (
+    Good("texts that speak of pictures", rows({"prompt": "How do I show <image> in HTML? docker run <image>",
+        "completion": "<image>\nis no tag."}), [{"prompt": "How do I show <image> in HTML? docker run <image>",
+        "completion": "<image>\nis no tag."}]),
+    Good("an element that is called image", rows({"prompt": "<image>\n<url>x</url>\n</image>\nWhat is it?",
+        "completion": "RSS"}), [{"prompt": "<image>\n<url>x</url>\n</image>\nWhat is it?", "completion": "RSS"}]),
+    Good("an answer that is JSON", rows({"prompt": "a", "completion": json.dumps([{"name": "f"}])}),
+        [{"prompt": "a", "completion": '[{"name": "f"}]'}]),
+    Good("characters beyond the first plane", rows({"prompt": "😀", "completion": "ü\u2028\t"}),
+        [{"prompt": "😀", "completion": "ü\u2028\t"}]),
+    Good("a byte order mark", b"\xef\xbb\xbf" + rows(PAIR), [PAIR]),
+    Good("carriage returns and blank lines", b'\r\n{"prompt": "a", "completion": "b"}\r\n\r\n', [PAIR]),
+    Good("no line break at the end", rows(PAIR).rstrip(), [PAIR]),
+    Good("Alpaca without input", rows({"instruction": "a", "output": "b"}), [PAIR]),
+    Good("Alpaca with input", rows({"instruction": "a", "input": "c", "output": "b"}),
+        [{"prompt": "a\n\nc", "completion": "b"}]),
+    Good("content in parts", chat({"role": "user", "content": [{"type": "text", "text": "Why?"}]}, ANSWER), [PLAIN]),
+    Good("messages as JSON", rows({"messages": json.dumps([USER, ANSWER])}), [PLAIN]),
+    Good("one invalid row of three, dropped", rows(PAIR, {"prompt": ""}, {"prompt": "c", "completion": "d"}),
+        [PAIR, {"prompt": "c", "completion": "d"}], flags=("--invalid-rows=Drop",)),
+    Good("a preference", rows(PREFERENCE), [PREFERENCE], flags=("--method=DPO",)),
+    Good("a preference between conversations", rows({"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}),
+        [{"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}], flags=("--method=DPO",)),
+)  # fmt: skip
+
+CASES = (*FLAGS, *BESIDE, *ROLES, *TEXTS)
