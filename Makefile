@@ -22,6 +22,9 @@ demo-dpo: $(VENV)/ready ## As demo; then a DPO run whose parent is the first run
 bench-training: $(VENV)/ready ## Speed beside TRL and a bare loop; BENCH=--quick for a first look
 	$(BIN)/python -m benchmarks.launch $(BENCH)
 
+bench-operator: programs ## What a run costs the operator and the API server; BENCH="--quick --loads=a" for a first look
+	$(BIN)/python -m benchmarks.operator $(BENCH)
+
 test: lint types unit api training-tests e2e ## Everything that can be tested on this machine, but the longest tests (chaos)
 
 down: $(VENV)/ready ## Remove the cluster and what runs in it (images stay in the cache)

@@ -1,0 +1,1 @@
+"""What a run costs the operator and the API server, under loads: `make bench-operator`."""

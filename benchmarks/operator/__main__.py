@@ -1,0 +1,50 @@
+"""What a run costs the operator: `make bench-operator BENCH="--quick --loads=a,f"` writes out/bench-operator.json.
+
+Each load runs on a cluster of its own, several rounds of it; figures are median, lowest and highest. Times and CPU
+seconds need a quiet machine, numbers of requests do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.operator.loads import loads, spread
+
+
+def main() -> int:
+    """Run the loads that were asked for."""
+    parser = argparse.ArgumentParser(prog="benchmarks.operator", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the runs, one round")
+    parser.add_argument("--rounds", type=int, help="rounds of each load (5, with --quick 1)")
+    parser.add_argument("--loads", default="", help="names, such as a,f; default: all")
+    parser.add_argument("--output", type=Path, default=Path("out/bench-operator.json"))
+    arguments = parser.parse_args()
+    known = loads(quick=arguments.quick)
+    wanted = arguments.loads.split(",") if arguments.loads else list(known)
+    if unknown := sorted(set(wanted) - set(known)):
+        parser.error(f"no such load: {', '.join(unknown)}; there are {', '.join(known)}")
+    rounds = arguments.rounds or (1 if arguments.quick else 5)
+    entries: list[dict[str, Any]] = []
+    for name in wanted:
+        measured: list[list[dict[str, Any]]] = []
+        for _ in range(rounds):
+            found = asyncio.run(known[name]())
+            measured.append(found if isinstance(found, list) else [found])
+            sys.stdout.write(f"{json.dumps(measured[-1])}\n")
+        entries += [spread(list(each)) for each in zip(*measured, strict=True)]
+    document = {"quick": arguments.quick, "rounds": rounds, "cores": os.cpu_count(), "machine": platform.machine()}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps({**document, "loads": entries}, indent=1) + "\n")
+    sys.stdout.write(f"written to {arguments.output}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

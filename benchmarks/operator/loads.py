@@ -1,0 +1,285 @@
+"""The loads, each on a fresh cluster; each returns what it measures and leaves out what it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.operator.cluster import PARALLEL, RUNS, Cluster, a_cluster
+from finetune.controller.core import names
+from tests.support.faults import Hang
+from tests.support.kubelet import Attempt, Play
+from tests.support.world import manifest, result_of
+
+Entry = dict[str, Any]
+NO_GPU = Attempt(unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+ENDLESS = Attempt(trainer=Play(seconds=None, sigterm_code=75))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that so many percent of the values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, min(len(ordered) - 1, -(-len(ordered) * percent // 100) - 1))] if ordered else 0.0
+
+
+def requests_per_run(before: Mapping[str, int], after: Mapping[str, int], runs: int) -> Entry:
+    """Requests by kind since `before`, for each run."""
+    each = {kind: round((after.get(kind, 0) - before.get(kind, 0)) / runs, 2) for kind in after}
+    return {
+        "apiReadsPerRun": each.get("read", 0.0),
+        "statusWritesPerRun": each.get("status", 0.0),
+        "otherWritesPerRun": each.get("write", 0.0),
+        "eventsPerRun": each.get("event", 0.0),
+    }
+
+
+def to_job(cluster: Cluster, runs: Sequence[str]) -> Entry:
+    """How long it took from a run's creation to its Job's, as a watcher saw both."""
+    waited = [1000 * (cluster.seen.jobs[run] - cluster.created[run]) for run in runs]
+    return {
+        "createToJobP50Ms": round(statistics.median(waited), 1),
+        "createToJobP99Ms": round(percentile(waited, 99), 1),
+    }
+
+
+async def _is_listed(cluster: Cluster) -> None:
+    """The operator has started and does its work."""
+    await cluster.create("warm-up")
+    await cluster.in_phase(["warm-up"], "Succeeded")
+
+
+async def short_runs(load: str, count: int, pause: float, endless: int = 0) -> Entry:
+    """`count` runs, one each `pause` seconds; the last `endless` of them go on for ever."""
+    async with a_cluster() as cluster:
+        await _is_listed(cluster)
+        runs = [f"r{n:05}" for n in range(count)]
+        going_on, ending = runs[count - endless :], runs[: count - endless]
+        for run in going_on:
+            cluster.kubelet.script(run, ENDLESS)
+        before, cpu, memory = await cluster.requests(), cluster.cpu_seconds(), cluster.rss_mib()
+        began = time.monotonic()
+        if pause:
+            for run in runs:
+                await asyncio.gather(cluster.create(run), asyncio.sleep(pause))
+        else:
+            await cluster.create_all(runs)
+        ended = await cluster.in_phase(ending, "Succeeded")
+        await cluster.in_phase(going_on, "Training")
+        await _all_marked(cluster, len(ending))
+        return {
+            "load": load,
+            "runs": count,
+            **to_job(cluster, runs),
+            **requests_per_run(before, await cluster.requests(), count),
+            "cpuSecondsPerRun": round((cluster.cpu_seconds() - cpu) / count, 4),
+            "rssMiB": round(cluster.peak_mib(), 1),
+            "rssKiBPerRun": round(1024 * (cluster.peak_mib() - memory) / count, 1),
+            "runsPerMinute": round(60 * len(ending) / (ended - began), 1),
+            "seconds": round(ended - began, 1),
+        }
+
+
+async def _all_marked(cluster: Cluster, count: int) -> None:
+    """Every finished run has been cleaned up: its mark is there."""
+
+    async def marked() -> int:
+        found, token = 0, ""
+        while True:
+            page = await cluster.call("GET", f"{RUNS}?limit=500&continue={token}")
+            found += sum(names.FINISHED_ANNOTATION in (e["metadata"].get("annotations") or {}) for e in page["items"])
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                return found
+
+    await cluster.until("the marks", marked, lambda found: found >= count)
+
+
+async def waiting_runs(waiting: int, training: int, seconds: float) -> Entry:
+    """Runs that wait for a GPU, beside some that train."""
+    async with a_cluster() as cluster:
+        await _is_listed(cluster)
+        idle, busy = [f"w{n:04}" for n in range(waiting)], [f"t{n:04}" for n in range(training)]
+        for run in idle:
+            cluster.kubelet.script(run, NO_GPU)
+        for run in busy:
+            cluster.kubelet.script(run, ENDLESS)
+        await cluster.create_all([*busy, *idle])
+        await cluster.in_phase(busy, "Training")
+        await cluster.until("all wait", lambda: _waiting(cluster), lambda found: found >= waiting)
+        before, cpu = await cluster.requests(), cluster.cpu_seconds()
+        await asyncio.sleep(seconds)
+        made = sum((await cluster.requests() - before).values())
+        used = cluster.cpu_seconds() - cpu
+        suspended = [await cluster.suspend(run) for run in busy]
+        return {
+            "load": "d",
+            "runs": waiting + training,
+            "requestsPerWaitingRunPerMinute": round(60 * made / seconds / waiting, 2),
+            "suspendP99Ms": round(1000 * percentile(suspended, 99), 1),
+            "idleCpuPercent": round(100 * used / seconds, 2),
+            "rssMiB": round(cluster.peak_mib(), 1),
+        }
+
+
+async def _waiting(cluster: Cluster) -> int:
+    page = await cluster.call("GET", RUNS)
+    return sum(bool((run.get("status") or {}).get("waiting")) for run in page["items"])
+
+
+async def training_runs(count: int, seconds: float) -> Entry:
+    """Runs that train and post a step every second, and nothing else."""
+    async with a_cluster() as cluster:
+        runs = [f"t{n:04}" for n in range(count)]
+        for run in runs:
+            cluster.kubelet.script(run, ENDLESS)
+        await cluster.create_all(runs)
+        await cluster.in_phase(runs, "Training")
+        uids = {run["metadata"]["name"]: run["metadata"]["uid"] for run in (await cluster.call("GET", RUNS))["items"]}
+        posting = asyncio.create_task(_post_steps(cluster, list(uids.values()), seconds))
+        before = await cluster.requests()
+        await posting
+        made = sum((await cluster.requests() - before).values())
+        return {
+            "load": "training",
+            "runs": count,
+            "requestsPerTrainingRunPerMinute": round(60 * made / seconds / count, 2),
+        }
+
+
+async def _post_steps(cluster: Cluster, uids: Sequence[str], seconds: float) -> None:
+    """One step a second of a thousand, as a trainer posts it."""
+    began = time.monotonic()
+    step = 0
+    while time.monotonic() - began < seconds:
+        step += 1
+        for uid in uids:
+            path = f"{cluster.registry.url}/api/v1/namespaces/load/runs/{uid}/status"
+            metrics = [{"name": "loss", "value": f"{2 / step:.4f}"}, {"name": "step", "value": str(step)}]
+            body = {"trainerStatus": {"progressPercentage": step // 10, "metrics": metrics}}
+            async with cluster.session.post(path, json=body, ssl=False) as answer:
+                if answer.status >= 300:
+                    raise RuntimeError(f"{path}: {answer.status} {await answer.text()}")
+        await asyncio.sleep(max(0.0, began + step - time.monotonic()))
+
+
+async def hanging_registry(count: int, seconds: float) -> Entry:
+    """The registry answers nobody while runs end; others are suspended meanwhile."""
+    async with a_cluster() as cluster:
+        await _is_listed(cluster)
+        ending, going_on = [f"e{n:04}" for n in range(count)], [f"t{n:04}" for n in range(10)]
+        for run in [*ending, *going_on]:
+            cluster.kubelet.script(run, ENDLESS)
+        await cluster.create_all([*ending, *going_on])
+        await cluster.in_phase([*ending, *going_on], "Training")
+        with cluster.registry.faulty(Hang(".*", "")):
+            began = time.monotonic()
+            for run in ending:
+                cluster.kubelet.tell(run, "trainer", words=_words)
+            suspended = [await cluster.suspend(run) for run in going_on]
+            await asyncio.sleep(max(0.0, seconds - (time.monotonic() - began)))
+        back = time.monotonic()
+        ended = await cluster.in_phase(ending, "Succeeded")
+        return {
+            "load": "e",
+            "runs": count,
+            "suspendP99Ms": round(1000 * percentile(suspended, 99), 1),
+            "secondsAfter": round(ended - back, 1),
+            "rssMiB": round(cluster.peak_mib(), 1),
+        }
+
+
+def _words(pod: Mapping[str, Any]) -> dict[str, Any]:
+    return result_of(pod["metadata"]["labels"][names.RUN_UID_LABEL])
+
+
+async def restart(count: int, idle_seconds: float) -> list[Entry]:
+    """A start with a history of finished runs, and the time after it."""
+    async with a_cluster(start=False) as cluster:
+        await _finished_runs(cluster, count)
+        before, began = await cluster.requests(), time.monotonic()
+        await cluster.operator.start()
+        await cluster.create("probe")
+        await cluster.in_phase(["probe"], "Succeeded")
+        steady = await _steady(cluster)
+        after = await cluster.requests()
+        entry = {
+            "load": "f",
+            "runs": count,
+            **to_job(cluster, ["probe"]),
+            "steadySeconds": round(steady - began, 1),
+            "requests": sum((after - before).values()),
+            "cpuSeconds": round(cluster.cpu_seconds(), 2),
+            "rssMiB": round(cluster.peak_mib(), 1),
+        }
+        cpu, began = cluster.cpu_seconds(), time.monotonic()
+        await asyncio.sleep(idle_seconds)
+        used = (cluster.cpu_seconds() - cpu) / (time.monotonic() - began)
+        idle = {"load": "g", "runs": count, "idleCpuPercent": round(100 * used, 2)}
+        idle["rssMiB"] = round(cluster.rss_mib(), 1)
+        return [entry, idle]
+
+
+async def _steady(cluster: Cluster) -> float:
+    """The time at which a second begins in which the operator uses less than a twentieth of a core."""
+    while True:
+        began, cpu = time.monotonic(), cluster.cpu_seconds()
+        await asyncio.sleep(1)
+        if cluster.cpu_seconds() - cpu < 0.05:
+            return began
+
+
+async def _finished_runs(cluster: Cluster, count: int) -> None:
+    """Runs that have ended long ago: what one real run leaves, many times."""
+    await cluster.operator.start()
+    await cluster.create("model")
+    await cluster.in_phase(["model"], "Succeeded")
+    await _all_marked(cluster, 1)
+    model = await cluster.call("GET", f"{RUNS}/model")
+    await cluster.operator.kill()
+    mark, free = model["metadata"]["annotations"][names.FINISHED_ANNOTATION], asyncio.Semaphore(PARALLEL)
+
+    async def one(name: str) -> None:
+        async with free:
+            document = manifest(name)
+            made = await cluster.call("POST", RUNS, document)
+            marked = mark.replace(model["metadata"]["uid"], made["metadata"]["uid"])
+            patch = {"metadata": {"annotations": {names.FINISHED_ANNOTATION: marked}}}
+            made = await cluster.call("PATCH", f"{RUNS}/{name}", patch)
+            await cluster.call("PUT", f"{RUNS}/{name}/status", {**made, "status": model["status"]})
+
+    await asyncio.gather(*(one(f"h{n:05}") for n in range(count - 1)))
+
+
+Load = Callable[[], Awaitable[Entry | list[Entry]]]
+
+
+def loads(*, quick: bool) -> dict[str, Load]:
+    """The loads by name; quick ones are for a first look."""
+    few = 10 if quick else 1
+    return {
+        "a": lambda: short_runs("a", 100 // (5 if quick else 1), 0.1),
+        "b": lambda: short_runs("b", 2_000 // few, 0),
+        "c": lambda: short_runs("c", 10_000 // few, 0, endless=1_000 // few),
+        "d": lambda: waiting_runs(500 // few, 20, 60 if quick else 600),
+        "training": lambda: training_runs(20, 60 if quick else 300),
+        "e": lambda: hanging_registry(100 // (5 if quick else 1), 20 if quick else 60),
+        "f": lambda: restart(10_000 // few, 60),
+    }
+
+
+def spread(entries: Sequence[Entry]) -> Entry:
+    """Of several rounds of one load: the median of each figure, with the lowest and the highest."""
+    first = entries[0]
+    return {
+        key: value
+        if key in ("load", "runs")
+        else {
+            "median": statistics.median(values := [entry[key] for entry in entries]),
+            "low": min(values),
+            "high": max(values),
+        }
+        for key, value in first.items()
+    }

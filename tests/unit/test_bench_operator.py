@@ -1,0 +1,51 @@
+"""The arithmetic of the operator's benchmark."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.operator import audit
+from benchmarks.operator.loads import percentile, requests_per_run, spread
+
+AGENT = "finetune-operator/0.1.0"
+
+
+def line(verb: str, resource: str, subresource: str = "", agent: str = AGENT) -> str:
+    about = {"resource": resource, "subresource": subresource}
+    return json.dumps({"verb": verb, "userAgent": agent, "objectRef": about}, separators=(",", ":")) + "\n"
+
+
+def test_requests_are_counted_by_kind_and_client() -> None:
+    lines = [
+        line("get", "jobs"),
+        line("list", "pods"),
+        line("watch", "pods"),
+        line("update", "trainingruns", "status"),
+        line("patch", "trainingruns"),
+        line("create", "events"),
+        line("create", "jobs"),
+        line("get", "jobs", agent="kube-controller-manager/v1.34"),
+        line("get", "jobs")[:-10],
+    ]
+    assert audit.count(lines, "finetune-operator") == {"read": 2, "watch": 1, "status": 1, "write": 2, "event": 1}
+
+
+def test_a_runs_share_is_what_came_since_then() -> None:
+    assert requests_per_run({"read": 10}, {"read": 50, "status": 12}, 4) == {
+        "apiReadsPerRun": 10.0,
+        "statusWritesPerRun": 3.0,
+        "otherWritesPerRun": 0.0,
+        "eventsPerRun": 0.0,
+    }
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 2.0), (99, 4.0), (100, 4.0), (1, 1.0)])
+def test_a_percentile_is_one_of_the_values(percent: float, value: float) -> None:
+    assert percentile([4.0, 1.0, 3.0, 2.0], percent) == value
+
+
+def test_rounds_become_median_and_spread() -> None:
+    entries = [{"load": "a", "runs": 5, "rssMiB": each} for each in (90.0, 80.0, 100.0)]
+    assert spread(entries) == {"load": "a", "runs": 5, "rssMiB": {"median": 90.0, "low": 80.0, "high": 100.0}}
