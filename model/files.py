@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +108,24 @@ def write_json(path: Path, document: Any) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     fsync_path(path.parent)
+
+
+@contextmanager
+def alone(lock: Path, waiting: str) -> Iterator[None]:
+    """Hold a lock file, which is made for that and left behind; wait while another process does, and say so.
+
+    On a volume that has no locks nobody waits.
+    """
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting, file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield
 
 
 def publish_directory(temporary: Path, final: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.loop.fingerprint import ORDER, of_settings
 from model.training.output.progress import PeerLog, ProgressLog, StatusPoster
 from model.training.processes import parallel, process
+from model.training.rows import making, store
 from model.training.rows.report import token_report
-from model.training.rows.tokens import DigestedLines, PreferenceRows, RowEncoder, TokenRows
+from model.training.rows.store import Tokens
+from model.training.rows.tokens import PreferenceRows, TokenRows, sequences_of
 from model.training.weights import adapters, basemodel
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ class Data:
     rows: TokenRows | PreferenceRows
     held_out: TokenRows | PreferenceRows
     document: dict[str, Any]
+    tokens: Tokens | None = None
 
     @property
     def sequences(self) -> list[TokenRows]:
         """What goes through the model in training: a pair's rows go one by one."""
-        return _sequences(self.rows)
+        return sequences_of(self.rows)
 
     @property
     def longest_sequence(self) -> int:
@@ -50,24 +52,17 @@ class Data:
     @property
     def all_sequences(self) -> list[TokenRows]:
         """What goes through the model in training and in evaluations, without what is empty."""
-        return [rows for rows in (*self.sequences, *_sequences(self.held_out)) if len(rows)]
+        return [rows for rows in (*self.sequences, *sequences_of(self.held_out)) if len(rows)]
 
     @property
     def longest_row(self) -> int:
         """The tokens of the longest of those."""
         return max(max(rows.lengths) for rows in self.all_sequences)
 
-    def digest_of_tokens(self) -> str:
-        """Return a digest of the tokens: the same rows have others with another tokenizer or chat template."""
-        digest = hashlib.sha256()
-        for rows in self.all_sequences:
-            for values in (rows.ids, rows.labels, rows.offsets):
-                digest.update(values)
-        return digest.hexdigest()[:16]
-
-
-def _sequences(examples: TokenRows | PreferenceRows) -> list[TokenRows]:
-    return [examples] if isinstance(examples, TokenRows) else [examples.chosen, examples.rejected]
+    @property
+    def largest_token(self) -> int:
+        """The largest token in them."""
+        return self.tokens.largest if self.tokens else max(max(rows.ids) for rows in self.all_sequences)
 
 
 def read_manifest(directory: RunDirectory) -> dict[str, Any]:
@@ -109,34 +104,44 @@ def choose_precision(settings: TrainSettings) -> str:
     return "BFloat16" if process.cpu_has_bfloat16() else "Float32"
 
 
-def read_data(settings: TrainSettings, directory: RunDirectory, manifest: dict[str, Any], tokenizer: Any) -> Data:
-    """Tokenise the exported rows.
+def read_data(
+    settings: TrainSettings,
+    directory: RunDirectory,
+    manifest: dict[str, Any],
+    tokenizer: Any,
+    log: ProgressLog | PeerLog | None = None,
+) -> Data:
+    """Return the exported rows as tokens: the first process makes them, unless an earlier attempt has.
 
     Raises
     ------
     FailureError
-        When they are not those that were exported, or none can be trained on.
+        When they are not those that were exported, or cannot be trained on.
     """
     _check_shape(settings, manifest)
-    encoder = RowEncoder(tokenizer, max_length=settings.max_length, too_long=settings.too_long)
-    lines = DigestedLines()
-    encode = encoder.encode_preferences if settings.method == "DPO" else encoder.encode
-    rows: TokenRows | PreferenceRows = encode(lines.read(directory.train_rows), "the dataset's")
-    held_out: TokenRows | PreferenceRows = encode(lines.read(directory.evaluation_rows), "the dataset's")
-    if lines.sha256() != manifest["sha256"]:
-        raise FailureError(
-            exits.DATASET_INVALID, "DatasetInvalid", f"the files in {directory.dataset} were changed after the export"
-        )
-    if not len(rows):
-        raise rows.outcomes.nothing_left(settings.max_length)
+    tokens: Tokens | None = None
+    if parallel.world().first:
+        tokens = making.make(settings, directory, manifest, tokenizer, log.emit if log else _untold)
+    parallel.wait()
+    if tokens is None:
+        folder = store.tokens_directory(directory)
+        tokens = store.read(folder, making.key_for(settings, manifest, tokenizer), whole=False)
+    if tokens is None:
+        raise FailureError(exits.CRASH, "InternalError", f"the tokens that the first process made are not in {folder}")
+    rows, held_out = tokens.rows, tokens.held_out
     document = {key: manifest[key] for key in MANIFEST_KEYS if manifest[key] is not None} | {
         "rows": len(rows),
         "evaluationRows": len(held_out),
         "dropped": manifest["dropped"] + rows.dropped + held_out.dropped,
         "truncated": rows.truncated + held_out.truncated,
         "tokens": sum(rows.lengths),
+        "renderedTime": tokens.moment.isoformat(),
     }
-    return Data(rows, held_out, document)
+    return Data(rows, held_out, document, tokens)
+
+
+def _untold(_event: str, **_fields: Any) -> None:
+    """Tell nobody."""
 
 
 def _check_shape(settings: TrainSettings, manifest: dict[str, Any]) -> None:
@@ -163,7 +168,7 @@ def load_model(settings: TrainSettings, data: Data) -> Any:
     basemodel.check_fit(
         model,
         settings,
-        largest_token=max(max(rows.ids) for rows in data.all_sequences),
+        largest_token=data.largest_token,
         longest_row=data.longest_row,
     )
     return model if settings.parent_adapter is None else adapters.attach_parent(model, settings)
@@ -268,7 +273,15 @@ def build_trainer(
     choose_layout(trainer, longest_row=data.longest_row, cuda=cuda)
     warnings = [fit_memory(trainer, data) if not given and not cuda else None, compare_arithmetic(trainer, cuda=cuda)]
     padded = parts.collator.layout is Layout.PADDED
-    report = token_report(settings, tokenizer, data.rows, data.held_out, batches=batches.of_all() if padded else None)
+    report = token_report(
+        settings,
+        tokenizer,
+        data.rows,
+        data.held_out,
+        batches=batches.of_all() if padded else None,
+        figures=data.tokens.figures if data.tokens else None,
+        moment=data.tokens.moment if data.tokens else None,
+    )
     if parallel.world().first:
         report.write(directory)
     _announce(trainer, data, past, report.document(), [warning for warning in warnings if warning])
@@ -407,7 +420,7 @@ def fingerprint(settings: TrainSettings, data: Data) -> dict[str, Any]:
     return of_settings(settings) | {
         "base_model": settings.recorded_base_model,
         "base_model_files": basemodel.digest_of_files(base_directory) if base_directory else None,
-        "tokens": data.digest_of_tokens(),
+        "tokens": data.tokens.sha256[:16] if data.tokens else None,
         "order": ORDER,
         "dataset": data.document["sha256"],
         "total_steps": count_steps(settings, data),

@@ -103,7 +103,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     if settings.gpus == 0:
         basemodel.leave_out_bitsandbytes()
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
-    data = build.read_data(settings, directory, manifest, tokenizer)
+    data = build.read_data(settings, directory, manifest, tokenizer, log)
     _check_early_stopping(settings, len(data.held_out))
     past = build.look_back(settings, directory, data, log)  # before the weights are there: it may end the run
     settings = settings.model_copy(update={"precision": build.choose_precision(settings)})

@@ -10,8 +10,8 @@ import pytest
 
 from model.exits import FailureError
 from model.training.rows.encoding import Encoded
-from model.training.rows.preferences import Answer, Pair
 from model.training.rows.outcomes import Place
+from model.training.rows.preferences import Answer, Pair
 from model.training.rows.report import render_mask
 from model.training.rows.tokens import IGNORED, PreferenceRows, RowEncoder
 from tests.training.chat_templates import STYLES, make_tokenizer

@@ -83,7 +83,9 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
             "registry_url": None,  # whatever the run is called, nobody asked for its progress
         }
     )
-    encoder = RowEncoder(tokenizer, max_length=settings.max_length, too_long=settings.too_long)
+    encoder = RowEncoder(
+        tokenizer, max_length=settings.max_length, too_long=settings.too_long, drops_refused=True
+    )  # what is refused has been told
     encode = encoder.encode_preferences if settings.method == "DPO" else encoder.encode
     chosen = longest_lines(directory.train_rows, data.rows, micro_batch_size, encode)
     write_lines(directory, RunDirectory(small.run_directory), chosen)

@@ -261,7 +261,10 @@ def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Find
     except FailureError as failure:
         found.failures.append(failure)
         return
-    report = token_report(settings, tokenizer, data.rows, data.held_out)
+    assert data.tokens is not None
+    report = token_report(
+        settings, tokenizer, data.rows, data.held_out, figures=data.tokens.figures, moment=data.tokens.moment
+    )
     found.parts["tokens"] = report.document()
     positions = (found.parts["baseModel"] or {}).get("positions")
     longest = max(max(rows.lengths) for rows in data.all_sequences)

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -125,6 +126,8 @@ class TokenReport:
         Padding among all that goes through the model in an epoch; None when the batches are not known.
     example
         Ids and labels of the first row's sequences.
+    moment
+        When the rows were rendered; None when that is not known.
     """
 
     settings: TrainSettings
@@ -132,6 +135,7 @@ class TokenReport:
     figures: Figures
     padding_share: float | None
     example: list[tuple[Sequence[int], Sequence[int]]]
+    moment: datetime | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form; shares are fractions of 1, lengths are tokens of a sequence."""
@@ -143,6 +147,7 @@ class TokenReport:
             "tooLong": self.settings.too_long,
             **self.figures.document(),
             **padding,
+            **({} if self.moment is None else {"renderedTime": self.moment.isoformat()}),
             "warnings": self.warnings,
             "example": [render_mask(self.tokenizer, *row) for row in self.example],
         }
@@ -194,6 +199,7 @@ def token_report(
     *,
     batches: Iterable[Sequence[int]] | None = None,
     figures: Figures | None = None,
+    moment: datetime | None = None,
 ) -> TokenReport:
     """Report on tokenised rows.
 
@@ -209,6 +215,8 @@ def token_report(
         The row numbers, from 0, of each micro-batch of an epoch; a pair's sequences are padded to the same length.
     figures
         Those of the rows, when they have been measured.
+    moment
+        When the rows were rendered, as the chat template saw it, when that is known.
     """
     return TokenReport(
         settings=settings,
@@ -216,6 +224,7 @@ def token_report(
         figures=figures or Figures.of(rows, held_out),
         padding_share=None if batches is None else _padding_share(rows, batches),
         example=[part.row(0) for part in sequences_of(rows)] if len(rows) else [],
+        moment=moment,
     )
 
 
@@ -312,7 +321,7 @@ def _losses(outcomes: Outcomes, noun: str, limit: int) -> list[str]:
         (outcomes.refused, f"left out, for they cannot be trained on: {'; '.join(outcomes.reasons[:1])}"),
         (
             outcomes.split,
-            f"made into {outcomes.split_rows} rows: the chat template writes earlier turns otherwise once others follow",
+            f"made into {outcomes.split_rows} rows: the chat template rewrites earlier turns once others follow",
         ),
         (outcomes.system_folded, "has its system turn in the first user turn: the chat template has no system role"),
         (

@@ -139,17 +139,28 @@ class RowEncoder:
         Tokens per sequence.
     too_long
         Truncate, Drop or Fail: what to do with a longer row.
+    drops_refused
+        Whether rows that cannot be used are left out; else they fail the run.
     moment
         What chat templates take for now; this one when left out.
     """
 
-    def __init__(self, tokenizer: Any, *, max_length: int, too_long: str, moment: datetime | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        too_long: str,
+        drops_refused: bool = False,
+        moment: datetime | None = None,
+    ) -> None:
         markers = Markers(tokenizer)
         self._special_ids = markers.special_ids
         self._renderer = Renderer(tokenizer, markers, moment or datetime.now().astimezone())
         self._spans = SpanTokenizer(tokenizer, markers, adds_special_tokens=not self._renderer.templated)
         self._max_length = max_length
         self._too_long = too_long
+        self._drops_refused = drops_refused
 
     def encode(self, lines: Iterable[bytes], name: str) -> TokenRows:
         """Encode exported JSON lines of single conversations; `name` is what to call them in messages.
@@ -196,7 +207,7 @@ class RowEncoder:
             except RefusedRowError as error:
                 rows.outcomes.refuse(error)
 
-    def check(self, found: Sequence[Outcomes], *, drops_refused: bool = False) -> None:
+    def check(self, found: Sequence[Outcomes]) -> None:
         """Refuse rows that cannot be used, unless these are to be dropped, and rows that are to fail for their length.
 
         Raises
@@ -204,7 +215,7 @@ class RowEncoder:
         FailureError
             When there are such rows; all are told at once.
         """
-        if not drops_refused:
+        if not self._drops_refused:
             check_refusals(found)
         check_lengths(found)
 
