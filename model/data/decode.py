@@ -1,7 +1,8 @@
 """From the bytes of one JSON line to a value, more strictly than the standard library does it.
 
-Refused are NaN and infinite numbers, a key that stands twice in one object, and nesting that would exhaust the
-stack of whoever reads the value next: no reader of the written rows agrees with another on what these mean.
+Refused are numbers that are too large, a key that stands twice in one object, and nesting that would exhaust the
+stack of whoever reads the value next: no reader of the written rows agrees with another on what these mean. NaN and
+Infinity, which pandas writes, are read: they spoil a row only where they stand in something that is used.
 """
 
 from __future__ import annotations
@@ -152,9 +153,5 @@ def _finite(text: str) -> float:
     return value
 
 
-def _constant(name: str) -> None:
-    raise RefusedError(Problem("", f"not valid JSON: {name} is no JSON value, use null", "notJson"))
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite)
 """Raises `RefusedError` for what this module refuses, apart from depth, and `JSONDecodeError` as usual."""

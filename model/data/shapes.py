@@ -206,7 +206,7 @@ def _missing(form: Form, row: Fields) -> list[Problem]:
         if name not in row.value:
             mapped = "" if name == field else f" (it is mapped to {field})"
             problems.append(Problem(name, f"is missing{mapped}", "missing"))
-        elif row.value[name] is None:
+        elif not row.has(field):
             problems.append(Problem(name, "must not be null", "missing"))
     return problems
 

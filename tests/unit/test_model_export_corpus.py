@@ -120,8 +120,8 @@ def test_a_good_dataset_is_learned_like_this(case: Good, tmp_path: Path, log: Pa
 
 
 def test_the_corpus_is_large_and_every_case_has_a_name_of_its_own() -> None:
-    assert len({case.name for case in CASES}) == len(CASES) >= 190
-    assert len({case.name for case in good.CASES}) == len(good.CASES) >= 75
+    assert len({case.name for case in CASES}) == len(CASES) >= 200
+    assert len({case.name for case in good.CASES}) == len(good.CASES) >= 80
 
 
 def test_a_problem_in_one_of_several_files_names_the_file(tmp_path: Path, log: Path) -> None:

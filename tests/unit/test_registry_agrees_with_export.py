@@ -27,8 +27,6 @@ LINES = [
     b'{"a": 1e999}',
     b'{"a": -1e999}',
     b'{"a": 1e308}',
-    b'{"a": NaN}',
-    b'{"a": -Infinity}',
     b'{"a": 1, "a": 2}',
     b'{"a": {"b": 1, "b": 1}}',
     b'{"a": {"b": 1}, "b": {"b": 1}}',
@@ -110,6 +108,17 @@ def decoded(decoder: Any, line: bytes) -> Any:
 @pytest.mark.parametrize("line", LINES)
 def test_a_line_is_json_for_both_or_for_neither(line: bytes) -> None:
     assert decoded(decode, line) == decoded(decode_line, line)
+
+
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_json_is_refused_at_upload_and_by_a_run_where_it_is_used(name: str) -> None:
+    unused = f'{{"prompt": "a", "completion": "b", "score": {name}}}'.encode()
+    assert refusal(unused) == f"line 1: not valid JSON: {name} is no JSON value, use null"
+    content = {"prompt": "a", "completion": "b"}
+    assert Shaper("train.jsonl", "SFT", {}).content(Record(1, decode_line(unused))) == content
+    used = f'{{"prompt": "a", "completion": {name}}}'.encode()
+    with pytest.raises(InvalidRowError, match=r"^completion: must"):
+        Shaper("train.jsonl", "SFT", {}).content(Record(1, decode_line(used)))
 
 
 @given(st.binary(max_size=30) | st.text(alphabet='{}[]":,\\u0dD8aA1eE+-. \t\n', max_size=30).map(str.encode))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from model import exits
 from model.data.decode import MAX_LINE_BYTES, TOO_LONG, UNDECODED, not_utf8
 from model.data.readers.files import DataFile, check_columns
-from model.data.readers.lines import invalid, skip_line, too_long
-from model.data.readers.sniff import delimiter
+from model.data.readers.lines import invalid, joined, skip_line, too_long
+from model.data.readers.sniff import SEPARATOR_LINE, delimiter
 from model.data.records import InvalidRowError, Record
 from model.exits import FailureError
 
 _RETURNS = r"ends a line with a carriage return alone: convert the file with `tr '\r' '\n'`, or quote the field"
+_MARKS = defaultdict(lambda: "the separator", {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"})
 
 
 class _TooLongError(Exception):
@@ -38,7 +40,7 @@ def csv_table(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
         number += 1
         lines.begin_record()
         try:
-            value = _row(next(rows), header)
+            value = _row(next(rows), header, _MARKS[lines.delimiter])
         except StopIteration:
             return
         except _TooLongError:
@@ -49,6 +51,8 @@ def csv_table(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
         if value is None:
             number -= 1  # a blank line
             continue
+        if value == {}:
+            continue  # an empty row of a spreadsheet
         if lines.undecoded is not None:
             value = InvalidRowError([not_utf8(lines.undecoded, _where(value))])
         yield Record(number, value, file.label)
@@ -63,7 +67,10 @@ class _Lines:
         self.undecoded: int | None = None
         """The byte that keeps the current record from being read as text."""
         self._first: bytes | None = stream.readline(MAX_LINE_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
-        self.delimiter = delimiter(self._first.decode("utf-8", "replace"))
+        first = self._first.decode("utf-8", "replace")
+        self.delimiter = delimiter(first)
+        if SEPARATOR_LINE.fullmatch(first):
+            self._first = None
 
     def begin_record(self) -> None:
         self._bytes = 0
@@ -99,6 +106,8 @@ def _header(rows: Any, lines: _Lines, file: DataFile) -> list[str]:
     if lines.undecoded is not None:
         raise _refusal(file, f"has a header that is {not_utf8(lines.undecoded, 'in it')}")
     names = [name.strip() for name in header]
+    while len(names) > 1 and not names[-1]:
+        names.pop()  # columns to the right of the table
     check_columns(file, names)
     return names
 
@@ -108,11 +117,18 @@ def _is_about_returns(error: Exception) -> bool:
     return "new-line" in str(error)
 
 
-def _row(cells: list[str], header: list[str]) -> Any:
+def _row(cells: list[str], header: list[str], marks: str) -> Any:
+    """Return a row by the header's names; None for a blank line, nothing in it for a row of empty cells."""
     if not cells:
         return None
+    if cells[0].startswith("\ufeff"):
+        return joined()
+    if len(cells) > 1 and not any(cells):
+        return {}
+    while len(cells) > len(header) and not cells[-1].strip():
+        cells.pop()
     if len(cells) != len(header):
-        return invalid(f"has {_fields(len(cells))}, but the header names {len(header)}: quote fields that hold commas")
+        return invalid(f"has {_fields(len(cells))}, but the header names {len(header)}: quote fields that hold {marks}")
     return dict(zip(header, cells, strict=True))
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 from model import exits
 from model.data.readers import sniff
 from model.data.readers.lines import bounded_lines, json_lines
+from model.data.readers.zstd import Decompressed, ZstdError
 from model.data.records import Record
 from model.exits import FailureError
 
@@ -27,12 +28,14 @@ EXTENSIONS: dict[str, sniff.Format] = {
     ".csv": "CSV",
     ".tsv": "CSV",
     ".parquet": "Parquet",
+    ".arrow": "Arrow",
 }
 _REMEDIES: dict[sniff.Format, str] = {
     "JSON lines": "name it .jsonl",
     "JSON array": "name it .json, or write one object a line",
     "CSV": "name it .csv",
     "Parquet": "name it .parquet",
+    "Arrow": "name it .arrow",
 }
 
 
@@ -63,6 +66,11 @@ def has_data_extension(name: str) -> bool:
     return _extension(name) in EXTENSIONS
 
 
+def bare_name(name: str) -> str:
+    """Return a file's name in lower case, without the end that says how it is compressed."""
+    return name.lower().removesuffix(".gz").removesuffix(".zst")
+
+
 def read(file: DataFile) -> Iterator[Record]:
     """Yield the file's rows.
 
@@ -79,7 +87,7 @@ def read(file: DataFile) -> Iterator[Record]:
                 yield record
         except EOFError as error:
             raise damaged(file.name, number, "is cut off: the compressed data ends too early") from error
-        except (gzip.BadGzipFile, zlib.error) as error:
+        except (gzip.BadGzipFile, zlib.error, ZstdError) as error:
             raise damaged(file.name, number, f"is damaged: {error}") from error
 
 
@@ -106,11 +114,14 @@ def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
     stream = _buffered(raw, file.buffer_bytes)
     head = stream.peek()[:HEAD_BYTES]
     wanted = EXTENSIONS.get(_extension(file.name))
-    if head.startswith(sniff.GZIP):
-        stream = _decompressed(file.name, wanted, stream)
-        head = stream.peek()[:HEAD_BYTES]
-    elif file.name.endswith(".gz"):
-        raise _refusal(file.name, f"is not gzip although its name says so{_found(head)}", "name it after what it is")
+    for method, (magic, end) in sniff.COMPRESSIONS.items():
+        if head.startswith(magic):
+            stream = _decompressed(file.name, wanted, stream, method)
+            head = stream.peek()[:HEAD_BYTES]
+            break
+        if file.name.lower().endswith(end):
+            what = f"is not {method} although its name says so{_found(head)}"
+            raise _refusal(file.name, what, "name it after what it is")
     form = _format(file.name, wanted, head)
     if form == "JSON lines":
         return json_lines(bounded_lines(stream), file.label)
@@ -122,17 +133,23 @@ def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
         from model.data.readers.json_array import json_array
 
         return json_array(stream, file)
-    from model.data.readers.parquet import parquet
+    from model.data.readers.parquet import arrow, parquet
 
+    if form == "Arrow":
+        return arrow(stream, file)
     return parquet(cast(BinaryIO, stream.detach()), file)  # it has buffers of its own, one for each column
 
 
-def _decompressed(name: str, wanted: sniff.Format | None, stream: BinaryIO) -> io.BufferedReader:
-    if wanted == "Parquet":
-        raise _refusal(name, "is compressed with gzip as a whole", "decompress it: Parquet compresses by itself")
-    if wanted is not None and not name.endswith(".gz"):
-        raise _refusal(name, "is compressed with gzip", f"name it {PurePosixPath(name).name}.gz, or decompress it")
-    return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"), HEAD_BYTES)
+def _decompressed(name: str, wanted: sniff.Format | None, stream: BinaryIO, method: str) -> io.BufferedReader:
+    end = sniff.COMPRESSIONS[method][1]
+    if wanted in ("Parquet", "Arrow"):
+        raise _refusal(name, f"is compressed with {method} as a whole", f"decompress it: {wanted} compresses by itself")
+    if wanted is not None and not name.lower().endswith(end):
+        bare = PurePosixPath(name).name
+        raise _refusal(name, f"is compressed with {method}", f"name it {bare}{end}, or decompress it")
+    if method == "gzip":
+        return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"), HEAD_BYTES)
+    return _buffered(cast(BinaryIO, Decompressed(stream)), HEAD_BYTES)
 
 
 def _buffered(stream: BinaryIO | gzip.GzipFile, size: int) -> io.BufferedReader:
@@ -143,9 +160,9 @@ def _format(name: str, wanted: sniff.Format | None, head: bytes) -> sniff.Format
     """Return the format to read the file as: the one that its name says, unless its content says another."""
     if (found := sniff.foreign(head)) is not None:
         raise _refusal(name, f"is {found[0]}", found[1])
-    seen = "Parquet" if head.startswith(sniff.PARQUET) else sniff.text_format(head)
-    if wanted == "Parquet" and seen != "Parquet":
-        raise _refusal(name, f"is no Parquet file{_found(head)}", "copy it again, or name it after what it is")
+    seen = _binary_format(head) or sniff.text_format(head)
+    if wanted in ("Parquet", "Arrow") and seen != wanted:
+        raise _refusal(name, f"is no {wanted} file{_found(head)}", "copy it again, or name it after what it is")
     if wanted is None:
         if seen is None and head.strip():
             what = f"begins with {_start(head)}, and its name says no format"
@@ -162,6 +179,12 @@ def _format(name: str, wanted: sniff.Format | None, head: bytes) -> sniff.Format
     return wanted
 
 
+def _binary_format(head: bytes) -> sniff.Format | None:
+    if head.startswith(sniff.PARQUET):
+        return "Parquet"
+    return "Arrow" if head.startswith(sniff.ARROW) else None
+
+
 def _json_format(name: str, seen: sniff.Format | None, head: bytes) -> sniff.Format:
     """Return how to read a .json file: as an array, or as the lines that many tools write under this name."""
     start = sniff.text_start(head)
@@ -176,7 +199,7 @@ def _json_format(name: str, seen: sniff.Format | None, head: bytes) -> sniff.For
 
 
 def _extension(name: str) -> str:
-    return PurePosixPath(name.lower().removesuffix(".gz")).suffix
+    return PurePosixPath(bare_name(name)).suffix
 
 
 def _words(form: sniff.Format) -> str:

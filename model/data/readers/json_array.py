@@ -49,7 +49,14 @@ def json_array(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
                 raise damaged(file.name, number, "is cut off: the array has no end")
             if mark != ",":
                 raise _malformed(file, number, f"is followed by {mark!r}: separate the rows with commas")
-    if rest := text.take():
+    if (rest := text.take()) == "\ufeff":
+        raise FailureError(
+            exits.DATASET_INVALID,
+            "DatasetInvalid",
+            f"{file.name} goes on with a byte order mark after the array's end, as if two files had been joined: keep "
+            "them apart, or write one array",
+        )
+    if rest:
         raise FailureError(
             exits.DATASET_INVALID,
             "DatasetInvalid",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -34,7 +35,9 @@ def json_lines(lines: Iterable[bytes], file: str = "") -> Iterator[Record]:
     """Yield one record a line, numbered from 1; blank lines count but are no records."""
     for number, line in enumerate(lines, start=1):
         content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 and not is_too_long(line) else line
-        if content and not content.isspace():
+        if number > 1 and content.startswith(codecs.BOM_UTF8):
+            yield Record(number, joined(), file)
+        elif content and not content.isspace():
             yield Record(number, _decode(content), file)
 
 
@@ -46,6 +49,16 @@ def invalid(text: str, kind: str = "unreadable", *, field: str = "") -> InvalidR
 def too_long(remark: str = SHORTEN) -> InvalidRowError:
     """Return what stands for a row that is longer than `MAX_LINE_BYTES`."""
     return invalid(f"{TOO_LONG}{remark}", "tooLong")
+
+
+_JOINED = (
+    "begins with a byte order mark, as if two files had been joined: remove it, as `sed -i 's/^\\xef\\xbb\\xbf//'` does"
+)
+
+
+def joined() -> InvalidRowError:
+    """Return what stands for a row with a byte order mark in the middle of a file."""
+    return invalid(_JOINED, "notUtf8")
 
 
 def _decode(line: bytes) -> Any:

@@ -1,8 +1,9 @@
-"""Parquet, a few rows at a time: columns are read through small buffers, never a row group as a whole."""
+"""Parquet and Arrow, a few rows at a time: columns are read through small buffers, never a row group as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BufferedReader
 from typing import Any, BinaryIO
 
 from model.data.decode import MAX_LINE_BYTES
@@ -42,6 +43,36 @@ def parquet(stream: BinaryIO, file: DataFile) -> Iterator[Record]:
         text = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
         what = "is cut off" if "magic bytes not found in footer" in text else f"is damaged ({text:.200})"
         raise damaged(file.name, number, what) from error
+
+
+def arrow(stream: BufferedReader, file: DataFile) -> Iterator[Record]:
+    """Yield one record a row of an Arrow file or stream, as `datasets` keeps a saved dataset, like those of Parquet.
+
+    Raises
+    ------
+    FailureError
+        Code 3, when the file is cut off or damaged, or has a column twice.
+    """
+    import pyarrow as pa
+
+    number = 0
+    try:
+        opened = pa.ipc.open_file(stream) if stream.peek(6)[:6] == b"ARROW1" else pa.ipc.open_stream(stream)
+        check_columns(file, opened.schema.names)
+        nested = any(pa.types.is_nested(column.type) for column in opened.schema)
+        batches = (
+            iter(opened) if hasattr(opened, "__iter__") else map(opened.get_batch, range(opened.num_record_batches))
+        )
+        for batch in batches:
+            for start in range(0, batch.num_rows, MAX_BATCH_ROWS):
+                for value in _values(batch.slice(start, MAX_BATCH_ROWS)):
+                    number += 1
+                    yield Record(number, _without_filler(value) if nested else value, file.label)
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not the file's
+        text = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
+        raise damaged(file.name, number, f"is cut off or damaged ({text:.200})") from error
 
 
 def _without_filler(value: Any, depth: int = 0) -> Any:

@@ -6,9 +6,14 @@ import json
 import re
 from typing import Literal
 
-Format = Literal["JSON lines", "JSON array", "CSV", "Parquet"]
+Format = Literal["JSON lines", "JSON array", "CSV", "Parquet", "Arrow"]
 
-GZIP = b"\x1f\x8b"
+COMPRESSIONS = {"gzip": (b"\x1f\x8b", ".gz"), "zstd": (b"\x28\xb5\x2f\xfd", ".zst")}
+"""How a file may be compressed as a whole: its first bytes, and the end of its name."""
+
+ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
+"""How a file and a stream of Arrow begin."""
+
 PARQUET = b"PAR1"
 
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
@@ -17,11 +22,9 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\xff\xfe", "UTF-16 text", "convert it with `iconv -f UTF-16 -t UTF-8`"),
     (b"\xfe\xff", "UTF-16 text", "convert it with `iconv -f UTF-16 -t UTF-8`"),
     (b"PARE", "an encrypted Parquet file", "store it without encryption"),
-    (b"ARROW1", "an Arrow file", "store it as Parquet"),
     (b"Obj\x01", "an Avro file", "store it as Parquet or JSON lines"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it, or compress it with gzip"),
-    (b"BZh", "compressed with bzip2", "decompress it, or compress it with gzip"),
-    (b"\xfd7zXZ\x00", "compressed with xz", "decompress it, or compress it with gzip"),
+    (b"BZh", "compressed with bzip2", "decompress it, or compress it with gzip or zstd"),
+    (b"\xfd7zXZ\x00", "compressed with xz", "decompress it, or compress it with gzip or zstd"),
     (b"PK\x03\x04", "a ZIP archive or an Excel workbook", "unpack it, or save it as CSV"),
     (b"SQLite format 3\x00", "an SQLite database", "use the sql source"),
     (b"\x80\x04\x95", "a Python pickle", "store it as JSON lines"),
@@ -32,6 +35,9 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _ARRAY_START = re.compile(rb"\[\s*(?:\{|\Z)|\[\s*\]|\[[ \t]*\r?\n")
 _PRETTY_OBJECT = re.compile(rb"\{[ \t]*\r?\n\s*\"")
 _QUOTED = re.compile(r'"[^"]*"')
+SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?\s*")
+"""A first line in which a spreadsheet says what separates the fields, before the header."""
+
 _HEADER_CELL = re.compile(r'\s*"?[\w .#/-]*"?\s*')
 
 
@@ -44,7 +50,7 @@ def foreign(head: bytes) -> tuple[str, str] | None:
         return "UTF-16 text", "convert it with `iconv -f UTF-16 -t UTF-8`"
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it"
-    if not head.startswith(PARQUET) and len(_CONTROL.findall(head[:4096])) * 20 > len(head[:4096]):
+    if not head.startswith((PARQUET, *ARROW)) and len(_CONTROL.findall(head[:4096])) * 20 > len(head[:4096]):
         return "binary data", "store the rows as JSON lines, a JSON array, CSV or Parquet"
     start = text_start(head)[:512].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
@@ -81,13 +87,17 @@ def text_start(head: bytes) -> bytes:
 
 def delimiter(header: str) -> str:
     """Return what separates the fields of a CSV file's first line; what stands in quotes separates nothing."""
+    if named := SEPARATOR_LINE.fullmatch(header):
+        return named[1]
     bare = _QUOTED.sub("", header)
-    return next((mark for mark in (",", "\t", ";", "|") if mark in bare), ",")
+    return max((",", "\t", ";", "|"), key=bare.count)
 
 
 def _looks_like_csv(start: bytes) -> bool:
     """Several plain names in the first line, and a second line that is no JSON either."""
     lines = start.split(b"\n", 2)
+    if SEPARATOR_LINE.fullmatch(lines[0].decode("utf-8", "replace")):
+        return True
     header = lines[0].decode("utf-8", "replace")
     cells = header.split(delimiter(header))
     if len(cells) < 2 or not all(_HEADER_CELL.fullmatch(cell) for cell in cells):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.unit.corpus.cases import PAIR, Case, rows
+from tests.unit.corpus.cases import BOM, PAIR, Case, rows, zstd
 
 CASES = (
     Case("empty file", b"", "train.jsonl has no rows: check that it is the right one"),
@@ -96,17 +96,128 @@ CASES = (
         "row 3)",
         row=2,
     ),
+    Case("NaN", b'{"prompt": "a", "completion": NaN}\n', "train.jsonl row 1: completion: must not be null", row=1),
     Case(
-        "NaN",
-        b'{"prompt": "a", "completion": "b", "score": NaN}\n',
-        "train.jsonl row 1: not valid JSON: NaN is no JSON value, use null",
+        "minus infinity",
+        b'{"prompt": -Infinity, "completion": "b"}\n',
+        "train.jsonl row 1: prompt: must be a string, is an infinite number",
         row=1,
     ),
     Case(
-        "minus infinity",
-        b'{"prompt": "a", "completion": "b", "score": -Infinity}\n',
-        "train.jsonl row 1: not valid JSON: -Infinity is no JSON value, use null",
+        "NaN in a tool",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], '
+        b'"tools": [{"name": "f", "parameters": {"a": NaN}}]}\n',
+        "train.jsonl row 1: tools[0]: holds what JSON cannot: NaN, an infinite number, a date or bytes",
         row=1,
+    ),
+    Case(
+        "two files with byte order marks, joined",
+        BOM + rows(PAIR) + BOM + rows(PAIR, {"prompt": "c"}),
+        "train.jsonl has 2 problems in 2 rows: row 2: begins with a byte order mark, as if two files had been "
+        "joined: remove it, as `sed -i 's/^\\xef\\xbb\\xbf//'` does; row 3: completion: is missing",
+        row=2,
+    ),
+    Case(
+        "two arrays with byte order marks, joined",
+        (BOM + b'[{"prompt": "a", "completion": "b"}]\n') * 2,
+        "rows.json goes on with a byte order mark after the array's end, as if two files had been joined: keep them "
+        "apart, or write one array",
+        file="rows.json",
+    ),
+    Case(
+        "two tables with byte order marks, joined",
+        (BOM + b"prompt,completion\na,b\n") * 2,
+        "rows.csv row 2: begins with a byte order mark, as if two files had been joined: remove it, as `sed -i "
+        "'s/^\\xef\\xbb\\xbf//'` does",
+        row=2,
+        file="rows.csv",
+    ),
+    Case(
+        "UTF-16 with a byte order mark",
+        rows(PAIR).decode().encode("utf-16"),
+        "train.jsonl is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+    ),
+    Case(
+        "UTF-16 without a byte order mark",
+        rows(PAIR).decode().encode("utf-16-le"),
+        "train.jsonl is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+    ),
+    Case(
+        "a table in UTF-16",
+        "prompt;completion\na;b\n".encode("utf-16"),
+        "rows.csv is UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8`",
+        file="rows.csv",
+    ),
+    Case(
+        "a table with a filled column that has no name",
+        b"prompt;completion;;\na;b;;\nc;d;;x\n",
+        "rows.csv row 2: has 4 fields, but the header names 2: quote fields that hold semicolons",
+        row=2,
+        file="rows.csv",
+    ),
+    Case(
+        "a table with too few fields",
+        b"prompt;completion\na\n",
+        "rows.csv row 1: has 1 field, but the header names 2: quote fields that hold semicolons",
+        row=1,
+        file="rows.csv",
+    ),
+    Case(
+        "a table of empty rows",
+        b"prompt;completion\n;\n;\n",
+        "rows.csv has no rows: check that it is the right one",
+        file="rows.csv",
+    ),
+    Case(
+        "a table that says another separator",
+        b"sep=;\nprompt,completion\na,b\n",
+        "rows.csv row 1: has prompt,completion, but SFT needs prompt and completion, or messages, or conversations, "
+        "or instruction and output: map the columns with --column (columns in a TrainingRun)",
+        row=1,
+        file="rows.csv",
+    ),
+    Case(
+        "zstd under the name of JSON lines",
+        zstd(rows(PAIR)),
+        "train.jsonl is compressed with zstd: name it train.jsonl.zst, or decompress it",
+    ),
+    Case(
+        "no zstd",
+        rows(PAIR),
+        'rows.jsonl.zst is not zstd although its name says so: it begins with \'{"prompt": "a", "completion": '
+        '"b"}\': name it after what it is',
+        file="rows.jsonl.zst",
+    ),
+    Case(
+        "zstd, cut off",
+        zstd(rows(PAIR) * 99)[:-9],
+        "rows.jsonl.zst is cut off: the compressed data ends too early; copy it again",
+        file="rows.jsonl.zst",
+    ),
+    Case(
+        "zstd, damaged",
+        zstd(rows(PAIR) * 99)[:12] + bytes(40),
+        "rows.jsonl.zst is cut off: the compressed data ends too early; copy it again",
+        file="rows.jsonl.zst",
+    ),
+    Case(
+        "xz",
+        b"\xfd7zXZ\x00" + bytes(20),
+        "rows.jsonl.xz is compressed with xz: decompress it, or compress it with gzip or zstd",
+        file="rows.jsonl.xz",
+    ),
+    Case(
+        "no Arrow file",
+        rows(PAIR),
+        'rows.arrow is no Arrow file: it begins with \'{"prompt": "a", "completion": "b"}\': copy it again, or name '
+        "it after what it is",
+        file="rows.arrow",
+    ),
+    Case(
+        "an Arrow file, cut off",
+        b"\xff\xff\xff\xff" + bytes([16, 0, 0, 0]) + bytes(4),
+        "rows.arrow is cut off or damaged (Expected to read 16 metadata bytes, but only read 4); copy it again",
+        file="rows.arrow",
     ),
     Case(
         "a number beyond floats",

@@ -6,6 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
+BOM = b"\xef\xbb\xbf"
 PAIR = {"prompt": "a", "completion": "b"}
 PREFERENCE = {"prompt": "a", "chosen": "b", "rejected": "c"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -55,3 +58,12 @@ def rows(*values: Any) -> bytes:
 def chat(*turns: Any, **fields: Any) -> bytes:
     """Return one row with messages, and with further fields."""
     return rows({"messages": list(turns), **fields})
+
+
+def zstd(content: bytes) -> bytes:
+    """Return a content compressed with zstd."""
+    buffer = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(buffer, "zstd") as stream:
+        stream.write(content)
+    compressed: bytes = buffer.getvalue().to_pybytes()
+    return compressed

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.unit.corpus.cases import ANSWER, OTHER, PAIR, PREFERENCE, SYSTEM, USER, chat, rows
+import pyarrow as pa
+import pyarrow.parquet
+
+from tests.unit.corpus.cases import ANSWER, BOM, OTHER, PAIR, PREFERENCE, SYSTEM, USER, chat, rows, zstd
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,21 @@ BEFORE = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"
 INSTRUCTED = {"messages": [SYSTEM, ASKED, ANSWERED]}
 REMEMBERED = {"messages": [*BEFORE, ASKED, ANSWERED]}
 HALF = {"messages": [USER, SEEN, USER, OTHER]}
+
+
+def parquet(**columns: Any) -> bytes:
+    """Return a Parquet file of the columns given."""
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def arrow(opened: Callable[[Any, pa.Schema], Any], **columns: Any) -> bytes:
+    """Return an Arrow file or stream of the columns given."""
+    table, buffer = pa.table(columns), io.BytesIO()
+    with opened(buffer, table.schema) as writer:
+        writer.write_table(table)
+    return buffer.getvalue()
 
 
 def tool(content: str) -> dict[str, Any]:
@@ -202,4 +223,39 @@ TEXTS = (
         [{"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}], flags=("--method=DPO",)),
 )  # fmt: skip
 
-CASES = (*FLAGS, *BESIDE, *ROLES, *TEXTS)
+CSV = b"prompt;completion\na;b\n"
+
+FILES = (
+    Good("NaN in a column that is not used", b'{"prompt": "a", "completion": "b", "score": NaN}\n', [PAIR]),
+    Good("infinity in a column that is not used", b'{"prompt": "a", "completion": "b", "score": -Infinity}\n', [PAIR]),
+    Good("NaN for what is not there", b'{"instruction": "a", "input": NaN, "output": "b", "system": NaN}\n', [PAIR]),
+    Good("zstd", zstd(rows(PAIR)), [PAIR], file="train.jsonl.zst"),
+    Good("an array with gzip", gzip.compress(json.dumps([PAIR]).encode()), [PAIR], file="train.json.gz"),
+    Good("a table with zstd", zstd(CSV), [PAIR], file="TRAIN.CSV.ZST"),
+    Good("a table with semicolons", CSV, [PAIR], file="train.csv"),
+    Good("a table with commas in a header of semicolons", b'prompt;completion;"note, if any, here"\na;b;x\n', [PAIR],
+        file="train.csv"),
+    Good("a table with bare commas in a header of semicolons", b"prompt;completion;a, or b;c\na;b;x;y\n", [PAIR],
+        file="train.csv"),
+    Good("a table with tabs", CSV.replace(b";", b"\t"), [PAIR], file="train.tsv"),
+    Good("a table with tabs, called CSV", CSV.replace(b";", b"\t"), [PAIR], file="train.csv"),
+    Good("a table with a byte order mark and quotes", BOM + b'"prompt";"completion"\r\n"a";"b"\r\n', [PAIR],
+        file="train.csv"),
+    Good("a table that says its separator", b"sep=;\r\n" + CSV, [PAIR], file="train.csv"),
+    Good("a table with columns and rows that are empty", b"prompt;completion;;\na;b;;\n;;;\nc;d;;\n",
+        [PAIR, {"prompt": "c", "completion": "d"}], file="train.csv"),
+    Good("a table with empty fields beyond the header", b"prompt,completion\na,b,,\n", [PAIR], file="train.csv"),
+    Good("a table with an index as pandas writes it", b",prompt,completion\n0,a,b\n", [PAIR], file="train.csv"),
+    Good("a table with line breaks in its fields", b'prompt,completion\n"a\nb","c, ""d"""\n',
+        [{"prompt": "a\nb", "completion": 'c, "d"'}], file="train.csv"),
+    Good("Parquet: nulls that the columns of other rows add", parquet(messages=[[USER, {**ANSWER, "train": False},
+        {**USER, "train": None}, OTHER], [USER, {**ANSWER, "train": None}]]), [HALF, PLAIN], file="train.parquet"),
+    Good("Parquet: variables of the template that other rows have", parquet(prompt=["a", "c"], completion=["b", "d"],
+        chat_template_kwargs=[{"x": 1, "y": None}, {"x": None, "y": None}]),
+        [{**PAIR, "chat_template_kwargs": {"x": 1}}, {"prompt": "c", "completion": "d"}], file="train.parquet"),
+    Good("Arrow: a stream, as a saved dataset has it", arrow(pa.ipc.new_stream, prompt=["a"], completion=["b"]), [PAIR],
+        file="data-00000-of-00001.arrow"),
+    Good("Arrow: a file", arrow(pa.ipc.new_file, prompt=["a"], completion=["b"]), [PAIR], file="train.arrow"),
+)  # fmt: skip
+
+CASES = (*FLAGS, *BESIDE, *ROLES, *TEXTS, *FILES)
