@@ -108,6 +108,7 @@ def examine(source: Source, shaper: Shaper, take: Callable[[int, Record, bytes],
         report.measure(content)
         take(value, record, encoded)
     report.shape, report.detected, report.warnings = shaper.shape, shaper.detected, shaper.warnings
+    report.passed_over = list(source.passed_over)
     return report
 
 
@@ -228,6 +229,8 @@ def _tell(directory: RunDirectory, document: dict[str, Any], settings: ExportSet
         return
     if document["detected"]:
         print(f"{document['source']}: {document['detected']}", file=sys.stderr)
+    if document["passedOver"]:
+        print(f"{document['source']}: passed over {', '.join(document['passedOver'])}", file=sys.stderr)
     if not failed:
         for warning in document["warnings"]:
             print(f"warning: {warning}", file=sys.stderr, flush=True)

@@ -60,6 +60,7 @@ class Report:
     shape: str | None = None
     detected: str = ""
     example: Content | None = None
+    passed_over: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def measure(self, content: Content) -> None:
@@ -86,6 +87,7 @@ class Report:
             "shownDuplicates": self.duplicates.examples(),
             "characters": {name: lengths.summary() for name, lengths in self.characters.items()},
             "example": None if self.example is None else _cut(self.example),
+            "passedOver": self.passed_over,
             "warnings": self.warnings,
         }
 
@@ -96,6 +98,7 @@ def render(document: Mapping[str, Any]) -> str:
     lines = [
         f"Dataset     {document['source']}",
         f"Detected    {document['detected'] or 'nothing that is known'}",
+        *([f"Passed over {', '.join(document['passedOver'])}"] if document.get("passedOver") else []),
         f"Rows        {document['rows']} to train on, {document['evaluationRows']} held out",
         f"Left out    {document['dropped']} invalid",
         *(f"            {count} x {KINDS.get(kind, kind)}" for kind, count in document["problems"].items()),

@@ -36,6 +36,7 @@ _ONLY_FOR = {
     "repository": ("hub",),
     "revision": ("hub",),
     "split": ("hub",),
+    "configuration": ("hub",),
 }
 
 
@@ -77,6 +78,7 @@ class ExportSettings(flags.Settings):
     endpoint: str | None = Field(None, description="For objectStore: URL of the S3 interface, if it is not AWS")
     repository: str | None = Field(None, description="For hub: the dataset repository, owner/name")
     revision: str | None = Field(None, description="For hub: branch, tag or commit")
+    configuration: str | None = Field(None, description="For hub: the configuration, where the dataset has several")
     split: str | None = Field(None, description="For hub: the split to train on, train when nothing is said")
 
     @model_validator(mode="wrap")
@@ -119,7 +121,7 @@ class ExportSettings(flags.Settings):
             return ObjectStoreSource(self.uri, self.endpoint)
         if self.source == "hub":
             assert self.repository is not None
-            return HubSource(self.repository, self.revision, self.split or "train")
+            return HubSource(self.repository, self.revision, self.split or "train", configuration=self.configuration)
         assert self.path is not None
         return FileSource(self.source, self.path)
 

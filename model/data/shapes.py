@@ -27,6 +27,8 @@ _LIKELY = {
 }
 """Names under which fields often go, for a proposal of what to map."""
 
+LIKELY_NAMES = frozenset(name for names in _LIKELY.values() for name in names)
+
 
 class Shaper:
     """Turns rows into content of one shape.

@@ -96,6 +96,48 @@ def test_all_data_files_of_a_folder(tmp_path: Path) -> None:
     assert rows(FileSource("volume", tmp_path)) == [("part-1.jsonl", 1, "1"), ("part-2.jsonl", 1, "2")]
 
 
+INFO = '{"tickets": {"file_name": "tickets.jsonl", "columns": {"prompt": "prompt"}}}'
+STATE = '{\n "_data_files": [{"filename": "part-0.jsonl"}],\n "_split": "train"\n}'
+
+
+@pytest.mark.parametrize(
+    ("files", "passed_over"),
+    [
+        ({"dataset_info.json": INFO}, ["dataset_info.json"]),
+        ({"dataset_info.json": INFO, "state.json": STATE}, ["dataset_info.json", "state.json"]),
+        ({"meta.json": STATE}, ["meta.json"]),
+        ({"croissant.json": '{"@context": {}}', "about.json": '{"license": "mit"}'}, ["about.json", "croissant.json"]),
+        ({"_SUCCESS": "", "_metadata.parquet": "x", ".part.jsonl.crc": "x", "README.md": "#"}, ["_metadata.parquet"]),
+        ({".gitattributes": "*.jsonl filter=lfs", ".hidden.jsonl": line("x"), "LICENSE": "MIT"}, []),
+    ],
+)
+@pytest.mark.parametrize("path", ["", "*", "*.json*"])
+def test_files_that_describe_others_are_passed_over(
+    tmp_path: Path, files: dict[str, str], passed_over: list[str], path: str
+) -> None:
+    for name, content in {**files, "part-0.jsonl": line("1"), "part-1.jsonl": line("2")}.items():
+        (tmp_path / name).write_text(content)
+    source = FileSource("volume", tmp_path / (path if path != "*" else "part-*") if path else tmp_path)
+    if path == "*.json*":
+        passed_over = [name for name in passed_over if ".json" in name]
+    assert rows(source) == [("part-0.jsonl", 1, "1"), ("part-1.jsonl", 1, "2")]
+    assert source.passed_over == ([] if path == "*" else passed_over)
+
+
+def test_a_file_that_is_named_is_read_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(line("1"))
+    assert rows(FileSource("volume", tmp_path / "state.json")) == [("", 1, "1")]
+
+
+def test_files_of_one_row_each_are_all_read(tmp_path: Path) -> None:
+    write(tmp_path, a_json=line("1"), b_json=line("2"))
+    assert rows(FileSource("volume", tmp_path)) == [("a.json", 1, "1"), ("b.json", 1, "2")]
+    write(tmp_path, a_json='{"question": "1"}', b_json='{"frage": "2"}')
+    assert [path.name for path in FileSource("volume", tmp_path).files()] == ["a.json"]
+    write(tmp_path, a_json='{"frage": "1"}')  # with a mapping these may be the rows
+    assert [path.name for path in FileSource("volume", tmp_path).files()] == ["a.json", "b.json"]
+
+
 def test_a_folder_of_several_splits_is_not_mixed(tmp_path: Path) -> None:
     write(tmp_path, train_jsonl=line("1"), test_jsonl=line("2"))
     said = failure(FileSource("volume", tmp_path))

@@ -36,10 +36,18 @@ def server(running: Hub) -> Hub:
 @pytest.fixture
 def source(server: Hub, tmp_path: Path) -> Any:
     def make(
-        split: str = "train", revision: str | None = None, *, token: str | None = None, name: str = "o/d"
+        split: str = "train",
+        revision: str | None = None,
+        *,
+        token: str | None = None,
+        name: str = "o/d",
+        configuration: str | None = None,
+        offline: bool = False,
     ) -> HubSource:
         environment = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path)}
-        return HubSource(name, revision, split, environment | ({"HF_TOKEN": token} if token else {}))
+        environment |= {"HF_TOKEN": token} if token else {}
+        environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+        return HubSource(name, revision, split, environment, configuration=configuration)
 
     return make
 
@@ -152,7 +160,7 @@ def test_several_configurations_need_a_choice(server: Hub, source: Any) -> None:
     found = failure(source())
     assert found.code == 2
     assert found.message == (
-        "o/d has several configurations and none is the default: write one in front of the split and a dot, as in "
+        "o/d has several configurations and none is the default: choose with --configuration=de, or write "
         "--split=de.train (split in a TrainingRun); there is de, en"
     )
 
@@ -203,12 +211,87 @@ def test_a_card_that_cannot_be_read_is_passed_over(
     assert "the card of o/d is passed over" in capsys.readouterr().err
 
 
-def test_the_same_rows_in_another_format_are_passed_over(
-    server: Hub, source: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_rows_in_another_format_are_passed_over(server: Hub, source: Any) -> None:
     server.repository("o/d", {"train-1.jsonl": lines("1"), "train-2.jsonl": lines("2"), "train.csv": b"prompt\n1\n2\n"})
-    assert [prompt for _, _, prompt in rows(source())] == ["1", "2"]
-    assert "passed over: train.csv" in capsys.readouterr().err
+    found = source()
+    assert [prompt for _, _, prompt in rows(found)] == ["1", "2"]
+    assert found.passed_over == ["train.csv"]
+
+
+CONVERTED = {
+    ".gitattributes": b"*.parquet filter=lfs",
+    "alpha/train/0000.jsonl": lines("a0"),
+    "alpha/train/0001.jsonl": lines("a1"),
+    "alpha/test/0000.jsonl": lines("at"),
+    "beta/partial-train/0000.jsonl": lines("b"),
+}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "split", "found"),
+    [
+        (None, "alpha.train", ["a0", "a1"]),
+        (None, "alpha.test", ["at"]),
+        ("alpha", "train", ["a0", "a1"]),
+        ("alpha", "alpha.train", ["a0", "a1"]),
+        ("beta", "train", ["b"]),
+    ],
+)
+def test_folders_of_the_converted_branch_are_configurations(
+    server: Hub, source: Any, configuration: str | None, split: str, found: list[str]
+) -> None:
+    server.repository("o/d", {}).commit(CONVERTED, "refs/convert/parquet")
+    made = source(split, "refs/convert/parquet", configuration=configuration)
+    assert [prompt for _, _, prompt in rows(made)] == found
+
+
+def test_configurations_of_the_converted_branch_are_never_mixed(server: Hub, source: Any) -> None:
+    server.repository("o/d", {}).commit(CONVERTED, "refs/convert/parquet")
+    said = failure(source(revision="refs/convert/parquet"))
+    assert said.code == 2
+    assert "several configurations and none is the default: choose with --configuration=alpha, or" in said.message
+    only = {path: content for path, content in CONVERTED.items() if not path.startswith("beta")}
+    server.repository("o/d", {}).commit(only, "refs/convert/parquet")
+    assert [prompt for _, _, prompt in rows(source(revision="refs/convert/parquet"))] == ["a0", "a1"]
+
+
+def test_a_configuration_is_a_setting_of_its_own(server: Hub, source: Any) -> None:
+    server.repository("o/d", {**FILES, "README.md": card(CONFIGURATIONS)})
+    found = source("test", configuration="de")
+    assert [prompt for _, _, prompt in rows(found)] == ["t"]
+    assert found.request()["configuration"] == "de"
+    said = failure(source("test", configuration="dee"))
+    assert (said.code, said.message) == (10, "o/d has no configuration dee: did you mean de?")
+
+
+def test_without_the_hub_the_cached_commit_serves(server: Hub, source: Any) -> None:
+    repository = server.repository("o/d", {"train.jsonl": lines("1"), "test.jsonl": lines("2")})
+    before = source().description()
+    assert rows(source()) == [("", 1, "1")]
+    repository.commit({"train.jsonl": lines("newer")})
+    server.failing = 500
+    offline = source(offline=True)
+    assert offline.description() == before
+    assert rows(offline) == [("", 1, "1")]
+    assert rows(source(revision=before["commit"], offline=True)) == [("", 1, "1")]
+    lacking = failure(source("test", offline=True))
+    assert lacking.code == 10
+    assert lacking.message.startswith("HF_HUB_OFFLINE is set, and the cache ")
+    assert lacking.message.endswith(" lacks files of dataset o/d: read it once with the hub in reach")
+    unknown = failure(source(revision="other", offline=True))
+    assert unknown.code == 10
+    assert unknown.message.endswith(" has no other of dataset o/d: read it once with the hub in reach")
+
+
+def test_without_the_hub_a_cache_that_another_tool_has_filled_serves(server: Hub, source: Any, tmp_path: Path) -> None:
+    from huggingface_hub import HfApi
+
+    server.repository("o/d", {"train.jsonl": lines("1"), "README.md": b"# no front matter"})
+    client = HfApi(endpoint=server.endpoint)
+    for path in ("train.jsonl", "README.md"):
+        client.hf_hub_download("o/d", path, repo_type="dataset", cache_dir=tmp_path / "hub")
+    server.failing = 500
+    assert rows(source(offline=True)) == [("", 1, "1")]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +301,7 @@ def test_the_same_rows_in_another_format_are_passed_over(
         ({"train.jsonl": b"", "test.jsonl": b""}, "tran", (10, "o/d has no split tran: did you mean train?")),
         ({"d.py": b"", "README.md": b""}, "train", (10, "holds no data files (JSON lines, JSON, CSV, Parquet)")),
         ({}, "train", (10, "there is nothing; try the revision refs/convert/parquet")),
-        ({"train.arrow": b""}, "train", (3, "keeps train in files such as train.arrow: only JSON lines, JSON, CSV")),
+        ({"train.avro": b""}, "train", (3, "keeps train in files such as train.avro: only JSON lines, JSON, CSV")),
         ({"train.parquet": b"<html>"}, "train", (3, "train.parquet is an HTML page")),
     ],
 )  # fmt: skip

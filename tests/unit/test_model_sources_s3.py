@@ -59,6 +59,16 @@ def parquet(*texts: str) -> bytes:
     return sink.getvalue()
 
 
+def test_objects_that_describe_others_are_passed_over(server: S3, bucket: str) -> None:
+    for name in ("dataset_info.json", "meta.json", "_SUCCESS", "_common_metadata", ".part-0.jsonl.crc"):
+        server.put(bucket, f"rows/{name}", b'{"splits": {"train": {}}}')
+    server.put(bucket, "rows/part-0.jsonl", lines("1"))
+    for uri in ("rows/", "rows/*.json*"):
+        found = source(server, f"s3://{bucket}/{uri}")
+        assert rows(found) == [("", 1, "1")]
+        assert found.passed_over == ["dataset_info.json", "meta.json"]
+
+
 def test_objects_of_every_format_in_the_order_of_their_keys(server: S3, bucket: str) -> None:
     server.put(bucket, "rows/c.parquet", parquet("c1", "c2"))
     server.put(bucket, "rows/b.jsonl.gz", gzip.compress(lines("b1")))

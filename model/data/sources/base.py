@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from model import exits
@@ -24,6 +24,10 @@ class Source(Protocol):
     @property
     def version(self) -> int | None:
         """The dataset's version in the registry, None for other sources."""
+
+    @property
+    def passed_over(self) -> Sequence[str]:
+        """Files that were asked for and hold no rows but describe them; known once the rows were read."""
 
     def request(self) -> dict[str, Any]:
         """Return what was asked for, without secrets; nothing is looked up.

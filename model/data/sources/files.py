@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from model import exits
 from model.data.readers import DataFile, has_data_extension, read
 from model.data.records import Record
-from model.data.sources import patterns
+from model.data.sources import metadata, patterns
 from model.data.sources.base import SourceInterruptedError, does_not_exist, invalid_spec
 from model.exits import FailureError
 
@@ -29,11 +29,14 @@ class FileSource:
         `volume` or `configMap`; the path of a ConfigMap's key is taken as it is.
     path
         A file, a folder whose data files are read, or a glob where `**` stands for any number of folders.
+    passed_over
+        Files among these that hold no rows but describe them, once they were looked for.
     """
 
     kind: str
     path: Path
     version: int | None = None
+    passed_over: list[str] = field(default_factory=list, compare=False)
 
     @property
     def name(self) -> str:
@@ -84,12 +87,19 @@ class FileSource:
         paths = folder.rglob("*") if deep else folder.iterdir()
         regex = patterns.glob_regex(pattern)
         found = [path for path in paths if regex.fullmatch(str(path)) and not path.is_dir()]
-        return sorted(path for path in found if not _is_hidden(path.relative_to(folder)))
+        files = sorted(path for path in found if not _is_hidden(path.relative_to(folder)))
+        return self._with_rows(files) or files
+
+    def _with_rows(self, files: list[Path]) -> list[Path]:
+        """Leave out files that only describe others, and remember them."""
+        kept: list[Path] = metadata.without_metadata(files, str, _head)
+        self.passed_over[:] = sorted(path.name for path in set(files) - set(kept))
+        return kept
 
     def _folder_files(self) -> list[Path]:
         entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
-        files = [entry for entry in entries if has_data_extension(entry.name) and not entry.is_dir()]
-        if not files:
+        named = [entry for entry in entries if has_data_extension(entry.name) and not entry.is_dir()]
+        if not (files := self._with_rows(named)):
             text = f"{self.path} is a directory without data files: name a file, or a glob such as {self.path}/*.jsonl"
             raise does_not_exist(f"{text}; {patterns.neighbours('', [entry.name for entry in entries])}")
         splits = patterns.splits(path.name for path in files)
@@ -133,6 +143,11 @@ class FileSource:
 def open_file(path: Path) -> BinaryIO:
     """Open a file for reading, unbuffered."""
     return path.open("rb", buffering=0)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(metadata.HEAD_BYTES + 1)
 
 
 def _is_hidden(path: Path) -> bool:

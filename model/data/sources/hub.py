@@ -15,18 +15,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model import exits, hubcache
-from model.data.readers import DataFile, has_data_extension, read
+from model.data.readers import DataFile, bare_name, has_data_extension, read
 from model.data.records import Record
-from model.data.sources import patterns
+from model.data.sources import hub_layout as layout
+from model.data.sources import hub_listing, metadata, patterns
 from model.data.sources.base import SourceInterruptedError, access_denied, does_not_exist, invalid_spec
 from model.data.sources.files import open_file
 from model.exits import FailureError
 
 TIMEOUT_SECONDS = 10.0
 CARD = "README.md"
-
-_NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-"""Files that the hub's own tools write beside the data."""
+_TRUE = {"1", "ON", "YES", "TRUE"}
+"""How the hub's client is told that a switch is on."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class HubSource:
     split
         The split's name; `<configuration>.<split>` where the dataset has several configurations.
     environment
-        Where `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_CACHE` are looked up.
+        Where `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE` and `HF_HUB_OFFLINE` are looked up.
+    configuration
+        The configuration's name, when it does not stand in front of the split.
     """
 
     repository: str
@@ -58,6 +60,8 @@ class HubSource:
     split: str = "train"
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     version: int | None = None
+    configuration: str | None = None
+    passed_over: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -65,8 +69,9 @@ class HubSource:
         return self.repository
 
     def request(self) -> dict[str, Any]:
-        """Return the repository, the revision as it was given, and the split."""
-        return {"type": "hub", "repository": self.repository, "revision": self.revision, "split": self.split}
+        """Return the repository, the revision as it was given, the configuration if there is one, and the split."""
+        chosen = {"configuration": self.configuration} if self.configuration else {}
+        return {"type": "hub", "repository": self.repository, "revision": self.revision, **chosen, "split": self.split}
 
     def description(self) -> dict[str, Any]:
         """Return the request, the commit that the revision was, and the files."""
@@ -81,20 +86,48 @@ class HubSource:
 
     @cached_property
     def _found(self) -> _Found:
-        with self._translated():
-            info = self._client.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT_SECONDS)
-        paths = [sibling.rfilename for sibling in info.siblings or ()]
-        configuration, split, files = self._choose(paths, info.sha)
+        commit, paths = self._listing()
+        configuration, split, files = self._choose(paths, commit)
         if not files:
             raise self._nothing_found(paths)
-        return _Found(info.sha, self._one_format(files, f"{configuration}.{split}" if configuration else split))
+        return _Found(commit, self._one_format(files, f"{configuration}.{split}" if configuration else split))
+
+    def _listing(self) -> tuple[str, list[str]]:
+        """Return the commit that the revision is, and its files; without the hub those that the cache knows of."""
+        client = self._client
+        if self._offline:
+            if (known := hub_listing.recall(self._folder, self.revision)) is None:
+                raise does_not_exist(
+                    f"HF_HUB_OFFLINE is set, and the cache {self._folder.parent} has no "
+                    f"{self.revision or 'main branch'} of dataset {self.repository}: read it once with the hub in reach"
+                )
+            return known
+        with self._translated():
+            info = client.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT_SECONDS)
+        paths = [sibling.rfilename for sibling in info.siblings or ()]
+        hub_listing.remember(self._folder, self.revision, info.sha, paths)
+        return info.sha, paths
+
+    @property
+    def _offline(self) -> bool:
+        from huggingface_hub import constants
+
+        return constants.HF_HUB_OFFLINE or self.environment.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+
+    @property
+    def _folder(self) -> Path:
+        """The repository's folder in the cache."""
+        from huggingface_hub import constants, file_download
+
+        cache = self._cache or constants.HF_HUB_CACHE
+        return Path(cache) / file_download.repo_folder_name(repo_id=self.repository, repo_type="dataset")
 
     def _choose(self, paths: Sequence[str], commit: str) -> tuple[str, str, list[str]]:
         """Return the configuration, the split's name in it, and its files."""
-        data = [path for path in paths if _may_hold_data(path)]
+        data = [path for path in paths if not metadata.named_so(path)]
         configurations = self._configurations(paths, commit)
         configuration, split = self._configuration(configurations)
-        splits = _configured_splits(configurations.get(configuration, {}), data)
+        splits = layout.configured_splits(configurations.get(configuration, {}), data)
         if not data:
             return configuration, split, []
         wanted = split if split in splits else patterns.SPLIT_WORDS.get(split, split)
@@ -103,9 +136,9 @@ class HubSource:
         return configuration, wanted, splits[wanted]
 
     def _configurations(self, paths: Sequence[str], commit: str) -> dict[str, Mapping[str, Any]]:
-        """Return the configurations that the dataset's card names, by name."""
+        """Return the configurations that the dataset's card names, or that folders stand for, by name."""
         if CARD not in paths:
-            return {}
+            return layout.converted_configurations(path for path in paths if not metadata.named_so(path))
         from huggingface_hub import DatasetCard
         from yaml import YAMLError
 
@@ -121,6 +154,11 @@ class HubSource:
 
     def _configuration(self, configurations: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
         """Return the configuration to use, empty for none, and the split in it."""
+        if (wanted := self.configuration) is not None:
+            if wanted not in configurations:
+                there = patterns.neighbours(wanted, sorted(configurations))
+                raise does_not_exist(f"{self.repository} has no configuration {wanted}: {there}")
+            return wanted, self.split.removeprefix(f"{wanted}.")
         for name in sorted(configurations, key=len, reverse=True):  # of a and a.b the longer is meant
             if self.split.startswith(f"{name}."):
                 return name, self.split.removeprefix(f"{name}.")
@@ -151,13 +189,11 @@ class HubSource:
                 "DatasetInvalid",
                 f"{text}: only JSON lines, JSON, CSV and Parquet can be read; try the revision refs/convert/parquet",
             )
-        formats = Counter(PurePosixPath(path.removesuffix(".gz")).suffix for path in readable)
+        formats = Counter(PurePosixPath(bare_name(path)).suffix for path in readable)
         chosen = max(formats, key=lambda suffix: (formats[suffix], suffix))
-        kept = [path for path in readable if PurePosixPath(path.removesuffix(".gz")).suffix == chosen]
+        kept = [path for path in readable if PurePosixPath(bare_name(path)).suffix == chosen]
         if len(kept) < len(files):
-            passed_over = sorted(set(files) - set(kept))
-            text = f"{self.repository}: {split} is read from {len(kept)} {chosen} files"
-            print(f"{text}; passed over: {', '.join(passed_over[: patterns.SHOWN])}", file=sys.stderr, flush=True)
+            self.passed_over[:] = sorted(set(files) - set(kept))
         return kept
 
     def _nothing_found(self, paths: Sequence[str]) -> FailureError:
@@ -178,6 +214,7 @@ class HubSource:
                     revision=commit or self._found.commit,
                     cache_dir=self._cache,
                     etag_timeout=TIMEOUT_SECONDS,
+                    local_files_only=self._offline,
                 )
             )
 
@@ -228,6 +265,10 @@ class HubSource:
         except errors.HfHubHTTPError as error:
             raise self._refusal(where, error) from error
         except (errors.HTTPError, OSError) as error:
+            if self._offline and isinstance(error, errors.LocalEntryNotFoundError):
+                lacking = f"the cache {self._folder.parent} lacks files of dataset {self.repository}"
+                text = f"HF_HUB_OFFLINE is set, and {lacking}: read it once with the hub in reach"
+                raise does_not_exist(text) from error
             cause = error.__cause__ or error
             known = exits.storage_failure(error)
             raise known or SourceInterruptedError(f"cannot read {where}: {self._shown(cause)}") from error
@@ -263,30 +304,5 @@ def _how_to_choose(configurations: Sequence[str], given: str) -> str:
     example = f"{near[0] if near else configurations[0]}.{split}"
     more = f" and {len(configurations) - patterns.SHOWN} more" if len(configurations) > patterns.SHOWN else ""
     there = f"there is {', '.join(configurations[: patterns.SHOWN])}{more}"
-    return f"write one in front of the split and a dot, as in --split={example} (split in a TrainingRun); {there}"
-
-
-def _may_hold_data(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    hidden = any(part.startswith((".", "__")) for part in parts)
-    return not hidden and parts[-1] not in _NO_DATA and not path.endswith((".md", ".py", ".txt"))
-
-
-def _configured_splits(configuration: Mapping[str, Any], paths: Sequence[str]) -> dict[str, list[str]]:
-    """Return the files of each split by what the card says, or by their names when it says nothing."""
-    folder = str(configuration.get("data_dir") or "").strip("/")
-    within = [path for path in paths if not folder or path.startswith(f"{folder}/")]
-    data_files = configuration.get("data_files")
-    if not data_files:
-        return patterns.splits(within) if within else {}
-    entries = data_files if isinstance(data_files, list) else [data_files]
-    found: dict[str, list[str]] = {}
-    for entry in entries:
-        named = isinstance(entry, dict)
-        split = str(entry.get("split", "train")) if named else "train"
-        globs = entry.get("path", []) if named else entry
-        for glob in [globs] if isinstance(globs, str) else globs:
-            regex = patterns.glob_regex(f"{folder}/{glob}" if folder else str(glob))
-            matching = [path for path in within if regex.fullmatch(path)]
-            found.setdefault(split, []).extend(path for path in matching if path not in found.get(split, []))
-    return {split: sorted(files) for split, files in found.items() if files}
+    name = example.rpartition(".")[0]
+    return f"choose with --configuration={name}, or write --split={example} (split in a TrainingRun); {there}"

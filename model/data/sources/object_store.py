@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from model.data.readers import DataFile, has_data_extension, read
 from model.data.records import Record
-from model.data.sources import patterns
+from model.data.sources import metadata, patterns
 from model.data.sources.base import SourceInterruptedError, access_denied, does_not_exist, invalid_spec
 
 REQUEST_BYTES = 8 << 20
@@ -63,6 +63,7 @@ class ObjectStoreSource:
     endpoint: str | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     version: int | None = None
+    passed_over: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -103,8 +104,8 @@ class ObjectStoreSource:
             if not patterns.has_wildcard(key):
                 raise does_not_exist(f"{self.uri} does not exist: {self._nearest(bucket, key)}")
             return self._matches(bucket, key)
-        found = [entry for entry in self._list(f"{bucket}/{key}", recursive=False) if has_data_extension(entry.path)]
-        if not found:
+        listed = self._list(f"{bucket}/{key}", recursive=False)
+        if not (found := self._with_rows([entry for entry in listed if has_data_extension(entry.path)])):
             raise does_not_exist(f"{self.uri} holds no data files: {self._nearest(bucket, key)}")
         if len(splits := patterns.splits(entry.path.rsplit("/", 1)[-1] for entry in found)) > 1:
             raise invalid_spec(
@@ -119,8 +120,22 @@ class ObjectStoreSource:
         deep = "/" in key.removeprefix(folder) or "**" in key
         entries = self._list(f"{bucket}/{folder}", recursive=deep)
         if found := [entry for entry in entries if regex.fullmatch(entry.path)]:
-            return found
+            return self._with_rows(found) or found
         raise does_not_exist(f"no object matches {self.uri}: {self._nearest(bucket, key)}")
+
+    def _with_rows(self, entries: list[_Object]) -> list[_Object]:
+        """Leave out objects that only describe others, and remember them."""
+        kept: list[_Object] = metadata.without_metadata(entries, lambda entry: str(entry.path), self._head)
+        names = (entry.path.rsplit("/", 1)[-1] for entry in set(entries) - set(kept))
+        self.passed_over[:] = sorted(name for name in names if not name.startswith("."))
+        return kept
+
+    def _head(self, entry: _Object) -> bytes:
+        if entry.size > metadata.HEAD_BYTES:
+            return bytes(metadata.HEAD_BYTES + 1)
+        with self._call(partial(self._store.open_input_file, entry.path)) as stored:
+            content: bytes = self._call(stored.read)
+        return content
 
     def _find(self, path: str) -> _Object | None:
         from pyarrow.fs import FileType

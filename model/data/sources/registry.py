@@ -21,6 +21,7 @@ class RegistrySource:
     """The dataset version that the registry has recorded for the run."""
 
     registry: RunRegistry
+    passed_over: tuple[str, ...] = ()
     _metadata: dict[str, Any] | None = field(default=None, init=False)
 
     @property

@@ -48,6 +48,7 @@ class SqlSource:
     url: str = field(repr=False)
     query: str
     version: int | None = None
+    passed_over: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
