@@ -148,9 +148,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _export_once(settings: ExportSettings, directory: RunDirectory, source: Source) -> dict[str, Any]:
     with ExitStack() as stack:
-        files = RowFiles(
-            directory, percent=settings.held_out_percent, max_rows=settings.evaluation_max_rows, stack=stack
-        )
+        files = RowFiles(directory, share=settings.share, stack=stack)
         report = examine(source, settings.shaper(source.name), files.add, seed=settings.seed)
         files.deal()
         report.rows, report.evaluation_rows, report.example = files.rows, files.evaluation_rows, files.example
@@ -207,7 +205,7 @@ def _warnings(report: Report, settings: ExportSettings) -> list[str]:
         at_least = "at least " if report.duplicates.is_lower_bound else ""
         shown = "; ".join(report.duplicates.examples())
         warnings.append(f"{at_least}{_rows(duplicates, 'row repeats', 'rows repeat')} another: {shown}")
-    if report.evaluation_rows == 0 and (settings.held_out_percent or settings.evaluation_max_rows):
+    if report.evaluation_rows == 0 and not settings.share.is_nothing:
         warnings.append(f"no row is held out: {report.rows} are too few for that, there will be no evaluation loss")
     return warnings
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from model.data.formats import Content
 from model.data.records import Record, printable
-from model.data.split import SmallestHashes, percent_threshold
+from model.data.split import SMALL_ROWS, Share, SmallestHashes, percent_threshold
 from model.files import RunDirectory, fsync_path
 
 _BUFFER_BYTES = 1 << 20
@@ -19,29 +19,29 @@ _BUFFER_BYTES = 1 << 20
 class RowFiles:
     """The two files under their temporary names, and which row goes into which.
 
-    With a share to hold out, each row's own hash decides at once. With a number of rows to hold out, that
-    depends on all rows: they are first written to one file and dealt out afterwards.
+    Which rows have the smallest hashes depends on all rows: they wait in one file and are dealt out at the end. Of many
+    rows and a mere share to hold out, each row's own hash decides at once.
 
     Parameters
     ----------
-    percent
-        Share of the rows to hold out.
-    max_rows
-        Number of rows to hold out instead; None for a share.
+    share
+        How many rows to hold out.
     stack
         Closes the files, and removes those that have not got their names by then.
     """
 
-    def __init__(self, directory: RunDirectory, *, percent: int | None, max_rows: int | None, stack: ExitStack) -> None:
+    def __init__(self, directory: RunDirectory, *, share: Share, stack: ExitStack) -> None:
         self._directory = directory
         self._stack = stack
+        self._share = share
         self._train = self._temporary(directory.train_rows)
         self._evaluation = self._temporary(directory.evaluation_rows)
-        self._all: BinaryIO | None = None
-        self._threshold = percent_threshold(percent or 0)
-        self._smallest = SmallestHashes(max_rows or 0)
-        if max_rows:
-            self._all = self._temporary(directory.dataset / "rows.jsonl")
+        self._waiting: BinaryIO | None = None
+        self._waiting_rows = 0
+        self._threshold = 0
+        self._smallest = SmallestHashes(share.largest)
+        if not share.is_nothing:
+            self._waiting = self._temporary(directory.dataset / "rows.jsonl")
         self._example = b""
         self.rows = 0
         self.evaluation_rows = 0
@@ -50,21 +50,29 @@ class RowFiles:
         """Write one row, whose hash is `value` and whose content is a JSON object, with its place in the source."""
         file = b',"file":' + json.dumps(printable(record.file)).encode() if record.file else b""
         line = b'%b,"row":%d%b}\n' % (encoded[:-1], record.number, file)
-        if self._all is None:
+        if self._waiting is None:
             self._deal(value, line)
-        else:
-            self._smallest.add(value)
-            self._all.write(b"%d " % value + line)
+            return
+        self._smallest.add(value)
+        self._waiting.write(b"%d " % value + line)
+        self._waiting_rows += 1
+        if self._share.max_rows is None and self._share.percent is not None and self._waiting_rows > SMALL_ROWS:
+            self._deal_waiting(percent_threshold(self._share.percent))
 
     def deal(self) -> None:
         """Deal out the rows that waited for it."""
-        if self._all is None:
-            return
-        self._threshold = self._smallest.threshold()
-        self._all.seek(0)
-        for entry in self._all:
+        if self._waiting is not None:
+            self._deal_waiting(self._smallest.threshold(self._share.of(self._waiting_rows)))
+
+    def _deal_waiting(self, threshold: int) -> None:
+        """Deal out the rows that wait, and those after them at once."""
+        assert self._waiting is not None
+        self._threshold = threshold
+        self._waiting.seek(0)
+        for entry in self._waiting:
             value, _, line = entry.partition(b" ")
             self._deal(int(value), line)
+        self._waiting = None
 
     def publish(self) -> None:
         """Bring both files to the disk and give them their names."""

@@ -14,8 +14,12 @@ from model import flags
 from model.data.formats import CANONICAL_FIELDS
 from model.data.shapes import Shaper, candidates, unknown_columns
 from model.data.sources import FileSource, HubSource, ObjectStoreSource, RegistrySource, Source, SqlSource
+from model.data.split import Share
 from model.files import RunDirectory
 from model.registry import RunRegistry
+
+DEFAULT_SHARE = Share(percent=5, max_rows=500)
+"""What is held out when nothing is said."""
 
 DATABASE_VARIABLE = "DATASET_URL"
 _NEEDS_DATABASE = f"--source=sql needs the environment variable {DATABASE_VARIABLE}, the database's URL"
@@ -47,7 +51,7 @@ class ExportSettings(flags.Settings):
     method: Literal["SFT", "DPO"] = Field("SFT", description="Training method, which decides what a row looks like")
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the split")
     evaluation_percent: int | None = Field(
-        None, ge=0, le=50, description="Share of the rows to hold out; 5 when nothing else is said"
+        None, ge=0, le=50, description="Share of the rows to hold out; when nothing is said 5, and 500 rows at most"
     )
     evaluation_max_rows: int | None = Field(
         None, ge=0, le=1_000_000, description="How many rows to hold out, half at most"
@@ -147,16 +151,16 @@ class ExportSettings(flags.Settings):
             **({"ignoredColumns": self.ignore_column} if self.ignore_column else {}),
             **({"turns": self.turns} if self.turns != "Strict" else {}),
             "invalidRows": self.invalid_rows,
-            "evaluationPercent": self.held_out_percent,
-            "evaluationMaxRows": self.evaluation_max_rows,
+            "evaluationPercent": self.share.percent,
+            "evaluationMaxRows": self.share.max_rows,
         }
 
     @property
-    def held_out_percent(self) -> int | None:
-        """The share of rows to hold out, None when a number of rows is given instead."""
-        if self.evaluation_max_rows is not None:
-            return None
-        return 5 if self.evaluation_percent is None else self.evaluation_percent
+    def share(self) -> Share:
+        """How many rows to hold out."""
+        if self.evaluation_percent is None and self.evaluation_max_rows is None:
+            return DEFAULT_SHARE
+        return Share(self.evaluation_percent, self.evaluation_max_rows)
 
 
 def _problems_together(data: Mapping[str, Any]) -> list[str]:

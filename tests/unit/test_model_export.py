@@ -86,6 +86,35 @@ def test_a_number_of_rows_is_held_out(run: Exporter) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("rows", "flags", "held_out"), [
+    (30, ("--evaluation-percent=10",), 3),
+    (30, (), 2),
+    (2, (), 0),
+    (2, ("--evaluation-percent=10",), 0),
+    (2000, ("--evaluation-percent=10",), 200),
+    (11_000, (), 500),
+])  # fmt: skip
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_share_of_few_rows_is_no_luck(
+    run: Exporter, rows: int, flags: tuple[str, ...], held_out: int, seed: int
+) -> None:
+    lines = [f'{{"prompt": "{number}", "completion": "c"}}' for number in range(rows)]
+    assert run(f"--seed={seed}", *flags, lines=lines) == 0
+    train, evaluation = run.rows()
+    assert (len(train), len(evaluation)) == (rows - held_out, held_out)
+    assert sorted(train + evaluation) == list(range(1, rows + 1))
+
+
+def test_a_share_of_many_rows_is_decided_by_each_rows_hash(run: Exporter) -> None:
+    lines = [f'{{"prompt": "{number}", "completion": "c"}}' for number in range(2300)]
+    assert run("--evaluation-percent=10", lines=lines) == 0
+    first = run.rows()
+    assert 150 <= len(first[1]) <= 310
+    run.directory.manifest.unlink()
+    assert run("--evaluation-percent=10", lines=[*lines, '{"prompt": "new", "completion": "c"}']) == 0
+    assert first[1] == [row for row in run.rows()[1] if row <= 2300]
+
+
 def test_no_row_is_held_out_on_request(run: Exporter) -> None:
     assert run("--evaluation-percent=0", lines=LINES) == 0
     assert run.rows() == (list(range(1, 41)), [])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model.data.split import RowHash, SmallestHashes, encode, percent_threshold
+from model.data.split import RowHash, Share, SmallestHashes, encode, percent_threshold
 
 FOREVER = 0xFD4DD88267DB59B9
 ROWS = [{"prompt": f"p{number}", "completion": "c"} for number in range(2000)]
@@ -48,18 +48,26 @@ def test_a_number_of_rows_is_held_out() -> None:
     values = [row_hash(row, 1) for row in ROWS]
     for value in values:
         smallest.add(value)
-    assert sorted(values)[:5] == sorted(value for value in values if value < smallest.threshold())
+    assert sorted(values)[:5] == sorted(value for value in values if value < smallest.threshold(5))
 
 
-def test_never_more_than_half_of_the_rows_are_held_out() -> None:
-    smallest = SmallestHashes(500)
-    for value in (5, 1, 4, 2, 3):
-        smallest.add(value)
-    assert smallest.threshold() == 3  # 1 and 2 are below it
+@pytest.mark.parametrize(
+    ("share", "held_out"),
+    [
+        (Share(percent=10), {2: 0, 4: 0, 5: 1, 30: 3, 34: 3, 35: 4, 2000: 200}),
+        (Share(percent=5), {2: 0, 9: 0, 10: 1, 12: 1, 40: 2}),
+        (Share(percent=50), {1: 0, 2: 1, 3: 1}),
+        (Share(max_rows=7), {2: 1, 10: 5, 100: 7}),
+        (Share(percent=5, max_rows=500), {30: 2, 9_000: 450, 1_000_000: 500}),
+        (Share(percent=0), {100: 0}),
+    ],
+)
+def test_how_many_rows_are_held_out_is_no_luck(share: Share, held_out: dict[int, int]) -> None:
+    assert {rows: share.of(rows) for rows in held_out} == held_out
 
 
 def test_equal_rows_stay_together() -> None:
     smallest = SmallestHashes(2)
     for value in (7, 7, 7, 9, 9, 9):
         smallest.add(value)
-    assert smallest.threshold() == 7  # none, rather than two of three equal rows
+    assert smallest.threshold(2) == 7  # none, rather than two of three equal rows
