@@ -94,7 +94,18 @@ def storage_failure(error: BaseException) -> FailureError | None:
 
 
 def gpu_failure(error: BaseException) -> FailureError | None:
-    """Translate an error of a GPU or of its driver that another machine may not have; None for any other."""
+    """Translate an error of a GPU or of its driver; None for any other.
+
+    Either its memory does not suffice, or it is broken, which another machine may not be.
+    """
+    if gpus.out_of_memory(error):
+        return FailureError(
+            GPU_OUT_OF_MEMORY,
+            "GPUOutOfMemory",
+            f"a GPU's memory does not suffice: {str(error).splitlines()[0]}; lower training.maxLength (--max-length) "
+            "or training.microBatchSize (--micro-batch-size), set quantization (--quantization) to NF4, or use a "
+            "larger GPU",
+        )
     said = gpus.broken(error)
     if said is None:
         return None

@@ -20,6 +20,17 @@ _BROKEN = (
     "driver shutting down",
 )
 """Errors that another node may not have; those that a program brings about, as an illegal address, are none of them."""
+_NO_MEMORY = re.compile(
+    r"""
+    out\ of\ memory            # CUDA's, HIP's and the driver's words; NCCL, Triton and bitsandbytes repeat them
+    | (CUBLAS|CUSOLVER|CUSPARSE|CUDNN|CUFFT|HIPBLAS|ROCBLAS)\w*_ALLOC(ATION)?_FAILED
+    | CUBLAS_STATUS_NOT_INITIALIZED   # its workspace found no room
+    | CUDNN_STATUS_(INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED|NOT_INITIALIZED)
+    | cudaErrorMemoryAllocation | hipErrorOutOfMemory
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""How CUDA, its libraries and those that call them say that memory does not suffice."""
 _VERSION = re.compile(r"Kernel Module(?: for \S+)?\s+(\S+)")
 
 
@@ -33,6 +44,18 @@ def broken(error: BaseException) -> str | None:
                 return text.splitlines()[0]
         link = link.__cause__ or link.__context__
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory does not suffice: torch's own, or that of a library below it."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, RuntimeError) and (
+            type(link).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(link)) is not None
+        ):
+            return True
+        link = link.__cause__
+    return False
 
 
 def driver(proc: Path = Path("/proc"), dev: Path = Path("/dev")) -> str:

@@ -187,6 +187,8 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, past: build
     result["steps"] = steps
     if best is not None:
         result["bestStep"] = best
+    if state.left_out:
+        result["leftOutSteps"] = state.left_out
     result |= {
         "tokens": state.tokens,
         "learnedTokens": state.learned_tokens,

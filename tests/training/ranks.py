@@ -24,7 +24,16 @@ from model.training.loop.trainer import StepGivenUpError
 from model.training.processes import interruption, parallel
 from model.training.processes.parallel import World
 from tests.training import programs
-from tests.training.trainers import events, make_settings, make_trainer, random_pairs, random_rows, shake, weights
+from tests.training.trainers import (
+    VOCABULARY,
+    events,
+    make_settings,
+    make_trainer,
+    random_pairs,
+    random_rows,
+    shake,
+    weights,
+)
 
 
 def assert_same(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
@@ -82,6 +91,19 @@ def train(  # noqa: PLR0917 - multiprocessing passes them on by position
         "parts": trainer.run_state.parts_per_batch,
     }
     torch.save(found, directory / f"rank-{world.rank}.pt")
+
+
+def train_poisoned(directory: Path, base_model: Path, method: str, world: World, micro: int) -> None:
+    """Do what `train` does with a row that has a token which gives no number."""
+    from tests.training import ranks, trainers
+
+    def poisoned(count: int) -> Any:
+        rows = trainers.random_rows(count)
+        rows.ids[rows.offsets[5]] = VOCABULARY + 1
+        return rows
+
+    ranks.random_rows = poisoned
+    train(directory, base_model, method, world, micro)
 
 
 def held(weight: Any) -> int:

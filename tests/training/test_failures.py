@@ -138,7 +138,8 @@ def test_weights_that_are_no_numbers(run: Run, own_base_model: Path) -> None:
     weights = load_file(own_base_model / "model.safetensors")
     weights["model.norm.weight"].fill_(float("nan"))
     save_file(weights, own_base_model / "model.safetensors", {"format": "pt"})
-    assert_fails(run, exits.DIVERGED, "Diverged", "step 1", "training.learningRate")
+    words = ("step 1 is no number, and the base model alone gives none for any of the rows (row ", "--base-model")
+    assert_fails(run, exits.DIVERGED, "Diverged", *words)
     assert not list(run.directory.glob("checkpoints/*"))
 
 
@@ -207,8 +208,11 @@ def test_the_registry_gets_the_progress_and_the_result(told_run: Run, registry: 
     metrics = {metric["name"]: metric["value"] for metric in status["metrics"]}
     assert status["progressPercentage"] == 100
     names = {"loss", "step", "totalSteps", "epoch", "learningRate", "tokensPerSecond", "checkpointStep"}
+    names |= {"gradientNorm", "evaluationLoss"}
     assert set(metrics) == names
     assert (metrics["step"], metrics["totalSteps"], metrics["checkpointStep"]) == ("4", "4", "4")
+    assert float(metrics["gradientNorm"]) == pytest.approx(told_run.events("train")[-1]["gradientNorm"], abs=1e-5)
+    assert float(metrics["evaluationLoss"]) == pytest.approx(told_run.events("evaluation")[0]["loss"], abs=1e-5)
     assert float(metrics["loss"]) == pytest.approx(told_run.events("train")[-1]["loss"], abs=1e-5)
 
     method, path, token, body = registry.calls[-1]

@@ -77,6 +77,7 @@ class OneTooMany(SupervisedTrainer):
 
     limit: int
     passes: list[int]
+    error: BaseException = torch.OutOfMemoryError("injected")
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run out of memory when there are more rows, after random numbers were drawn and with gradients there."""
@@ -84,7 +85,7 @@ class OneTooMany(SupervisedTrainer):
         self.passes.append(rows)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if rows > self.limit:
-            raise torch.OutOfMemoryError(f"{rows} rows")
+            raise self.error
         return loss
 
 
@@ -114,6 +115,28 @@ def test_the_probe_finds_the_micro_batch_and_changes_nothing_else(
     plain = make_trainer(told.model_copy(update={"micro_batch_size": 2}), tokenizer, random_rows(24))
     plain.train()
     assert difference(weights(probed.model), weights(plain.model)) == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    ],
+)
+def test_a_step_is_redone_in_parts_whichever_library_found_no_memory(
+    base_model: Path, tokenizer: Any, tmp_path: Path, error: RuntimeError
+) -> None:
+    made = []
+    for directory, limit in (("whole", 8), ("parts", 2)):
+        settings = make_settings(base_model, tmp_path / directory, batch_size=8, max_steps=2)
+        trainer = make_trainer(settings, tokenizer, random_rows(24), kind=OneTooMany, double=True)
+        trainer.limit, trainer.passes, trainer.error = limit, [], error
+        trainer.train()
+        made.append(trainer)
+    assert made[1].passes == [8, 4, *[2] * 8]
+    assert difference(weights(made[0].model), weights(made[1].model)) < 1e-9
 
 
 def test_a_gpu_that_does_not_even_hold_one_row(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:

@@ -72,22 +72,27 @@ class StepBatches(Sampler[list[int]]):
         return full * self.micro_batches_per_step + last
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batches():
+        for batch in self._steps(self.epoch):
             share = batch[self._world.rank :: self._world.size]
             for start in range(0, math.ceil(len(batch) / self._world.size), self.micro_batch_size):
                 yield share[start : start + self.micro_batch_size]
 
     def of_all(self) -> Iterator[list[int]]:
         """Return the micro-batches of all processes that have a row."""
-        for batch in self._batches():
+        for batch in self._steps(self.epoch):
             for rank in range(self._world.size):
                 share = batch[rank :: self._world.size]
                 for start in range(0, len(share), self.micro_batch_size):
                     yield share[start : start + self.micro_batch_size]
 
-    def _batches(self) -> list[list[int]]:
-        """Return the rows of each step of the epoch, the longest first."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+    def share_of_step(self, step: int) -> list[int]:
+        """Return this process's rows of a step; steps are counted from 1 over all epochs."""
+        epoch, number = divmod(step - 1, self.steps_per_epoch)
+        return self._steps(epoch)[number][self._world.rank :: self._world.size]
+
+    def _steps(self, epoch: int) -> list[list[int]]:
+        """Return the rows of each step of an epoch, the longest first."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         steps = (order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size))
         return [sorted(rows, key=lambda row: -self.lengths[row]) for rows in steps]

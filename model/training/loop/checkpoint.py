@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,25 @@ class RunState:
     """Examples per forward pass. How a step is cut decides the last bits of its sums."""
     parts_per_batch: int = 1
     """Parts that each forward pass is cut into since the memory ran out."""
+    left_out: int = 0
+    """Steps whose loss or gradient was no number; they taught nothing."""
+    left_out_in_a_row: list[int] = field(default_factory=list)
+    """Those among them that were made last, without another in between."""
     arithmetic: dict[str, Any] = field(default_factory=dict)
     """How the attempt that saved it computed: device, precision, packing, threads."""
 
     def record_step(self, step: int, loss: float, weight: int, total_steps: int) -> None:
         """Take a finished step into account."""
+        self.left_out_in_a_row = []
         self.last_steps = [*self.last_steps, (step, loss, weight)][-FINAL_STEPS:]
         if step in history_steps(total_steps):
             self.loss_history.append((step, loss))
+
+    def record_left_out(self, step: int) -> int:
+        """Take a step into account that taught nothing, and return how many of them there were in a row."""
+        self.left_out += 1
+        self.left_out_in_a_row = [*self.left_out_in_a_row, step]
+        return len(self.left_out_in_a_row)
 
     def record_evaluation(self, loss: float) -> bool:
         """Take an evaluation into account, and return whether it is the best so far."""
@@ -91,7 +102,7 @@ class RunState:
     def history(self) -> list[tuple[int, float]]:
         """Return the loss history; after an early stop, the last step closes it."""
         step, loss, _ = self.last_steps[-1]
-        if self.loss_history[-1][0] == step:
+        if self.loss_history and self.loss_history[-1][0] == step:
             return self.loss_history
         return [*self.loss_history[: HISTORY_POINTS - 1], (step, loss)]
 
@@ -287,8 +298,10 @@ def _count(processes: int) -> str:
 
 
 def _read_state(path: Path) -> RunState:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    state = RunState(**values)
+    """Return a state that any version of the trainer has saved: what is not known here is passed over."""
+    saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    known = {one.name for one in fields(RunState)}
+    state = RunState(**{name: value for name, value in saved.items() if name in known})
     state.last_steps = [(step, loss, weight) for step, loss, weight in state.last_steps]
     state.loss_history = [(step, loss) for step, loss in state.loss_history]
     return state

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from model import exits
+from model import exits, gpus
 from model.exits import FailureError
 from model.training.loop import memory
 from model.training.loop.layout import Batch, Collator, PairCollator, count_rows, split
@@ -68,7 +68,9 @@ class HeldOut:
             parts = split(batch, self._parts, rows_per_example=self._rows_per_example)
             try:
                 return total([measure(part) for part in parts])
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not gpus.out_of_memory(error):
+                    raise
                 if len(parts) * self._rows_per_example >= count_rows(batch):
                     raise memory.too_large(max_length) from error
             self._parts *= 2

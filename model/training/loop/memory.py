@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from model import exits
+from model import exits, gpus
 from model.exits import FailureError
 
 MARGIN = 0.1
@@ -150,8 +150,8 @@ def find_rows(attempt: Callable[[int], None], device: Device, *, start: int, mos
     Parameters
     ----------
     attempt
-        Sends so many of the longest examples through the model and back, and leaves nothing of it behind; raises
-        `torch.OutOfMemoryError` when they do not fit.
+        Sends so many of the longest examples through the model and back, and leaves nothing of it behind; raises what
+        `gpus.out_of_memory` knows when they do not fit.
     device
         The GPU's memory.
     start
@@ -190,12 +190,12 @@ def too_large(max_length: int) -> FailureError:
 
 def _used(attempt: Callable[[int], None], device: Device, rows: int) -> float:
     """Return the peak of an attempt in bytes, infinite when the memory ran out."""
-    import torch
-
     device.empty()
     try:
         attempt(rows)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not gpus.out_of_memory(error):
+            raise
         failed = True
     else:
         failed = False

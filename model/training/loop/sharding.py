@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from model import exits
+from model import exits, gpus
 from model.exits import FailureError
 from model.training.config import TrainSettings
 from model.training.loop import generators, memory
@@ -153,9 +153,9 @@ def _told_apart(settings: TrainSettings) -> Iterator[None]:
     """Tell memory that ran out and a peer that is gone from an error of our own."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise _out_of_memory(settings) from error
     except RuntimeError as error:
+        if gpus.out_of_memory(error):
+            raise _out_of_memory(settings) from error
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
             raise parallel.lost_peers(error) from error
         raise

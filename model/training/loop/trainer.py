@@ -22,10 +22,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState, set_seed
 
-from model import exits
-from model.exits import FailureError
+from model import gpus
 from model.training.config import TrainSettings
-from model.training.loop import generators, memory
+from model.training.loop import generators, memory, nonfinite
 from model.training.loop.batches import StepBatches
 from model.training.loop.callbacks import StepEnd
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
@@ -94,6 +93,7 @@ class TrainingLoop(Trainer):
         self._step_generators: tuple[Any, ...] = ()
         self._measured: list[dict[str, Any]] = []
         self._step_loss: Any = 0.0
+        self._left_out = False
         self._given_up = self._interrupted = False
         parallel.share(self._trained)
         if not parallel.world().first:
@@ -253,10 +253,15 @@ class TrainingLoop(Trainer):
             )
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Add up the gradients of all processes first."""
+        """Add up the gradients of all processes first; throw them away afterwards when they are no numbers."""
         self._agree()
         parallel.add_gradients(self._trained)
-        return super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model)
+        self._left_out = not (math.isfinite(norm) and math.isfinite(self._step_loss))
+        if self._left_out:
+            for parameter in self._trained:
+                parameter.grad = None  # the optimizer passes over what has none: no weight and no moment changes
+        return norm
 
     def _agree(self) -> None:
         """Let all processes know of each one's share of the step, and do the same from here on.
@@ -302,7 +307,9 @@ class TrainingLoop(Trainer):
                     raise StepGivenUpError
                 total = total + super().training_step(model, part, num_items_in_batch)
                 hang.alive()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not gpus.out_of_memory(error):
+                raise
             if len(parts) * self.rows_per_example >= count_rows(inputs):
                 raise memory.too_large(self.parts.settings.max_length) from error
             return None
@@ -328,18 +335,11 @@ class TrainingLoop(Trainer):
         Raises
         ------
         FailureError
-            When the loss or the gradient is no number: nothing is saved after that.
+            When steps without a finite loss and gradient end the run; what was learned before is saved.
         """
         if "loss" not in logs:
             return
         step, loss, norm = self.state.global_step, float(self._step_loss), logs["grad_norm"]
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FailureError(
-                exits.DIVERGED,
-                "Diverged",
-                f"the loss became {loss} and the gradient's norm {norm} at step {step}: lower "
-                "training.learningRate (--learning-rate), or look for rows that are no text",
-            )
         if "firstStepTime" not in self.run_state.timings:
             from model.training.processes.process import timestamp
 
@@ -347,33 +347,33 @@ class TrainingLoop(Trainer):
         self.run_state.tokens += self._step_tokens
         self.run_state.learned_tokens += self._learned_tokens
         self.run_state.padded_tokens += self._padded_tokens
-        self.run_state.record_step(step, loss, self._step_items, self.parts.total_steps)
         hang.step_made(step, self._step_seconds)
+        if self._left_out:
+            nonfinite.leave_out(self, step, loss, norm)
+            return
+        self.run_state.record_step(step, loss, self._step_items, self.parts.total_steps)
         self._report(step, loss, norm, logs["learning_rate"])
 
     def _report(self, step: int, loss: float, norm: float, learning_rate: float) -> None:
-        total_steps = self.parts.total_steps
-        speed = self._step_tokens / self._step_seconds
-        epoch = step / self.batches.steps_per_epoch
+        measured = {
+            "loss": loss,
+            "learningRate": learning_rate,
+            "gradientNorm": norm,
+            "tokensPerSecond": round(self._step_tokens / self._step_seconds, 1),
+            **self.step_metrics(),
+        }
+        total_steps, epoch = self.parts.total_steps, step / self.batches.steps_per_epoch
         self.parts.log.emit(
             "train",
             step=step,
             totalSteps=total_steps,
             epoch=round(epoch, 4),
-            loss=loss,
-            learningRate=learning_rate,
-            gradientNorm=norm,
             tokens=self._step_tokens,
             learnedTokens=self._learned_tokens,
             paddedTokens=self._padded_tokens,
-            tokensPerSecond=round(speed, 1),
-            **self.step_metrics(),
+            **measured,
         )
-        self._status.step_made(
-            step,
-            total_steps,
-            {"loss": loss, "epoch": epoch, "learningRate": learning_rate, "tokensPerSecond": round(speed, 1)},
-        )
+        self._status.step_made(step, total_steps, {"epoch": epoch, **measured})
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Evaluate in the middle of training, record it, and stop early when it is time for that."""
@@ -386,6 +386,7 @@ class TrainingLoop(Trainer):
         step = self.state.global_step
         self.parts.log.emit("evaluation", step=step, loss=loss)
         check_finite(loss, step)
+        self._status.evaluated(loss)
         is_best = self.run_state.record_evaluation(loss)
         patience = self.parts.settings.early_stopping_patience
         if patience is not None and is_best:

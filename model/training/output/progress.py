@@ -165,7 +165,7 @@ class RunStatus:
     def __init__(self, poster: StatusPoster | None) -> None:
         self._poster = poster
         self._remaining = RemainingTime()
-        self._saved_step = 0
+        self._lasting: dict[str, float] = {"checkpointStep": 0}
         self._newest: dict[str, Any] = {}
 
     def step_made(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
@@ -174,15 +174,21 @@ class RunStatus:
         self._newest = {"step": step, "total_steps": total_steps, "remaining_seconds": remaining, "metrics": metrics}
         self._tell()
 
+    def evaluated(self, loss: float) -> None:
+        """Tell of a loss on the held-out rows, with this step's status and all later ones."""
+        self._lasting["evaluationLoss"] = loss
+        if self._newest:
+            self._tell()
+
     def saved(self, step: int) -> None:
         """Tell of the newest whole checkpoint's step: what a lost node does not take away."""
-        self._saved_step = step
+        self._lasting["checkpointStep"] = step
         if self._newest:
             self._tell()
 
     def _tell(self) -> None:
         if self._poster is not None:
-            metrics = {**self._newest["metrics"], "checkpointStep": self._saved_step}
+            metrics = {**self._newest["metrics"], **self._lasting}
             self._poster.offer(trainer_status(**{**self._newest, "metrics": metrics}))
 
 

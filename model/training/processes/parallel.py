@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from model import exits
+from model import exits, gpus
 from model.exits import FailureError
 from model.training.config import TrainSettings
 from model.training.processes import hang, interruption
@@ -214,14 +214,12 @@ def share(parameters: Sequence[Any]) -> None:
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
     """Tell the end of a peer from an error of our own."""
-    import torch
-
     try:
         with hang.waiting():
             yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if gpus.out_of_memory(error):
+            raise
         raise exits.gpu_failure(error) or lost_peers(error) from error
 
 
