@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.util
+import re
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 CHATML = (
@@ -81,6 +84,7 @@ class Style:
     eats_spaces: tuple[str, ...] = ()
     begins_by_itself: bool = False
     metaspace: bool = False
+    closing: str | None = None
 
 
 IM = ("<|im_start|>", "<|im_end|>")
@@ -107,16 +111,84 @@ STYLES = {
     "plain": Style(None, "</s>", "<s>", begins_by_itself=True),
 }
 
+SHIPPED = {
+    "qwen2_5": Style(None, "<|im_end|>", added=("<tool_call>", "</tool_call>"), closing="<|im_end|>"),
+    "qwen3": Style(
+        None, "<|im_end|>", added=("<think>", "</think>", "<tool_call>", "</tool_call>"), closing="<|im_end|>"
+    ),
+    "qwen3_instruct_2507": Style(None, "<|im_end|>", added=("<tool_call>", "</tool_call>"), closing="<|im_end|>"),
+    "qwen3_5_think": Style(
+        None, "<|im_end|>", added=("<think>", "</think>", "<tool_call>", "</tool_call>"), closing="<|im_end|>"
+    ),
+    "qwen3_8": Style(
+        None, "<|im_end|>", added=("<think>", "</think>", "<tool_call>", "</tool_call>"), closing="<|im_end|>"
+    ),
+    "llama3": Style(None, "<|eot_id|>", "<|begin_of_text|>", begins_by_itself=True, closing="<|eot_id|>"),
+    "llama3_1": Style(None, "<|eot_id|>", "<|begin_of_text|>", begins_by_itself=True, closing="<|eot_id|>"),
+    "llama3_2": Style(None, "<|eot_id|>", "<|begin_of_text|>", begins_by_itself=True, closing="<|eot_id|>"),
+    "gemma": Style(
+        None, "<eos>", "<bos>", ("<start_of_turn>", "<end_of_turn>"), begins_by_itself=True, closing="<end_of_turn>"
+    ),
+    "gemma3": Style(
+        None, "<eos>", "<bos>", ("<start_of_turn>", "<end_of_turn>"), begins_by_itself=True, closing="<end_of_turn>"
+    ),
+    "phi3": Style(None, "<|endoftext|>", "<s>", closing="<|end|>"),
+    "phi3_5": Style(None, "<|endoftext|>", "<s>", closing="<|end|>"),
+    "glm4moe": Style(None, "<|endoftext|>", special=("[gMASK]", "<sop>"), added=("<think>", "</think>")),
+    "gptoss": Style(None, "<|return|>", "<|startoftext|>", closing="<|return|>"),
+    "deepseekv3": Style(
+        None,
+        "<\uff5cend▁of▁sentence\uff5c>",
+        "<\uff5cbegin▁of▁sentence\uff5c>",
+        begins_by_itself=True,
+        closing="<\uff5cend▁of▁sentence\uff5c>",
+    ),
+    "deepseek_r1_distill": Style(
+        None,
+        "<\uff5cend▁of▁sentence\uff5c>",
+        "<\uff5cbegin▁of▁sentence\uff5c>",
+        begins_by_itself=True,
+        closing="<\uff5cend▁of▁sentence\uff5c>",
+    ),
+    "cohere": Style(
+        None, "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", begins_by_itself=True, closing="<|END_OF_TURN_TOKEN|>"
+    ),
+    "cohere2": Style(
+        None, "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", begins_by_itself=True, closing="<|END_OF_TURN_TOKEN|>"
+    ),
+    "lfm2": Style(None, "<|im_end|>", "<|startoftext|>", closing="<|im_end|>"),
+    "nemotron_3_nano": Style(None, "<|im_end|>", added=("<think>", "</think>"), closing="<|im_end|>"),
+}
+"""Tokenizers for chat templates that TRL ships; other tokens that they need are in the template."""
+
+_TOKENS = re.compile(r"<\|[\w ]+\|>|<\uff5c[^\uff5c\s]+\uff5c>")
+
 _WORDS = "the answer is yes and no or what why because it so. user assistant system Be brief. Hi! Yes? No."
 
 
 @cache
 def make_tokenizer(name: str) -> Any:
     """Return a tokenizer of the style: byte-level BPE, or BPE with ▁ for spaces; it pads with its end token."""
+    return _build(STYLES[name])
+
+
+@cache
+def shipped_tokenizer(name: str) -> Any:
+    """Return a tokenizer with a template that TRL ships, and the tokens that it writes."""
+    package = importlib.util.find_spec("trl")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    template = (Path(package.submodule_search_locations[0]) / "chat_templates" / f"{name}.jinja").read_text()
+    style = SHIPPED[name]
+    special = tuple(dict.fromkeys((*style.special, *_TOKENS.findall(template))))
+    own = (style.begin, style.end)
+    return _build(replace(style, template=template, special=tuple(token for token in special if token not in own)))
+
+
+def _build(style: Style) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    style = STYLES[name]
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     if style.metaspace:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 import re
@@ -393,15 +394,33 @@ def expected_labels(tokenizer: Any, messages: list[dict[str, str]], ids: list[in
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     labels = [IGNORED] * len(ids)
+    borders: list[str] = []
     for index in range(1, len(messages), 2):
         prompt = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
         through = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
         if not through.startswith(prompt):
             prompt = prompt.removesuffix("<think>\n")
-        through = through.rstrip().removesuffix("<|endoftext|>").rstrip()
-        start, end = common(tokens(prompt), ids), common(tokens(through), ids)
+        borders += [prompt, through.rstrip().removesuffix("<|endoftext|>").rstrip()]
+    ends = [common(tokens(text), ids) for text in borders]
+    if tokens(borders[-1]) != ids:  # an answer's beginning would be one token with the end of what asks for it
+        cuts = [0, *map(len, borders)]
+        pieces = [tokens(borders[-1][start:end]) for start, end in itertools.pairwise(cuts)]
+        assert [token for piece in pieces for token in piece] == ids
+        ends = list(itertools.accumulate(map(len, pieces)))
+    for start, end in zip(ends[::2], ends[1::2], strict=True):
         labels[start:end] = ids[start:end]
     return labels
+
+
+def test_an_answer_that_would_be_one_token_with_the_prompt_is_tokenised_apart_as_inference_does() -> None:
+    tokenizer = make_tokenizer("chatml")
+    ids, labels = encode(tokenizer, {"prompt": "Hi.", "completion": "\nYes?"}).row(0)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi."}], add_generation_prompt=True)[
+        "input_ids"
+    ]
+    assert list(ids[: len(prompt)]) == prompt
+    assert list(tokenizer(IM_ASSISTANT + "\nYes?")["input_ids"]) != [*prompt[-3:], *ids[len(prompt) : -1]]
+    assert list(labels) == [IGNORED] * len(prompt) + list(ids[len(prompt) :])
 
 
 def common(prefix: Iterable[int], ids: list[int]) -> int:

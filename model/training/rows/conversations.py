@@ -145,7 +145,7 @@ def _check_marks(row: Conversation, template: ChatTemplate, outcomes: Outcomes) 
         found = [mark for mark in template.marks if mark in text]
         if not found:
             continue
-        if opening := next((opening for opening in template.turn_openings if text.lstrip().startswith(opening)), None):
+        if opening := template.opening_of(text):
             raise RefusedRowError(
                 row.place,
                 f"{row.field(index)}: begins with {opening}, as turns do in the base model's chat template: it "

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 from model import exits
@@ -96,11 +97,14 @@ class SpanTokenizer:
         encoded: list[Encoded | RefusedRowError] = []
         for row, ids, its in zip(rows, whole, borders, strict=True):
             positions = []
-            for at, text in its:
+            merged = False
+            for number, (at, text) in enumerate(its):
                 tail = tails[text] if text else []
-                positions.append(at + common_prefix_length(tail, ids[at : at + len(tail)]))
+                common = common_prefix_length(tail, ids[at : at + len(tail)])
+                merged = merged or (number % 2 == 0 and common < len(tail))
+                positions.append(at + common)
             try:
-                encoded.append(self._encoded(row, ids, positions))
+                encoded.append(self._encoded(row, *((merged and self._in_pieces(row, ids)) or (ids, positions))))
             except RefusedRowError as error:
                 encoded.append(error)
         return encoded
@@ -120,7 +124,7 @@ class SpanTokenizer:
 
     def _borders(self, row: Rendered, ids: list[int]) -> list[tuple[int, str]]:
         """Return for both ends of each learned span a position that is known, and the text from there to the end."""
-        known = [(at, token) for at, token in enumerate(ids) if token in self._marker_texts]
+        known = sorted((at, token) for token in self._marker_texts.keys() & set(ids) for at in _places(ids, token))
         found: list[re.Match[str]] = []
         if known:
             found = list(_pattern(frozenset(self._marker_texts[token] for _, token in known)).finditer(row.text))
@@ -139,6 +143,23 @@ class SpanTokenizer:
             else:
                 borders.append((0, row.text[:end]))
         return borders
+
+    def _in_pieces(self, row: Rendered, whole: list[int]) -> tuple[list[int], list[int]] | None:
+        """Return a row's tokens and the borders of its spans, where a token of the whole goes over a turn's beginning.
+
+        Inference tokenises the prompt alone, and what the model writes begins with a token of its own. None without a
+        chat template, which does not say where a prompt ends, and for a tokenizer that writes pieces otherwise.
+        """
+        if self._adds_special_tokens:
+            return None
+        cuts = [0, *(end for span in row.learned for end in span)]
+        pieces = self._tokenize([row.text[start:end] for start, end in pairwise(cuts)])
+        ids = [token for piece in pieces for token in piece]
+        shown, wanted = (
+            self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for tokens in (ids, whole)
+        )
+        return (ids, list(accumulate(map(len, pieces)))) if shown == wanted else None
 
     def _tails(self, texts: set[str]) -> dict[str, list[int]]:
         new = [text for text in texts if text not in self._remembered]
@@ -184,6 +205,13 @@ def _without_offsets(tokenizer: Any) -> Any:
     backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
     return backend
+
+
+def _places(ids: list[int], token: int) -> Iterator[int]:
+    at = -1
+    for _ in range(ids.count(token)):
+        at = ids.index(token, at + 1)
+        yield at
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ however often it is started.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -109,14 +110,16 @@ class ChatTemplate:
         """The token that the template closes an assistant's turn with, whether or not more turns follow."""
         messages = [turn("user", _QUESTIONS[0]), turn("assistant", PROBE)]
         last, followed = self.tries(messages), self.tries([*messages, messages[0]])
-        if last is None or followed is None:
+        if last is None:
             return None
-        _, found, after = last[: common_prefix_length(last, followed)].rpartition(PROBE)
+        _, found, after = last[: common_prefix_length(last, followed or "")].rpartition(PROBE)
         while found and after:
             if marker := self._markers.at_end(after):
                 return marker
             after = after[:-1]
-        return None
+        # It writes the turn otherwise once others follow: then the one that it ends with now.
+        marker = self._markers.at_start(last.rpartition(PROBE)[2].lstrip())
+        return marker if marker is not None and self._markers.ids[marker] in self._markers.special_ids else None
 
     @cached_property
     def reasoning_key(self) -> str | None:
@@ -136,7 +139,7 @@ class ChatTemplate:
     @cached_property
     def has_developer(self) -> bool:
         """Whether the template knows the role developer, and not just writes the name of any role."""
-        return "developer" in self.text
+        return re.search(r"""(['"])developer\1""", self.text) is not None
 
     @cached_property
     def takes_arguments_as_text(self) -> bool:
@@ -153,6 +156,11 @@ class ChatTemplate:
         call = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": arguments}}
         text = self.tries([turn("user", _QUESTIONS[0]), turn("assistant", "") | {"tool_calls": [call]}])
         return text if text is not None and PROBE in text else None
+
+    def opening_of(self, text: str) -> str | None:
+        """Return what the template itself begins a conversation or a turn with, if the text begins so."""
+        begun = text.lstrip().removeprefix(self._special_tokens.get("bos_token") or "").lstrip()
+        return next((opening for opening in self.turn_openings if begun.startswith(opening)), None)
 
     @cached_property
     def turn_openings(self) -> tuple[str, ...]:
