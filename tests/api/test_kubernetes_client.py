@@ -123,7 +123,7 @@ async def test_lists_come_in_pages(
 ) -> None:
     monkeypatch.setattr("finetune.clients.kubernetes.PAGE_SIZE", 2)
     kubectl.apply(*(manifest(f"r{number}") for number in range(5)))
-    sizes = [len(page) async for page in kubernetes.list_runs(kubectl.namespace)]
+    sizes = [len(page) async for page in kubernetes.list_unfinished_runs(kubectl.namespace)]
     assert sizes == [2, 2, 1]
 
 

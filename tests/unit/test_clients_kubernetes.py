@@ -132,7 +132,7 @@ async def test_runs_come_page_by_page() -> None:
         return web.json_response({"kind": "TrainingRunList", "metadata": {"continue": following}, "items": items})
 
     async with asking(answer) as kubernetes:
-        sizes = [len(page) async for page in kubernetes.list_runs(None)]
+        sizes = [len(page) async for page in kubernetes.list_unfinished_runs(None)]
     assert sizes == [2, 2, 2]
 
 

@@ -59,12 +59,14 @@ def test_whatever_else_became_of_the_reader_is_no_verdict(state: dict[str, Any])
     case = collecting(reader("Failed", state), condition="Failed")
     assert failure(case) is None
     assert failure(again(case, 10**7)) is None
-    assert action(case) == decide.DeleteJob(f"{o.JOB}-collect", "collect-uid")
+    assert (action(case), waits_for(case)) == (None, "ResultUnread")
+    assert action(again(case, 60 + o.SETTINGS.linger_seconds)) == decide.DeleteJob(f"{o.JOB}-collect", "collect-uid")
 
 
 def test_a_reader_that_nobody_can_hear_any_more_is_made_anew() -> None:
     for condition in ("Complete", "Failed"):
-        assert action(collecting(condition=condition)) == decide.DeleteJob(f"{o.JOB}-collect", "collect-uid")
+        late = again(collecting(condition=condition), 60 + o.SETTINGS.linger_seconds)
+        assert action(late) == decide.DeleteJob(f"{o.JOB}-collect", "collect-uid")
 
 
 @pytest.mark.parametrize(

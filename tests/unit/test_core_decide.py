@@ -158,7 +158,8 @@ def test_a_trainer_that_ended_with_0_without_words_is_asked_for_elsewhere() -> N
 def test_a_result_that_nobody_heard_is_read_once_more() -> None:
     case = look(None, o.job("Complete"), result_asked=True, collect_job=collect("Complete"))
     assert failure(case) is None
-    assert action(case) == decide.DeleteJob(f"{o.JOB}-collect", "collect-uid")
+    late = again(case, 60 + o.SETTINGS.linger_seconds)
+    assert action(late) == decide.DeleteJob(f"{o.JOB}-collect", "collect-uid")
     empty = o.pod("c", "Succeeded", trainer=o.ended(0, "?"))
     unread = look(None, o.job("Complete"), result_asked=True, collect_job=collect("Complete"), collect_pods=[empty])
     assert failed(unread).reason == "AdapterInvalid"

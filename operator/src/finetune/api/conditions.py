@@ -26,6 +26,8 @@ RECONCILING = "Reconciling"
 STALLED = "Stalled"
 """True exactly when the run has failed (kstatus)."""
 
+TYPES = frozenset({ACCEPTED, DATASET_READY, SUCCEEDED, FINISHED, SUSPENDED, RECONCILING, STALLED})
+
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 

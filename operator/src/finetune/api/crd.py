@@ -35,6 +35,9 @@ KEPT = (
 
 INT32_MAX = 2**31 - 1
 
+SELECTABLE_FIELDS = (".status.phase", ".spec.method", ".spec.experiment")
+"""What `kubectl get trun --field-selector` can select by, on Kubernetes 1.31 and later."""
+
 PRINTER_COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Status", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Method", "type": "string", "jsonPath": ".spec.method"},
@@ -193,6 +196,7 @@ def build_crd() -> dict[str, Any]:
                     "storage": True,
                     "subresources": {"status": {}},
                     "additionalPrinterColumns": [dict(each) for each in PRINTER_COLUMNS],
+                    "selectableFields": [{"jsonPath": path} for path in SELECTABLE_FIELDS],
                     "schema": {"openAPIV3Schema": schema},
                 }
             ],

@@ -42,7 +42,8 @@ HINTS: dict[str, str] = {
     ),
     BASE_MODEL_UNAVAILABLE: (
         "Check spec.baseModel: the claim and its path must exist and hold config.json and the weights; a "
-        "repository must exist on the hub, and the cluster must reach it."
+        "repository must exist on the hub, and the cluster must reach it. The ConfigMap of chatTemplate "
+        "must exist and have the key."
     ),
     PARENT_ADAPTER_UNAVAILABLE: (
         "Check spec.parentAdapter: finetune adapter list shows the registry's adapters, and the claim that holds the "
@@ -181,6 +182,7 @@ NAMESPACE_TERMINATING = "NamespaceTerminating"
 API_SERVER_UNAVAILABLE = "APIServerUnavailable"
 OPERATOR_ERROR = "OperatorError"
 SIDECAR_RUNNING = "SidecarRunning"
+RESULT_UNREAD = "ResultUnread"
 TERMINATING = "Terminating"
 POD_NOT_STARTED = "PodNotStarted"
 VOLUME_NOT_MOUNTED = "VolumeNotMounted"
@@ -218,6 +220,7 @@ OTHER_REASONS: dict[str, str] = {
     API_SERVER_UNAVAILABLE: "The API server did not do what the operator asked, for a cause that passes.",
     OPERATOR_ERROR: "The operator failed to look at the run and tries again; please report the message.",
     SIDECAR_RUNNING: "The trainer has ended, but another container of its pod goes on; the message names it.",
+    RESULT_UNREAD: "The training is done, and the Job that reads its result from the claim fails; it is made again.",
     TERMINATING: "A pod of the run is being stopped, and its node has not confirmed the end yet.",
     POD_NOT_STARTED: "The node cannot start the pod's containers; the message has its words.",
     VOLUME_NOT_MOUNTED: "The node cannot mount one of the pod's volumes; a claim may be in use on another node.",

@@ -23,6 +23,7 @@ Sha256 = Annotated[str, StringConstraints(max_length=64)]
 ShortText = Annotated[str, StringConstraints(max_length=253)]
 LongText = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
 
+MAX_CONDITIONS = 16
 MAX_LOSS_HISTORY = 32
 MAX_WARNINGS = 16
 MAX_ATTEMPT_HISTORY = 64
@@ -280,7 +281,7 @@ class TrainingRunStatus(ApiModel):
     """Generation of the spec that this status speaks of; -1 before the operator has seen the run."""
     phase: ShortText | None = None
     """One word for the state, for printing only: programs read the conditions."""
-    conditions: Annotated[tuple[Condition, ...], Field(max_length=16), _readable(Condition)] = ()
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=MAX_CONDITIONS), _readable(Condition)] = ()
     """Accepted, DatasetReady, Succeeded, Finished, Suspended, Reconciling and Stalled."""
     waiting: Waiting | None = None
     """What the run waits for; absent while it waits for nothing but its own work."""

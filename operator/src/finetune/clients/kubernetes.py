@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from importlib.metadata import version
 from typing import NamedTuple
 from urllib.parse import quote
@@ -49,6 +49,7 @@ __all__ = [
 
 MERGE_PATCH = "application/merge-patch+json"
 PAGE_SIZE = 500
+UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
 KUEUE_GROUP = "kueue.x-k8s.io"
 KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 KUEUE_VERSION_SECONDS = 300.0
@@ -98,12 +99,21 @@ class KubernetesClient:
     ----------
     configuration: where the API server is and who we are, see `load_configuration`.
     timeout_seconds: for one call, connection included.
+    on_written: told of every object as it is after a write of ours.
     """
 
-    def __init__(self, *, configuration: client.Configuration, timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        configuration: client.Configuration,
+        timeout_seconds: float = 30.0,
+        on_written: Callable[[Document], None] | None = None,
+    ) -> None:
+        self.on_written = on_written
         self._api = client.ApiClient(configuration)
         self._api.user_agent = USER_AGENT
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=10)
+        self._selects = True
         self._kueue: tuple[float, str | None] | None = None
 
     async def close(self) -> None:
@@ -123,8 +133,21 @@ class KubernetesClient:
         """One TrainingRun. Raises NotFoundError."""
         return await self._get(_RUNS, namespace, name)
 
-    async def list_runs(self, namespace: str | None) -> AsyncIterator[list[Document]]:
-        """All TrainingRuns of a namespace, or of all namespaces, page by page: all at once would not fit our memory."""
+    async def list_unfinished_runs(self, namespace: str | None) -> AsyncIterator[list[Document]]:
+        """The TrainingRuns of a namespace, or of all, that have not ended, page by page, for memory's sake.
+
+        Ended ones are among them where the API server cannot select by phase: Kubernetes before 1.31.
+        """
+        if self._selects:
+            try:
+                async for page in self._pages(_RUNS, namespace, {"fieldSelector": UNFINISHED}):
+                    yield page
+            except KubernetesError as error:
+                if error.status != 400:
+                    raise
+                self._selects = False
+            else:
+                return
         async for page in self._pages(_RUNS, namespace):
             yield page
 
@@ -280,12 +303,18 @@ class KubernetesClient:
         asked = Asked(
             "POST", resource.path(namespace), resource.plural, resource.group, body["metadata"]["name"], resource.kind
         )
-        return await self._request(asked, kind=resource.kind, body=body)
+        return await self._send(asked, resource, body)
 
     async def _write(
         self, verb: str, resource: _Resource, namespace: str, name: str, body: Document, *, subresource: str = ""
     ) -> Document:
-        return await self._request(_asked(verb, resource, namespace, name, subresource), kind=resource.kind, body=body)
+        return await self._send(_asked(verb, resource, namespace, name, subresource), resource, body)
+
+    async def _send(self, asked: Asked, resource: _Resource, body: Document) -> Document:
+        written = await self._request(asked, kind=resource.kind, body=body)
+        if self.on_written is not None:
+            self.on_written(written)
+        return written
 
     async def _delete(
         self, resource: _Resource, namespace: str, name: str, uid: str, options: Mapping[str, str]

@@ -144,7 +144,7 @@ class Effects:
         except RegistryRefused as error:
             if error.reason in (PARENT_ADAPTER_NOT_FOUND, PARENT_ADAPTER_CHANGED):
                 return _with(case, dataset=DatasetView(), parent_missing=str(error))
-            if isinstance(error, RegistryNotFound):
+            if isinstance(error, RegistryNotFound) and case.run.spec.dataset.registry is not None:
                 return _with(case, dataset=DatasetView(missing=str(error)))
             raise
         known = recorded.trainer_status is not None
@@ -252,9 +252,11 @@ class Effects:
                 result=message.result.model_dump(by_alias=True, exclude_none=True),
             )
         except RegistryNotFound:
+            if case.outcome.recorded_again:
+                raise
             # a registry that lost its database; once it knows the run again, this is decided once more
             await self._record_again(case)
-            return case
+            return _with(case, recorded_again=True)
         return _with(case, adapter=_adapter_view(adapter))
 
     # The children

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from finetune.api import reasons
 from finetune.api.registry import TrainerStatus
 from finetune.api.trainingrun import TrainingRun
 from finetune.clients.kubernetes import KubernetesClient, KubernetesError
@@ -106,7 +107,7 @@ class Gatherer:
             pods, _ = await self._list_pods(run, None, None)  # of the Job that it had: they are not gone for that
             return Seen(name_taken=taken, pods=pods)
         collect_job: JobView | None = None
-        if job is None or job.complete or job.failed:
+        if job is None or job.ended or run.status.phase == reasons.REGISTERING:
             # Before the pods: those of a Job that has ended are then seen as they ended.
             collect_job = await self._get_collect_job(run)
         pods, collect_pods = await self._list_pods(run, job, collect_job)
@@ -118,13 +119,15 @@ class Gatherer:
             claim_exists=True,
             progress=self._latest_progress(uid),
         )
-        seen = await self._with_workload(run, seen, collect_job or job)
         if seen.trainer_done and collect_job is None and seen.result is None:  # a sidecar keeps the Job from completing
             collect_job = await self._get_collect_job(run)
             _, collect_pods = await self._list_pods(run, job, collect_job)
             seen = dataclasses.replace(seen, collect_job=collect_job, collect_pods=collect_pods)
+        seen = await self._with_workload(run, seen, collect_job or job)
+        case = Case(run, seen, Outcome(), self._settings, now)
+        seen = dataclasses.replace(seen, pending_seconds=self._pending_seconds(case))
         try:
-            events = await self._events(Case(run, seen, Outcome(), self._settings, now))
+            events = await self._events(dataclasses.replace(case, seen=seen))
         except KubernetesError as error:  # they only say why it waits; all else goes on without them
             _log.info("%s/%s: no Events: %s", namespace, run.metadata.name, error)
             return seen
@@ -174,26 +177,28 @@ class Gatherer:
         They are read only where nothing else says why: the API server keeps no index of them.
         """
         job, pod, namespace = case.job, case.pod, case.run.metadata.namespace
-        if job is None or job.ended or job.suspended or (pod is not None and pod.phase == "Running"):
-            return []
-        if not self._is_pending(pod.uid if pod is not None and not pod.finished else f"{job.uid}/{len(case.attempts)}"):
+        if job is None or not case.seen.pending_seconds or case.seen.pending_seconds < self._settings.pending_seconds:
             return []
         if pod is None or pod.finished:  # an ended pod waits for its successor
             return await self._kubernetes.list_events(namespace, job.uid)
         if pod.unschedulable:
             return await self._claim_events(case) if "unbound" in pod.unschedulable else []
-        if pod.export.started:
+        if not pod.awaits_a_start:
             return []
         return await self._kubernetes.list_events(namespace, pod.uid)
 
-    def _is_pending(self, what: str) -> bool:
-        """It has been pending for a while, by a clock of our own that no other machine's clock disturbs."""
+    def _pending_seconds(self, case: Case) -> float:
+        """How long the Job or its pod has been pending, by a clock of our own that no other machine's disturbs."""
+        job, pod = case.job, case.pod
+        if job is None or job.ended or job.suspended or (pod is not None and pod.phase == "Running"):
+            return 0.0
+        what = pod.uid if pod is not None and not pod.finished else f"{job.uid}/{len(case.attempts)}"
         now = time.monotonic()
         since = self._pending.setdefault(what, now)
         self._pending.move_to_end(what)
         if len(self._pending) > FIRST_SEEN_SIZE:
             self._pending.popitem(last=False)
-        return now - since >= self._settings.pending_seconds
+        return max(now - since, 1e-9)
 
     async def _claim_events(self, case: Case) -> list[dict[str, Any]]:
         """Events of the run's claims that have no volume yet; each message names its claim."""

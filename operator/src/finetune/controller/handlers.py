@@ -16,22 +16,27 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.api import conditions
 from finetune.api.registry import TrainerStatus
 from finetune.clients.breaker import Breaker
 from finetune.clients.kubernetes import KubernetesClient, load_configuration
 from finetune.clients.registry import RegistryClient, RegistryError
 
-from .core import names
+from .core.mark import has_finished
 from .core.settings import Settings
 from .gather import Gatherer, PodCache
 from .health import serve_health
+from .known import Echoes, KnownRuns, job_needs_a_pass, run_needs_a_pass, run_of
 from .namespaces import Served
 from .reconcile import Reconciler
 from .watch import watch
 from .workqueue import Key, WorkQueue
 
 _log = logging.getLogger(__name__)
+
+REVISIT_PERIODS = 2
+"""An unfinished run of which nothing is heard is looked at again after so many resyncs."""
+PROGRESS_SECONDS = 60.0
+"""How old the progress in a status may be while it does not move by a percent."""
 
 
 class Operator:
@@ -48,7 +53,11 @@ class Operator:
         self._registry = registry
         self._pods = PodCache()
         self._progress: dict[str, TrainerStatus] = {}
-        self._training: dict[str, Key] = {}
+        self._progress_told: dict[str, tuple[TrainerStatus, float]] = {}
+        self._known = KnownRuns()
+        self._echoes = Echoes()
+        self._worked: dict[Key, float] = {}
+        kubernetes.on_written = self._echoes.note
         self._stop = asyncio.Event()
         gatherer = Gatherer(kubernetes=kubernetes, pods=self._pods, progress=self._progress, settings=settings)
         reconciler = Reconciler(kubernetes=kubernetes, registry=registry, gatherer=gatherer, settings=settings)
@@ -73,22 +82,41 @@ class Operator:
 
     def run_seen(self, run: Mapping[str, Any], *, new: bool, gone: bool) -> None:
         """A watch told of a run."""
+        finished = has_finished(run)
+        key = self._known.note(run, gone=gone, finished=finished)
+        if gone:
+            self._worked.pop(key, None)
+        if self._echoes.is_own(run) or not run_needs_a_pass(run):
+            return
         # After a start the unfinished ones do not wait behind all of history.
-        self._queue.add(self._note_run(run, gone=gone), urgent=new or not _is_finished(run))
+        self._queue.add(key, urgent=new or not finished)
 
     def job_seen(self, job: Mapping[str, Any], *, new: bool) -> None:
         """A watch told of a Job."""
-        self._add_owner(job, urgent=new)
+        key = run_of(job)
+        if key is None or self._echoes.is_own(job):
+            return
+        if job_needs_a_pass(job, unfinished=self._known.is_unfinished(key)):
+            self._queue.add(key, urgent=new)
 
     def pod_seen(self, pod: Mapping[str, Any], *, new: bool) -> None:
-        """A watch told of a pod."""
-        self._add_owner(pod, urgent=new)
+        """A watch told of a pod; those of a run that has ended are the Job's business."""
         self._pods.remember(pod)
+        key = run_of(pod)
+        if key is not None and self._known.is_unfinished(key):
+            self._queue.add(key, urgent=new)
 
     async def _work(self, key: Key) -> float | None:
         """One pass; none where the namespace's list is refused: the first that succeeds adds its runs again."""
         served = self._served.get(key.namespace) or self._served.get(None)
-        return None if served is None or served.refused else await self._reconcile(key)
+        if served is None or served.refused:
+            self._worked.pop(key, None)
+            return None
+        self._worked[key] = asyncio.get_running_loop().time()
+        due = await self._reconcile(key)
+        if due is None and not self._known.is_unfinished(key):
+            self._worked.pop(key, None)
+        return due
 
     def _serve(self, namespace: str | None) -> Served:
         return Served(
@@ -106,53 +134,53 @@ class Operator:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
 
-    def _note_run(self, run: Mapping[str, Any], *, gone: bool = False) -> Key:
-        """The run's key; remembers whether it is training, for the progress poller."""
-        metadata, phase = run["metadata"], (run.get("status") or {}).get("phase")
-        key = Key(metadata["namespace"], metadata["name"])
-        if phase in ("Exporting", "Training") and not gone:
-            self._training[metadata["uid"]] = key
-        else:
-            self._training.pop(metadata["uid"], None)
-        return key
-
-    def _add_owner(self, child: Mapping[str, Any], *, urgent: bool) -> None:
-        run = (child["metadata"].get("labels") or {}).get(names.RUN_LABEL)
-        if run:
-            self._queue.add(Key(child["metadata"]["namespace"], run), urgent=urgent)
-
     async def _resync(self, namespace: str | None) -> None:
-        """Put what is unfinished into the queue. Raises KubernetesError."""
-        known = {uid for uid, key in self._training.items() if namespace in (None, key.namespace)}
-        async for page in self._kubernetes.list_runs(namespace):
+        """Put what is unfinished and was not looked at lately into the queue. Raises KubernetesError."""
+        before = self._known.unfinished_in(namespace)
+        lately = asyncio.get_running_loop().time() - REVISIT_PERIODS * self._settings.resync_seconds
+        async for page in self._kubernetes.list_unfinished_runs(namespace):
             for run in page:
-                known.discard(run["metadata"]["uid"])
-                key = self._note_run(run)
-                if not _is_finished(run):
+                finished, metadata = has_finished(run), run["metadata"]
+                key = self._known.note(run, gone=False, finished=finished)
+                if finished:
+                    continue
+                seen = before.pop(key, None) == (metadata["uid"], metadata["resourceVersion"])
+                if not seen or self._worked.get(key, lately) <= lately:
                     self._queue.add(key, urgent=False)
-        for uid in known:  # its end was missed
-            self._training.pop(uid, None)
+        for key, (uid, _) in before.items():  # its end was missed
+            self._known.missed(key, uid)
+            self._worked.pop(key, None)
 
     async def _poll_progress_forever(self) -> None:
         while True:
             await asyncio.sleep(self._settings.progress_seconds)
-            training = dict(self._training)
+            training = dict(self._known.training)
             try:
                 posted = await self._registry.latest_progress(training) if training else {}
             except RegistryError as error:
                 _log.info("no progress this time: %s", error)
                 continue
-            changed = [uid for uid, status in posted.items() if self._progress.get(uid) != status]
             self._progress.clear()
             self._progress.update(posted)
-            for uid in changed:
+            now = asyncio.get_running_loop().time()
+            kept = {uid: self._progress_told[uid] for uid in posted if uid in self._progress_told}
+            fresh = {uid: (each, now) for uid, each in posted.items() if is_worth_writing(each, kept.get(uid), now)}
+            self._progress_told = kept | fresh
+            for uid in fresh:
                 self._queue.add(training[uid], urgent=False)
 
 
-def _is_finished(run: Mapping[str, Any]) -> bool:
-    """`core.case.is_finished` for a document that is not worth reading as a whole."""
-    found = (run.get("status") or {}).get("conditions") or []
-    return any(each.get("type") == conditions.FINISHED and each.get("status") == "True" for each in found)
+def is_worth_writing(posted: TrainerStatus, told: tuple[TrainerStatus, float] | None, now: float) -> bool:
+    """Whether a run's status should have this progress: it moved by a percent, or has changed and a minute has passed.
+
+    The registry has all of it, and each write of a status goes to everybody who watches.
+    """
+    if told is None:
+        return True
+    before, since = told
+    if posted == before:
+        return False
+    return posted.progress_percentage != before.progress_percentage or now - since >= PROGRESS_SECONDS
 
 
 async def run_operator(settings: Settings) -> None:

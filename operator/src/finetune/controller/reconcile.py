@@ -41,6 +41,8 @@ MAXIMUM_ACTIONS = 16
 """More actions than any run needs in one pass: reaching it is a bug, and it must not become a busy loop."""
 SOON_SECONDS = 5.0
 """Seconds until a run that waits is looked at again, at first."""
+TOLD_SECONDS = 12.0
+"""The longest pause while a pod has not started and only an Event could say why: that is said within 15 s."""
 SELDOM_SECONDS = 30.0
 """The same for a run that has waited for minutes; watches wake it earlier."""
 SHORTENED_SIZE = 1000
@@ -118,6 +120,8 @@ class Reconciler:
         if is_finished(status):
             _log.info("%s: %s after %s attempts", key, status.phase, status.attempts)
             return 0.0  # the Job is taken care of once the final status is stored
+        if stored != run.status and decide.next_action(case.with_status(stored)) is not None:
+            return 0.0  # something was waiting for what is stored now; nobody tells us of our own write
         return self._requeue_after(case, status)
 
     async def _act(self, run: TrainingRun) -> Case:
@@ -187,6 +191,8 @@ class Reconciler:
         pod, job = case.pod, case.job
         pending = job is not None and not job.suspended and (pod is None or pod.phase != "Running")
         untold = job is not None and bool(job.queue) and case.run.spec.suspend and case.seen.workload is None
+        if pending and pod is not None:  # what only Events tell of; a long pull is asked for more seldom
+            return min(TOLD_SECONDS, max(SOON_SECONDS, (self._now() - pod.created).total_seconds() / 6))
         return SOON_SECONDS if pending or untold else None
 
     async def _emit_events(self, run: ObjectMeta, old: TrainingRunStatus, new: TrainingRunStatus) -> None:

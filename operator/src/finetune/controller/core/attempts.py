@@ -69,8 +69,8 @@ def attempt_of(
     if known is not None and known.completion_time is not None and known.reason != GONE:
         return known
     start = pod.scheduled or (known.start_time if known else None)
-    # kept from pass to pass: the Job may go on before the pod has ended
-    suspended = pod.deleted is not None and (suspended or (known is not None and known.reason == SUSPENDED))
+    # kept from pass to pass: the Job may go on before its pod has ended, or is known to be deleted
+    suspended = suspended or (known is not None and known.reason == SUSPENDED and pod.deleted is not None)
     begun = Attempt(
         pod=pod.name,
         uid=pod.uid,
@@ -134,7 +134,7 @@ def _end_reason(pod: PodView, words: ContainerView, *, suspended: bool) -> str:
     if pod.phase == "Succeeded" or (words.succeeded and words is pod.trainer):
         return COMPLETED  # a sidecar that ends badly does not undo it
     silent = words.exit_code is None or words.exit_code in KILLED
-    if suspended and not pod.disrupted and (silent or words.exit_code in IGNORED):
+    if suspended and pod.deleted is not None and not pod.disrupted and (silent or words.exit_code in IGNORED):
         return SUSPENDED
     if pod.disrupted or (words.exit_code in IGNORED and not pod.over_its_limit):
         return INTERRUPTED

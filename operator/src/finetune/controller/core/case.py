@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from finetune.api import conditions, reasons
 from finetune.api.status import ActiveTime, Attempt, TrainingRunStatus
 from finetune.api.trainingrun import TrainingRun
 
-from .attempts import GONE, known_step, merge_attempts
+from .attempts import GONE, SUSPENDED, known_step, merge_attempts
 from .messages import Message
 from .seen import Outcome, Seen, newest, result_of
 from .settings import Settings
@@ -26,6 +26,10 @@ class Case:
     outcome: Outcome
     settings: Settings
     now: datetime
+
+    def with_status(self, status: TrainingRunStatus) -> Case:
+        """The same look at the run once this status is stored."""
+        return replace(self, run=self.run.model_copy(update={"status": status}))
 
     @cached_property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -51,7 +55,9 @@ class Case:
             return True
         if self.done or self.outcome.known or any(pod.trainer.started for pod in self.seen.pods):
             return True
-        return any(attempt.reason == GONE or attempt.step for attempt in self.attempts)
+        unheard = (GONE, SUSPENDED)
+        silent = (a.reason in unheard and a.completion_time and a.exit_code is None for a in self.attempts)
+        return any(silent) or any(attempt.step for attempt in self.attempts)
 
     @property
     def starting(self) -> bool:
@@ -60,11 +66,16 @@ class Case:
 
     @property
     def done(self) -> bool:
-        """The training has ended well; what is left is to register its result."""
+        """The training has ended well; what is left is to register its result, whatever becomes of its Job."""
         job = self.seen.job
-        if job is None:
-            return self.run.status.phase == reasons.REGISTERING or self.seen.trainer_done
-        return job.complete or self.seen.trainer_done
+        return self._was_done or self.seen.trainer_done or (job is not None and job.complete)
+
+    @property
+    def _was_done(self) -> bool:
+        """It is stored, and of this very run: one that was restored from a backup has its files elsewhere."""
+        status = self.run.status
+        own = status.output is None or status.output.path.endswith(f"/{self.run.metadata.uid}")
+        return status.phase == reasons.REGISTERING and own
 
     @property
     def job(self) -> JobView | None:

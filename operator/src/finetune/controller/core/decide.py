@@ -14,6 +14,7 @@ from finetune.api import conditions, reasons
 
 from .case import Case, active_time, is_finished
 from .mark import is_marked
+from .policies import collect as collect_policy
 from .policies import failure_of, queue
 from .policies.trainer import crashed
 from .views import JobView
@@ -249,18 +250,20 @@ def _finish(case: Case) -> Action | None:
     collect = case.seen.collect_job
     if collect is None:
         return CreateCollectJob()
-    if collect.ended and not collect.deleting and not case.seen.collected:
-        return DeleteJob(collect.name, collect.uid)  # nobody heard it, or it never ran: read once more
+    if collect_policy.may_be_made_anew(case):
+        return DeleteJob(collect.name, collect.uid)
     return _free_claim(case) or _delete_dead(case)
 
 
 def _free_claim(case: Case) -> Action | None:
-    """Another container keeps the pod of a finished trainer alive, and perhaps the claim on its node, from the reader.
+    """Another container keeps the pod of a finished trainer alive, and with it what the reader waits for.
 
-    The Job has nothing left to do: that it is done is in the stored phase.
+    That may be the claim, the quota for pods, or a queue's. The Job has nothing left to do: that it is done is stored.
     """
     job, waiting = case.seen.job, case.run.status.waiting
-    if job is None or job.ended or job.deleting or case.pending_pod is None or waiting is None:
+    if job is None or job.ended or job.deleting or waiting is None:
+        return None
+    if case.pod is not None and case.pod.phase != "Pending":
         return None
     held = any(pod.trainer.succeeded and not pod.finished and pod.lives_on for pod in case.seen.pods)
     stored = case.run.status.phase == reasons.REGISTERING

@@ -43,6 +43,27 @@ def is_marked(run: TrainingRun) -> bool:
     return _document_in(run) is not None
 
 
+def is_settled(run: Mapping[str, Any]) -> bool:
+    """A run as the API gives it has ended, its end is marked and of its generation: nothing is left to be written.
+
+    Only a mark of this very object counts here; whether another one is the run's own takes reading the whole of it.
+    """
+    metadata, status = run["metadata"], run.get("status") or {}
+    if not has_finished(run) or status.get("observedGeneration") != metadata.get("generation"):
+        return False
+    try:
+        mark = json.loads((metadata.get("annotations") or {}).get(names.FINISHED_ANNOTATION, ""))
+        return bool(mark["uid"] == metadata["uid"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def has_finished(run: Mapping[str, Any]) -> bool:
+    """`is_finished` for a run as the API gives it, which is not worth reading as a whole."""
+    found = (run.get("status") or {}).get("conditions") or []
+    return any(each.get("type") == conditions.FINISHED and each.get("status") == "True" for each in found)
+
+
 def restored_status(run: TrainingRun, now: datetime) -> TrainingRunStatus | None:
     """The final status of a run that has lost it; None for a run that has a status, or no mark of its own."""
     if is_finished(run.status):

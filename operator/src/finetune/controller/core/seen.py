@@ -39,6 +39,8 @@ class Seen:
     name_taken: str = ""
     """The Job's name belongs to another object; says to which."""
     progress: ProgressView | None = None
+    pending_seconds: float = 0.0
+    """How long the operator has seen the Job wait for its pod, or the pod for its start; 0 when it does not."""
 
     @property
     def newest_pod(self) -> PodView | None:
@@ -85,6 +87,8 @@ class Outcome:
     """The adapter version that the registry has given the run."""
     refusal: Refusal | None = None
     """The call that was refused; nothing more is done in this pass."""
+    recorded_again: bool = False
+    """The registry did not know the run any more, and was told of it anew."""
     mark_refused: bool = False
     """The mark of the end could not be written; the rest of the cleaning up goes on."""
 

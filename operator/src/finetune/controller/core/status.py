@@ -10,6 +10,7 @@ from finetune.api import conditions, reasons
 from finetune.api.conditions import Condition, ConditionStatus, set_condition
 from finetune.api.fields import MAX_DECIMAL, clip
 from finetune.api.status import (
+    MAX_CONDITIONS,
     MAX_EARLIER_WAITS,
     MAX_LOSS_HISTORY,
     MAX_WARNINGS,
@@ -211,9 +212,17 @@ def _conditions(
         put(conditions.FINISHED, "False", phase, message)
     put(conditions.SUSPENDED, *suspended)
     if ended or suspended[0] == "True":
-        return tuple(c for c in current if c.type != conditions.RECONCILING)  # kstatus wants it absent, not False
-    put(conditions.RECONCILING, "True", phase, message)
-    return current
+        current = tuple(c for c in current if c.type != conditions.RECONCILING)  # kstatus wants it absent, not False
+    else:
+        put(conditions.RECONCILING, "True", phase, message)
+    return _that_fit(current)
+
+
+def _that_fit(listed: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """As many conditions as a status may have; what other controllers have added gives way to ours."""
+    others = [each.type for each in listed if each.type not in conditions.TYPES]
+    kept = others[: max(0, MAX_CONDITIONS - (len(listed) - len(others)))]
+    return tuple(each for each in listed if each.type in conditions.TYPES or each.type in kept)
 
 
 def _accepted(case: Case, failure: Finding | None, waiting: Finding | None) -> tuple[ConditionStatus, str, str]:

@@ -133,8 +133,15 @@ class PodView:
 
     @property
     def lives_on(self) -> tuple[ContainerView, ...]:
-        """Injected containers that keep the pod alive: Kubernetes waits for them as long as they run."""
-        return tuple(each for each in self.injected if each.running_since is not None and not each.init)
+        """Injected containers that keep the pod alive: Kubernetes waits for their end, also where they cannot start."""
+        return tuple(each for each in self.injected if each.exit_code is None and not each.init)
+
+    @property
+    def awaits_a_start(self) -> bool:
+        """The trainer has not started, and nothing runs now that must end before it."""
+        return not self.trainer.started and not any(
+            each.running_since is not None for each in self.containers if each.init and not each.sidecar
+        )
 
     @property
     def over_its_limit(self) -> bool:

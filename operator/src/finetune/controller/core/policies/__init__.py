@@ -31,13 +31,14 @@ POLICIES: tuple[Policy, ...] = (
     jobs.lost,
     jobs.name_taken,
     jobs.being_deleted,
+    pods.terminating,
     queue.unreadable,
     queue.held_back,
     queue.suspended_by_other,
     trainer.dead_in_a_living_pod,
     trainer.done_in_a_living_pod,
+    collect.failing,
     pods.creation_refused,
-    pods.terminating,
     pods.node_not_ready,
     containers.image_missing,
     containers.refused,
@@ -45,6 +46,7 @@ POLICIES: tuple[Policy, ...] = (
     placement.unschedulable,
     containers.injected_before_ours,
     pods.told_by_an_event,
+    jobs.without_a_pod,
 )
 
 

@@ -10,6 +10,8 @@ from finetune.controller.core.refusals import Doing
 
 from .trainer import failure_of_pod, last_failed_pod
 
+SILENT_SECONDS = 10.0
+"""How long a Job may have no pod before that is said, by the operator's own clock."""
 _NO_CAUSES = (COMPLETED, INTERRUPTED, SUSPENDED, GONE)
 
 
@@ -33,10 +35,25 @@ def name_taken(case: Case) -> Finding | None:
 
 def being_deleted(case: Case) -> Finding | None:
     """Somebody has deleted the Job, and it is not gone yet."""
-    job = case.seen.job
+    job = case.job
     if job is None or not job.deleting or case.result is not None:
         return None
     return wait(reasons.TERMINATING, f'Job "{job.name}" is being deleted, and not by its run', f"Job/{job.name}")
+
+
+def without_a_pod(case: Case) -> Finding | None:
+    """The Job may run, and nobody makes a pod for it or says why."""
+    job, pod = case.job, case.pod
+    if job is None or job.ended or job.suspended or job.deleting or (pod is not None and not pod.finished):
+        return None
+    if case.result is not None or case.seen.pending_seconds < SILENT_SECONDS:
+        return None
+    return wait(
+        reasons.POD_NOT_STARTED,
+        f"Job {job.name} has no pod, and no Event says why",
+        f"Job/{job.name}",
+        f"Kubernetes' Job controller makes the pod: is the controller manager well? kubectl describe job {job.name}",
+    )
 
 
 def lost(case: Case) -> Finding | None:
@@ -52,7 +69,7 @@ def lost(case: Case) -> Finding | None:
 def deadline_exceeded(case: Case) -> Finding | None:
     """The Job ran out of its active deadline before the trainer was done."""
     job = case.seen.job
-    if job is None or not job.failed or job.reason != "DeadlineExceeded" or case.seen.trainer_done:
+    if job is None or not job.failed or job.reason != "DeadlineExceeded" or case.done:
         return None
     waiting = case.run.status.waiting
     about = f"; it was waiting: {waiting.message}" if waiting else ""
@@ -67,7 +84,7 @@ def failed(case: Case) -> Finding | None:
     A trainer that ended with 0 is done whatever the Job says: it judges by the pod, sidecars among it.
     """
     job = case.seen.job
-    if job is None or not job.failed or job.reason == "DeadlineExceeded" or case.seen.trainer_done:
+    if job is None or not job.failed or job.reason == "DeadlineExceeded" or case.done:
         return None
     causes = [attempt for attempt in case.attempts if attempt.reason and attempt.reason not in _NO_CAUSES]
     distinct = list(dict.fromkeys(attempt.reason for attempt in causes))

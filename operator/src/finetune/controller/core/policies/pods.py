@@ -8,6 +8,7 @@ from finetune.api import reasons
 from finetune.controller.core.case import Case
 from finetune.controller.core.findings import Finding, Verdict, wait
 from finetune.controller.core.refusals import classify_words
+from finetune.controller.core.views import EventView, PodView
 
 SLOW_TERMINATION = timedelta(seconds=60)
 """Past its grace period a pod that is still terminating has probably lost its node."""
@@ -75,10 +76,16 @@ def node_not_ready(case: Case) -> Finding | None:
 def told_by_an_event(case: Case) -> Finding | None:
     """Whatever else keeps the pod from starting, in the words of the newest warning about it."""
     pod, job = case.pending_pod, case.job
-    if pod is None or job is None or any(each.started for each in pod.containers if not each.sidecar):
+    if pod is None or job is None or not pod.awaits_a_start:
         return None
-    told = [event for event in case.seen.events if event.warning or event.reason in _PROGRESS]
+    told = [event for event in _since_the_last_end(case, pod) if event.warning or event.reason in _PROGRESS]
     if not told or told[-1].reason in _PROGRESS or told[-1].reason in _ABOUT_CREATION:
         return None
     newest = told[-1]
     return wait(reasons.POD_NOT_STARTED, f"{newest.reason}: {newest.message}", f"Pod/{pod.name}")
+
+
+def _since_the_last_end(case: Case, pod: PodView) -> list[EventView]:
+    """The Events about what the pod still waits for: what was before a container's end is history, by one clock."""
+    ended = max((each.finished for each in pod.containers if each.finished is not None), default=None)
+    return [each for each in case.seen.events if ended is None or each.time is None or each.time >= ended]

@@ -19,9 +19,13 @@ def is_queued(job: JobView | None, workload: WorkloadView | None) -> bool:
 
 
 def suspended_by_us(case: Case) -> bool:
-    """Whether the operator suspended the Job itself, for this run."""
+    """Whether the operator suspended the Job itself, for this run, and no queue has taken it over since."""
     job = case.seen.job
-    return job is not None and job.suspended and job.suspended_by == case.run.metadata.uid
+    return job is not None and job.suspended and _is_ours(case, job)
+
+
+def _is_ours(case: Case, job: JobView) -> bool:
+    return job.suspended_by == case.run.metadata.uid and case.seen.workload is None
 
 
 def is_hidden(case: Case) -> bool:
@@ -48,7 +52,7 @@ def held_back(case: Case) -> Finding | None:
     job, workload = case.job, case.seen.workload
     if job is None or job.ended or not job.suspended or not is_queued(job, workload):
         return None
-    if job.suspended_by == case.run.metadata.uid or (case.run.spec.suspend and not case.done):
+    if _is_ours(case, job) or (case.run.spec.suspend and not case.done):
         return None
     if workload is None:
         return _unheard(case, job)
@@ -75,7 +79,7 @@ def suspended_by_other(case: Case) -> Finding | None:
     job = case.job
     if job is None or job.ended or not job.suspended or is_queued(job, case.seen.workload):
         return None
-    if job.suspended_by == case.run.metadata.uid or (case.run.spec.suspend and not case.done):
+    if _is_ours(case, job) or (case.run.spec.suspend and not case.done):
         return None
     return wait(
         reasons.SUSPENDED_BY_OTHER,
