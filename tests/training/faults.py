@@ -16,6 +16,7 @@ from model.training.loop import takeover
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.trainer import TrainingLoop
 from model.training.processes import hang, interruption, parallel
+from model.training.rows import store
 from tests.training import ranks
 
 POINTS: dict[str, tuple[Any, str]] = {
@@ -28,6 +29,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "last words": (run, "write_termination_message"),
     "publication": (run, "_publish"),
     "takeover": (takeover, "publish_directory"),
+    "tokens": (store.Writer, "publish"),
 }
 """Functions by what the trainer does in them."""
 
