@@ -129,6 +129,7 @@ def train(arguments: Sequence[str]) -> None:
         from model.training.output.plot import check_picture
 
         check_picture(command.plot)
+    process.check_packages()
     place = local.find_place(command)
     settings = command.settings(place.directory, place.uid)
     tell = _teller()

@@ -38,6 +38,10 @@ class TrainSettings(flags.Settings):
         None, description="What the adapter names as its base; the value of --base-model when left out"
     )
 
+    chat_template: Path | None = Field(
+        None, description="File of a chat template in place of the base's own; saved with the adapter"
+    )
+
     parent_adapter: Path | None = Field(
         None, description="Directory of an adapter to go on from: it is trained further, and DPO's reference is a copy"
     )

@@ -48,7 +48,10 @@ _FREE = {
 """Settings that do not decide what comes out: they may differ between the attempts of a run."""
 
 GROUPS: flags.Groups = (
-    ("What to train", ("method", "base_model", "base_model_revision", "parent_adapter", "quantization")),
+    (
+        "What to train",
+        ("method", "base_model", "base_model_revision", "chat_template", "parent_adapter", "quantization"),
+    ),
     ("What to train it on", (*DATASET_FIELDS, "max_length", "too_long")),
     (
         "How",

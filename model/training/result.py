@@ -17,9 +17,6 @@ from model.result import decimal
 from model.training.config import TrainSettings
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM knows for --max-lora-rank. It loads adapters of that rank or any lower one."""
-VLLM_DEFAULT_RANK = 16
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "safetensors", "finetune-operator")
 
 
@@ -41,15 +38,28 @@ def read_training_config(directory: RunDirectory) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise FailureError(exits.CRASH, "AdapterInvalid", f"{path} is not what a trainer writes: {error}") from error
+    if document.get("schemaVersion") != SCHEMA_VERSION:
+        raise FailureError(
+            exits.CRASH,
+            "InternalError",
+            f"{path} has the schemaVersion {document.get('schemaVersion')!r}, and this version of the trainer reads "
+            f"{SCHEMA_VERSION}: use the image that has trained the run",
+        )
     files = digest_directory(directory.adapter)
-    if document.get("schemaVersion") != SCHEMA_VERSION or combined_digest(files) != recorded["sha256"]:
+    if combined_digest(files) != recorded["sha256"]:
         raise FailureError(
             exits.CRASH, "AdapterInvalid", f"the files in {directory.adapter} are not those that {path} records"
         )
     return document
 
 
-def save_adapter(model: Any, settings: TrainSettings, directory: RunDirectory, card: str) -> list[FileDigest]:
+def save_adapter(
+    model: Any,
+    settings: TrainSettings,
+    directory: RunDirectory,
+    card: str,
+    beside: Mapping[str, str] | None = None,
+) -> list[FileDigest]:
     """Write the adapter, open it again on the base model, compare, and give the directory its name.
 
     Parameters
@@ -62,6 +72,8 @@ def save_adapter(model: Any, settings: TrainSettings, directory: RunDirectory, c
         The run's directory.
     card
         Text of the model card.
+    beside
+        Other text files by name: what a server needs to know.
 
     Returns
     -------
@@ -82,7 +94,8 @@ def save_adapter(model: Any, settings: TrainSettings, directory: RunDirectory, c
         config.target_modules = sorted(config.target_modules)  # a set's order would change the digest
     # A reference that the training needs beside the adapter is no part of the result.
     model.save_pretrained(temporary, selected_adapters=["default"], save_embedding_layers=False)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
+    for name, text in {"README.md": card, **(beside or {})}.items():
+        (temporary / name).write_text(text, encoding="utf-8")
     for path in temporary.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which a server under another user could not read
     verify_adapter(model, temporary)
@@ -110,34 +123,6 @@ def verify_adapter(model: Any, directory: Path) -> None:
         raise FailureError(
             exits.CRASH, "AdapterInvalid", f"the saved adapter differs from the trained one in {different[:3]}"
         )
-
-
-def serving_warnings(config: Any) -> list[str]:
-    """Return what stands in the way of serving an adapter with vLLM, for each hindrance a sentence without full stop.
-
-    Parameters
-    ----------
-    config
-        The adapter's `LoraConfig`, or what has the same r, rank_pattern, use_dora, bias and modules_to_save.
-    """
-    hindrances = []
-    if config.use_dora:
-        hindrances.append("vLLM does not load DoRA adapters: merge it into the base model to serve it")
-    if config.modules_to_save:
-        whole = ", ".join(config.modules_to_save)
-        hindrances.append(f"vLLM does not load adapters with whole layers ({whole}): merge it into the base model")
-    if config.bias != "none":
-        hindrances.append(f"vLLM does not load adapters with biases ({config.bias}): merge it into the base model")
-    rank = max([config.r, *(config.rank_pattern or {}).values()])
-    if rank > VLLM_RANKS[-1]:
-        hindrances.append(f"vLLM loads adapters up to rank {VLLM_RANKS[-1]}, this one has {rank}")
-    elif rank > VLLM_DEFAULT_RANK:
-        enough = min(known for known in VLLM_RANKS if known >= rank)
-        hindrances.append(
-            f"vLLM loads adapters up to rank {VLLM_DEFAULT_RANK} unless told otherwise, this one has {rank}: serve it "
-            f"with --max-lora-rank={enough}"
-        )
-    return hindrances
 
 
 def build_document(

@@ -15,9 +15,11 @@ from model.registry import RegistryRefusedError, RegistryUnavailableError, retry
 from model.result import as_failure, decimal, result_document, write_termination_message
 from model.training import build
 from model.training.config import TrainSettings
+from model.training.loop import guessing
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.output.progress import PeerLog, ProgressLog
 from model.training.processes import hang, interruption, parallel, process
+from model.training.serving import Serving, look
 from model.training.weights import adapters, basemodel, hub
 
 EVALUATION_WORDS = {"evaluationLoss": "loss", "baseEvaluationLoss": "baseLoss"}
@@ -102,23 +104,28 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     settings = _pinned(settings)
     if settings.gpus == 0:
         basemodel.leave_out_bitsandbytes()
-    tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
+    tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision, settings.chat_template)
     data = build.read_data(settings, directory, manifest, tokenizer, log)
     _check_early_stopping(settings, len(data.held_out))
     past = build.look_back(settings, directory, data, log)  # before the weights are there: it may end the run
     settings = settings.model_copy(update={"precision": build.choose_precision(settings)})
     model = build.load_model(settings, data)
     model_loaded = process.timestamp()
+    serving = look(settings, tokenizer, model)
     trainer = build.build_trainer(
         settings=settings, directory=directory, log=log, data=data, tokenizer=tokenizer, model=model, past=past
     )
+    for warning in serving.warnings:
+        log.emit("warning", step=past.step, message=warning)
+    if past.checkpoint is None:
+        guessing.check(trainer.model, data.sequences[0], settings.base_model)
     trainer.run_state.timings = {
         "startTime": process.timestamp(process.start_time()),
         "modelLoadedTime": model_loaded,
     } | trainer.run_state.timings
     process.settle()
     _run_loop(trainer, past.checkpoint)
-    return _finish(trainer, directory, data, past)
+    return _finish(trainer, directory, data, past, serving)
 
 
 def _pinned(settings: TrainSettings) -> TrainSettings:
@@ -160,13 +167,15 @@ def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
     interruption.stop_at_once()
 
 
-def _finish(trainer: Any, directory: RunDirectory, data: build.Data, past: build.Resumption) -> dict[str, Any]:
+def _finish(
+    trainer: Any, directory: RunDirectory, data: build.Data, past: build.Resumption, serving: Serving
+) -> dict[str, Any]:
     """Evaluate, save the adapter, verify it, and write `training_config.json` last; the first process does that.
 
     The others take part in the evaluation and return nothing.
     """
     from model.training.loop.held_out import check_finite
-    from model.training.result import build_document, model_card, save_adapter, serving_warnings
+    from model.training.result import build_document, model_card, save_adapter
 
     settings: TrainSettings = trainer.parts.settings
     state: RunState = trainer.run_state
@@ -195,11 +204,9 @@ def _finish(trainer: Any, directory: RunDirectory, data: build.Data, past: build
         "paddedTokens": state.padded_tokens,
         "resumedFromStep": past.step,
     }
-    for warning in (warnings := serving_warnings(trainer.model.peft_config["default"])):
-        trainer.parts.log.emit("warning", message=warning)
-    card = model_card(settings, result, data.document, warnings)
+    card = model_card(settings, result, data.document, serving.warnings)
     with hang.during("while the adapter is saved"):
-        files = save_adapter(trainer.model, settings, directory, card)
+        files = save_adapter(trainer.model, settings, directory, card, serving.files)
     document = build_document(
         settings, result=result, files=files, dataset=data.document, timings=state.timings, history=state.history()
     )

@@ -19,6 +19,7 @@ from model.exits import FailureError  # noqa: E402 - as above
 from model.files import RunDirectory  # noqa: E402 - as above
 from model.training.result import save_adapter  # noqa: E402 - as above
 from model.training.weights import basemodel  # noqa: E402 - as above
+from tests.support.safetensors_files import write_base  # noqa: E402 - as above
 from tests.training.harness import Run  # noqa: E402 - as above
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,
@@ -38,9 +39,7 @@ def test_quantization_without_cuda_is_refused_before_anything_is_loaded(
     base_model: Path, tmp_path: Path, rows: list[dict[str, Any]], quantization: str
 ) -> None:
     run = Run(tmp_path, base_model, quantization=quantization, max_steps=2).export(rows)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "config.json").write_text("{}")  # it would fail with other words if it were read
-    run.flags["base_model"] = tmp_path / "empty"
+    run.flags["base_model"] = write_base(tmp_path / "empty")  # it would fail with other words if it were loaded
     assert run.train() == exits.INVALID_CONFIGURATION
     failure = run.said()["failure"]
     assert failure["reason"] == "InvalidSpec"

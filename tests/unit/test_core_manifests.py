@@ -57,6 +57,20 @@ def test_a_queued_job_is_what_was_reviewed() -> None:
     assert made == json.loads((GOLDEN / "queued_job.json").read_text())
 
 
+def test_a_chat_template_is_mounted_for_the_trainer_alone() -> None:
+    own = {"configMap": {"name": "templates", "key": "chatml.jinja"}}
+    made = pod(baseModel={"hub": {"repository": "owner/tiny"}, "chatTemplate": own})
+    (trainer,), (export,) = made["containers"], made["initContainers"]
+    assert "--chat-template=/chat-template/chatml.jinja" in trainer["args"]
+    assert mounts(trainer)["/chat-template"] == ("chat-template", True)
+    assert volumes(made)["chat-template"]["configMap"] == {
+        "name": "templates",
+        "items": [{"key": "chatml.jinja", "path": "chatml.jinja"}],
+    }
+    assert "/chat-template" not in mounts(export)
+    assert not any("chat-template" in argument for argument in pod()["containers"][0]["args"])
+
+
 def test_a_job_that_goes_on_from_another_run_is_what_was_reviewed() -> None:
     made = build_job(o.run(resumeFrom={"run": "first"}), o.SETTINGS, None, RESUME)
     assert made == json.loads((GOLDEN / "resumed_job.json").read_text())

@@ -28,6 +28,9 @@ def claim_event(message: str) -> dict[str, Any]:
 UNBOUND = "pod has unbound immediate PersistentVolumeClaims"
 NO_ROWS = 'MountVolume.SetUp failed for volume "source" : configmap "rows" not found'
 ROWS: dict[str, Any] = {"dataset": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
+TEMPLATE: dict[str, Any] = {
+    "baseModel": {"hub": {"repository": "org/m"}, "chatTemplate": {"configMap": {"name": "templates", "key": "a"}}}
+}
 HUB: dict[str, Any] = {"baseModel": {"hub": {"repository": "org/m", "tokenSecretRef": {"name": "hub", "key": "token"}}}}
 DATABASE: dict[str, Any] = {"dataset": {"sql": {"urlSecretRef": {"name": "db", "key": "url"}, "query": "select 1"}}}
 
@@ -106,6 +109,22 @@ TABLE = (
         [mount_event('MountVolume.SetUp failed for volume "source" : references non-existent config key: train.jsonl')],
         "DatasetUnavailable",
         'key "train.jsonl" not found in ConfigMap "rows"',
+        True,
+    ),
+    Row(
+        ROWS | TEMPLATE,
+        o.pending(o.waiting("PodInitializing")),
+        [mount_event('MountVolume.SetUp failed for volume "chat-template" : references non-existent config key: a')],
+        "BaseModelUnavailable",
+        'key "a" not found in ConfigMap "templates"',
+        True,
+    ),
+    Row(
+        ROWS | TEMPLATE,
+        o.pending(o.waiting("PodInitializing")),
+        [mount_event('MountVolume.SetUp failed for volume "chat-template" : configmap "templates" not found')],
+        "BaseModelUnavailable",
+        'ConfigMap "templates" not found in namespace "ml"',
         True,
     ),
     Row(

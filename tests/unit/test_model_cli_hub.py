@@ -14,6 +14,7 @@ from model import exits
 from model.exits import FailureError
 from model.training import cli
 from model.training.config import TrainSettings
+from model.training.processes import process
 from model.training.weights import hub
 from tests.support.hub import Hub
 from tests.support.hub import hub as running_hub
@@ -119,6 +120,7 @@ def test_a_mistyped_base_model_is_told_before_the_rows_are_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process.check_packages, "__defaults__", (str,))  # as if torch were here
     Path("rows.jsonl").write_text(ROW)
     for directory in ("mistypd", "a/mistypd", "a/bb"):
         Path(directory).mkdir(parents=True)

@@ -39,6 +39,33 @@ def test_experts_and_what_is_called_like_them_are_left_out(tmp_path: Path) -> No
     assert not files.layers(["gate"])
 
 
+@pytest.mark.parametrize(
+    ("language", "tower"),
+    [
+        ("language_model.model.", "vision_tower.encoder."),
+        ("model.language_model.", "model.visual."),
+        ("model.", "model.vision_tower."),
+        ("model.", "multi_modal_projector."),
+    ],
+)
+def test_what_sees_pictures_is_left_out(language: str, tower: str, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    shapes = renamed(base_shapes(), "model.", language) | {f"{tower}layers.0.self_attn.q_proj.weight": (8, 8)}
+    write_safetensors(base / "model.safetensors", shapes)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"text_config": config}))
+    found = read_model(base).layers(["all-linear"])
+    assert len(found) == 8
+    assert all(name.startswith(f"{language}layers.") for name in found)
+
+
+def test_embeddings_are_known_by_name(tmp_path: Path) -> None:
+    files = read_model(write_base(tmp_path / "base"))
+    assert files.has_embeddings("embed_tokens")
+    assert files.has_embeddings("model.embed_tokens")
+    assert not any(map(files.has_embeddings, ("lm_head", "tokens", "input_layernorm")))
+
+
 def test_a_model_in_several_files(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     (base / "model.safetensors").unlink()

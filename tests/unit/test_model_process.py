@@ -196,3 +196,12 @@ def test_libraries_are_quiet_but_for_what_hinders_a_gpu(monkeypatch: pytest.Monk
         process.quiet()
         warnings.warn("this will be removed in v6", FutureWarning, stacklevel=1)
     assert len(shown) == 1
+
+
+def test_libraries_that_are_missing_are_named_with_what_installs_them() -> None:
+    process.check_packages(lambda name: name)
+    with pytest.raises(
+        FailureError, match=r"packages torch, trl, which are not installed here: run pip install"
+    ) as told:
+        process.check_packages(lambda name: name not in ("torch", "trl"))
+    assert (told.value.code, told.value.reason) == (2, "InvalidSpec")

@@ -129,14 +129,19 @@ def test_an_unexpected_exception_keeps_its_text(capsys: pytest.CaptureFixture[st
         ({"use_dora": True}, "DoRA"),
         ({"bias": "all"}, "biases"),
         ({"modules_to_save": ["lm_head"]}, "whole layers"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "of the embeddings (embed_tokens)"),
+        ({"target_modules": ["transformer.wte"]}, "of the embeddings (wte)"),
+        ({"target_modules": ["lm_head"]}, "of the output layer (lm_head)"),
+        ({"target_modules": "all-linear"}, None),
     ],
 )
 def test_what_a_server_does_not_load_is_said(changes: dict[str, Any], words: str | None) -> None:
     from types import SimpleNamespace
 
-    from model.training.result import serving_warnings
+    from model.training.serving import serving_warnings
 
     plain = {"r": 16, "rank_pattern": {}, "use_dora": False, "bias": "none", "modules_to_save": None}
+    plain |= {"target_modules": ["model.layers.0.self_attn.q_proj"]}
     config = SimpleNamespace(**{**plain, **changes})
     warnings = serving_warnings(config)
     assert len(warnings) == (words is not None)

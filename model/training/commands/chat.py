@@ -9,9 +9,10 @@ from typing import Any, TextIO
 
 from model import exits
 from model.exits import FailureError
+from model.training import stopping
 from model.training.commands import verify
 from model.training.processes import process
-from model.training.weights import basemodel
+from model.training.weights import adapters, basemodel
 
 Message = dict[str, str]
 
@@ -57,7 +58,8 @@ class Pair:
         bfloat16 = cuda or process.cpu_has_bfloat16()
         if not cuda:
             basemodel.leave_out_bitsandbytes()
-        self._tokenizer = basemodel.load_tokenizer(name, revision)
+        self._tokenizer = basemodel.load_tokenizer(name, revision, adapters.own_template(directory))
+        self._ends = stopping.find(self._tokenizer, name, revision).all
         if system is not None and not self._tokenizer.chat_template:
             raise FailureError(
                 exits.INVALID_CONFIGURATION,
@@ -127,6 +129,7 @@ class Pair:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=self._max_new_tokens,
                 do_sample=False,
+                eos_token_id=self._ends or None,
                 pad_token_id=self._tokenizer.eos_token_id,
             )
         answered: str = self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)

@@ -58,7 +58,7 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     settings = adapters.with_parent(settings)
     libraries = resident_bytes()
     directory = RunDirectory(settings.run_directory)
-    tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
+    tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision, settings.chat_template)
     data = build.read_data(settings, directory, build.read_manifest(directory), tokenizer)
     lengths = data.rows.lengths
     micro_batch_size = rows_at_once(

@@ -14,7 +14,7 @@ from typing import Any
 from model import exits, flags
 from model.exits import FailureError
 from model.files import RunDirectory
-from model.training import local
+from model.training import local, serving
 from model.training.commands import verify
 from model.training.config import TrainSettings
 from model.training.local import TrainCommand
@@ -148,7 +148,8 @@ def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
 
 
 def _check_targets(settings: TrainSettings, base: ModelFiles, found: Findings) -> None:
-    absent = [name for name in settings.lora_target_modules or [] if not base.layers([name])]
+    wanted = settings.lora_target_modules or []
+    absent = [name for name in wanted if not base.layers([name]) and not base.has_embeddings(name)]
     if absent:
         names = sorted({name.rpartition(".")[2] for name in base.layers(["all-linear"])})
         text = f"--lora-target-modules: the base model has no layer {', '.join(absent)}; it has {', '.join(names)}"
@@ -255,13 +256,16 @@ def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Find
         )
     from model.training.rows.report import token_report
 
+    with contextlib.suppress(FailureError):  # what is wrong with the parent is told already
+        settings = adapters.with_parent(settings)
     try:
-        tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
+        tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision, settings.chat_template)
         data = build.read_data(settings, RunDirectory(settings.run_directory), manifest, tokenizer)
     except FailureError as failure:
         found.failures.append(failure)
         return
     assert data.tokens is not None
+    found.warnings += serving.look(settings, tokenizer).warnings
     report = token_report(
         settings, tokenizer, data.rows, data.held_out, figures=data.tokens.figures, moment=data.tokens.moment
     )

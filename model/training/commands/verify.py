@@ -13,8 +13,9 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory, combined_digest, digest_directory
-from model.training.result import serving_warnings
-from model.training.weights import basemodel, hub
+from model.training import stopping
+from model.training.serving import of_template, serving_warnings
+from model.training.weights import adapters, basemodel, hub
 from model.training.weights.files import (
     FilesError,
     ModelFiles,
@@ -27,7 +28,7 @@ from model.training.weights.files import (
 
 _WRAPPERS = frozenset({"base_model", "model", "language_model", "text_model", "vision_model", "transformer"})
 """Parts of layers' names that come and go between files, versions of transformers, and models within models."""
-_LEFT_OUT = {"rank_pattern": None, "use_dora": False, "bias": "none", "modules_to_save": None}
+_LEFT_OUT = {"rank_pattern": None, "use_dora": False, "bias": "none", "modules_to_save": None, "target_modules": None}
 """What a configuration says by leaving it out, as far as vLLM is concerned."""
 
 
@@ -126,9 +127,12 @@ def verify(path: Path, base_model: str | None) -> Findings:
     """
     adapter = find_adapter(path)
     findings = Findings({"adapter": str(adapter)})
-    check_files(adapter, base_model_files(path, adapter, base_model, findings), findings)
+    base = base_model_files(path, adapter, base_model, findings)
+    check_files(adapter, base, findings)
     if not findings.problems:
         _check_numbers(adapter / "adapter_model.safetensors", findings)
+    if base is not None and base.has_tokenizer:
+        _check_stopping(base, adapter, findings)
     _check_record(path, adapter, findings)
     return findings
 
@@ -326,6 +330,18 @@ def _check_numbers(path: Path, findings: Findings) -> None:
         return
     if not changes and not findings.problems:
         findings.warnings.append("it changes nothing: all of lora_B is zero, as before the first step")
+
+
+def _check_stopping(base: ModelFiles, adapter: Path, findings: Findings) -> None:
+    """Warn when answers end with a token at which a server of the base does not stop."""
+    name, template = str(base.directory), adapters.own_template(adapter)
+    try:
+        tokenizer = basemodel.load_tokenizer(name, None, template)
+        found = stopping.find(tokenizer, name, None)
+    except FailureError as failure:
+        findings.warnings.append(f"not looked at where answers end: {failure.message}")
+        return
+    findings.warnings += [*filter(None, [found.warning()]), *of_template(template)]
 
 
 def _check_record(path: Path, adapter: Path, findings: Findings) -> None:

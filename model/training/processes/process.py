@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import math
 import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+from model import exits
+from model.exits import FailureError
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets")
+"""What a training imports; validate, plan --no-probe and plot do without."""
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -51,6 +58,24 @@ def prepare() -> TextIO:
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     return output
+
+
+def check_packages(find: Callable[[str], object] = importlib.util.find_spec) -> None:
+    """Refuse to train without the libraries that it takes, before anything is written.
+
+    Raises
+    ------
+    FailureError
+        With those that are missing, and the command that installs them.
+    """
+    if missing := [name for name in PACKAGES if not find(name)]:
+        raise FailureError(
+            exits.INVALID_CONFIGURATION,
+            "InvalidSpec",
+            f"training needs the Python packages {', '.join(missing)}, which are not installed here: run "
+            "pip install 'finetune-operator[training]' (in a checkout: pip install -e '.[training]'), or use the "
+            "trainer's image",
+        )
 
 
 def settle() -> None:

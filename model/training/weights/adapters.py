@@ -21,6 +21,7 @@ from model.training.weights.files import ADAPTER_CONFIG as CONFIG
 from model.training.weights.files import ADAPTER_WEIGHTS as WEIGHTS
 from model.training.weights.files import EXPERT_LAYERS, has_experts
 
+CHAT_TEMPLATE = "chat_template.jinja"
 REFERENCE = "ref"
 """Name of the parent's frozen copy; TRL makes it."""
 
@@ -57,8 +58,15 @@ def with_parent(settings: TrainSettings) -> TrainSettings:
             **shape,
             "parent_adapter_sha256": digest,
             "parent_adapter_name": settings.parent_adapter_name or str(path),
+            "chat_template": settings.chat_template or own_template(path),
         }
     )
+
+
+def own_template(adapter: Path) -> Path | None:
+    """Return the chat template that an adapter was trained with when that is not its base's own."""
+    path = adapter / CHAT_TEMPLATE
+    return path if path.is_file() else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -195,13 +203,27 @@ def new_adapter(settings: TrainSettings, model: Any) -> Any:
     )
 
 
+def _of_language_model(model: Any) -> dict[str, Any]:
+    """Return a model's modules by name, those of the language model only where it has other models beside that.
+
+    Towers for pictures and sound, and what leads from them into the language model, see nothing of a text: an adapter
+    there would stay as it began, and servers load it at best when told to.
+    """
+    modules = dict(model.named_modules())
+    if model.config.get_text_config() is model.config:
+        return modules
+    decoder = model.get_decoder()
+    prefix = next((name for name, module in modules.items() if module is decoder), "")
+    return {name: module for name, module in modules.items() if name.startswith(f"{prefix}.")} if prefix else modules
+
+
 def _linear_layers(model: Any) -> list[str]:
     """Return the names of the layers that `all-linear` stands for."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    modules = dict(model.named_modules())
+    modules = _of_language_model(model)
     left_out = EXPERT_LAYERS if any(map(has_experts, modules)) else frozenset()
     names = [
         name

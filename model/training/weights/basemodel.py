@@ -77,14 +77,84 @@ def read_ahead(directory: Path) -> None:
     threading.Thread(target=read, name="read-ahead", daemon=True).start()
 
 
-def load_tokenizer(base_model: str, revision: str | None) -> Any:
-    """Return the base model's tokenizer; the first thing that may be downloaded, in every process."""
+def load_tokenizer(base_model: str, revision: str | None, chat_template: Path | None = None) -> Any:
+    """Return the base model's tokenizer; the first thing that may be downloaded, in every process.
+
+    Parameters
+    ----------
+    base_model, revision
+        As for `load_model`.
+    chat_template
+        File of a chat template to take in place of the tokenizer's own.
+
+    Raises
+    ------
+    FailureError
+        When it is not there, refused, out of reach or broken, or the file is no chat template.
+    """
     from huggingface_hub import constants
     from transformers import AutoTokenizer
 
     if check(base_model) is None:
         hubcache.prepare(Path(constants.HF_HUB_CACHE))
-    return translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
+    template = None if chat_template is None else read_chat_template(chat_template)
+    tokenizer = translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def read_chat_template(path: Path) -> str:
+    """Return a chat template, after making sure that it is one.
+
+    Raises
+    ------
+    FailureError
+        When it cannot be read, or is no template of Jinja that shows messages.
+    """
+    problem = None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problem, text = f"cannot be read ({error}): name a text file in UTF-8", ""
+    else:
+        problem = _problem_of_template(text)
+    if problem:
+        raise FailureError(
+            exits.INVALID_CONFIGURATION, "InvalidSpec", f"--chat-template={path} (baseModel.chatTemplate): {problem}"
+        )
+    return text
+
+
+def _problem_of_template(text: str) -> str | None:
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        _compile_jinja_template(text)
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno} is no Jinja: {error.message}"
+    if "messages" not in text:
+        return "it does not show messages: give the template's text, as in a model's chat_template.jinja"
+    return None
+
+
+def warnings_of(tokenizer: Any, base_model: str) -> list[str]:
+    """Return what a person should know about a tokenizer before training with it, sentences without full stop."""
+    found = []
+    if not tokenizer.chat_template:
+        found.append(
+            f"{base_model} has no chat template: prompt and answer are joined as plain text, and a server must be "
+            "asked in the same way; give one with --chat-template (baseModel.chatTemplate), or train an instruct model"
+        )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if getattr(backend, "fix_mistral_regex", None) is False:  # set by transformers where it finds the wrong one
+        found.append(
+            f"{base_model} has a tokenizer.json with Mistral's wrong pattern, which cuts words otherwise than the "
+            'model was trained with: put "fix_mistral_regex": true into its tokenizer_config.json, here and where '
+            "it is served, or get the model's files again"
+        )
+    return found
 
 
 def leave_out_bitsandbytes() -> None:

@@ -15,6 +15,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 100 << 20
 _NO_LAYERS = ("embed", "wte", "wpe", "lm_head", "norm", "shared.weight", "output.weight")
 """Parts of the names of two-dimensional weights that are no linear layers to adapt."""
+_TOWERS = ("vision", "visual", "audio", "image", "projector", "tower")
+"""What the names of models beside a language model hold."""
+EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "tok_embeddings"})
+"""What families call their embeddings."""
 _ROUTERS = ("gate", "router")
 EXPERT_LAYERS = frozenset({*_ROUTERS, "gate_proj", "up_proj", "gate_up_proj", "down_proj", "w1", "w2", "w3"})
 """Names of a mixture's routers and experts' layers; shared experts and dense layers between have the same ones."""
@@ -77,11 +81,27 @@ class ModelFiles:
         layers = {
             name.removesuffix(".weight"): tensor
             for name, tensor in self.tensors.items()
-            if name.endswith(".weight") and len(tensor.shape) == 2 and not any(part in name for part in _NO_LAYERS)
+            if name.endswith(".weight")
+            and len(tensor.shape) == 2
+            and not any(part in name for part in _NO_LAYERS)
+            and self._is_of_language_model(name)
         }
         if not self._is_mixture:
             return layers
         return {name: t for name, t in layers.items() if not has_experts(name) and not _ends_in(name, _ROUTERS)}
+
+    def has_embeddings(self, name: str) -> bool:
+        """Whether embeddings are called so; they can be adapted where they are named."""
+        names = (tensor.removesuffix(".weight") for tensor in self.tensors if _is_embedding(tensor))
+        return any(embedding == name or embedding.endswith(f".{name}") for embedding in names)
+
+    def _is_of_language_model(self, name: str) -> bool:
+        """Whether a tensor belongs to the language model, and not to what makes its inputs of pictures or sound."""
+        if not isinstance(self.config.get("text_config"), dict):
+            return True
+        if any("language_model" in tensor.split(".") for tensor in self.tensors):
+            return "language_model" in name.split(".")
+        return not any(word in part for part in name.split(".")[:2] for word in _TOWERS)
 
     @property
     def _is_mixture(self) -> bool:
@@ -94,6 +114,12 @@ class ModelFiles:
             left_out = EXPERT_LAYERS if self._is_mixture else ()
             return {name: t for name, t in self.linear.items() if not _ends_in(name, left_out)}
         return {name: t for name, t in self.linear.items() if any(name == n or name.endswith("." + n) for n in names)}
+
+
+def _is_embedding(name: str) -> bool:
+    """Whether a tensor's name is that of embeddings, and not of the norm behind them or of the output layer."""
+    leaf = name.removesuffix(".weight").rpartition(".")[2]
+    return name.endswith(".weight") and leaf in EMBEDDINGS
 
 
 def has_experts(name: str) -> bool:

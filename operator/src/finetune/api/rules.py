@@ -27,6 +27,7 @@ MUTABLE_FIELDS = frozenset({"suspend"})
 
 IMMUTABLE_MESSAGE = "spec is immutable except suspend: create a TrainingRun with a new name"
 
+BASE_MODEL_SOURCES = ("hub", "volume")
 DATASET_SOURCES = ("registry", "sql", "hub", "objectStore", "volume", "configMap")
 BATCH_SIZE = Training.model_fields["batch_size"].default
 SHARED_MEMORY = Resources.model_fields["shared_memory"].default
@@ -152,7 +153,7 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "method: SFT",
         ),
     ),
-    BaseModelSource: (rule(_exactly_one("self", _aliases(BaseModelSource)), ADD_BASE_MODEL),),
+    BaseModelSource: (rule(_exactly_one("self", BASE_MODEL_SOURCES), ADD_BASE_MODEL),),
     Dataset: (rule(_exactly_one("self", DATASET_SOURCES), ADD_DATASET),),
     Columns: (
         rule(

@@ -74,6 +74,22 @@ class VolumeModel(ApiModel):
     """Folder that holds config.json and the weights, from the root of the claim. Default: the root itself."""
 
 
+class ConfigMapKey(ApiModel):
+    """A key of a ConfigMap of the run's namespace."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: DataKey
+    """Key in its data."""
+
+
+class ChatTemplate(ApiModel):
+    """A chat template in Jinja, as in a model's chat_template.jinja."""
+
+    config_map: ConfigMapKey
+    """The key of a ConfigMap whose text it is."""
+
+
 class BaseModelSource(ApiModel):
     """The model to start from; exactly one source."""
 
@@ -81,6 +97,8 @@ class BaseModelSource(ApiModel):
     """A model on the Hugging Face Hub, downloaded once into the output claim."""
     volume: VolumeModel | None = None
     """A model in a folder of a PersistentVolumeClaim of the run's namespace."""
+    chat_template: ChatTemplate | None = None
+    """Takes the place of the model's own chat template, or gives it one; it is saved with the adapter."""
 
     @property
     def display_name(self) -> str:

@@ -92,16 +92,19 @@ def _source_flags(run: TrainingRun, settings: Settings) -> dict[str, object]:
 
 def _base_model_flags(run: TrainingRun) -> dict[str, object]:
     base = run.spec.base_model
+    flags: dict[str, object] = {}
     if base.hub:
-        return {
+        flags = {
             "base-model": base.hub.repository,
             "base-model-revision": base.hub.revision,
             "base-model-name": base.hub.repository,
         }
-    if base.volume:
+    elif base.volume:
         path = f"{names.BASE_MODEL_MOUNT}/{base.volume.path or ''}".rstrip("/")
-        return {"base-model": path, "base-model-name": base.display_name}
-    return {}
+        flags = {"base-model": path, "base-model-name": base.display_name}
+    if base.chat_template:
+        flags["chat-template"] = f"{names.CHAT_TEMPLATE_MOUNT}/{base.chat_template.config_map.key}"
+    return flags
 
 
 def _parent_flags(run: TrainingRun, parent: ParentView) -> dict[str, object]:

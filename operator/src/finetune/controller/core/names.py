@@ -31,6 +31,7 @@ BASE_MODEL_MOUNT = "/models/base"
 PARENT_ADAPTER_MOUNT = "/models/parent"
 RESUME_MOUNT = "/resume"
 SOURCE_MOUNT = "/source"
+CHAT_TEMPLATE_MOUNT = "/chat-template"
 TOKEN_DIRECTORY = "/var/run/secrets/finetune.dev"  # noqa: S105 - a path, not a secret
 TOKEN_FILE = f"{TOKEN_DIRECTORY}/token"
 

@@ -1,4 +1,4 @@
-"""What the run's pod mounts, and where: claims, the dataset's ConfigMap, scratch space, the registry's token.
+"""What the run's pod mounts, and where: claims, ConfigMaps (rows, chat template), scratch space, the registry's token.
 
 A claim that serves twice (a base model beside the dataset, a parent adapter on the output claim) is one volume with
 several mounts: a pod with two volumes of one claim never starts on some nodes.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.api.sources import ConfigMapDataset, ConfigMapKey
 from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import TrainingRun
 
@@ -24,6 +25,7 @@ BASE_MODEL = "base-model"
 SOURCE = "source"
 PARENT_ADAPTER = "parent-adapter"
 RESUME = "resume"
+CHAT_TEMPLATE = "chat-template"
 SHARED_MEMORY = "shared-memory"
 
 
@@ -65,11 +67,17 @@ def pod_volumes(run: TrainingRun, parent: ParentView | None, resume: ResumeStatu
     for role, claim in claims.items():
         if _volume_of(role, claims) == role and role != OUTPUT:
             volumes.append(claim_volume(role, claim, read_only=True))
-    config_map = run.spec.dataset.config_map
-    if config_map:
+    for name, config_map in config_maps(run).items():
         item = {"key": config_map.key, "path": config_map.key}
-        volumes.append({"name": SOURCE, "configMap": {"name": config_map.name, "items": [item]}})
+        volumes.append({"name": name, "configMap": {"name": config_map.name, "items": [item]}})
     return [*volumes, *scratch_volumes()]
+
+
+def config_maps(run: TrainingRun) -> dict[str, ConfigMapDataset | ConfigMapKey]:
+    """The ConfigMaps that the pod mounts, by the names of their volumes."""
+    template = run.spec.base_model.chat_template
+    wanted = {SOURCE: run.spec.dataset.config_map, CHAT_TEMPLATE: template.config_map if template else None}
+    return {name: config_map for name, config_map in wanted.items() if config_map}
 
 
 def export_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document]:
@@ -91,6 +99,8 @@ def trainer_mounts(run: TrainingRun, parent: ParentView | None, resume: ResumeSt
     ]
     if BASE_MODEL in claims:
         mounts.append(mount(_volume_of(BASE_MODEL, claims), names.BASE_MODEL_MOUNT, read_only=True))
+    if run.spec.base_model.chat_template:
+        mounts.append(mount(CHAT_TEMPLATE, names.CHAT_TEMPLATE_MOUNT, read_only=True))
     for role, path in ((PARENT_ADAPTER, names.PARENT_ADAPTER_MOUNT), (RESUME, names.RESUME_MOUNT)):
         if role in claims and _volume_of(role, claims) != OUTPUT:
             mounts.append(mount(_volume_of(role, claims), path, read_only=True))

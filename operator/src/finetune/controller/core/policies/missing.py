@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 
 from finetune.api import reasons
+from finetune.api.sources import ConfigMapDataset, ConfigMapKey
 from finetune.api.trainingrun import TrainingRun
 from finetune.controller.core.case import Case
 from finetune.controller.core.environment import secret_names
 from finetune.controller.core.findings import Finding, expire, wait
-from finetune.controller.core.storage import output_claim_name
+from finetune.controller.core.storage import CHAT_TEMPLATE, SOURCE, config_maps, output_claim_name
 
 _NOT_FOUND = re.compile(r'(configmap|secret|persistentvolumeclaim|serviceaccount) "([^"]+)" not found', re.IGNORECASE)
 _NO_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:\S+/)?(\S+)", re.IGNORECASE)
+_VOLUME = re.compile(r'volume "([^"]+)"')
 _NO_FILE = re.compile(r"non-existent config key: (\S+)")
 
 KINDS = {
@@ -33,7 +35,7 @@ def missing_reference(case: Case, message: str) -> Finding | None:
     if named is not None:
         kind, name = KINDS[named.group(2).lower()], named.group(3)
         return _finding(case, kind, name, f'key "{named.group(1)}" not found in {kind} "{name}"')
-    config_map = run.spec.dataset.config_map
+    config_map = _mounted(run, message)
     lacking = _NO_FILE.search(message)
     if lacking is not None and config_map is not None:
         text = f'key "{lacking.group(1)}" not found in ConfigMap "{config_map.name}"'
@@ -43,6 +45,15 @@ def missing_reference(case: Case, message: str) -> Finding | None:
         return None
     kind, name = KINDS[absent.group(1).lower()], absent.group(2)
     return _finding(case, kind, name, f'{kind} "{name}" not found in namespace "{run.metadata.namespace}"')
+
+
+def _mounted(run: TrainingRun, message: str) -> ConfigMapDataset | ConfigMapKey | None:
+    """The ConfigMap of the volume that a message names, the only one when it names none."""
+    mounted = config_maps(run)
+    volume = _VOLUME.search(message)
+    if volume is not None:
+        return mounted.get(volume.group(1))
+    return next(iter(mounted.values()), None)
 
 
 def _finding(case: Case, kind: str, name: str, text: str) -> Finding:
@@ -57,8 +68,8 @@ def _use(case: Case, kind: str, name: str) -> str | None:
     """The failure reason for what the spec uses the object for."""
     run = case.run
     if kind == "ConfigMap":
-        config_map = run.spec.dataset.config_map
-        return reasons.DATASET_UNAVAILABLE if config_map is not None and config_map.name == name else None
+        uses = {SOURCE: reasons.DATASET_UNAVAILABLE, CHAT_TEMPLATE: reasons.BASE_MODEL_UNAVAILABLE}
+        return next((uses[volume] for volume, held in config_maps(run).items() if held.name == name), None)
     if kind == "Secret":
         return reasons.ACCESS_DENIED if name in secret_names(run) else None
     if kind == "PersistentVolumeClaim":

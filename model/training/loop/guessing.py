@@ -1,0 +1,72 @@
+"""Whether a base model knows anything of the rows: one that is read wrongly says less than blind guessing does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from model import exits
+from model.exits import FailureError
+from model.training.rows.tokens import TokenRows
+
+ROWS = 4
+TOKENS = 256
+"""How many of the first rows are looked at, and how many tokens of each: on a CPU, a fraction of a step."""
+DIFFERENT = 16
+"""How many different tokens it takes to judge by; rows that repeat one or two say nothing about a model."""
+MARGIN = 2.0
+"""How much worse than guessing a model may be, in nats: one with random weights, as tests take, is a little worse."""
+
+
+def check(model: Any, rows: TokenRows, base_model: str) -> None:
+    """Refuse a model that gives the rows' tokens, all of them, less probability than guessing would.
+
+    Guessing gives each token of the vocabulary the same, a loss of ln(vocabulary). A model that gives no numbers at all
+    is left to the training, which says for which rows. The model is left as it was and draws no random numbers.
+
+    Parameters
+    ----------
+    model
+        The base, or with an adapter on it that changes nothing yet, or a parent's.
+    rows
+        Rows to try.
+    base_model
+        What to call it.
+
+    Raises
+    ------
+    FailureError
+        With both losses.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    measured, guessed = mean_loss(model, rows), math.log(vocabulary)
+    if measured > guessed + MARGIN:
+        raise FailureError(
+            exits.DOES_NOT_EXIST,
+            "BaseModelUnavailable",
+            f"the base model {base_model} has a loss of {measured:.2f} on the first rows, more than the {guessed:.2f} "
+            f"of blind guessing among its {vocabulary:,} tokens: its weights or its tokenizer are not what they should "
+            "be (mixed up, or stored in a form that was not understood): get its files again, or name another model",
+        )
+
+
+def mean_loss(model: Any, rows: TokenRows) -> float:
+    """Return the mean loss of the tokens of the first rows, learned or not, in nats; NaN when they are too few."""
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    total, count, training = 0.0, 0, model.training
+    chosen = [rows.row(index)[0][:TOKENS].tolist() for index in range(min(ROWS, len(rows)))]
+    if len(set().union(*chosen)) < DIFFERENT:
+        return math.nan
+    model.eval()
+    try:
+        with torch.no_grad():
+            for row in chosen:
+                ids = torch.tensor(row, device=device)
+                logits = model(ids[None], use_cache=False).logits[0, :-1].float()
+                total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
+                count += len(ids) - 1
+    finally:
+        model.train(training)
+    return total / count if count else math.nan
