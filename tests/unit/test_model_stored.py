@@ -94,6 +94,19 @@ def test_a_base_is_looked_at_before_it_is_loaded(tmp_path: Path) -> None:
     assert (caught.value.code, caught.value.reason) == (exits.INVALID_CONFIGURATION, "InvalidSpec")
 
 
+def test_a_tokenizer_must_be_there_and_readable(tmp_path: Path) -> None:
+    files = read_model(write_base(tmp_path / "base"))
+    stored.check_tokenizer(files, nothing)
+    (files.directory / "tokenizer.json").rename(files.directory / "tokenizer.model")
+    stored.check_tokenizer(files, str)
+    with pytest.raises(FailureError, match=r"only tokenizer\.model, which needs the Python packages sentencepiece"):
+        stored.check_tokenizer(files, nothing)
+    (files.directory / "tokenizer.model").unlink()
+    with pytest.raises(FailureError, match=r"has no tokenizer: put tokenizer\.json") as caught:
+        stored.check_tokenizer(files, str)
+    assert (caught.value.code, caught.value.reason) == (exits.DOES_NOT_EXIST, "BaseModelUnavailable")
+
+
 def test_files_that_may_not_be_read_are_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_base(tmp_path / "base")
 

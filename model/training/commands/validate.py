@@ -139,10 +139,6 @@ def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
     }
     if quantization := stored.quantization_of(base.config):
         found.parts["baseModel"]["stored"] = stored.describe(quantization)
-    if not base.has_tokenizer:
-        text = f"{directory} has no tokenizer: put tokenizer.json and tokenizer_config.json beside the weights"
-        found.failures.append(FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", text))
-        return None
     _check_targets(settings, base, found)
     return base
 

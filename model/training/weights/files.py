@@ -76,6 +76,13 @@ class ModelFiles:
         return any((self.directory / name).is_file() for name in names)
 
     @property
+    def needs_sentencepiece(self) -> bool:
+        """Whether the tokenizer is there as a model of sentencepiece only."""
+        names = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
+        has_model = (self.directory / "tokenizer.model").is_file()
+        return has_model and not any((self.directory / name).is_file() for name in names)
+
+    @property
     def linear(self) -> dict[str, Tensor]:
         """The linear layers but the head, as they are when loaded: a mixture's experts are one parameter for all."""
         layers = {

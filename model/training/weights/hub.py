@@ -68,7 +68,9 @@ def check_base(settings: TrainSettings) -> ModelFiles | None:
     cuda = settings.gpus > 0 and not settings.pretended_gpus
     directory = basemodel.check(name)
     if directory is not None:
-        return stored.read_base(directory, quantization=settings.quantization, cuda=cuda)
+        files = stored.read_base(directory, quantization=settings.quantization, cuda=cuda)
+        stored.check_tokenizer(files)
+        return files
     from huggingface_hub import constants, hf_hub_download
 
     hubcache.prepare(Path(constants.HF_HUB_CACHE))

@@ -156,6 +156,27 @@ def read_base(
     return files
 
 
+def check_tokenizer(files: ModelFiles, find: Finder = importlib.util.find_spec) -> None:
+    """Refuse a base model without a tokenizer, or with one that cannot be read here.
+
+    Raises
+    ------
+    FailureError
+        With what to put beside the weights, or to install.
+    """
+    where, problem = files.directory, None
+    if not files.has_tokenizer:
+        problem = "has no tokenizer: put tokenizer.json and tokenizer_config.json beside the weights"
+    elif files.needs_sentencepiece and not (find("sentencepiece") and find("google")):
+        problem = (
+            "has no tokenizer.json, only tokenizer.model, which needs the Python packages sentencepiece and protobuf: "
+            'install them, or write tokenizer.json where they are, with python -c "from transformers import '
+            f"AutoTokenizer; AutoTokenizer.from_pretrained('{where}').save_pretrained('{where}')\""
+        )
+    if problem:
+        raise FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", f"{where} {problem}")
+
+
 def check_config(
     base_model: str,
     config: Mapping[str, Any],
