@@ -183,9 +183,9 @@ def test_all_rows_that_the_template_refuses_are_told_at_once_or_dropped(tmp_path
     assert caught.value.row == 3
     refused = "the base model's chat template refuses it: no odd words here"
     assert caught.value.message == (
-        f"34 rows cannot be trained on with this base model: the dataset's row 3: {refused} (also rows 6, 9, 12, 15, 18, "
-        f"21, 24, 27, 30 and 23 more); the dataset's row 201: {refused} (dataset.invalidRows (--invalid-rows) Drop leaves "
-        "them out)"
+        f"34 rows cannot be trained on with this base model: the dataset's row 3: {refused} "
+        "(also rows 6, 9, 12, 15, 18, 21, 24, 27, 30 and 23 more); "
+        f"the dataset's row 201: {refused} (dataset.invalidRows (--invalid-rows) Drop leaves them out)"
     )
     assert not list(made.directory.dataset.glob("tokens*"))
     made.manifest["source"] = {"invalidRows": "Drop"}
