@@ -96,6 +96,7 @@ def save_adapter(
     model.save_pretrained(temporary, selected_adapters=["default"], save_embedding_layers=False)
     for name, text in {"README.md": card, **(beside or {})}.items():
         (temporary / name).write_text(text, encoding="utf-8")
+    temporary.chmod(0o755)  # whatever the umask, which safetensors does not heed either
     for path in temporary.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which a server under another user could not read
     verify_adapter(model, temporary)
@@ -192,8 +193,9 @@ def model_card(
         settings.parent_adapter_name and f" It goes on from the adapter {settings.parent_adapter_name}, and holds it."
     )
     summary = (
-        f"Trained with {settings.method} for {result.get('bestStep', result['steps'])} steps of {settings.batch_size} "
-        f"examples, rank {settings.lora_rank}, alpha {settings.lora_alpha}, learning rate {settings.learning_rate}, on "
+        f"Trained with {settings.method} for {result.get('bestStep', result['steps'])} steps of "
+        f"{min(settings.batch_size, int(dataset['rows']))} examples, rank {settings.lora_rank}, alpha "
+        f"{settings.lora_alpha}, learning rate {settings.learning_rate}, on "
         f"{dataset['rows']} rows (SHA-256 `{dataset['sha256']}`).{parent or ''}"
     )
     return "\n".join(

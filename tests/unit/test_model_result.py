@@ -146,3 +146,14 @@ def test_what_a_server_does_not_load_is_said(changes: dict[str, Any], words: str
     warnings = serving_warnings(config)
     assert len(warnings) == (words is not None)
     assert words is None or words in warnings[0]
+
+
+@pytest.mark.parametrize(("rows", "said"), [(3, "of 3 examples"), (16, "of 16 examples"), (400, "of 16 examples")])
+def test_a_step_has_no_more_examples_than_there_are_rows(rows: int, said: str, tmp_path: Path) -> None:
+    from model.training.config import TrainSettings
+    from model.training.result import model_card
+
+    settings = TrainSettings(method="SFT", run_directory=tmp_path, run_uid="u", base_model="base").resolved()
+    card = model_card(settings, {"steps": 2, "finalLoss": "1"}, {"rows": rows, "sha256": "0"}, ["answers end late"])
+    assert said in card
+    assert "Note: answers end late." in card
