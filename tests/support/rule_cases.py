@@ -15,6 +15,7 @@ Overrides = dict[str, Any]
 
 HUB = {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 VOLUME = {"claimName": "models", "path": "smollm2"}
+TEMPLATE = {"configMap": {"name": "templates", "key": "chatml.jinja"}}
 
 
 def run_object(overrides: Overrides, name: str = "rules") -> dict[str, Any]:
@@ -82,8 +83,13 @@ CASES = [
     Case(rules.ADD_METHOD, [{"method": "SFT"}], [{"method": ABSENT}]),
     Case(
         rules.ADD_BASE_MODEL,
-        [{}, {"baseModel": {"hub": HUB}}],
-        [{"baseModel": ABSENT}, {"baseModel": {}}, {"baseModel": {"hub": HUB, "volume": VOLUME}}],
+        [{}, {"baseModel": {"hub": HUB}}, {"baseModel.chatTemplate": TEMPLATE}],
+        [
+            {"baseModel": ABSENT},
+            {"baseModel": {}},
+            {"baseModel": {"hub": HUB, "volume": VOLUME}},
+            {"baseModel": {"chatTemplate": TEMPLATE}},
+        ],
     ),
     Case(
         rules.ADD_DATASET,
@@ -385,7 +391,11 @@ CASES = [
     ),
     Case(
         KEY_MESSAGE,
-        [CONFIG_MAP, {"baseModel": {"hub": {**HUB, "tokenSecretRef": {"name": "hub", "key": ".token_1"}}}}],
+        [
+            CONFIG_MAP,
+            {"baseModel": {"hub": {**HUB, "tokenSecretRef": {"name": "hub", "key": ".token_1"}}}},
+            {"baseModel.chatTemplate": TEMPLATE},
+        ],
         [
             {**CONFIG_MAP, "dataset.configMap.key": "a/b"},
             {**CONFIG_MAP, "dataset.configMap.key": "../rows"},
