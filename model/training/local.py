@@ -30,12 +30,15 @@ DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz"
 DATASET_FIELDS = (
     "dataset",
     "dataset_revision",
+    "dataset_configuration",
     "dataset_split",
     "dataset_endpoint",
     "evaluation_percent",
     "evaluation_max_rows",
     "invalid_rows",
     "column",
+    "ignore_column",
+    "turns",
 )
 _locked: dict[Path, int] = {}
 """The run directories that this process has locked, with the descriptors that hold the locks."""
@@ -119,6 +122,9 @@ class TrainCommand(TrainSettings):
         "in DATASET_URL), or owner/name on the hub",
     )
     dataset_revision: str | None = Field(None, description="Tag or commit of a dataset on the hub")
+    dataset_configuration: str | None = Field(
+        None, description="Configuration of a dataset on the hub that has several"
+    )
     dataset_split: str | None = Field(None, description="Split of a dataset on the hub; train when left out")
     dataset_endpoint: str | None = Field(None, description="URL of the object store, when it is not Amazon's")
     evaluation_percent: int | None = Field(
@@ -128,6 +134,14 @@ class TrainCommand(TrainSettings):
     invalid_rows: Literal["Fail", "Drop"] = Field("Fail", description="What to do when a row is invalid")
     column: dict[str, str] = Field(
         default_factory=dict, description="Where a field is found: prompt=question, once per field"
+    )
+    ignore_column: list[str] = Field(
+        default_factory=list,
+        json_schema_extra=flags.REPEATED,
+        description="A column that is as good as not there, once per column",
+    )
+    turns: Literal["Strict", "Merge"] | None = Field(
+        None, description="What to do with turns of one role that follow upon each other: Strict refuses, Merge joins"
     )
 
     plot: Path | None = Field(
@@ -164,6 +178,7 @@ class TrainCommand(TrainSettings):
             f"{flags.flag(name)} is for {what}, which --dataset={dataset} is not"
             for name, wanted, what in (
                 ("dataset_revision", "hub", "a dataset on the hub"),
+                ("dataset_configuration", "hub", "a dataset on the hub"),
                 ("dataset_split", "hub", "a dataset on the hub"),
                 ("dataset_endpoint", "objectStore", "an object store"),
             )
@@ -188,13 +203,19 @@ class TrainCommand(TrainSettings):
             "evaluation_percent": self.evaluation_percent,
             "evaluation_max_rows": self.evaluation_max_rows,
             "invalid_rows": self.invalid_rows,
+            "turns": self.turns,
             "revision": self.dataset_revision,
+            "configuration": self.dataset_configuration,
             "split": self.dataset_split,
             "endpoint": self.dataset_endpoint,
             **source_flags(self.dataset),
         }
         rendered = [f"{flags.flag(name)}={value}" for name, value in given.items() if value is not None]
-        return [*rendered, *(f"--column={ours}={theirs}" for ours, theirs in self.column.items())]
+        return [
+            *rendered,
+            *(f"--column={ours}={theirs}" for ours, theirs in self.column.items()),
+            *(f"--ignore-column={column}" for column in self.ignore_column),
+        ]
 
     def identity(self) -> dict[str, Any]:
         """Return everything that decides what comes out, with the size and time of local files."""
@@ -329,7 +350,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return what differs between two sets of settings, in words; empty when nothing does."""
     changed = []
     for key in [*now, *sorted(before.keys() - now.keys())]:
-        old, new = ("not given" if value.get(key) is None else value[key] for value in (before, now))
+        old, new = ("not given" if value.get(key) in (None, []) else value[key] for value in (before, now))
         if old != new:
             changed.append("the dataset's files" if key == "datasetFiles" else f"{key} {old}, now {new}")
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -120,7 +120,8 @@ def check_understood(run: TrainingRun, settings: Settings) -> None:
     assert export.evaluation_percent == dataset.evaluation.percent
     assert export.evaluation_max_rows == dataset.evaluation.max_rows
     assert export.column == (dataset.columns.renamed() if dataset.columns else {})
-    for name in ("query", "uri", "endpoint", "repository", "revision", "split"):
+    assert (export.ignore_column, export.turns) == (list(dataset.ignored_columns or ()), dataset.turns)
+    for name in ("query", "uri", "endpoint", "repository", "revision", "configuration", "split"):
         assert getattr(export, name) == getattr(source, name, None), name
     if path := getattr(source, "path", None) or getattr(source, "key", None):
         assert str(export.path) == f"/source/{path}"

@@ -244,6 +244,11 @@ CASES = [
         [source("hub", repository="org/dataset", split=split) for split in ("-x", "a b", "train[:5]")],
     ),
     Case(
+        "must be the name of a configuration, such as main",
+        [source("hub", repository="org/dataset", configuration=name) for name in ("wikitext-103-raw-v1", "2022.en")],
+        [source("hub", repository="org/dataset", configuration=name) for name in ("-x", "a b", "a/b")],
+    ),
+    Case(
         "must not contain the character NUL: no program can be given one",
         [{"dataset.columns": {"prompt": "my column\n"}}, {**SQL, "dataset.sql.query": "select '$(HOME)' --é"}],
         [{"dataset.columns": {"prompt": "a\0b"}}, {**SQL, "dataset.sql.query": "select 1\0"}],

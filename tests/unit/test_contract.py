@@ -157,7 +157,9 @@ def test_the_trainer_finds_the_other_runs_checkpoints_where_they_are_mounted(cla
         {"volume": {"claimName": "data", "path": "parts/*.parquet"}, "columns": {"messages": "chat", "tools": "t"}},
         {"sql": {"urlSecretRef": {"name": "db", "key": "url"}, "query": "select p as prompt, c as completion from t"}},
         {"hub": {"repository": "org/d"}, "columns": {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "t"}},
-        {"hub": {"repository": "org/d", "revision": "v1", "split": "test"}},
+        {"hub": {"repository": "org/d", "revision": "v1", "configuration": "en", "split": "test"}},
+        {"configMap": {"name": "rows", "key": "a.csv"}, "columns": {"system": "s", "history": "h"}, "turns": "Merge"},
+        {"configMap": {"name": "rows", "key": "a.csv"}, "ignoredColumns": ["images", "a, b"]},
         {"objectStore": {"uri": "s3://bucket/a/*.jsonl", "endpoint": "http://minio:9000"}},
     ],
 )
@@ -169,13 +171,15 @@ def test_export_understands_every_flag(dataset: dict[str, Any], monkeypatch: pyt
     assert settings.invalid_rows == dataset.get("invalidRows", "Fail")
     assert settings.source == next(iter(dataset))
     assert settings.column == dataset.get("columns", {})
+    assert settings.ignore_column == dataset.get("ignoredColumns", [])
+    assert settings.turns == dataset.get("turns", "Strict")
     held_out = dataset.get("evaluation", {"percent": 5})
     assert (settings.evaluation_percent, settings.evaluation_max_rows) == (
         held_out.get("percent"),
         held_out.get("maxRows"),
     )
     source = dataset[settings.source]
-    for field in ("query", "repository", "revision", "split", "uri", "endpoint"):
+    for field in ("query", "repository", "revision", "configuration", "split", "uri", "endpoint"):
         assert getattr(settings, field) == source.get(field), field
     file = source.get("path", source.get("key"))
     assert settings.path == (Path("/source") / file if file else None)
@@ -193,6 +197,7 @@ def test_the_words_of_the_api_are_the_words_of_the_trainer(name: str) -> None:
 def test_the_words_for_rows_are_the_same() -> None:
     assert choices(TrainSettings, "too_long") == choices(Dataset, "too_long")
     assert choices(ExportSettings, "invalid_rows") == choices(Dataset, "invalid_rows")
+    assert choices(ExportSettings, "turns") == choices(Dataset, "turns")
     assert choices(TrainSettings, "lora_variant") == choices(Lora, "variant")
     assert choices(TrainSettings, "dpo_loss") == choices(Dpo, "loss")
     assert choices(TrainSettings, "quantization") == choices(TrainingRunSpec, "quantization")
@@ -201,7 +206,7 @@ def test_the_words_for_rows_are_the_same() -> None:
     assert set(Columns.model_fields) <= set(CANONICAL_FIELDS)
 
 
-NO_SOURCES = {"columns", "evaluation", "too_long", "invalid_rows"}
+NO_SOURCES = {"columns", "ignored_columns", "turns", "evaluation", "too_long", "invalid_rows"}
 
 
 @pytest.mark.parametrize(("prefix", "model"), [("", Training), ("lora_", Lora)])

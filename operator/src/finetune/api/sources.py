@@ -147,6 +147,16 @@ class HubDataset(ApiModel):
     """Repository, such as HuggingFaceH4/ultrafeedback_binarized."""
     revision: Revision | None = None
     """Branch, tag or commit. Default: the repository's main branch."""
+    configuration: (
+        Annotated[
+            str,
+            StringConstraints(min_length=1, max_length=128),
+            matching("[A-Za-z0-9_][-A-Za-z0-9._+]*", "must be the name of a configuration, such as main"),
+        ]
+        | None
+    ) = None
+    """Configuration (subset) of the dataset, where it has several. Default: the one that its card marks as default, or
+    the only one."""
     split: (
         Annotated[
             str,
@@ -222,7 +232,11 @@ class Columns(ApiModel):
     messages: ColumnName | None = None
     """Column that holds the list of chat messages. Default: messages."""
     tools: ColumnName | None = None
-    """Column that holds the descriptions of the tools that the messages may call. Default: tools."""
+    """Column that holds the descriptions of the tools that may be called. Default: tools."""
+    system: ColumnName | None = None
+    """Column that holds the system prompt. Default: system."""
+    history: ColumnName | None = None
+    """Column that holds earlier turns, which are seen and not learned. Default: history."""
     chosen: ColumnName | None = None
     """Column that holds the better answer, for DPO. Default: chosen."""
     rejected: ColumnName | None = None
@@ -259,6 +273,11 @@ class Dataset(ApiModel):
     """A key of a ConfigMap of the run's namespace."""
     columns: Columns | None = None
     """Names of the source's columns, where they are not those that the method looks for."""
+    ignored_columns: Annotated[tuple[ColumnName, ...], Field(min_length=1, max_length=32)] | None = None
+    """Columns that are as good as not there: those that would be used, or refused as images are, and do not matter."""
+    turns: Literal["Strict", "Merge"] = "Strict"
+    """What happens to turns of one role that follow upon each other: Strict makes the row malformed, Merge joins
+    them."""
     evaluation: Evaluation = Evaluation(percent=5)
     """Rows that are held out of training to measure the loss on. Default: 5 percent."""
     too_long: Literal["Truncate", "Drop", "Fail"] = "Truncate"

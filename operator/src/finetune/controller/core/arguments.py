@@ -23,12 +23,17 @@ def export_arguments(run: TrainingRun, settings: Settings) -> list[str]:
         "method": run.spec.method,
         "seed": run.spec.training.seed,
         "invalid-rows": dataset.invalid_rows,
+        "turns": dataset.turns if dataset.turns != "Strict" else None,
         "evaluation-percent": dataset.evaluation.percent,
         "evaluation-max-rows": dataset.evaluation.max_rows,
         **_source_flags(run, settings),
     }
     renamed = dataset.columns.renamed() if dataset.columns else {}
-    return [*_render(flags), *(f"--column={ours}={theirs}" for ours, theirs in renamed.items())]
+    return [
+        *_render(flags),
+        *(f"--column={ours}={theirs}" for ours, theirs in renamed.items()),
+        *(f"--ignore-column={column}" for column in dataset.ignored_columns or ()),
+    ]
 
 
 def trainer_arguments(
@@ -80,7 +85,13 @@ def _source_flags(run: TrainingRun, settings: Settings) -> dict[str, object]:
         return {"source": "sql", "query": dataset.sql.query}
     if dataset.hub:
         hub = dataset.hub
-        return {"source": "hub", "repository": hub.repository, "revision": hub.revision, "split": hub.split}
+        return {
+            "source": "hub",
+            "repository": hub.repository,
+            "revision": hub.revision,
+            "configuration": hub.configuration,
+            "split": hub.split,
+        }
     if dataset.object_store:
         return {"source": "objectStore", "uri": dataset.object_store.uri, "endpoint": dataset.object_store.endpoint}
     if dataset.volume:
