@@ -35,13 +35,13 @@ def _seconds(stamp: str) -> float:
 
 async def test_resumed_after_most_of_its_deadline_a_run_has_what_is_left(managed: Managed) -> None:
     managed.kubelet.script("support", UNTIL_TOLD, Attempt())
-    managed.world.apply(activeDeadlineSeconds=8)
-    await train_until_active_for(managed, 5)
-    managed.world.apply(activeDeadlineSeconds=8, suspend=True)
+    managed.world.apply(activeDeadlineSeconds=24)
+    await train_until_active_for(managed, 14)  # more than half: what is left is less than what was
+    managed.world.apply(activeDeadlineSeconds=24, suspend=True)
     await managed.world.phase("Suspended")
-    managed.world.apply(activeDeadlineSeconds=8)
+    managed.world.apply(activeDeadlineSeconds=24)
     done = await managed.world.phase("Succeeded")
-    assert 4 <= done["status"]["active"]["seconds"] <= 12
+    assert 13 <= done["status"]["active"]["seconds"] < 24
     await managed.check(names=("support",))
 
 
@@ -59,17 +59,17 @@ async def test_a_suspension_longer_than_the_deadline_does_not_end_a_run(managed:
 
 async def test_the_deadline_ends_a_run_that_is_over_it(managed: Managed) -> None:
     managed.kubelet.script("support", UNTIL_TOLD)
-    managed.world.apply(activeDeadlineSeconds=8)
-    await train_until_active_for(managed, 4)
-    managed.world.apply(activeDeadlineSeconds=8, suspend=True)
+    managed.world.apply(activeDeadlineSeconds=24)
+    await train_until_active_for(managed, 12)
+    managed.world.apply(activeDeadlineSeconds=24, suspend=True)
     await managed.world.phase("Suspended")
-    managed.world.apply(activeDeadlineSeconds=8)
+    managed.world.apply(activeDeadlineSeconds=24)
     resumed = time.time()
     failed = await managed.world.phase("Failed")
     assert failed["status"]["failure"]["reason"] == "DeadlineExceeded"
     assert "resumeFrom" in failed["status"]["failure"]["hint"]
-    # The four seconds before the suspension count: it has not had all eight again.
-    assert _seconds(failed["status"]["completionTime"]) - resumed < 8
+    # The twelve seconds before the suspension count: it has not had all 24 again.
+    assert _seconds(failed["status"]["completionTime"]) - resumed < 24
     await eventually("no pod goes on", lambda: not managed.kubelet.of("support"))
 
 

@@ -107,6 +107,11 @@ async def the_node_is_back(scene: Scene, name: str) -> None:
     scene.managed.kubelet.tell(name)
 
 
+async def its_reader_fails_once(scene: Scene, name: str) -> None:
+    fails = Attempt(plays={"collect": Play(code=1, words="PermissionError: /output")})
+    scene.managed.kubelet.script(name, fails, Attempt(), role="collect")
+
+
 async def suspend_the_job(scene: Scene, name: str) -> None:
     await trains(scene, name)
     set_suspend(scene, await job_of(scene, name), "true")
@@ -289,6 +294,13 @@ TABLE: dict[str, Wait] = {
             Attempt(),
         ),
         after=delete_its_pod,
+        end=nothing,
+    ),
+    "reader": Wait(
+        reasons.RESULT_UNREAD,
+        ("PermissionError: /output",),
+        (Attempt(trainer=Play(seconds=1)),),
+        before=its_reader_fails_once,
         end=nothing,
     ),
     "server-away": Wait(
