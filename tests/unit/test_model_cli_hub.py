@@ -139,3 +139,18 @@ def test_a_hub_that_is_away_is_asked_once(server: Hub) -> None:
         hub.find_commit(NAME, None)
     assert caught.value.code == exits.UNAVAILABLE
     assert server.failed == 1  # the client's own way is to ask five times, and to wait longer each time
+
+
+@pytest.mark.parametrize("command", ["train", "validate"])
+def test_a_quantized_base_model_is_refused_before_its_weights_are_downloaded(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process.check_packages, "__defaults__", (str,))  # as if torch were here
+    Path("rows.jsonl").write_text(ROW)
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    server.repository(NAME, {"config.json": json.dumps(config).encode(), "model.safetensors": b"no weights"})
+    code = cli.main([command, "--method=SFT", f"--base-model={NAME}", "--dataset=rows.jsonl", "--name=r"])
+    assert code == exits.INVALID_CONFIGURATION
+    assert f"{NAME} is stored quantized (gptq with 4 bits)" in capsys.readouterr().err
+    assert not Path("runs/r/dataset").exists()
