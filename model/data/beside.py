@@ -11,7 +11,7 @@ from model.data.conversations import check_order, read_turns, seen_only
 from model.data.decode import decode_text
 from model.data.fields import Fields
 from model.data.records import InvalidRowError, Problem
-from model.data.texts import as_list, check_json, check_mapping, check_text, kind, short
+from model.data.texts import as_list, check_json, check_mapping, check_text, kind, media_in, short
 from model.data.tools import read_tools
 from model.data.turns import Message
 
@@ -141,6 +141,8 @@ def _history(value: Any, column: str, beside: Beside, problems: list[Problem]) -
                 continue
             for place, (role, text) in enumerate(zip(("user", "assistant"), pair, strict=True)):
                 check_text(text, f"{where}[{place}]", problems)
+                if (mark := media_in(text, prompt=role == "user")) is not None:
+                    problems.append(Problem(f"{where}[{place}]", mark, "media"))
                 turns.append({"role": role, "content": text})
         beside.history = seen_only(turns)
     elif value != []:

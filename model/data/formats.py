@@ -80,6 +80,8 @@ def _instruction(row: Fields, problems: list[Problem]) -> str:
     instruction, added = _texts(row, problems, "instruction")["instruction"], row.get("input")
     if added is not None:
         check_text(added, row.name("input"), problems, empty=True)
+        if (mark := media_in(added, prompt=True)) is not None:
+            problems.append(Problem(row.name("input"), mark, "media"))
     return f"{instruction}\n\n{added}" if isinstance(added, str) and added.strip() else instruction
 
 

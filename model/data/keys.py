@@ -39,16 +39,20 @@ class Rule:
 
 
 COLUMNS = (
-    Rule("system", ("system", "system_prompt", "system_message"), "the system turn, beside texts and beside turns"),
+    Rule(
+        "system",
+        ("system", "system_prompt", "sys_prompt", "system_message", "system_instruction"),
+        "the system turn, beside texts and beside turns",
+    ),
     Rule(
         "history",
-        ("history",),
+        ("history", "chat_history", "conversation_history"),
         "earlier turns, seen and not learned: pairs of question and answer, or turns with `role` and `content`",
     ),
     Rule("tools", ("tools", "functions"), "the tools that may be called, beside texts and beside turns"),
     Rule(
         "thoughts",
-        ("reasoning_content", "thinking", "reasoning", "thoughts"),
+        ("reasoning_content", "thinking", "reasoning", "thought", "thoughts", "chain_of_thought"),
         "what the only answer thinks (`reasoning_content` of its turn); refused beside several answers",
     ),
     Rule(
@@ -58,7 +62,21 @@ COLUMNS = (
     ),
     Rule(
         "media",
-        ("image", "images", "image_path", "image_url", "video", "videos", "audio", "audios", "pixel_values"),
+        (
+            "image",
+            "images",
+            "image_path",
+            "image_paths",
+            "image_url",
+            "image_urls",
+            "video",
+            "videos",
+            "video_path",
+            "audio",
+            "audios",
+            "audio_path",
+            "pixel_values",
+        ),
         "refused unless empty: only text is trained on",
     ),
     Rule("weight", ("weight", "sample_weight", "loss_weight"), "1 changes nothing; any other value is refused"),

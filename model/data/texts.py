@@ -26,9 +26,11 @@ _KINDS = {
 }
 SHOWN_CHARACTERS = 40
 BYTES_REMEDY = ": store it as text, in Parquet with pyarrow's `column.cast('string')`, in SQL with convert_from"
-_MARKS = ("<image", "<video", "<audio", "<|", "<start_of_image>")
+_MARKS = re.compile(r"<(?:image|video|audio|start_of_image|\|)")
 _PLACEHOLDER = re.compile(
-    r"\A\s*<(?P<first>image|video|audio)>|^[ \t]*(?:<(?P<line>image|video|audio)>[ \t]*)+\r?$"
+    r"\A\s*<(?P<first>image|video|audio)>"
+    r"|(?<=[.?!:])\s*<(?P<last>image|video|audio)>\s*\Z"
+    r"|^[ \t]*(?:<(?P<line>image|video|audio)>[ \t]*)+\r?$"
     r"|<\|(?:image|video|audio|image_pad|video_pad|vision_start)\|>|<start_of_image>|<image_soft_token>",
     re.MULTILINE,
 )
@@ -77,14 +79,14 @@ def check_text(text: Any, field: str, problems: list[Problem], *, empty: bool = 
 def media_in(text: Any, *, prompt: bool) -> str | None:
     """Return what is wrong with a text that stands around a picture or a sound; None when it does not.
 
-    A word such as `<image>` is a placeholder at the start of what is asked, or alone on a line; elsewhere, and where an
-    end tag follows, it is text.
+    A word such as `<image>` is a placeholder at the start of what is asked, after its last sentence, or alone on a
+    line; elsewhere, and where an end tag follows, it is text.
     """
-    if not isinstance(text, str) or not any(mark in text for mark in _MARKS):  # much faster, and nearly always true
+    if not isinstance(text, str) or "<" not in text or not _MARKS.search(text):  # much faster, and nearly always true
         return None
     if (match := _PLACEHOLDER.search(text)) is None:
         return None
-    word = match["first"] or match["line"]
+    word = match["first"] or match["last"] or match["line"]
     if word and (not prompt or f"</{word}>" in text):
         return None
     mark = match[0].strip()

@@ -398,4 +398,32 @@ CASES = (
         row=1,
         file="rows.json",
     ),
+    Case(
+        "a place for an image after the question",
+        rows({**PAIR, "prompt": "What is it? <image>"}),
+        "train.jsonl row 1: prompt: holds <image>, in whose place a model sees a picture or hears a sound, but only "
+        "text is trained on: leave the row out",
+        row=1,
+    ),
+    Case(
+        "a place for an image in an input",
+        rows({"instruction": "a", "input": "<image>", "output": "b"}),
+        "train.jsonl row 1: input: holds <image>, in whose place a model sees a picture or hears a sound, but only "
+        "text is trained on: leave the row out",
+        row=1,
+    ),
+    Case(
+        "a place for an image in the history",
+        rows({**PAIR, "history": [["<image>\nWhat?", "b"]]}),
+        "train.jsonl row 1: history[0][0]: holds <image>, in whose place a model sees a picture or hears a sound, "
+        "but only text is trained on: leave the row out",
+        row=1,
+    ),
+    Case(
+        "paths of images",
+        rows({**PAIR, "Image-Paths": ["a.png"]}),
+        "train.jsonl row 1: Image-Paths: holds a list, but only text is trained on: use rows without it, or leave "
+        "the column out with --ignore-column=Image-Paths (ignoredColumns in a TrainingRun)",
+        row=1,
+    ),
 )

@@ -140,6 +140,8 @@ BESIDE = (
         [{"messages": [USER, {**ANSWER, "reasoning_content": "Well."}]}]),
     Good("thoughts that the answer holds already", rows({"prompt": "a", "completion": "<think>Well.</think>b",
         "reasoning": "Well."}), [{"messages": [ASKED, {**ANSWERED, "content": "<think>Well.</think>b"}]}]),
+    Good("a chat history and a system instruction", rows({**PAIR, "chat_history": [["c", "d"]],
+        "System Instruction": "Be brief."}), [{"messages": [SYSTEM, *BEFORE, ASKED, ANSWERED]}]),
     Good("the template's variables", chat(USER, ANSWER, chat_template_kwargs={"enable_thinking": False, "x": None}),
         [{**PLAIN, "chat_template_kwargs": {"enable_thinking": False}}]),
     Good("the template's variables as JSON beside texts", rows({**PAIR, "chat_template_kwargs": '{"day": "Monday"}'}),
