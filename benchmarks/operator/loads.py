@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from benchmarks.operator.cluster import PARALLEL, RUNS, Cluster, a_cluster
@@ -22,7 +23,7 @@ ENDLESS = Attempt(trainer=Play(seconds=None, sigterm_code=75))
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value that so many percent of the values do not exceed (nearest rank)."""
     ordered = sorted(values)
-    return ordered[max(0, min(len(ordered) - 1, -(-len(ordered) * percent // 100) - 1))] if ordered else 0.0
+    return ordered[max(0, min(len(ordered) - 1, math.ceil(len(ordered) * percent / 100) - 1))] if ordered else 0.0
 
 
 def requests_per_run(before: Mapping[str, int], after: Mapping[str, int], runs: int) -> Entry:
@@ -150,7 +151,7 @@ async def training_runs(count: int, seconds: float) -> Entry:
 
 
 async def _post_steps(cluster: Cluster, uids: Sequence[str], seconds: float) -> None:
-    """One step a second of a thousand, as a trainer posts it."""
+    """One step a second of ten thousand, as a trainer posts it."""
     began = time.monotonic()
     step = 0
     while time.monotonic() - began < seconds:
@@ -158,7 +159,7 @@ async def _post_steps(cluster: Cluster, uids: Sequence[str], seconds: float) -> 
         for uid in uids:
             path = f"{cluster.registry.url}/api/v1/namespaces/load/runs/{uid}/status"
             metrics = [{"name": "loss", "value": f"{2 / step:.4f}"}, {"name": "step", "value": str(step)}]
-            body = {"trainerStatus": {"progressPercentage": step // 10, "metrics": metrics}}
+            body = {"trainerStatus": {"progressPercentage": step // 100, "metrics": metrics}}
             async with cluster.session.post(path, json=body, ssl=False) as answer:
                 if answer.status >= 300:
                     raise RuntimeError(f"{path}: {answer.status} {await answer.text()}")
@@ -253,7 +254,7 @@ async def _finished_runs(cluster: Cluster, count: int) -> None:
     await asyncio.gather(*(one(f"h{n:05}") for n in range(count - 1)))
 
 
-Load = Callable[[], Awaitable[Entry | list[Entry]]]
+Load = Callable[[], Coroutine[Any, Any, Entry | list[Entry]]]
 
 
 def loads(*, quick: bool) -> dict[str, Load]:
