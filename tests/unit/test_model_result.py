@@ -11,6 +11,8 @@ import pytest
 
 from model import exits, result
 from model.exits import FailureError
+from model.files import RunDirectory
+from model.training.result import read_training_config
 
 
 def test_a_short_document_is_left_as_it_is() -> None:
@@ -157,3 +159,13 @@ def test_a_step_has_no_more_examples_than_there_are_rows(rows: int, said: str, t
     card = model_card(settings, {"steps": 2, "finalLoss": "1"}, {"rows": rows, "sha256": "0"}, ["answers end late"])
     assert said in card
     assert "Note: answers end late." in card
+
+
+def test_a_record_of_another_trainers_schema_is_no_verdict_about_its_files(tmp_path: Path) -> None:
+    """The chart's trainer image was upgraded between the training and the reading of its result."""
+    directory = RunDirectory(tmp_path)
+    record = {"schemaVersion": 99, "result": {"adapter": {"sha256": "a" * 64}}}
+    directory.training_config.write_text(json.dumps(record))
+    with pytest.raises(FailureError, match="schemaVersion 99") as caught:
+        read_training_config(directory)
+    assert (caught.value.code, caught.value.reason) == (exits.CRASH, "InternalError")
