@@ -10,6 +10,9 @@ from typing import Any
 from model.data import keys
 from model.data.texts import as_turns
 
+_MAX_COLUMNS = 4096
+"""Names that are remembered: rows may each have others."""
+
 
 @dataclass
 class Reading:
@@ -38,6 +41,8 @@ class Reading:
     def rule(self, column: str) -> keys.Rule | None:
         """Return what becomes of a column that is no text to learn; None when nothing does."""
         if column not in self._rules:
+            if len(self._rules) >= _MAX_COLUMNS:
+                self._rules.clear()
             self._rules[column] = self._find_rule(column)
         return self._rules[column]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,11 @@ def test_a_mapping_decides_which_column_is_meant() -> None:
     other = reading.rule("reasoning")
     assert other is not None
     assert other.kind == "thoughts"
+
+
+def test_rows_of_ever_other_columns_take_no_memory() -> None:
+    reading = Reading()
+    before = sys.getsizeof(reading._rules)
+    for number in range(20_000):
+        assert reading.rule(f"column {number}") is None
+    assert sys.getsizeof(reading._rules) - before < 1 << 20
