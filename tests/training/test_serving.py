@@ -143,9 +143,7 @@ def test_a_chat_template_of_one_s_own_goes_all_the_way(base: Path, rows: list[di
     messages = [event["message"] for event in run.events("warning")]
     assert any("--chat-template=FILE" in message for message in messages)
     assert any("answers end with <|endoftext|>" in message for message in messages)
-    assert verify(run.directory, str(base)).warnings == messages[::-1] or set(
-        verify(run.directory, str(base)).warnings
-    ) == set(messages)
+    assert set(verify(run.directory, str(base)).warnings) == set(messages)
     merge(run.directory, str(base), tmp_path / "merged", "Auto")
     assert (tmp_path / "merged/chat_template.jinja").read_text() == OTHER_TEMPLATE
     pair = Pair(str(base), run.directory, max_new_tokens=2, system=None)
@@ -223,7 +221,7 @@ def test_only_the_language_model_of_a_model_for_pictures_is_adapted(
         names = set(file.keys())
     assert names
     assert all(".language_model." in name for name in names)
-    assert {name.split(".")[-4] for name in names if "mlp" in name} == {"0", "1"} or names
+    assert {name.split(".")[-3] for name in names} >= {"q_proj", "up_proj"}
     merge(run.directory, str(base), tmp_path / "merged", "Auto")
     for name, text in processor.items():
         assert (tmp_path / "merged" / name).read_text() == text
