@@ -103,7 +103,7 @@ def call(workplace: Path, *arguments: str, code: int = 0) -> Any:
 def test_one_command_trains_and_tells_a_person_how_it_goes(first: Terminal, workplace: Path) -> None:
     shown = first.shown
     assert f"run directory {RUN}" in shown
-    assert "59 rows to train on, 1 held out" in shown
+    assert "57 rows to train on, 3 held out" in shown
     assert "step 1/15, loss " in shown  # the bar
     assert " tokens/s, " in shown
     assert " left" in shown
@@ -114,7 +114,7 @@ def test_one_command_trains_and_tells_a_person_how_it_goes(first: Terminal, work
     assert "Traceback" not in shown
     assert (workplace / RUN / "loss.png").read_bytes().startswith(b"\x89PNG")
     events = [json.loads(line)["event"] for line in (workplace / RUN / "metrics.jsonl").read_text().splitlines()]
-    assert (events[0], events.count("train"), events[-1]) == ("start", 15, "end")
+    assert (events[0], events.count("train"), events[-1]) == ("tokens", 15, "end")
 
 
 def test_the_same_command_again_has_nothing_left_to_do(first: Terminal, workplace: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_conversation(first: Terminal, workplace: Path) -> None:
 def test_validate_shows_what_is_learned(first: Terminal, workplace: Path) -> None:
     del first
     found = call(workplace, "validate", *USUAL)
-    assert found["tokens"]["training"]["rows"] == 59
+    assert found["tokens"]["training"]["rows"] == 57
     assert "⟦It is" in found["tokens"]["example"][0]
     long = json.dumps({"prompt": "a", "completion": "x " * 600})
     (workplace / "long.jsonl").write_text(long + "\n" + long.replace("x", "y") + "\n")
