@@ -20,14 +20,11 @@ if __name__ == "__main__":
     # First of all: the kernel ignores SIGTERM for a process that is PID 1 and has no handler of its own.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(exits.TERMINATED))
 
-import errno
-import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from model import disks, flags
@@ -40,7 +37,7 @@ from model.data.shapes import Shaper
 from model.data.sources import Source, SourceInterruptedError
 from model.data.split import RowHash, encode
 from model.exits import FailureError
-from model.files import SCHEMA_VERSION, RunDirectory, sha256_of_files, write_json
+from model.files import SCHEMA_VERSION, RunDirectory, alone, sha256_of_files, write_json
 from model.result import as_failure, failure_document, write_termination_message
 
 USAGE = (
@@ -69,7 +66,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     disks.writes_to(directory.path)
     request = {**settings.source_request(), **settings.request()}
     directory.dataset.mkdir(parents=True, exist_ok=True)
-    with _alone(directory.dataset):
+    with alone(directory.dataset / LOCK, f"waiting for another export into {directory.dataset}"):
         if (manifest := finished_manifest(directory, request, settings.seed)) is not None:
             print(f"exported before, for the same request: {directory.manifest}", file=sys.stderr, flush=True)
             if settings.report and directory.report.exists():
@@ -126,24 +123,6 @@ def finished_manifest(directory: RunDirectory, request: dict[str, Any], seed: in
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not there, or not what this module writes
     return manifest if same else None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait while another process exports into the folder, as a pod may that was given up but still runs.
-
-    On a volume that has no locks nobody waits.
-    """
-    with (folder / LOCK).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another export into {folder}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-        yield
 
 
 def _export_once(settings: ExportSettings, directory: RunDirectory, source: Source) -> dict[str, Any]:
