@@ -131,16 +131,19 @@ def alone(lock: Path, waiting: str) -> Iterator[None]:
 def publish_directory(temporary: Path, final: Path) -> None:
     """Give a finished directory its name, after every file of it has reached the disk.
 
-    An older directory of that name is replaced; between its removal and the rename there is none.
+    An older directory of that name gives way to it. Should it not be ours to remove, it stays beside it under another.
     """
     for file in temporary.rglob("*"):
         if file.is_file():
             fsync_path(file)
     fsync_path(temporary)
-    if final.exists():
-        shutil.rmtree(final)
+    older = final.with_name(f"{final.name}.{os.getpid()}.tmp")
+    if replaced := final.exists():
+        final.rename(older)
     temporary.rename(final)
     fsync_path(final.parent)
+    if replaced:
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:

@@ -14,6 +14,7 @@ from model.training.config import TrainSettings
 from model.training.loop import takeover
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.loop.fingerprint import ORDER, of_settings
+from model.training.loop.schedule import evaluation_interval, evaluation_warning
 from model.training.output.progress import PeerLog, ProgressLog, StatusPoster
 from model.training.processes import parallel, process
 from model.training.rows import making, store
@@ -206,9 +207,30 @@ def count_steps(settings: TrainSettings, data: Data) -> int:
     return settings.max_steps or (settings.epochs or 1) * math.ceil(len(data.rows) / settings.batch_size)
 
 
+def with_evaluation_steps(settings: TrainSettings, data: Data) -> TrainSettings:
+    """Return the settings with the steps between evaluations, which follow from the length of the run."""
+    interval = settings.evaluation_steps or evaluation_interval(count_steps(settings, data))
+    return settings.model_copy(update={"evaluation_steps": interval})
+
+
+def evaluation_cost(settings: TrainSettings, data: Data) -> str | None:
+    """Return a warning when evaluations take more of the time than they are worth."""
+    if not len(data.held_out):
+        return None
+    steps = count_steps(settings, data)
+    return evaluation_warning(
+        trained_tokens=sum(data.rows.lengths) * steps * settings.batch_size / len(data.rows),
+        held_out_tokens=sum(data.held_out.lengths),
+        held_out_rows=len(data.held_out),
+        steps=steps,
+        interval=settings.evaluation_steps or steps,
+    )
+
+
 def look_back(settings: TrainSettings, directory: RunDirectory, data: Data, log: ProgressLog | PeerLog) -> Resumption:
     """Return what earlier attempts have left of the same run, or of the run that this one goes on from."""
     here, processes = fingerprint(settings, data), parallel.world().size
+    parallel.same(here)
     store = CheckpointStore(directory.checkpoints, here, processes=processes)
     skipped: list[tuple[str, str]] = []
 
@@ -271,7 +293,11 @@ def build_trainer(
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
     choose_layout(trainer, longest_row=data.longest_row, cuda=cuda)
-    warnings = [fit_memory(trainer, data) if not given and not cuda else None, compare_arithmetic(trainer, cuda=cuda)]
+    warnings = [
+        fit_memory(trainer, data) if not given and not cuda else None,
+        compare_arithmetic(trainer, cuda=cuda),
+        evaluation_cost(settings, data),
+    ]
     padded = parts.collator.layout is Layout.PADDED
     report = token_report(
         settings,
@@ -284,6 +310,15 @@ def build_trainer(
     )
     if parallel.world().first:
         report.write(directory)
+    parallel.same(
+        {
+            "the step gone on from": past.step,
+            "the number of steps": parts.total_steps,
+            "the micro-batch": trainer.batches.micro_batch_size,
+            "the layout": str(parts.collator.layout),
+            "the precision": settings.precision,
+        }
+    )
     _announce(trainer, data, past, report.document(), [warning for warning in warnings if warning])
     return trainer
 
@@ -300,6 +335,9 @@ def _announce(trainer: Any, data: Data, past: Resumption, token_document: dict[s
     import torch
 
     parts: TrainerParts = trainer.parts
+    if past.skipped and past.checkpoint is None:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in past.skipped)
+        warnings = [f"no checkpoint can be gone on from, so the training begins with step 1: {reasons}", *warnings]
     parts.log.emit(
         "start",
         totalSteps=parts.total_steps,

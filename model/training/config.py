@@ -72,6 +72,10 @@ class TrainSettings(flags.Settings):
     )
     schedule: Literal["Cosine", "Linear", "Constant"] = Field("Cosine", description="How the learning rate falls")
     warmup_percent: int = Field(3, ge=0, le=100, description="Share of the steps in which it rises")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Share of the adapter's weights that each step takes away")
+    max_gradient_norm: float = Field(
+        1.0, ge=0, le=1000, description="Larger gradients are scaled down to this norm; 0: none is"
+    )
     max_length: int = Field(1024, ge=8, description="Tokens per example")
     too_long: Literal["Truncate", "Drop", "Fail"] = Field("Truncate", description="What to do with a longer example")
     packing: Literal["Auto", "Enabled", "Disabled"] = Field(
@@ -83,7 +87,9 @@ class TrainSettings(flags.Settings):
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random")
     checkpoint_steps: Positive = Field(200, description="Steps between checkpoints")
-    evaluation_steps: Positive = Field(200, description="Steps between evaluations on the held-out rows")
+    evaluation_steps: Positive | None = Field(
+        None, description="Steps between evaluations on the held-out rows; a tenth of the run, at least 200"
+    )
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after that many evaluations without a new best"
     )

@@ -6,14 +6,16 @@ get the next free name, so that no run is ever continued with other settings tha
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,6 +26,7 @@ from model import exits, flags
 from model.exits import FailureError
 from model.files import RunDirectory, write_json
 from model.training.config import TrainSettings
+from model.training.processes import parallel
 
 RUN_FILE = "run.json"
 DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst")
@@ -40,6 +43,9 @@ DATASET_FIELDS = (
     "ignore_column",
     "turns",
 )
+LOCK = ".lock"
+LOCK_SECONDS = 300.0
+"""How long a run's pod waits for another process in its directory: a lost node's may still run for a while."""
 _locked: dict[Path, int] = {}
 """The run directories that this process has locked, with the descriptors that hold the locks."""
 
@@ -65,6 +71,8 @@ GROUPS: flags.Groups = (
             "learning_rate",
             "schedule",
             "warmup_percent",
+            "weight_decay",
+            "max_gradient_norm",
             "seed",
             "early_stopping_patience",
         ),
@@ -128,7 +136,7 @@ class TrainCommand(TrainSettings):
     dataset_split: str | None = Field(None, description="Split of a dataset on the hub; train when left out")
     dataset_endpoint: str | None = Field(None, description="URL of the object store, when it is not Amazon's")
     evaluation_percent: int | None = Field(
-        None, ge=0, le=50, description="Share of the rows to hold out; 5 when nothing else is said"
+        None, ge=0, le=50, description="Share of the rows to hold out; 5, but 500 rows at most, when nothing is said"
     )
     evaluation_max_rows: int | None = Field(None, ge=0, description="How many rows to hold out, half at most")
     invalid_rows: Literal["Fail", "Drop"] = Field("Fail", description="What to do when a row is invalid")
@@ -224,7 +232,17 @@ class TrainCommand(TrainSettings):
         for name in ("baseModel", "parentAdapter", "dataset"):  # one place, however it is spelled
             if kept.get(name) and (path := Path(kept[name]).expanduser()).exists():
                 kept[name] = str(path.resolve())
+        if self.early_stopping_patience is None:
+            kept.pop("evaluationSteps")  # evaluations decide nothing then
         return kept | {"datasetFiles": _files_stamp(self.dataset)}
+
+    def defaults(self) -> dict[str, Any]:
+        """Return all that may be in `identity`, as it would be were nothing said of it."""
+        nothing_said = type(self).model_construct(method=self.method, base_model=self.base_model)
+        defaults = nothing_said.resolved().document() | {"datasetFiles": None}
+        if self.early_stopping_patience is None:
+            defaults.pop("evaluationSteps")
+        return defaults
 
     def shown(self) -> dict[str, Any]:
         """Return the settings that have a value, with all defaults filled in."""
@@ -278,8 +296,8 @@ def find_place(command: TrainCommand, root: Path = Path("runs")) -> Place:
         When the named directory belongs to a run with other settings.
     """
     if command.run_directory != Path() and command.run_uid:
-        if command.dataset is not None:
-            lock(command.run_directory)
+        if parallel.PARENT not in os.environ and parallel.first():  # else another process has it for all
+            lock(command.run_directory, seconds=LOCK_SECONDS if command.dataset is None else 0.0)
         return Place(command.run_directory, command.run_uid)
     exported = RunDirectory(command.run_directory).manifest
     if command.dataset is None and not exported.is_file():
@@ -300,7 +318,11 @@ def find_place(command: TrainCommand, root: Path = Path("runs")) -> Place:
         return place
     note = ""
     for directory in _names(root / command.default_name()):
-        if directory.exists() and _recorded(directory) is None and any(directory.iterdir()):
+        if (
+            directory.exists()
+            and _recorded(directory) is None
+            and any(path.name != LOCK for path in directory.iterdir())
+        ):
             continue
         place = _take(directory, command, identity)
         if isinstance(place, Place):
@@ -317,8 +339,18 @@ def export_dataset(command: TrainCommand, directory: Path) -> dict[str, Any]:
     return export(flags.parse(ExportSettings, command.export_arguments(directory)))
 
 
-def lock(directory: Path) -> None:
-    """Keep other processes of this machine out of a run's directory for as long as this one lives.
+def lock(directory: Path, *, seconds: float = 0.0) -> None:
+    """Keep other processes out of a run's directory for as long as this one lives.
+
+    A file is locked and not the directory: network file systems ask for one that is open for writing. On a volume that
+    has no locks everybody may go on.
+
+    Parameters
+    ----------
+    directory
+        The run's directory.
+    seconds
+        How long to wait for another process.
 
     Raises
     ------
@@ -335,19 +367,52 @@ def lock(directory: Path) -> None:
         ) from error
     if directory.resolve() in _locked:
         return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise FailureError(
-            exits.INVALID_CONFIGURATION, "InvalidSpec", f"another process is training in {directory}: wait or stop it"
-        ) from error
+    descriptor = os.open(directory / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)
+    end = time.monotonic() + seconds
+    while not _take_lock(descriptor):
+        if time.monotonic() >= end:
+            os.close(descriptor)
+            raise _occupied(directory, seconds)
+        time.sleep(min(1.0, seconds))
     _locked[directory.resolve()] = descriptor
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Return what differs between two sets of settings, in words; empty when nothing does."""
+def _take_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
+
+
+def _occupied(directory: Path, seconds: float) -> FailureError:
+    if not seconds:
+        text = f"another process is training in {directory}: wait or stop it"
+        return FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text)
+    return FailureError(
+        exits.CRASH,
+        "InternalError",
+        f"another process has been training in {directory} for {seconds:.0f} s since this one came: an earlier pod of "
+        "the run that was given up, perhaps on a lost node, still runs; end it",
+    )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> str:
+    """Return what differs between two sets of settings, in words; empty when nothing does.
+
+    Parameters
+    ----------
+    before, now
+        The settings, by their names in JSON.
+    defaults
+        All settings that this version knows, with their defaults: another version may have recorded more or fewer.
+    """
+    if defaults is not None:
+        before = {key: value for key, value in before.items() if key in defaults}
+        before = {key: defaults[key] for key in now if key in defaults} | before
     changed = []
     for key in [*now, *sorted(before.keys() - now.keys())]:
         old, new = ("not given" if value.get(key) in (None, []) else value[key] for value in (before, now))
@@ -363,8 +428,9 @@ def _take(directory: Path, command: TrainCommand, identity: dict[str, Any]) -> P
     Settings with which nothing was trained, because the dataset was refused or the base model was not there, give way
     to the new ones, so that a mended command goes where the first one wanted to.
     """
+    defaults = command.defaults()
     recorded = _recorded(directory)
-    changed = differences(recorded["settings"], identity) if recorded else ""
+    changed = differences(recorded["settings"], identity, defaults) if recorded else ""
     if changed and _has_trained(directory):
         return changed
     try:
@@ -374,7 +440,7 @@ def _take(directory: Path, command: TrainCommand, identity: dict[str, Any]) -> P
             return changed
         raise
     recorded = _recorded(directory)  # again, for another process may have been first
-    changed = differences(recorded["settings"], identity) if recorded else ""
+    changed = differences(recorded["settings"], identity, defaults) if recorded else ""
     if recorded is not None and not changed:
         return Place(directory, command.run_uid or recorded["uid"])
     if changed and _has_trained(directory):

@@ -107,7 +107,9 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision, settings.chat_template)
     data = build.read_data(settings, directory, manifest, tokenizer, log)
     _check_early_stopping(settings, len(data.held_out))
+    settings = build.with_evaluation_steps(settings, data)
     past = build.look_back(settings, directory, data, log)  # before the weights are there: it may end the run
+    interruption.note_saved(past.step)  # not that of a checkpoint which cannot be gone on from
     settings = settings.model_copy(update={"precision": build.choose_precision(settings)})
     model = build.load_model(settings, data)
     model_loaded = process.timestamp()
@@ -141,9 +143,11 @@ def _clean_up(directory: RunDirectory) -> None:
     if not parallel.world().first:
         return
     store.remove_leftovers()
-    shutil.rmtree(directory.adapter.with_name("adapter.tmp"), ignore_errors=True)
     for path in directory.path.glob("*.tmp"):
-        path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:

@@ -117,8 +117,9 @@ def check_understood(run: TrainingRun, settings: Settings) -> None:
     export, dataset = flags.parse(ExportSettings, export_arguments(run, settings)), spec.dataset
     source = next(getattr(dataset, name) for name in SOURCES if getattr(dataset, name))
     assert (export.method, export.seed, export.invalid_rows) == (spec.method, spec.training.seed, dataset.invalid_rows)
-    assert export.evaluation_percent == dataset.evaluation.percent
-    assert export.evaluation_max_rows == dataset.evaluation.max_rows
+    held_out = dataset.evaluation
+    assert export.evaluation_percent == (held_out.percent if held_out else None)
+    assert export.evaluation_max_rows == (held_out.max_rows if held_out else None)
     assert export.column == (dataset.columns.renamed() if dataset.columns else {})
     assert (export.ignore_column, export.turns) == (list(dataset.ignored_columns or ()), dataset.turns)
     for name in ("query", "uri", "endpoint", "repository", "revision", "configuration", "split"):

@@ -78,7 +78,7 @@ def test_the_server_fills_in_the_defaults_that_the_models_have(run: dict[str, An
     made = TrainingRun.from_object({**run, "spec": MINIMAL})
     assert read.spec == made.spec
     assert run["spec"]["training"] | {"batchSize": 16, "maxLength": 1024, "seed": 42} == run["spec"]["training"]
-    assert run["spec"]["dataset"]["evaluation"] == {"percent": 5}
+    assert "evaluation" not in run["spec"]["dataset"]  # nor evaluationSteps: both follow from the number of rows
     assert "output" not in run["spec"]
 
 

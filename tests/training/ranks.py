@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -16,7 +17,8 @@ from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 
 from model.exits import FailureError
-from model.training import cli, launch
+from model.training import build, cli, launch
+from model.training.loop import checkpoint
 from model.training.loop.layout import count_rows
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.sharding import sharded
@@ -150,6 +152,30 @@ def command(arguments: list[str], path: str) -> None:
     """Run a command whose own processes find the packages, whatever the server of this one was started with."""
     os.environ["PYTHONPATH"] = path
     cli.run(arguments)
+
+
+def blind_command(arguments: list[str], names: list[str]) -> None:
+    """Do what `copying_command` does, with a second process that cannot read checkpoints of these names."""
+    original = checkpoint.read_whole
+
+    def read_whole(path: Path, processes: int) -> Any:
+        if parallel.world().rank == 1 and path.name in names:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(path, processes)
+
+    checkpoint.read_whole = read_whole
+    copying_command(arguments)
+
+
+def disagreeing_command(arguments: list[str]) -> None:
+    """Do what `copying_command` does, with a second process that sees other rows."""
+    original = build.fingerprint
+
+    def fingerprint(*given: Any) -> dict[str, Any]:
+        return original(*given) | ({"tokens": "others"} if parallel.world().rank == 1 else {})
+
+    build.fingerprint = fingerprint
+    copying_command(arguments)
 
 
 def copying_command(arguments: list[str]) -> None:

@@ -167,6 +167,28 @@ def test_a_run_of_two_processes_is_finished_once(run: Run) -> None:
     assert run.said()["result"] == result
 
 
+def test_processes_go_on_from_a_checkpoint_that_each_of_them_can_read(run: Run) -> None:
+    assert finish(start(run)) == 0
+    whole = run.said()["result"]
+    for unreadable, step in ((["checkpoint-6"], 4), (["checkpoint-6", "checkpoint-4"], 0)):
+        (run.directory / "training_config.json").unlink()
+        (run.directory / "metrics.jsonl").unlink()
+        assert finish(run.start(ranks.blind_command, unreadable)) == 0
+        assert run.said()["result"] == {**whole, "resumedFromStep": step}
+        skipped = {event["skipped"]: event["reason"] for event in run.events("resume") if "skipped" in event}
+        assert skipped == dict.fromkeys(unreadable, "process 1 of 2 finds: [Errno 5] Input/output error")
+        told = [event["message"] for event in run.events("warning") if "no checkpoint can be" in event["message"]]
+        assert len(told) == (step == 0)
+
+
+def test_processes_that_do_not_train_the_same_end_before_the_first_step(run: Run) -> None:
+    assert finish(run.start(ranks.disagreeing_command)) == exits.CRASH
+    message = run.said()["failure"]["message"]
+    assert "the processes do not train the same run" in message
+    assert "in process 0 and others in process 1" in message
+    assert not run.steps()
+
+
 def test_the_failure_of_one_process_is_that_of_all(run: Run) -> None:
     run.flags |= {"base_model": run.path / "nowhere"}
     assert finish(start(run)) == exits.DOES_NOT_EXIST

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model.exits import FailureError
+from model.files import sha256_of_files
 from model.training.loop.checkpoint import CheckpointStore, RunState, history_steps
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
@@ -208,3 +214,72 @@ def test_evaluations_without_a_new_best_are_counted() -> None:
     assert (state.best_evaluation_loss, state.evaluations_without_best, state.evaluation_due) == (2.0, 2, False)
     state.record_evaluation(1.9)
     assert state.evaluations_without_best == 0
+
+
+@pytest.fixture
+def of_others(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of directories that are another user's: they can be renamed and not removed."""
+    names: set[str] = set()
+    remove = shutil.rmtree
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if Path(path).name.partition(".")[0] not in names:
+            remove(path, ignore_errors)
+        elif not ignore_errors:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    return names
+
+
+def test_an_old_one_that_cannot_be_removed_ends_nothing(
+    store: CheckpointStore, tmp_path: Path, of_others: set[str]
+) -> None:
+    of_others |= {"checkpoint-1"}
+    for step in (1, 2, 3, 4, 5):
+        store.save(step, RunState(), write_files)
+    assert names(tmp_path) == {"checkpoint-1", "checkpoint-4", "checkpoint-5"}
+    (trouble,) = store.troubles  # once
+    assert "checkpoint-1 cannot be removed (Permission denied)" in trouble
+
+
+def test_one_that_cannot_be_removed_does_not_keep_a_step_from_being_saved(
+    store: CheckpointStore, tmp_path: Path, of_others: set[str]
+) -> None:
+    store.save(2, RunState(), write_files)
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    (tmp_path / "checkpoint-3.tmp").mkdir()
+    of_others |= {"checkpoint-2", "checkpoint-3"}
+    store.remove_leftovers()
+    store.save(2, RunState(tokens=5), write_files)
+    store.save(3, RunState(tokens=7), write_files)
+    assert newest(store) == (3, {})
+    assert {"checkpoint-2", "checkpoint-3"} <= names(tmp_path)
+
+
+def test_states_of_other_versions_are_read(store: CheckpointStore, tmp_path: Path) -> None:
+    store.save(1, RunState(tokens=5, last_steps=[(1, 1.5, 20)]), write_files)
+    state = json.loads((tmp_path / "checkpoint-1" / "run_state.json").read_text())
+    del state["left_out"], state["left_out_in_a_row"], state["arithmetic"]
+    for changed in (state, state | {"a_field_to_come": [1, 2]}):
+        rewrite(tmp_path / "checkpoint-1", {"run_state.json": changed})
+        checkpoint = store.newest(lambda name, reason: pytest.fail(f"{name}: {reason}"))
+        assert checkpoint is not None
+        assert checkpoint.state == RunState(tokens=5, last_steps=[(1, 1.5, 20)])
+
+
+def test_a_setting_that_came_later_had_its_default(tmp_path: Path) -> None:
+    CheckpointStore(tmp_path, FINGERPRINT).save(1, RunState(), write_files)
+    now = FINGERPRINT | {"weight_decay": 0.0, "max_gradient_norm": 1.0}
+    assert newest(CheckpointStore(tmp_path, now)) == (1, {})
+    reason = "made with weight_decay None, the run has 0.1"
+    assert newest(CheckpointStore(tmp_path, now | {"weight_decay": 0.1})) == (None, {"checkpoint-1": reason})
+
+
+def rewrite(checkpoint: Path, documents: dict[str, Any]) -> None:
+    """Replace documents of a checkpoint as if they had been saved so."""
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    for name, document in documents.items():
+        (checkpoint / name).write_text(json.dumps(document))
+        manifest["files"][name]["sha256"] = sha256_of_files([checkpoint / name])
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -43,7 +44,7 @@ def trained(place: local.Place) -> local.Place:
 def locked(directory: Path) -> Iterator[None]:
     """Hold a lock as another process would: such locks belong to the opened file, not to the process."""
     directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(directory / local.LOCK, os.O_WRONLY | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -116,7 +117,7 @@ def test_the_flags_of_a_job_are_taken_as_they_are(tmp_path: Path) -> None:
     arguments = ["--method=SFT", "--base-model=/models/base", f"--run-directory={tmp_path}/a/b", "--run-uid=u"]
     place = local.find_place(flags.parse(TrainCommand, arguments))
     assert (place.directory, place.uid) == (tmp_path / "a/b", "u")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == [local.LOCK]
 
 
 def test_the_trainer_gets_what_was_given_and_nothing_else(rows: Path) -> None:
@@ -143,6 +144,44 @@ def test_two_processes_cannot_train_in_one_directory(rows: Path) -> None:
     place = local.find_place(command("--name=mine"))
     with pytest.raises(BlockingIOError), locked(place.directory):
         pass
+
+
+def test_a_pod_waits_for_the_one_before_it_and_says_who_is_in_its_way(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del rows
+    monkeypatch.setattr(local, "LOCK_SECONDS", 0.1)
+    told = ["--method=SFT", "--base-model=models/tiny-1", "--run-directory=runs/pod", "--run-uid=u"]
+    with locked(Path("runs/pod")):
+        with pytest.raises(FailureError, match="an earlier pod of the run") as caught:
+            local.find_place(flags.parse(TrainCommand, told))
+        assert caught.value.code == exits.CRASH  # another attempt may find the directory free
+    assert local.find_place(flags.parse(TrainCommand, told)).uid == "u"
+    with pytest.raises(BlockingIOError), locked(Path("runs/pod")):
+        pass
+
+
+def test_a_volume_without_locks_keeps_nobody_out(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del rows
+
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert local.find_place(command("--name=nolocks")).directory == Path("runs/nolocks")
+
+
+def test_settings_that_another_version_knows_change_nothing(rows: Path) -> None:
+    del rows
+    first = trained(local.find_place(command()))
+    recorded = json.loads((first.directory / local.RUN_FILE).read_text())
+    assert recorded["settings"]["weightDecay"] == 0
+    older = {key: value for key, value in recorded["settings"].items() if key not in ("weightDecay", "packing")}
+    for settings in (older, older | {"evaluationSteps": 200}, recorded["settings"] | {"settingToCome": "Fast"}):
+        (first.directory / local.RUN_FILE).write_text(json.dumps({**recorded, "settings": settings}))
+        assert local.find_place(command()) == first
+    (first.directory / local.RUN_FILE).write_text(json.dumps({**recorded, "settings": older}))
+    assert "weightDecay 0.0, now 0.1" in local.find_place(command("--weight-decay=0.1")).note
 
 
 def test_settings_with_which_nothing_was_trained_give_way(rows: Path) -> None:

@@ -31,6 +31,7 @@ from model.training.loop.footprint import (
     choose_micro_batch_size,
 )
 from model.training.loop.memory import GPU_GROWTH, HostMemory, container_limit, free_bytes
+from model.training.loop.schedule import evaluation_interval, evaluation_tokens, evaluation_warning
 from model.training.output import terminal
 from model.training.processes import parallel, process
 from model.training.weights.files import FilesError, ModelFiles, lora_parameters, read_json
@@ -51,6 +52,7 @@ class Amounts:
 
     rows: int
     tokens: int
+    held_out_rows: int
     held_out_tokens: int
     longest_row: int
     micro_batch_size: int
@@ -197,6 +199,7 @@ def estimate_amounts(settings: TrainSettings, files: ModelFiles, run: RunDirecto
     return Amounts(
         rows=len(rows),
         tokens=sum(rows),
+        held_out_rows=len(held_out),
         held_out_tokens=sum(held_out),
         longest_row=longest,
         micro_batch_size=rows_at_once(
@@ -241,6 +244,7 @@ def _put_together(
         amounts = Amounts(
             rows=probe["rows"],
             tokens=probe["tokens"],
+            held_out_rows=probe["heldOutRows"],
             held_out_tokens=probe["heldOutTokens"],
             longest_row=probe["longestRow"],
             micro_batch_size=probe["microBatchSize"],
@@ -270,6 +274,8 @@ def _put_together(
             f"on a GPU the training tries up to {GPU_GROWTH} times as many rows at once, and keeps what fits: its "
             "probe line tells how many; --micro-batch-size settles it"
         )
+    if evaluations := _evaluation_warning(settings, amounts, steps):
+        plan.warnings.append(evaluations)
     if settings.sharding != "None":
         plan.warnings.append(
             "with --sharding=Full each process keeps a part of the weights; here they are counted whole"
@@ -374,13 +380,25 @@ def _probe(settings: TrainSettings, run: RunDirectory) -> dict[str, Any]:
     return measured
 
 
+def _evaluation_warning(settings: TrainSettings, amounts: Amounts, steps: int) -> str | None:
+    if not amounts.held_out_rows:
+        return None
+    return evaluation_warning(
+        trained_tokens=amounts.tokens * steps * settings.batch_size / max(1, amounts.rows),
+        held_out_tokens=amounts.held_out_tokens,
+        held_out_rows=amounts.held_out_rows,
+        steps=steps,
+        interval=settings.evaluation_steps or evaluation_interval(steps),
+    )
+
+
 def _seconds(settings: TrainSettings, amounts: Amounts, steps: int, probe: dict[str, Any]) -> float:
     """Return the time of all steps and evaluations, at the speed of the probe's last step."""
     last = probe["steps"][-1]
     per_token = last["seconds"] / last["tokens"]
     share = steps * settings.batch_size / max(1, amounts.rows)
-    evaluations = steps // settings.evaluation_steps + 2
-    forward = amounts.held_out_tokens * evaluations / 3
+    interval = settings.evaluation_steps or evaluation_interval(steps)
+    forward = evaluation_tokens(amounts.held_out_tokens, steps=steps, interval=interval)
     # GPUs work side by side; processes on the CPU have the same cores between them as the probe had.
     return probe["startSeconds"] + per_token * (amounts.tokens * share + forward) / (
         parallel.planned(settings) if settings.gpus else 1
@@ -392,7 +410,8 @@ def _device(settings: TrainSettings, probe: dict[str, Any] | None, *, cuda: bool
         return str(probe["gpu"]["name"])
     if cuda:
         return f"{settings.gpus} GPU"
-    return f"CPU, {process.usable_cpus()} threads"
+    threads = probe["threads"] if probe is not None else process.usable_cpus()
+    return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _row_tokens(line: str) -> int:

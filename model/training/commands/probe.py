@@ -23,7 +23,7 @@ from model.result import as_failure
 from model.training import build
 from model.training.config import TrainSettings
 from model.training.loop.memory import resident_bytes
-from model.training.processes import process
+from model.training.processes import parallel, process
 from model.training.rows.tokens import PreferenceRows, RowEncoder, TokenRows
 
 RESULT = "probe.json"
@@ -33,6 +33,7 @@ STEPS = 2
 def main(arguments: Sequence[str]) -> int:
     """Probe, and write `probe.json` into the run directory; what went wrong is in there, too."""
     settings = flags.parse(TrainSettings, arguments).resolved()
+    parallel.enter(min(settings.gpus, 1))  # of several GPUs one is enough, and TRL refuses to see more
     path = settings.run_directory / RESULT
     try:
         write_json(path, probe(settings))
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
 def probe(settings: TrainSettings) -> dict[str, Any]:
     """Return what the two steps cost, and what the whole dataset amounts to."""
     output = process.prepare()
+
+    import torch
 
     from model.training.commands.plan import rows_at_once, share_of_memory
     from model.training.run import train
@@ -100,6 +103,8 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
         "rows": len(lengths),
         "tokens": sum(lengths),
         "longestRow": data.longest_sequence,
+        "heldOutRows": len(data.held_out),
+        "threads": torch.get_num_threads(),
         "heldOutTokens": sum(data.held_out.lengths),
         "microBatchSize": micro_batch_size,
         "steps": steps,

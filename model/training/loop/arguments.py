@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from model.training.processes import process
@@ -21,6 +22,9 @@ def common_arguments(parts: TrainerParts) -> dict[str, Any]:
         "per_device_train_batch_size": parts.batches.micro_batch_size,
         "gradient_accumulation_steps": parts.batches.micro_batches_per_step,
         "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        # The loop asks for the norm only where something is to be clipped; ours adds up the processes' gradients then.
+        "max_grad_norm": settings.max_gradient_norm or math.inf,
         "warmup_steps": -(-parts.total_steps * settings.warmup_percent // 100),
         "gradient_checkpointing": checkpointing,
         "bf16": False,  # the weights have their final type; autocast would only cast them again and again

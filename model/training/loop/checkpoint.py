@@ -7,6 +7,7 @@ the SHA-256 of each file and the settings that must not differ for it to be cont
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from typing import Any
 from model import exits
 from model.exits import FailureError
 from model.files import digest_directory, publish_directory, write_json
+from model.training.loop.fingerprint import changed
+from model.training.processes import parallel
 
 KEPT = 2
 MANIFEST = "checkpoint.json"
@@ -141,6 +144,9 @@ class CheckpointStore:
         self._fingerprint = dict(fingerprint)
         self._processes = processes
         self._broken: set[Path] = set()
+        self._kept: set[Path] = set()
+        self.troubles: list[str] = []
+        """What went wrong and ends nothing: a person may want to know. Whoever tells it empties the list."""
 
     def path(self, step: int) -> Path:
         """Return where the checkpoint of a step lies."""
@@ -151,32 +157,43 @@ class CheckpointStore:
         return self._directory / f"checkpoint-{step}{_UNFINISHED}"
 
     def remove_leftovers(self) -> None:
-        """Remove what a process left behind that was killed while it saved."""
+        """Remove what a process left behind that was killed while it saved, as far as it is ours."""
         for path in self._directory.glob(f"*{_UNFINISHED}"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
 
     def newest_step(self) -> int:
         """Return the step of the newest checkpoint by its name, 0 without one; nothing is read."""
         return max((step for step, _ in self.candidates()), default=0)
 
     def newest(self, skipped: Callable[[str, str], None]) -> Checkpoint | None:
-        """Return the newest whole checkpoint; `skipped` is told the name of each broken one and why.
+        """Return the newest checkpoint that is whole; `skipped` is told the name of each other one and why.
+
+        Several processes look at those that the first one sees, and go on from one that each of them can read.
 
         Raises
         ------
         FailureError
             When it was made by another number of processes.
         """
-        for step, path in self.candidates():
-            try:
-                state = self._validate(path)
-                if state.best_step not in (None, step):
-                    self._validate_best(state.best_step)
+        for step, path in parallel.gather(self.candidates())[0]:
+            state, reason = self._look(path, step)
+            reasons = parallel.gather(reason)
+            if state is not None and not any(reasons):
                 return Checkpoint(path, step, state)
-            except UNREADABLE as error:
-                self._broken.add(path)
-                skipped(path.name, str(error))
+            self._broken.add(path)
+            rank, first = next((rank, text) for rank, text in enumerate(reasons) if text)
+            skipped(path.name, first if rank == 0 else f"process {rank} of {len(reasons)} finds: {first}")
         return None
+
+    def _look(self, path: Path, step: int) -> tuple[RunState | None, str]:
+        """Return a checkpoint's state, or why it cannot be gone on from."""
+        try:
+            state = self._validate(path)
+            if state.best_step not in (None, step):
+                self._validate_best(state.best_step)
+        except UNREADABLE as error:
+            return None, str(error) or type(error).__name__
+        return state, ""
 
     def save(self, step: int, state: RunState, write: Callable[[Path], None]) -> Path:
         """Save a checkpoint: `write` puts the trainer's files into the directory it is given.
@@ -186,6 +203,8 @@ class CheckpointStore:
         final = self.path(step)
         temporary = self.unfinished(step)
         shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.exists():  # another user's, but the directory that it lies in is ours
+            temporary.rename(self.unfinished(step).with_name(f"{temporary.name}.{os.getpid()}{_UNFINISHED}"))
         temporary.mkdir(parents=True)
         try:
             write(temporary)
@@ -212,9 +231,9 @@ class CheckpointStore:
 
     def _validate(self, path: Path) -> RunState:
         manifest = read_manifest(path)
-        for key, value in self._fingerprint.items():
-            if manifest["fingerprint"].get(key) != value:
-                raise ValueError(f"made with {key} {manifest['fingerprint'].get(key)}, the run has {value}")
+        for key in changed(self._fingerprint, manifest["fingerprint"]):
+            there, here = manifest["fingerprint"].get(key), self._fingerprint[key]
+            raise ValueError(f"made with {key} {there}, the run has {here}")
         if manifest["processes"] != self._processes:
             raise FailureError(
                 exits.INVALID_CONFIGURATION,
@@ -238,9 +257,20 @@ class CheckpointStore:
         kept = [(step, path) for step, path in older if path not in self._broken][:KEPT]
         wanted = {step for step, _ in kept} | {_best_step(path) for _, path in kept}
         for step, path in older:
-            if step not in wanted:
-                shutil.rmtree(path)
-                self._broken.discard(path)
+            if step not in wanted and path not in self._kept:
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Remove a checkpoint; one that cannot be, because it is another user's, costs space and nothing else."""
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            self._kept.add(path)
+            self.troubles.append(
+                f"the old checkpoint {path} cannot be removed ({error.strerror}) and takes space: remove it yourself"
+            )
+        else:
+            self._broken.discard(path)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -280,7 +310,7 @@ def read_whole(path: Path, processes: int) -> RunState:
 def _best_step(path: Path) -> int | None:
     try:
         return _read_state(path / RUN_STATE).best_step
-    except (OSError, ValueError, TypeError):
+    except UNREADABLE:
         return None  # it is broken, and whoever wants to go on from it will be told
 
 

@@ -16,6 +16,8 @@ _SETTINGS: dict[str, tuple[str, str]] = {
     "learning_rate": ("spec.training.learningRate", "--learning-rate"),
     "schedule": ("spec.training.schedule", "--schedule"),
     "warmup_percent": ("spec.training.warmupPercent", "--warmup-percent"),
+    "weight_decay": ("spec.training.weightDecay", "--weight-decay"),
+    "max_gradient_norm": ("spec.training.maxGradientNorm", "--max-gradient-norm"),
     "max_length": ("spec.training.maxLength", "--max-length"),
     "too_long": ("spec.dataset.tooLong", "--too-long"),
     "seed": ("spec.training.seed", "--seed"),
@@ -39,7 +41,7 @@ _FOUND: dict[str, tuple[str, str]] = {
     "base_model_files": ("the digest of spec.baseModel's files", "--base-model"),
     "dataset": ("the digest of spec.dataset's rows", "--dataset"),
     "tokens": ("the digest of the rows as tokens", "--base-model, its tokenizer"),
-    "order": ("the order of the rows", "the trainer's version"),
+    "order": ("the order of the rows", "--seed, or another version of the trainer"),
     "total_steps": ("the number of steps by spec.training.epochs or maxSteps", "--epochs, --max-steps"),
     "early_stopping": (
         "spec.training.earlyStoppingPatience with evaluationSteps",
@@ -55,6 +57,9 @@ _EXPLAINED_BY: dict[str, frozenset[str]] = {
 }
 """What differs of necessity when something else does: nobody needs to be told of both."""
 
+_BEFORE_THEM: dict[str, Any] = {"weight_decay": 0.0, "max_gradient_norm": 1.0}
+"""What a checkpoint was made with that is older than the setting."""
+
 BEFORE_ROWS = tuple(name for name in _SETTINGS if name not in ("base_model_revision", "parent_adapter_sha256"))
 """What is known of a run before its rows and its base model have been looked at."""
 
@@ -62,6 +67,11 @@ BEFORE_ROWS = tuple(name for name in _SETTINGS if name not in ("base_model_revis
 def of_settings(settings: TrainSettings) -> dict[str, Any]:
     """Return the part of the fingerprint that the settings make, in the form of JSON."""
     return settings.model_dump(mode="json", include=set(_SETTINGS))
+
+
+def changed(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Return the names of what `here` holds and a checkpoint's fingerprint has otherwise."""
+    return [name for name in here if here[name] != there.get(name, _BEFORE_THEM.get(name))]
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any], other: str) -> list[str]:
@@ -74,8 +84,8 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any], other: str) -
     other
         What to call the other run, as in `run support-7`.
     """
-    changed = [name for name in here if here[name] != there.get(name)]
-    told = [name for name in changed if _EXPLAINED_BY.get(name, frozenset()).isdisjoint(changed)]
+    found = changed(here, there)
+    told = [name for name in found if _EXPLAINED_BY.get(name, frozenset()).isdisjoint(found)]
     names = _SETTINGS | _FOUND
     return [
         f"{names[name][0]} ({names[name][1]}) is {_shown(here[name])} here and {_shown(there.get(name))} in {other}"

@@ -463,6 +463,9 @@ class TrainingLoop(Trainer):
             parallel.wait()
         self._saved_step = step
         interruption.note_saved(step)
+        for text in self.parts.checkpoints.troubles:
+            self.parts.log.emit("warning", step=step, message=text)
+        self.parts.checkpoints.troubles.clear()
         self.parts.log.emit("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
         self._status.saved(step)
 
@@ -472,6 +475,11 @@ class TrainingLoop(Trainer):
         for rank, content in enumerate(self._generator_files):
             (directory / generator_name(rank, len(self._generator_files))).write_bytes(content)
         self.state.save_to_json(str(directory / "trainer_state.json"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Take the adapter's weights, the same in all processes."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        parallel.share(self._trained)
 
     def _generator_file(self) -> bytes:
         """Return what the trainer saves of this process's random numbers."""

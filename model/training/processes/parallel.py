@@ -165,6 +165,30 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def same(facts: Mapping[str, Any]) -> None:
+    """Make sure that all processes go by the same facts, before they add up what does not belong together.
+
+    Raises
+    ------
+    FailureError
+        In all of them, when one differs from the first one; it says in what.
+    """
+    first, *others = gather(dict(facts))
+    differing = [
+        f"{name} is {first[name]} in process 0 and {other.get(name)} in process {rank}"
+        for rank, other in enumerate(others, start=1)
+        for name in first
+        if other.get(name) != first[name]
+    ]
+    if differing:
+        raise FailureError(
+            exits.CRASH,
+            "InternalError",
+            f"the processes do not train the same run, so all of them end before a step is made: {'; '.join(differing)}"
+            "; a volume that shows them different files is the usual cause: start the run again",
+        )
+
+
 def totals(*counts: int) -> list[int]:
     """Return the sums over all processes."""
     return [sum(shares) for shares in zip(*gather(counts), strict=True)]

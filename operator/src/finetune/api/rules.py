@@ -90,9 +90,9 @@ def _columns_need(method: str, fields: Iterable[str]) -> str:
 
 
 HAS_HELD_OUT_ROWS = (
-    "has(self.dataset) && has(self.dataset.evaluation) && ("
+    "!has(self.dataset) || !has(self.dataset.evaluation) || "
     "(has(self.dataset.evaluation.percent) && self.dataset.evaluation.percent > 0) || "
-    "(has(self.dataset.evaluation.maxRows) && self.dataset.evaluation.maxRows > 0))"
+    "(has(self.dataset.evaluation.maxRows) && self.dataset.evaluation.maxRows > 0)"
 )
 
 MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {

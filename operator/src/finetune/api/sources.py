@@ -278,8 +278,8 @@ class Dataset(ApiModel):
     turns: Literal["Strict", "Merge"] = "Strict"
     """What happens to turns of one role that follow upon each other: Strict makes the row malformed, Merge joins
     them."""
-    evaluation: Evaluation = Evaluation(percent=5)
-    """Rows that are held out of training to measure the loss on. Default: 5 percent."""
+    evaluation: Evaluation | None = None
+    """Rows that are held out of training to measure the loss on. Default: 5 percent, at most 500 rows."""
     too_long: Literal["Truncate", "Drop", "Fail"] = "Truncate"
     """What happens to a row of more than training.maxLength tokens: Truncate cuts it (DPO keeps the end of the
     prompt), Drop leaves it out, Fail ends the run."""

@@ -63,6 +63,13 @@ class Training(ApiModel):
     """Course of the learning rate after the warm-up."""
     warmup_percent: Annotated[int, Field(ge=0, le=100)] = 3
     """Percentage of the steps over which the learning rate rises to its peak."""
+    weight_decay: Annotated[DecimalNumber, decimal(f"{BELOW_ONE}|[01](\\.0+)?", minimum=0, maximum=1)] = "0"
+    """How strongly each step pulls the adapter's weights towards 0 (AdamW's weight decay), a decimal number from 0 to
+    1."""
+    max_gradient_norm: Annotated[
+        DecimalNumber, decimal(f"{BELOW_ONE}|[0-9]{{1,3}}(\\.[0-9]+)?|1000(\\.0+)?", minimum=0, maximum=1000)
+    ] = "1"
+    """A larger gradient is scaled down to this norm, a decimal number from 0 to 1000. 0: none is."""
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 1024
     """Longest row in tokens; dataset.tooLong says what happens to longer ones."""
     packing: Literal["Auto", "Enabled", "Disabled"] = "Auto"
@@ -77,8 +84,9 @@ class Training(ApiModel):
     """Seed of the split, of the order of the rows, and of the initial adapter."""
     checkpoint_steps: Annotated[int, Field(ge=1, le=10000000)] = 200
     """Steps between two checkpoints; an interrupted run goes on from the newest."""
-    evaluation_steps: Annotated[int, Field(ge=1, le=10000000)] = 200
-    """Steps between two measurements of the evaluation loss; one more follows the last step."""
+    evaluation_steps: Annotated[int, Field(ge=1, le=10000000)] | None = None
+    """Steps between two measurements of the evaluation loss; one more follows the last step. Default: a tenth of the
+    run, at least 200."""
     early_stopping_patience: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Stop after this many evaluations without a better evaluation loss. Default: never stop early."""
 

@@ -24,8 +24,8 @@ def export_arguments(run: TrainingRun, settings: Settings) -> list[str]:
         "seed": run.spec.training.seed,
         "invalid-rows": dataset.invalid_rows,
         "turns": dataset.turns if dataset.turns != "Strict" else None,
-        "evaluation-percent": dataset.evaluation.percent,
-        "evaluation-max-rows": dataset.evaluation.max_rows,
+        "evaluation-percent": dataset.evaluation.percent if dataset.evaluation else None,
+        "evaluation-max-rows": dataset.evaluation.max_rows if dataset.evaluation else None,
         **_source_flags(run, settings),
     }
     renamed = dataset.columns.renamed() if dataset.columns else {}
@@ -58,6 +58,8 @@ def trainer_arguments(
         "learning-rate": training.learning_rate,
         "schedule": training.schedule,
         "warmup-percent": training.warmup_percent,
+        "weight-decay": training.weight_decay,
+        "max-gradient-norm": training.max_gradient_norm,
         "max-length": training.max_length,
         "packing": training.packing,
         "precision": training.precision,
