@@ -232,7 +232,7 @@ def test_a_password_is_used_and_never_shown(locked_server: str) -> None:
     shown = json.dumps(source.description()) + repr(source)
     assert "reader@" in shown
     assert PASSWORD not in shown
-    assert "pass" not in shown
+    assert "password" not in shown
 
 
 def test_a_password_that_the_database_repeats_is_not_shown(locked_server: str) -> None:
