@@ -231,8 +231,7 @@ def test_a_password_is_used_and_never_shown(locked_server: str) -> None:
     assert [record.value for record in source.records()] == [{"prompt": 1}]
     shown = json.dumps(source.description()) + repr(source)
     assert "reader@" in shown
-    assert PASSWORD not in shown
-    assert "password" not in shown
+    assert not any(word in shown for word in ("pass:", "pass%3A", "word/", "word%2F", "password"))
 
 
 def test_a_password_that_the_database_repeats_is_not_shown(locked_server: str) -> None:
