@@ -110,6 +110,12 @@ def write_json(path: Path, document: Any) -> None:
     fsync_path(path.parent)
 
 
+HELD = (errno.EAGAIN, errno.EACCES)
+"""How a volume says that somebody else holds a lock: SMB says the latter."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a volume says that it has no locks."""
+
+
 @contextmanager
 def alone(lock: Path, waiting: str) -> Iterator[None]:
     """Hold a lock file, which is made for that and left behind; wait while another process does, and say so.
@@ -119,11 +125,11 @@ def alone(lock: Path, waiting: str) -> Iterator[None]:
     with lock.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(waiting, file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno in HELD:
+                print(waiting, file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            elif error.errno not in NO_LOCKS:
                 raise
         yield
 
@@ -138,6 +144,7 @@ def publish_directory(temporary: Path, final: Path) -> None:
             fsync_path(file)
     fsync_path(temporary)
     older = final.with_name(f"{final.name}.{os.getpid()}.tmp")
+    shutil.rmtree(older, ignore_errors=True)  # of a killed process with our number: numbers come again in a pod
     if replaced := final.exists():
         final.rename(older)
     temporary.rename(final)

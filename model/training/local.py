@@ -6,7 +6,6 @@ get the next free name, so that no run is ever continued with other settings tha
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -24,7 +23,7 @@ from pydantic import Field
 
 from model import exits, flags
 from model.exits import FailureError
-from model.files import RunDirectory, write_json
+from model.files import HELD, NO_LOCKS, RunDirectory, write_json
 from model.training.config import TrainSettings
 from model.training.processes import parallel
 
@@ -380,10 +379,10 @@ def lock(directory: Path, *, seconds: float = 0.0) -> None:
 def _take_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        if error.errno in HELD:
+            return False
+        if error.errno not in NO_LOCKS:
             raise
     return True
 
@@ -396,7 +395,8 @@ def _occupied(directory: Path, seconds: float) -> FailureError:
         exits.CRASH,
         "InternalError",
         f"another process has been training in {directory} for {seconds:.0f} s since this one came: an earlier pod of "
-        "the run that was given up, perhaps on a lost node, still runs; end it",
+        "the run that was given up, perhaps on a lost node, still runs: end it. If none does, the volume keeps the "
+        f"lock of one that is gone: remove {directory / LOCK}",
     )
 
 

@@ -316,3 +316,40 @@ def test_a_disk_that_is_full_while_tokens_are_made_says_so_and_leaves_nothing(
     assert run.said()["failure"]["reason"] == "StorageFull"
     assert "no space left on the volume at " in run.said()["failure"]["message"]
     assert not list((run.directory / "dataset").glob("tokens*"))
+
+
+@pytest.mark.parametrize("method", ["SFT", "DPO"])
+def test_rows_that_have_all_gone_to_the_disk_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The buffer is written just after the last row: a dataset of just that size is not an empty one."""
+    monkeypatch.setattr(store, "_BUFFER_TOKENS", 1)
+    rows = [row(number) for number in range(1, 6)]
+    if method == "DPO":
+        rows = [{"prompt": f"What is {n}?", "chosen": "Yes.", "rejected": "No, no.", "row": n} for n in range(1, 6)]
+    found = Made(tmp_path, rows, [], method=method).tokens(make_tokenizer("chatml"))
+    assert (len(found.rows), len(found.held_out)) == (5, 0)
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == []
+
+
+def test_what_a_killed_process_left_of_older_tokens_goes(made: Made) -> None:
+    """Numbers of processes come again in pods, and the leftover is as large as the tokens."""
+    tokenizer = make_tokenizer("chatml")
+    made.tokens(tokenizer)
+    left = store.tokens_directory(made.directory).with_name(f"tokens.{os.getpid()}.tmp")
+    left.mkdir()
+    (left / "ids").write_bytes(b"x")
+    made.tokens(tokenizer, max_length=64)
+    assert not left.exists()
+
+
+def test_rows_are_only_called_by_their_numbers_where_each_line_became_one(tmp_path: Path) -> None:
+    """A row that is left out and a conversation that is split add up to the same number of rows, in another order."""
+    rows = [row(1), row(2, completion="Yes? " * 400), row(3)]
+    made, tokenizer = Made(tmp_path, rows, []), make_tokenizer("chatml")
+    folder = store.tokens_directory(made.directory)
+    assert not store.is_row_for_row(folder)
+    made.tokens(tokenizer, max_length=2048)
+    assert store.is_row_for_row(folder)
+    made.tokens(tokenizer, max_length=64, too_long="Drop")
+    assert not store.is_row_for_row(folder)

@@ -171,6 +171,18 @@ def test_a_volume_without_locks_keeps_nobody_out(rows: Path, monkeypatch: pytest
     assert local.find_place(command("--name=nolocks")).directory == Path("runs/nolocks")
 
 
+def test_a_lock_on_smb_is_held_by_another_and_not_forbidden(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure Files answers EACCES where others say EAGAIN."""
+    del rows
+
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(FailureError, match="another process is training in"):
+        local.find_place(command("--name=smb"))
+
+
 def test_settings_that_another_version_knows_change_nothing(rows: Path) -> None:
     del rows
     first = trained(local.find_place(command()))

@@ -129,3 +129,9 @@ def test_an_adapter_beside_the_weights_is_not_taken_for_them(tmp_path: Path) -> 
     (base / "weights.safetensors").unlink()
     with pytest.raises(FilesError, match=r"holds an adapter and no model's weights: .*owner/tiny.*--parent-adapter"):
         read_model(base)
+
+
+def test_what_bitsandbytes_leaves_in_a_merged_model_is_no_quantization() -> None:
+    left = {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}
+    assert stored.quantization_of({"quantization_config": left}) is None
+    assert stored.quantization_of({"quantization_config": left | {"load_in_4bit": True}}) is not None

@@ -40,7 +40,7 @@ _FOUND: dict[str, tuple[str, str]] = {
     "base_model": ("spec.baseModel", "--base-model"),
     "base_model_files": ("the digest of spec.baseModel's files", "--base-model"),
     "dataset": ("the digest of spec.dataset's rows", "--dataset"),
-    "tokens": ("the digest of the rows as tokens", "--base-model, its tokenizer"),
+    "tokens": ("the digest of the rows as tokens", "--base-model, its tokenizer; --chat-template"),
     "order": ("the order of the rows", "--seed, or another version of the trainer"),
     "total_steps": ("the number of steps by spec.training.epochs or maxSteps", "--epochs, --max-steps"),
     "early_stopping": (

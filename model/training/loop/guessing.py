@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 from model import exits
@@ -39,23 +40,28 @@ def check(model: Any, rows: TokenRows, base_model: str) -> None:
         With both losses.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    measured, guessed = mean_loss(model, rows), math.log(vocabulary)
+    measured, guessed = typical_loss(model, rows), math.log(vocabulary)
     if measured > guessed + MARGIN:
         raise FailureError(
             exits.DOES_NOT_EXIST,
             "BaseModelUnavailable",
-            f"the base model {base_model} has a loss of {measured:.2f} on the first rows, more than the {guessed:.2f} "
-            f"of blind guessing among its {vocabulary:,} tokens: its weights or its tokenizer are not what they should "
-            "be (mixed up, or stored in a form that was not understood): get its files again, or name another model",
+            f"the base model {base_model} has a loss of {measured:.2f} on a token of the first rows (the median), more "
+            f"than the {guessed:.2f} of blind guessing among its {vocabulary:,} tokens: its weights or its tokenizer "
+            "are not what they should be (mixed up, or stored in a form that was not understood): get its files again, "
+            "or name another model",
         )
 
 
-def mean_loss(model: Any, rows: TokenRows) -> float:
-    """Return the mean loss of the tokens of the first rows, learned or not, in nats; NaN when they are too few."""
+def typical_loss(model: Any, rows: TokenRows) -> float:
+    """Return the median loss of the tokens of the first rows, learned or not, in nats; NaN when they are too few.
+
+    The median, for some tokens may be new to a good base: a template's headers, or a vocabulary that was extended.
+    """
     import torch
 
     device = model.get_input_embeddings().weight.device
-    total, count, training = 0.0, 0, model.training
+    losses: list[float] = []
+    training = model.training
     chosen = [rows.row(index)[0][:TOKENS].tolist() for index in range(min(ROWS, len(rows)))]
     if len(set().union(*chosen)) < DIFFERENT:
         return math.nan
@@ -65,8 +71,7 @@ def mean_loss(model: Any, rows: TokenRows) -> float:
             for row in chosen:
                 ids = torch.tensor(row, device=device)
                 logits = model(ids[None], use_cache=False).logits[0, :-1].float()
-                total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
-                count += len(ids) - 1
+                losses += torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").tolist()
     finally:
         model.train(training)
-    return total / count if count else math.nan
+    return statistics.median(losses) if losses else math.nan

@@ -19,6 +19,7 @@ from model.files import RunDirectory
 from model.training.loop import generators
 from model.training.loop.scoring import token_losses
 from model.training.processes import hang, parallel
+from model.training.rows import store
 
 IN_A_ROW = 3
 _NAMED = 5
@@ -146,7 +147,7 @@ def places(directory: RunDirectory, rows: Any, numbers: Sequence[int], tokenizer
             for count, line in enumerate(file, start=1):
                 if count - 1 in wanted:
                     wanted[count - 1] = line
-    if count != len(rows):
+    if count != len(rows) or not store.is_row_for_row(store.tokens_directory(directory)):
         return [_beginning(rows[number], tokenizer) for number in wanted], []
     found = [json.loads(line) for line in wanted.values()]
     names = [f"{row['file']} row {row['row']}" if row.get("file") else f"row {row['row']}" for row in found]

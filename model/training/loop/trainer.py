@@ -392,7 +392,8 @@ class TrainingLoop(Trainer):
         if patience is not None and is_best:
             self.run_state.best_step = step
             self.control.should_save = True
-        if patience is not None and self.run_state.evaluations_without_best >= patience:
+        learned = bool(self.run_state.last_steps)  # steps that were left out could not make it any better
+        if patience is not None and learned and self.run_state.evaluations_without_best >= patience:
             self.run_state.stopped_early = True
             self.control.should_save = self.control.should_training_stop = True
         return {"eval_loss": loss}

@@ -98,6 +98,15 @@ def kept_moment(directory: Path) -> datetime | None:
     return None if document is None else datetime.fromisoformat(document["renderedTime"])
 
 
+def is_row_for_row(directory: Path) -> bool:
+    """Whether each exported line to train on became one row, in the same order."""
+    document = _manifest(directory)
+    if document is None:
+        return False
+    outcomes = Figures.read(document["figures"]).training.outcomes
+    return outcomes.dropped == 0 and outcomes.split_rows == 0
+
+
 def read(directory: Path, key: Mapping[str, Any], *, whole: bool) -> Tokens | None:
     """Map the tokens in a directory into memory.
 
@@ -142,6 +151,11 @@ class _FileRows(TokenRows):
     """Rows that go to files while they are added; in memory is only what has not been written yet."""
 
     files: dict[str, BinaryIO] = field(default_factory=dict)
+    written: int = 0
+    """Rows that are in the files."""
+
+    def __len__(self) -> int:
+        return self.written + super().__len__()
 
     def append(self, ids: Any, labels: Any) -> None:
         super().append(ids, labels)
@@ -153,6 +167,7 @@ class _FileRows(TokenRows):
         self.files["ids"].write(self.ids)
         self.files["labels"].write(self.labels)
         self.files["offsets"].write(memoryview(self.offsets)[1:])
+        self.written += len(self.offsets) - 1
         self.ids, self.labels, self.offsets = array("i"), array("i"), array("q", self.offsets[-1:])
 
 
@@ -172,7 +187,8 @@ class Writer:
     def __init__(self, directory: Path, *, pairs: bool) -> None:
         self._directory = directory
         self._temporary = directory.with_name(directory.name + ".tmp")
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        for left in (self._temporary, *directory.parent.glob(f"{directory.name}.*.tmp")):
+            shutil.rmtree(left, ignore_errors=True)
         self._temporary.mkdir(parents=True)
         self._stack = ExitStack()
         self.rows, self.held_out = (self._side(side, pairs=pairs) for side in ("train", "evaluation"))

@@ -24,7 +24,13 @@ _NO_ADAPTER = {"subfolder": "no-adapter"}
 """Where transformers is told to look for an adapter: nowhere. It would put one that lies beside the weights on them."""
 _LAYER_LISTS = ("layers", "h", "blocks", "block")
 """What families call the list of their decoder's layers."""
-_NOT_NEEDED = frozenset({"inv_freq", "masked_bias", "position_ids", "k_scale", "v_scale", "kv_scale"})
+_NOT_NEEDED = frozenset(
+    {
+        *("inv_freq", "cos_cached", "sin_cached", "position_ids", "causal_mask", "masked_bias"),  # computed now
+        *("k_scale", "v_scale", "kv_scale"),  # of a cache that serves
+        "_extra_state",  # Transformer Engine's
+    }
+)
 _DRAFT_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
 """Settings for layers behind the last that guess ahead; nothing of them is trained or needed."""
 _SERVING_SCALES = ("input_scale", "activation_scale", "input_global_scale", "input_zero_point")
@@ -304,6 +310,8 @@ def _is_stray(name: str, model: Any) -> bool:
     path, _, leaf = name.rpartition(".")
     if leaf in _NOT_NEEDED or leaf.endswith(_SERVING_SCALES):
         return False
+    if name in dict(model.named_buffers()):
+        return False  # computed, not loaded
     modules = dict(model.named_modules())
     if path in modules and not any(modules[path].children()):
         return True

@@ -33,9 +33,15 @@ def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what a configuration says about the quantization of its weights, None when they are stored in full."""
     for part in (config, config.get("text_config") or {}):
         for name in ("quantization_config", "compression_config"):  # the latter is how it was called before
-            if isinstance(found := part.get(name), dict) and found:
+            if isinstance(found := part.get(name), dict) and found and not _is_off(found):
                 return found
     return None
+
+
+def _is_off(quantization: Mapping[str, Any]) -> bool:
+    """Whether it is what bitsandbytes leaves behind in a model that was merged: a method, and nothing that uses it."""
+    flags = [quantization.get(name) for name in ("load_in_4bit", "load_in_8bit")]
+    return quantization.get("quant_method") == "bitsandbytes" and flags == [False, False]
 
 
 def method_of(quantization: Mapping[str, Any]) -> str:
