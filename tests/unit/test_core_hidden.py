@@ -56,6 +56,9 @@ def test_a_job_without_a_pod_says_so_after_a_while() -> None:
     case = look(o.run(PENDING), o.job(), pending_seconds=10)
     assert (waits_for(case), failure(again(case, 10**6))) == ("PodNotStarted", None)
     assert f"kubectl describe job {o.JOB}" in waiting(case).hint
+    backs_off = look(o.run(PENDING), o.job(), o.failed_pod("p1", 1), pending_seconds=360)
+    assert waits_for(backs_off) is None, "the Job controller waits longer after each failure"
+    assert waits_for(look(o.run(PENDING), o.job(), o.failed_pod("p1", 1), pending_seconds=400)) == "PodNotStarted"
     refused = o.event("FailedCreate", 'Error creating: pods "x" is forbidden: exceeded quota: q')
     assert waits_for(look(o.run(PENDING), o.job(), pending_seconds=10, events=[refused])) == "QuotaExceeded"
     assert waits_for(look(o.run(PENDING), o.job(), o.pending(), pending_seconds=10)) is None

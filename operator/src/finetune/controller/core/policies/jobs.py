@@ -11,7 +11,9 @@ from finetune.controller.core.refusals import Doing
 from .trainer import failure_of_pod, last_failed_pod
 
 SILENT_SECONDS = 10.0
-"""How long a Job may have no pod before that is said, by the operator's own clock."""
+"""How long a new Job may have no pod before that is said, by the operator's own clock."""
+BACK_OFF_SECONDS = 400.0
+"""The same after a pod that failed: the Job controller waits for up to six minutes before it makes the next one."""
 _NO_CAUSES = (COMPLETED, INTERRUPTED, SUSPENDED, GONE)
 
 
@@ -46,7 +48,8 @@ def without_a_pod(case: Case) -> Finding | None:
     job, pod = case.job, case.pod
     if job is None or job.ended or job.suspended or job.deleting or (pod is not None and not pod.finished):
         return None
-    if case.result is not None or case.seen.pending_seconds < SILENT_SECONDS:
+    patience = SILENT_SECONDS if pod is None else BACK_OFF_SECONDS
+    if case.result is not None or case.seen.pending_seconds < patience:
         return None
     return wait(
         reasons.POD_NOT_STARTED,
