@@ -48,7 +48,8 @@ def without_a_pod(case: Case) -> Finding | None:
     job, pod = case.job, case.pod
     if job is None or job.ended or job.suspended or job.deleting or (pod is not None and not pod.finished):
         return None
-    patience = SILENT_SECONDS if pod is None else BACK_OFF_SECONDS
+    first = pod is None and (case.done or not case.attempts)
+    patience = SILENT_SECONDS if first else BACK_OFF_SECONDS
     if case.result is not None or case.seen.pending_seconds < patience:
         return None
     return wait(
