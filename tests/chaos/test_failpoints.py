@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("kopf", reason="needs the operator's environment; the trainer's image has none")
 
-from tests.api.conftest import managed_kubectl, managed_server
+from tests.api.conftest import managed_everywhere, managed_kubectl, managed_server
 from tests.support.failpoints import carry_out
 from tests.support.kubectl import Kubectl
 
-__all__ = ["managed_kubectl", "managed_server"]
+__all__ = ["managed_everywhere", "managed_kubectl", "managed_server"]
 
 LIVES = 25
 KILLS = 20
