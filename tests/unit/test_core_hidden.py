@@ -113,3 +113,12 @@ def test_a_toggle_within_a_second_is_a_suspension_all_the_same() -> None:
     saved = o.failed_pod("p1", 75, {"interrupted": {"step": 5}}, deletionTimestamp=o.stamp(170))
     assert [(a.reason, a.step) for a in look(resting, o.job(), saved).attempts] == [("Suspended", 5)]
     assert [a.reason for a in look(resting, o.job(), alive).attempts] == [None], "it was never stopped"
+
+
+def test_of_two_pods_of_one_second_the_one_that_lives_is_the_newest() -> None:
+    """A queue that was stopped and started again: API times have no fractions, and names are drawn at random."""
+    old = o.failed_pod("t-x-mh2j2", 75, {"interrupted": {"step": 12}}, created=10, deletionTimestamp=o.stamp(140))
+    new = o.pod("t-x-47kzj", created=10, export=o.ended(0), trainer=o.running())
+    case = look(o.run(TRAINING), o.job(queue="gpus"), old, new)
+    assert status(case).phase == "Training"
+    assert [attempt.pod for attempt in case.attempts] == ["t-x-mh2j2", "t-x-47kzj"]

@@ -43,7 +43,7 @@ def merge_attempts(
     for pod in sorted(seen.values(), key=lambda pod: (pod.created, pod.name)):
         if pod.scheduled or pod.uid in records:
             records[pod.uid] = attempt_of(pod, records.get(pod.uid), now, suspended=suspended, step=step)
-    in_order = sorted(records.values(), key=lambda attempt: (attempt.start_time or now, attempt.pod))
+    in_order = sorted(records.values(), key=lambda a: (a.start_time or now, a.completion_time or now, a.pod))
     return tuple(in_order[-MAX_ATTEMPT_HISTORY:])
 
 

@@ -94,8 +94,8 @@ class Outcome:
 
 
 def newest(pods: tuple[PodView, ...]) -> PodView | None:
-    """The pod that was created last."""
-    return max(pods, key=lambda pod: (pod.created, pod.name), default=None)
+    """The pod that was created last; of two of one second the one that has not ended, for there is one at a time."""
+    return max(pods, key=lambda pod: (pod.created, not pod.finished, pod.name), default=None)
 
 
 def result_of(seen: Seen, outcome: Outcome) -> Message | None:
