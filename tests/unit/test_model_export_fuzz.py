@@ -19,7 +19,7 @@ from model.data.formats import CANONICAL_FIELDS
 from model.data.report import render
 from model.exits import FailureError
 from model.files import RunDirectory
-from tests.unit.corpus import bad_conversations, bad_texts
+from tests.unit.corpus import bad_conversations, bad_fields, bad_texts
 from tests.unit.corpus.cases import ANSWER, OTHER, PAIR, PREFERENCE, SYSTEM, USER, rows
 
 BOUNDED = settings(deadline=None, derandomize=True, max_examples=100)
@@ -30,7 +30,11 @@ SEEDS = [
     rows(PREFERENCE, {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}),
     rows({"instruction": "a", "input": "", "output": "b"}),
     rows({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
-    *(case.content for case in (*bad_texts.CASES, *bad_conversations.CASES) if len(case.content) < 1000),
+    *(
+        case.content
+        for case in (*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES)
+        if len(case.content) < 1000
+    ),
 ]
 
 

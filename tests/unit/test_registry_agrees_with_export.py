@@ -20,7 +20,7 @@ from model.data.readers import bounded_lines, json_lines
 from model.data.records import InvalidRowError, Record
 from model.data.shapes import Shaper
 from model.exits import FailureError
-from tests.unit.corpus import bad_beside, bad_conversations, bad_texts
+from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_texts
 from tests.unit.corpus.cases import Case
 
 LINES = [
@@ -191,7 +191,7 @@ ONLY_THE_EXPORT = {
 
 JSON_LINES = [
     case
-    for case in (*bad_texts.CASES, *bad_conversations.CASES)
+    for case in (*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES)
     if case.file == "train.jsonl" and case.code == 3 and not any("--column" in flag for flag in case.flags)
 ]
 
