@@ -252,10 +252,10 @@ def _finish(case: Case) -> Action | None:
         return CreateCollectJob()
     if collect_policy.may_be_made_anew(case):
         return DeleteJob(collect.name, collect.uid)
-    return _free_claim(case) or _delete_dead(case)
+    return _end_what_is_done(case) or _delete_dead(case)
 
 
-def _free_claim(case: Case) -> Action | None:
+def _end_what_is_done(case: Case) -> Action | None:
     """Another container keeps the pod of a finished trainer alive, and with it what the reader waits for.
 
     That may be the claim, the quota for pods, or a queue's. The Job has nothing left to do: that it is done is stored.
