@@ -80,18 +80,13 @@ def read_manifest(directory: RunDirectory) -> dict[str, Any]:
 
 
 def check_devices(settings: TrainSettings) -> None:
-    """Refuse GPUs that were asked for and are not there, and a base that cannot be quantized or sharded here."""
+    """Refuse GPUs that were asked for and are not there, and a base that cannot be quantized here."""
     import torch
 
     usable = torch.cuda.is_available()
     if settings.gpus > 0 and not usable and not settings.pretended_gpus:
         raise exits.no_usable_gpu(settings.gpus, f"torch says: {gpus.torch_says()}")
     basemodel.check_quantization(settings.quantization, cuda=settings.gpus > 0 and usable)
-    problems = settings.sharding_problems()  # once more: a parent brings its variant
-    if settings.sharding != "None" and not problems and parallel.world().size == 1:
-        problems = ["--sharding=Full: this process trains alone, nobody shares the weights with it: leave it out"]
-    if problems:
-        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", "; ".join(problems))
 
 
 def choose_precision(settings: TrainSettings) -> str:
@@ -362,20 +357,13 @@ def _announce(trainer: Any, data: Data, past: Resumption, token_document: dict[s
 
 def trainer_class(settings: TrainSettings) -> Any:
     """Return the class of the method's trainer."""
-    kind: Any
     if settings.method == "DPO":
         from model.training.loop.dpo import PreferenceTrainer
 
-        kind = PreferenceTrainer
-    else:
-        from model.training.loop.sft import SupervisedTrainer
+        return PreferenceTrainer
+    from model.training.loop.sft import SupervisedTrainer
 
-        kind = SupervisedTrainer
-    if settings.sharding == "None":
-        return kind
-    from model.training.loop.sharding import sharded
-
-    return sharded(kind)
+    return SupervisedTrainer
 
 
 def fit_memory(trainer: Any, data: Data) -> str | None:

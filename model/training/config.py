@@ -124,10 +124,6 @@ class TrainSettings(flags.Settings):
 
     gpus: int = Field(0, ge=0, description="GPUs to train on; 0: the CPU")
     processes: int = Field(1, ge=1, le=64, description="Processes that train together on the CPU; GPUs have one each")
-    sharding: Literal["None", "Full"] = Field(
-        "None",
-        description="Full: each of several processes holds a part of the base, which may not fit one GPU",
-    )
     pretended_gpus: bool = Field(
         False, description="The GPUs of this cluster are pretended ones: train on the CPU when there is none"
     )
@@ -155,23 +151,9 @@ class TrainSettings(flags.Settings):
             problems.append(f"--batch-size={self.batch_size} leaves some of {together} processes without an example")
         if self.resume_from_run is not None and self.resume_from is None:
             problems.append("--resume-from-run needs --resume-from")
-        problems += self.sharding_problems()
         problems += self._adapter_problems()
         if self.registry_url is not None and self.namespace is None:
             problems.append("--registry-url needs --namespace")
-        return problems
-
-    def sharding_problems(self) -> list[str]:
-        """Return what does not go together with sharded weights."""
-        if self.sharding == "None":
-            return []
-        problems = []
-        if max(self.gpus, self.processes) < 2:
-            problems.append("--sharding=Full needs several processes to share the weights: --gpus or --processes")
-        if self.quantization != "None":
-            problems.append("--sharding=Full cannot cut quantized weights: leave --quantization out")
-        if self.lora_variant == "DoRA":
-            problems.append("--sharding=Full cannot train DoRA, which looks at whole weights: use LoRA or RSLoRA")
         return problems
 
     def _adapter_problems(self) -> list[str]:

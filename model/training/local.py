@@ -51,7 +51,6 @@ _locked: dict[Path, int] = {}
 _FREE = {
     "run_directory", "run_uid", "name", "resume_from", "resume_from_run", "plot", "print_config", "image",
     "registry_url", "registry_token_file", "namespace", "checkpoint_steps", "micro_batch_size", "gpus", "processes",
-    "sharding",
 }  # fmt: skip
 """Settings that do not decide what comes out: they may differ between the attempts of a run."""
 
@@ -85,7 +84,6 @@ GROUPS: flags.Groups = (
         (
             "gpus",
             "processes",
-            "sharding",
             "precision",
             "micro_batch_size",
             "packing",

@@ -13,15 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import fsdp
-from torch.distributed.tensor import DTensor
 
-from model.exits import FailureError
 from model.training import build, cli, launch
 from model.training.loop import checkpoint
 from model.training.loop.layout import count_rows
 from model.training.loop.sft import SupervisedTrainer
-from model.training.loop.sharding import sharded
 from model.training.loop.trainer import StepGivenUpError
 from model.training.processes import interruption, parallel
 from model.training.processes.parallel import World
@@ -60,9 +56,7 @@ class SmallSecondDevice(SupervisedTrainer):
         return loss
 
 
-def train(  # noqa: PLR0917 - multiprocessing passes them on by position
-    directory: Path, base_model: Path, method: str, world: World, micro: int, changes: dict[str, Any] | None = None
-) -> None:
+def train(directory: Path, base_model: Path, method: str, world: World, micro: int) -> None:
     """Train in float64 for two epochs, in which the rows do not divide, and keep what came out."""
     from transformers import AutoTokenizer
 
@@ -73,13 +67,10 @@ def train(  # noqa: PLR0917 - multiprocessing passes them on by position
     parallel.enter(gpus=0)
     parallel.connect(cuda=False)
     settings = make_settings(
-        base_model, directory / f"run-{world.rank}", method=method, batch_size=5, micro_batch_size=micro, epochs=2,
-        **(changes or {}),
+        base_model, directory / f"run-{world.rank}", method=method, batch_size=5, micro_batch_size=micro, epochs=2
     )  # fmt: skip
     examples = random_pairs(22) if method == "DPO" else random_rows(22)
-    kind = None
-    if micro > 2:
-        kind = SmallSecondDevice if settings.sharding == "None" else sharded(SmallSecondDevice)
+    kind = SmallSecondDevice if micro > 2 else None
     trainer = make_trainer(settings, AutoTokenizer.from_pretrained(base_model), examples, double=True, kind=kind)
     shake(trainer)
     trainer.train()
@@ -88,7 +79,6 @@ def train(  # noqa: PLR0917 - multiprocessing passes them on by position
         "weights": weights(trainer.model),
         "losses": [line["loss"] for line in lines],
         "tokens": [line["tokens"] for line in lines],
-        "held": sum(held(weight) for weight in trainer.model.parameters() if not weight.requires_grad),
         "evaluation": trainer.held_out_loss(),
         "parts": trainer.run_state.parts_per_batch,
     }
@@ -106,29 +96,6 @@ def train_poisoned(directory: Path, base_model: Path, method: str, world: World,
 
     ranks.random_rows = poisoned
     train(directory, base_model, method, world, micro)
-
-
-def held(weight: Any) -> int:
-    """Return how many elements of a weight this process holds while it computes nothing."""
-    return int((weight.to_local() if isinstance(weight, DTensor) else weight).numel())
-
-
-def train_to_a_failure(words: Path, *arguments: Any, torch_shards: bool = True) -> None:
-    """Do what `train` does, keep the failure's message and end with its code.
-
-    Parameters
-    ----------
-    words: file for the message.
-    arguments: those of `train`.
-    torch_shards: whether torch does what it is asked for.
-    """
-    if not torch_shards:
-        fsdp.fully_shard = lambda module, **_: module
-    try:
-        train(*arguments)
-    except FailureError as failure:
-        words.write_text(failure.message)
-        sys.exit(failure.code)
 
 
 def train_until_one_is_late(*arguments: Any) -> None:

@@ -24,14 +24,14 @@ from tests.training.harness import PROCESSES, Run, finish, wait_for
 ROWS = 22  # with 5 a step, 2 in the last one
 
 
-def trained(tmp_path: Path, base_model: Path, method: str, size: int, micro: int = 2, **changes: Any) -> list[Any]:
+def trained(tmp_path: Path, base_model: Path, method: str, size: int, micro: int = 2) -> list[Any]:
     """Train in `size` processes that share nothing but the rendezvous; return what each has in the end."""
     import torch
 
-    directory = tmp_path / f"{method}-{size}-{micro}-{len(changes)}"
+    directory = tmp_path / f"{method}-{size}-{micro}"
     directory.mkdir()
     together = [
-        PROCESSES.Process(target=ranks.train, args=(directory, base_model, method, World(rank, size), micro, changes))
+        PROCESSES.Process(target=ranks.train, args=(directory, base_model, method, World(rank, size), micro))
         for rank in range(size)
     ]
     for process in together:
@@ -55,6 +55,16 @@ def test_memory_that_runs_out_in_one_process_changes_nothing(base_model: Path, t
         assert result["parts"] == 2
         for name, weight in alone["weights"].items():
             assert float((result["weights"][name] - weight).abs().max()) < 1e-9
+
+
+def test_a_step_that_one_process_gives_up_is_given_up_by_all(base_model: Path, tmp_path: Path) -> None:
+    together = [
+        PROCESSES.Process(target=ranks.train_until_one_is_late, args=(tmp_path, base_model, "SFT", World(rank, 2), 2))
+        for rank in range(2)
+    ]
+    for process in together:
+        process.start()
+    assert [finish(process) for process in together] == [0, 0]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -146,12 +146,6 @@ def test_a_parent_that_training_refuses_is_refused(
     assert [said in problem["message"] for problem in found["problems"]] == [True]
 
 
-def test_a_parent_brings_a_variant_that_cannot_be_sharded(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_adapter(workplace / "parent", use_dora=True)
-    arguments = ("--dataset=rows.jsonl", "--parent-adapter=parent", "--processes=2", "--sharding=Full")
-    assert "cannot train DoRA" in validate(capsys, *arguments)[1]["problems"][0]["message"]
-
-
 def test_an_exported_dataset_is_recognised(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from model.data import export
 

@@ -276,10 +276,6 @@ def _put_together(
         )
     if evaluations := _evaluation_warning(settings, amounts, steps):
         plan.warnings.append(evaluations)
-    if settings.sharding != "None":
-        plan.warnings.append(
-            "with --sharding=Full each process keeps a part of the weights; here they are counted whole"
-        )
     if available is not None and plan.peak > available:
         plan.warnings.append(
             "it does not fit: lower --micro-batch-size or --max-length, or use --precision=BFloat16"

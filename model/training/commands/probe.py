@@ -79,7 +79,6 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
             "epochs": None,
             "max_steps": STEPS,
             "checkpoint_steps": STEPS,  # none between the steps, whose time is taken
-            "sharding": "None",
             "early_stopping_patience": None,  # no row is held out
             "resume_from": None,
             "resume_from_run": None,

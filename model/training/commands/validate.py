@@ -161,11 +161,9 @@ def _check_parent(settings: TrainSettings, base: ModelFiles | None, found: Findi
         return
     settings, refused = settings.model_copy(update={"parent_adapter": directory}), None
     try:
-        filled = adapters.with_parent(settings)
+        adapters.with_parent(settings)
     except FailureError as failure:
         refused = failure
-    else:
-        refused = _all_in_one(filled.sharding_problems())  # once more: a parent brings its variant
     parent = verify.Findings({"directory": str(directory)})
     verify.check_files(directory, base, parent)
     found.parts["parentAdapter"] = parent.facts
@@ -191,10 +189,6 @@ def _check_other_run(settings: TrainSettings, found: Findings) -> None:
         found.failures.append(failure)
         return
     found.parts["resumeFrom"] = {"run": other.name, "checkpoint": str(path), "step": step}
-
-
-def _all_in_one(problems: list[str]) -> FailureError | None:
-    return FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", "; ".join(problems)) if problems else None
 
 
 def _check_dataset(command: TrainCommand, scratch: Path, found: Findings) -> dict[str, Any] | None:

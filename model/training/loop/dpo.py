@@ -132,8 +132,6 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
     def _compare(self, model: Any, batch: dict[str, torch.Tensor], known: ReferenceLogps) -> Pairs:
         numbers = batch["pair"].tolist()
         expected = known.get(numbers)
-        if self.sharded and not all(parallel.gather(expected is not None)):
-            expected = None  # the others need this process for their reference
         if expected is None:
             with self._as_reference():
                 expected = sequence_logps(self.model, batch)[0].view(-1, 2)

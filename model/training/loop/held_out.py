@@ -40,19 +40,10 @@ class HeldOut:
 
     def batches(self, collator: Collator | PairCollator, size: int) -> Iterator[Batch]:
         """Return this process's batches of so many examples, the longest first."""
-        for rows in self._batches(size):
-            if rows:
-                yield self._laid_out(collator, rows)
-
-    def _batches(self, size: int) -> Iterator[list[int]]:
-        """Return the rows of this process's batches by number, as many batches as any process has; some are empty."""
         order = sorted(range(len(self._lengths)), key=lambda row: -self._lengths[row])
         world = parallel.world()
-        for start in range(0, len(order), world.size * size):
-            yield order[start + world.rank * size :][:size]
-
-    def _laid_out(self, collator: Collator | PairCollator, rows: Sequence[int]) -> Batch:
-        return collator([self._examples[row] for row in rows])
+        for start in range(world.rank * size, len(order), world.size * size):
+            yield collator([self._examples[row] for row in order[start : start + size]])
 
     def measure(self, batch: Batch, measure: Callable[[Batch], Sums], *, max_length: int) -> Sums:
         """Return a batch's sums; when the GPU's memory does not suffice, from halves, and so from then on.

@@ -71,16 +71,13 @@ def leave_out(trainer: Any, step: int, loss: float, norm: float) -> None:
 
 
 def diagnose(trainer: Any, steps: Sequence[int]) -> Diagnosis:
-    """Send each row of some steps through the model alone, with and without the adapter; all processes do their share.
-
-    Of a sharded base nothing is tried: each pass would take all processes.
-    """
+    """Send each row of some steps through the model, with and without the adapter; all processes do their share."""
     mine = [row for step in steps for row in trainer.batches.share_of_step(step)]
     training = trainer.model.training
     trainer.model.eval()
     try:
         with hang.during("in a look at rows"), generators.untouched(), torch.no_grad():
-            guilty = [] if trainer.sharded else [row for row in mine if not _is_finite(trainer, row)]
+            guilty = [row for row in mine if not _is_finite(trainer, row)]
             with trainer.model.disable_adapter():
                 base = [row for row in guilty if not _is_finite(trainer, row)]
     finally:

@@ -64,8 +64,6 @@ class TrainingLoop(Trainer):
 
     rows_per_example = 1
     lr_scheduler: Any
-    sharded = False
-    """Whether each pass through the model takes all processes."""
 
     def start(self, parts: TrainerParts, held_out: Any, lengths: Sequence[int]) -> None:
         """Take over: from now on the loop follows `parts`.
@@ -437,7 +435,7 @@ class TrainingLoop(Trainer):
                 self.compute_loss_context_manager(),
             ):
                 for batch in self._held_out.batches(self.data_collator, self.args.per_device_train_batch_size):
-                    if stop_when_interrupted and (parallel.interrupted() if self.sharded else interruption.requested()):
+                    if stop_when_interrupted and interruption.requested():
                         break
                     measured = self._held_out.measure(batch, self._measure, max_length=self.parts.settings.max_length)
                     sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
