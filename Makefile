@@ -3,12 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := operator model tests examples images benchmarks
+SOURCES := operator model tests examples images benchmarks deploy
 
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit training-tests programs api e2e cluster images lock crds format
+.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit training-tests programs api e2e cluster images lock crds argocd format
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +74,9 @@ format: $(VENV)/ready ## Format the sources
 
 crds: $(VENV)/ready ## Write the CustomResourceDefinition from the models
 	$(BIN)/python -m finetune.api.crd crds/finetune.dev_trainingruns.yaml charts/finetune-operator/files/finetune.dev_trainingruns.yaml
+
+argocd: $(VENV)/ready ## Write Argo CD's ConfigMap from the scripts in deploy/argocd
+	$(BIN)/python -m deploy.argocd.render
 
 lock: $(VENV)/ready ## Pin the newest versions that pyproject.toml allows
 	for extra in operator training dev; do \
