@@ -12,6 +12,7 @@ import pytest
 from finetune.clients.kubernetes import ForbiddenError, KubernetesError, NotServedError
 from finetune.controller import namespaces
 from finetune.controller.namespaces import RETRY_MAXIMUM_SECONDS, Served, WatchEndedError, retry_seconds
+from finetune.logs import described
 
 
 def refused(kind: type[KubernetesError], status: int) -> KubernetesError:
@@ -71,7 +72,7 @@ async def until(check: Callable[[], bool]) -> None:
 async def test_it_is_listed_again_and_again_and_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(monkeypatch) as (cluster, served):
         await until(lambda: cluster.lists >= 4)
-        assert (cluster.started, cluster.watching, served.answered) == (1, 1, True)
+        assert (cluster.started, cluster.watching, served.listed) == (1, 1, True)
 
 
 @pytest.mark.parametrize("refusal", [refused(ForbiddenError, 403), refused(NotServedError, 404)])
@@ -89,7 +90,7 @@ async def test_a_namespace_that_goes_and_comes_back_is_two_lines_in_the_log(
         await until(lambda: cluster.watching == 1)
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        f'namespace "blue" is not served for now, the list of its runs failed: {refusal}',
+        f'namespace "blue" is not served for now, the list of its runs failed: {described(refusal)}',
         'namespace "blue" is served again',
     ]
 
@@ -98,7 +99,7 @@ async def test_an_api_server_that_is_away_leaves_the_watches_to_themselves(monke
     async with serving(monkeypatch) as (cluster, served):
         cluster.refusal = refused(KubernetesError, 0)
         await until(lambda: cluster.lists >= 3)
-        assert (cluster.started, served.answered) == (0, False)
+        assert (cluster.started, served.listed, served.state) == (0, False, "unlisted")
         cluster.refusal = None
         await until(lambda: cluster.watching == 1)
         cluster.refusal = refused(KubernetesError, 503)

@@ -41,6 +41,11 @@ class Breaker:
         self.error = ""
         """The last error of a call without an answer."""
 
+    @property
+    def is_open(self) -> bool:
+        """The last call that counted had no answer."""
+        return self._silent_until is not None
+
     def turn(self) -> Turn:
         """Ask before a call."""
         if self._silent_until is None:

@@ -100,6 +100,7 @@ class KubernetesClient:
     configuration: where the API server is and who we are, see `load_configuration`.
     timeout_seconds: for one call, connection included.
     on_written: told of every object as it is after a write of ours.
+    on_answered: told of every request: its status, 0 without an answer, and how many seconds it took.
     """
 
     def __init__(
@@ -108,8 +109,10 @@ class KubernetesClient:
         configuration: client.Configuration,
         timeout_seconds: float = 30.0,
         on_written: Callable[[Document], None] | None = None,
+        on_answered: Callable[[Asked, int, float], None] | None = None,
     ) -> None:
         self.on_written = on_written
+        self.on_answered = on_answered
         self._api = client.ApiClient(configuration)
         self._api.user_agent = USER_AGENT
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=10)
@@ -329,6 +332,7 @@ class KubernetesClient:
         self, asked: Asked, *, kind: str = "", query: Mapping[str, str] | None = None, body: Document | None = None
     ) -> Document:
         """Send one request. Raises KubernetesError, whatever goes wrong on the way."""
+        started, status = time.monotonic(), 0
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = MERGE_PATCH if asked.verb == "PATCH" else "application/json"
@@ -343,8 +347,12 @@ class KubernetesClient:
             )
             response = await self._api.call_api(*parameters, _request_timeout=self._timeout)
             data = await response.read()
+            status = response.status
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError, OpenApiException, ConfigException) as error:
             raise no_answer(asked, error) from error
+        finally:
+            if self.on_answered is not None:
+                self.on_answered(asked, status, time.monotonic() - started)
         if response.status >= 300:
             raise error_of(asked, response.status, data, response.headers)
         return document_of(asked, kind, response.status, data)

@@ -79,6 +79,11 @@ class KubernetesError(Exception):
         super().__init__(f"{verb} {path}: {status or 'no answer'} {reason}: {message}")
 
     @property
+    def log_words(self) -> str:
+        """What a log may hold of it: the server's message quotes objects."""
+        return f"{self.status or 'no answer'} {self.reason}, {self.verb} {self.path}"
+
+    @property
     def said_status(self) -> int:
         """The HTTP status, if the API server said it; 0 for no answer, and for a proxy's page in its place."""
         return 0 if self.reason == INVALID_ANSWER else self.status

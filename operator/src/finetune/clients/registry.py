@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl as ssl_module
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -111,6 +112,8 @@ class RegistryClient:
         self._streaming = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=60)
         self._ssl = ssl
         self._breaker = breaker
+        self.on_answered: Callable[[str, BaseException | None, float], None] | None = None
+        """Told of every call: its method, its error, and how many seconds it took."""
         self._turns = asyncio.Semaphore(CALLS_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
@@ -121,6 +124,11 @@ class RegistryClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def is_silent(self) -> bool:
+        """Calls fail at once for now, because the registry did not answer; never without a breaker."""
+        return self._breaker is not None and self._breaker.is_open
 
     async def close(self) -> None:
         """Close the connections; the client may be used again afterwards."""
@@ -318,11 +326,19 @@ class RegistryClient:
             hint = "remove characters that are no text"
             raise RegistryRefused(status=422, reason="Invalid", message=str(error), hint=hint) from error
         headers = {} if body is None else {"Content-Type": "application/json"}
-        async with (
-            self._turn() as limits,
-            self._open(method, path, data=data, headers=headers, query=query, limits=limits) as response,
-        ):
-            return await response.text()
+        started, failure = time.monotonic(), None
+        try:
+            async with (
+                self._turn() as limits,
+                self._open(method, path, data=data, headers=headers, query=query, limits=limits) as response,
+            ):
+                return await response.text()
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            if self.on_answered is not None:
+                self.on_answered(method, failure, time.monotonic() - started)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[aiohttp.ClientTimeout]:

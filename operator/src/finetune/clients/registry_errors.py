@@ -32,6 +32,11 @@ class RegistryRefused(RegistryError):  # noqa: N818 - reads as the condition tha
         self.message = message
         self.hint = hint
 
+    @property
+    def log_words(self) -> str:
+        """What a log may hold of it: the message may quote rows and names."""
+        return f"{self.status} {self.reason}"
+
 
 class RegistryNotFound(RegistryRefused):
     """What was asked for does not exist (yet)."""

@@ -30,6 +30,7 @@ from finetune.clients.kubernetes import (
     NotFoundError,
 )
 from finetune.clients.registry import RegistryClient, RegistryError, RegistryNotFound, RegistryRefused
+from finetune.logs import described
 
 from .core import decide, names
 from .core.case import Case
@@ -93,7 +94,8 @@ class Effects:
             return _with(case, refusal=classify_registry(0, "", str(error), about=_about(case, action)))
 
     def _refusal_of(self, case: Case, action: decide.Action, error: KubernetesError) -> Refusal:
-        _log.warning("%s/%s: %s: %s", case.run.metadata.namespace, case.run.metadata.name, action, error)
+        run, did = case.run.metadata, type(action).__name__
+        _log.warning("%s/%s: %s refused: %s", run.namespace, run.name, did, described(error))
         refusal = classify(error.said_status, error.message, about=_about(case, action), doing=doing(case))
         return dataclasses.replace(refusal, retry_after=error.retry_after)
 
@@ -372,7 +374,9 @@ class Effects:
         except ConflictError:
             raise
         except KubernetesError as error:  # the status has the end; the mark only guards it
-            _log.warning("%s/%s: not marked as finished: %s", run.metadata.namespace, run.metadata.name, error)
+            _log.warning(
+                "%s/%s: not marked as finished: %s", run.metadata.namespace, run.metadata.name, described(error)
+            )
             return _with(case, mark_refused=True)
         metadata = run.metadata.model_copy(update={"annotations": {**run.metadata.annotations, **mark}})
         return dataclasses.replace(case, run=run.model_copy(update={"metadata": metadata}))

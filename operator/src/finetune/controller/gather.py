@@ -19,6 +19,7 @@ from finetune.api import reasons
 from finetune.api.registry import TrainerStatus
 from finetune.api.trainingrun import TrainingRun
 from finetune.clients.kubernetes import KubernetesClient, KubernetesError
+from finetune.logs import described
 
 from .core import names
 from .core.case import Case, is_finished
@@ -129,7 +130,7 @@ class Gatherer:
         try:
             events = await self._events(dataclasses.replace(case, seen=seen))
         except KubernetesError as error:  # they only say why it waits; all else goes on without them
-            _log.info("%s/%s: no Events: %s", namespace, run.metadata.name, error)
+            _log.info("%s/%s: no Events: %s", namespace, run.metadata.name, described(error))
             return seen
         return dataclasses.replace(seen, events=event_views(events))
 

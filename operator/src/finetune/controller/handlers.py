@@ -12,22 +12,29 @@ import functools
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from finetune.api.registry import TrainerStatus
+from finetune.api.status import TrainingRunStatus
+from finetune.api.trainingrun import ObjectMeta
 from finetune.clients.breaker import Breaker
 from finetune.clients.kubernetes import KubernetesClient, load_configuration
 from finetune.clients.registry import RegistryClient, RegistryError
+from finetune.logs import described
 
 from .core.mark import has_finished
 from .core.settings import Settings
 from .gather import Gatherer, PodCache
-from .health import serve_health
+from .health import PORT, serve_health
 from .known import Echoes, KnownRuns, job_needs_a_pass, run_needs_a_pass, run_of
+from .metrics import OperatorMetrics
 from .namespaces import Served
 from .reconcile import Reconciler
+from .transitions import log_transition
 from .watch import watch
 from .workqueue import Key, WorkQueue
 
@@ -58,12 +65,27 @@ class Operator:
         self._echoes = Echoes()
         self._worked: dict[Key, float] = {}
         kubernetes.on_written = self._echoes.note
+        self._metrics = OperatorMetrics()
+        kubernetes.on_answered = self._metrics.kubernetes_answered
+        registry.on_answered = self._metrics.registry_answered
         self._stop = asyncio.Event()
         gatherer = Gatherer(kubernetes=kubernetes, pods=self._pods, progress=self._progress, settings=settings)
-        reconciler = Reconciler(kubernetes=kubernetes, registry=registry, gatherer=gatherer, settings=settings)
+        reconciler = Reconciler(
+            kubernetes=kubernetes,
+            registry=registry,
+            gatherer=gatherer,
+            settings=settings,
+            on_status=self._status_changed,
+        )
         self._reconcile = reconciler.reconcile
-        self._queue = WorkQueue(work=self._work)
+        self._queue = WorkQueue(work=self._work, told=self._metrics.pass_made)
         self._served = {namespace: self._serve(namespace) for namespace in settings.watch_namespaces or (None,)}
+        self._metrics.show(
+            runs=self._known.phases,
+            queue=self._queue.state,
+            namespaces=lambda: Counter(served.state for served in self._served.values()),
+            registry_silent=lambda: registry.is_silent,
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises whatever ends one of the loops, so that Kubernetes restarts us."""
@@ -74,8 +96,10 @@ class Operator:
                 group.create_task(self._poll_progress_forever(), name="progress"),
                 *(group.create_task(served.run(), name="served namespace") for served in self._served.values()),
             ]
-            if "KUBERNETES_SERVICE_HOST" in os.environ:
-                loops.append(group.create_task(serve_health(self._ready), name="probes"))
+            port = self._settings.health_port or (PORT if "KUBERNETES_SERVICE_HOST" in os.environ else None)
+            if port is not None:
+                health = serve_health(self._ready, self._metrics.registry, port=port)
+                loops.append(group.create_task(health, name="probes and metrics"))
             await self._stop.wait()
             for loop in loops:
                 loop.cancel()
@@ -127,7 +151,11 @@ class Operator:
         )
 
     def _ready(self) -> bool:
-        return all(served.answered for served in self._served.values())
+        return all(served.listed for served in self._served.values())
+
+    def _status_changed(self, run: ObjectMeta, old: TrainingRunStatus, new: TrainingRunStatus) -> None:
+        self._metrics.status_changed(run, old, new)
+        log_transition(run, old, new, datetime.now(UTC))
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -158,7 +186,7 @@ class Operator:
             try:
                 posted = await self._registry.latest_progress(training) if training else {}
             except RegistryError as error:
-                _log.info("no progress this time: %s", error)
+                _log.info("no progress this time: %s", described(error))
                 continue
             self._progress.clear()
             self._progress.update(posted)

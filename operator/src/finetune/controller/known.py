@@ -5,8 +5,9 @@ Nothing is decided by it: a pass reads what it decides from. It only says which 
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .core import names
@@ -52,20 +53,27 @@ class KnownRuns:
         """By uid, for the progress poller."""
         self._unfinished: dict[Key, tuple[str, str]] = {}
         """With their uids, and the version that was seen last."""
+        self._phases: dict[Key, tuple[str, str]] = {}
 
     def note(self, run: Document, *, gone: bool, finished: bool) -> Key:
         """A run was seen as it is now, or for the last time; returns its key."""
-        metadata, phase = run["metadata"], (run.get("status") or {}).get("phase")
+        metadata, status = run["metadata"], run.get("status") or {}
+        phase = status.get("phase")
         key, uid = Key(metadata["namespace"], metadata["name"]), metadata["uid"]
         if gone or finished:
             self._forget(key, uid)
             return key
         self._unfinished[key] = (uid, metadata.get("resourceVersion", ""))
+        self._phases[key] = (sys.intern(phase or ""), sys.intern((status.get("waiting") or {}).get("reason") or ""))
         if phase in ("Exporting", "Training"):
             self.training[uid] = key
         else:
             self.training.pop(uid, None)
         return key
+
+    def phases(self) -> Iterable[tuple[str, str]]:
+        """Phase, and reason of waiting or "", of every unfinished run."""
+        return self._phases.values()
 
     def is_unfinished(self, key: Key) -> bool:
         """The run is there and has not ended."""
@@ -82,6 +90,7 @@ class KnownRuns:
     def _forget(self, key: Key, uid: str) -> None:
         if self._unfinished.get(key, ("", ""))[0] == uid:
             del self._unfinished[key]
+            self._phases.pop(key, None)
         self.training.pop(uid, None)
 
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from finetune.clients.kubernetes import KubernetesError
+from finetune.logs import described
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +62,15 @@ class Served:
         self._said: tuple[int, str] | str | None = None
         self.refused = False
         """The last list was refused: there is nothing to work on until one succeeds."""
-        self.answered = False
-        """The API server has answered at least once, if only with a refusal."""
+        self.listed = False
+        """What there is to serve is known: a list has succeeded, or was refused."""
+
+    @property
+    def state(self) -> str:
+        """`served`, `refused`, or `unlisted` before the first answer that counts."""
+        if self.refused:
+            return "refused"
+        return "served" if self.listed else "unlisted"
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -78,14 +86,15 @@ class Served:
         try:
             await self._resync()
         except KubernetesError as error:
-            self.answered = self.answered or error.status > 0
             self.refused = error.status in (403, 404)
+            self.listed = self.listed or self.refused
             if self.refused:  # open watches would end sooner or later, with a noise
                 await self._stop()
             self._failures += 1
-            self._say((error.status, error.reason), f"is not served for now, the list of its runs failed: {error}")
+            why = described(error)
+            self._say((error.status, error.reason), f"is not served for now, the list of its runs failed: {why}")
             return retry_seconds(self._failures, self._period, error.retry_after)
-        self.answered, self.refused = True, False
+        self.listed, self.refused = True, False
         if self._watching is None:
             self._watching = asyncio.create_task(self._run_watch(), name=f"watches of {self._where}")
             self._since = asyncio.get_running_loop().time()
@@ -117,7 +126,7 @@ class Served:
         except WatchEndedError:
             raise
         except Exception as error:
-            raise WatchEndedError(f"{type(error).__name__}: {error}") from error
+            raise WatchEndedError(described(error)) from error
 
     async def _stop(self) -> None:
         watching, self._watching = self._watching, None

@@ -19,6 +19,7 @@ from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import ObjectMeta, TrainingRun
 from finetune.clients.kubernetes import ConflictError, KubernetesClient, KubernetesError, NotFoundError
 from finetune.clients.registry import RegistryClient
+from finetune.logs import described
 
 from .core import decide
 from .core.case import Case, is_finished
@@ -59,6 +60,7 @@ class Reconciler:
     kubernetes, registry: where the effects go.
     gatherer: where the observation comes from.
     now: the clock, in UTC.
+    on_status: told of a run's status as it was and as it is stored now.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class Reconciler:
         gatherer: Gatherer,
         settings: Settings,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_status: Callable[[ObjectMeta, TrainingRunStatus, TrainingRunStatus], None] | None = None,
     ) -> None:
         self._kubernetes = kubernetes
         self._gatherer = gatherer
         self._settings = settings
         self._now = now
+        self._on_status = on_status
         self._effects = Effects(kubernetes=kubernetes, registry=registry, gatherer=gatherer, settings=settings, now=now)
         self._failures: dict[Key, int] = {}
         self._shortened: dict[str, Document] = {}
@@ -118,7 +122,6 @@ class Reconciler:
             return 0.0  # somebody changed it since it was read: start again from what it is now
         await self._emit_events(run.metadata, run.status, stored)
         if is_finished(status):
-            _log.info("%s: %s after %s attempts", key, status.phase, status.attempts)
             return 0.0  # the Job is taken care of once the final status is stored
         if stored != run.status and decide.next_action(case.with_status(stored)) is not None:
             return 0.0  # something was waiting for what is stored now; nobody tells us of our own write
@@ -132,7 +135,7 @@ class Reconciler:
             action = decide.next_action(case)
             if action is None:
                 return case
-            _log.info("%s/%s: %s", run.metadata.namespace, run.metadata.name, action)
+            _log.debug("%s/%s: %s", run.metadata.namespace, run.metadata.name, type(action).__name__)
             case = await self._effects.perform(case, action)
         raise RuntimeError(f"still {action} after {MAXIMUM_ACTIONS} actions")
 
@@ -150,7 +153,7 @@ class Reconciler:
             }
             if error.status != 422 or not unwanted:
                 raise
-            _log.warning("%s: the API server refuses %s of the status: %s", uid, sorted(unwanted), error)
+            _log.warning("%s: the API server refuses %s of the status: %s", uid, sorted(unwanted), described(error))
             content = {name: value for name, value in content.items() if name not in unwanted}
             stored = await self._kubernetes.replace_run_status({**document, "status": content})
         kept = stored.get("status") or {}
@@ -172,7 +175,7 @@ class Reconciler:
                 stored = await self._write(document, status.to_dict())
                 await self._emit_events(ObjectMeta.model_validate(metadata), old, stored)
         except Exception as another:  # noqa: BLE001 - the API server is away: nothing can be said, and all is tried again
-            _log.warning("%s: cannot say that it fails: %s", key, another)
+            _log.warning("%s: cannot say that it fails: %s", key, described(another))
 
     def _requeue_after(self, case: Case, status: TrainingRunStatus) -> float | None:
         """Watches wake a run when its Job or pods change; what nobody watches is asked for again and again."""
@@ -196,11 +199,13 @@ class Reconciler:
         return SOON_SECONDS if pending or untold else None
 
     async def _emit_events(self, run: ObjectMeta, old: TrainingRunStatus, new: TrainingRunStatus) -> None:
+        if self._on_status is not None:
+            self._on_status(run, old, new)
         for draft in events_between(old, new, run.name):
             try:
                 await self._kubernetes.create_event(run.namespace, build_event(run, draft, self._now()))
             except KubernetesError as error:
-                _log.warning("event %s not emitted: %s", draft.reason, error)
+                _log.warning("%s/%s: Event not emitted: %s", run.namespace, run.name, described(error))
 
 
 def waiting_seconds(waited: timedelta, settings: Settings) -> float:

@@ -19,6 +19,7 @@ import kopf
 
 from finetune.api import API_VERSION, PLURAL
 from finetune.clients.kubernetes import USER_AGENT
+from finetune.logs import described
 
 from .core import names
 from .namespaces import WatchEndedError
@@ -61,7 +62,7 @@ async def watch(namespace: str | None, listener: Listener, keep_signals: Callabl
         stopped, _ = await asyncio.wait(tasks, timeout=STOP_SECONDS)
         errors = [error for task in stopped if not task.cancelled() and (error := task.exception()) is not None]
     causes = [error for task in ended if not task.cancelled() and (error := task.exception()) is not None] or errors
-    raise WatchEndedError("; ".join(f"{type(cause).__name__}: {cause}" for cause in causes) or "no reason given")
+    raise WatchEndedError("; ".join(described(cause) for cause in causes) or "no reason given")
 
 
 def handlers(listener: Listener) -> kopf.OperatorRegistry:

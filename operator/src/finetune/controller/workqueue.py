@@ -13,11 +13,13 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from finetune.clients.kubernetes_errors import KubernetesError
+from finetune.logs import described
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,22 @@ class Key(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+class QueueState(NamedTuple):
+    """The queue at one moment."""
+
+    urgent: int
+    """Keys that are due because something happened to them."""
+    routine: int
+    """Keys that are due to be looked at again."""
+    running: int
+    """Keys that are worked on."""
+    oldest_seconds: float
+    """How long the key that waits longest has been due; 0 when none is."""
+
+
 Work = Callable[[Key], Awaitable[float | None]]
+Told = Callable[[float, Exception | None], None]
+"""Told of every pass: how long it took, and its error."""
 
 
 def backoff_seconds(failures: int, spread: float) -> float:
@@ -49,12 +66,13 @@ def backoff_seconds(failures: int, spread: float) -> float:
 
 
 class Lines:
-    """The keys that are due, in two lines. Each key stands in one of them, once."""
+    """The keys that are due, in two lines, with since when. Each key stands in one of them, once."""
 
-    def __init__(self) -> None:
-        self._urgent: OrderedDict[Key, None] = OrderedDict()
-        self._routine: OrderedDict[Key, None] = OrderedDict()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._urgent: OrderedDict[Key, float] = OrderedDict()
+        self._routine: OrderedDict[Key, float] = OrderedDict()
         self._overtaken = 0
+        self._clock = clock
 
     def __contains__(self, key: Key) -> bool:
         return key in self._urgent or key in self._routine
@@ -63,9 +81,15 @@ class Lines:
         """Add a key at the end of its line; one that waits already only moves to the urgent line."""
         if urgent:
             self._routine.pop(key, None)
-            self._urgent.setdefault(key)
+            self._urgent.setdefault(key, self._clock())
         elif key not in self._urgent:
-            self._routine.setdefault(key)
+            self._routine.setdefault(key, self._clock())
+
+    def state(self, running: int) -> QueueState:
+        """How many wait, and how long the first of them has."""
+        first = [next(iter(line.values())) for line in (self._urgent, self._routine) if line]
+        oldest = max(0.0, self._clock() - min(first)) if first else 0.0
+        return QueueState(len(self._urgent), len(self._routine), running, oldest)
 
     def take(self, *, only_urgent: bool) -> Key | None:
         """The key whose turn it is, or None."""
@@ -86,10 +110,12 @@ class WorkQueue:
     ----------
     work: returns seconds until the key is due again, or None. An exception is logged and tried again after a back-off.
     workers: how many keys are worked on at once; a quarter of them takes urgent keys only.
+    told: for the metrics.
     """
 
-    def __init__(self, *, work: Work, workers: int = WORKERS) -> None:
+    def __init__(self, *, work: Work, workers: int = WORKERS, told: Told | None = None) -> None:
         self._work = work
+        self._told = told
         self._workers = workers
         self._reserved = workers // 4
         self._due = Lines()
@@ -122,6 +148,10 @@ class WorkQueue:
         self._cancel_timer(key)
         self._timers[key] = loop.call_later(seconds, lambda: self.add(key, urgent=False))
 
+    def state(self) -> QueueState:
+        """The queue at this moment."""
+        return self._due.state(len(self._running))
+
     async def run(self) -> None:
         """Work until cancelled; then cancels what is under way."""
         try:
@@ -151,15 +181,24 @@ class WorkQueue:
         self._start_due()
 
     async def _attempt(self, key: Key) -> float | None:
+        started = time.monotonic()
         try:
             delay = await self._work(key)
         except Exception as error:  # noqa: BLE001 - whatever one run does, the others must go on; it is retried
+            self._tell(started, error)
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             trace = None if failures > 1 or isinstance(error, KubernetesError) else error
-            _log.error("%s: failed %d times in a row, trying again: %s", key, failures, error, exc_info=trace)
+            _log.error(
+                "%s: failed %d times in a row, trying again: %s", key, failures, described(error), exc_info=trace
+            )
             return backoff_seconds(failures, random.random())  # noqa: S311 - jitter, not cryptography
+        self._tell(started, None)
         self._failures.pop(key, None)
         return delay
+
+    def _tell(self, started: float, error: Exception | None) -> None:
+        if self._told is not None:
+            self._told(time.monotonic() - started, error)
 
     def _cancel_timer(self, key: Key) -> None:
         with contextlib.suppress(KeyError):

@@ -81,18 +81,20 @@ def build_event(run: ObjectMeta, draft: EventDraft, now: datetime) -> dict[str, 
     }
 
 
-def _waiting_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[EventDraft]:
-    """One Event for each thing that begins to be waited for; a queue and a pod that saves are no trouble.
-
-    Troubles that take turns are told once each, until the run was free of them.
-    """
+def begins_to_wait(old: TrainingRunStatus, new: TrainingRunStatus) -> bool:
+    """Whether a run begins to wait for something; troubles that take turns begin once, until it was free of them."""
     waiting, before = new.waiting, old.waiting
-    if waiting is None:
+    if waiting is None or before is None:
+        return waiting is not None
+    told = [(before.reason, before.object), *((each.reason, each.object) for each in before.earlier)]
+    return (waiting.reason, waiting.object) not in told
+
+
+def _waiting_events(old: TrainingRunStatus, new: TrainingRunStatus) -> list[EventDraft]:
+    """One Event for each thing that begins to be waited for; a queue and a pod that saves are no trouble."""
+    waiting = new.waiting
+    if waiting is None or not begins_to_wait(old, new):
         return []
-    if before is not None:
-        told = [(before.reason, before.object), *((each.reason, each.object) for each in before.earlier)]
-        if (waiting.reason, waiting.object) in told:
-            return []
     kind: Literal["Normal", "Warning"] = "Normal" if waiting.reason in _NO_TROUBLE else "Warning"
     hint = f" - {waiting.hint}" if waiting.hint else ""
     return [EventDraft(kind, waiting.reason, f"waiting: {waiting.message}{hint}", waiting.since)]

@@ -44,6 +44,8 @@ class Settings(BaseModel):
     progress_seconds: float = Field(default=15.0, gt=0)
     pending_seconds: float = Field(default=5.0, ge=0)
     """How long a pod may be pending before its Events are read, by the operator's own clock."""
+    health_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of the probes and the metrics; by default 8080 inside a cluster, and none outside."""
     linger_seconds: float = Field(default=30.0, ge=0)
     """What containers beside a trainer that has ended get to end as well: log shippers flush, meshes drain."""
 
