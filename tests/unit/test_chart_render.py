@@ -26,6 +26,8 @@ GOLDEN_RBAC = Path(__file__).parent / "golden" / "rbac.yaml"
 POLICIES = ("--api-versions", "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy")
 NAMESPACES = ("--set", "watch.namespaces={ml,research}")
 POSTGRES = ("--set", "registry.database.existingSecret.name=db", "--set", "registry.database.existingSecret.key=dsn")
+KEPT = {"helm.sh/resource-policy": "keep", "argocd.argoproj.io/sync-options": "Prune=false"}
+"""What neither Helm nor Argo CD deletes."""
 
 Document = dict[str, Any]
 
@@ -291,7 +293,7 @@ def test_sqlite_is_on_a_claim_that_is_kept() -> None:
     claim = find(objects, "PersistentVolumeClaim", "finetune-finetune-operator-registry")
     assert claim["spec"]["resources"]["requests"]["storage"] == "3Gi"
     assert claim["spec"]["storageClassName"] == "fast"
-    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert claim["metadata"]["annotations"] == KEPT
     deployment = find(objects, "Deployment", "finetune-finetune-operator-registry")
     assert environment(container_of(deployment))["FINETUNE_DATABASE_URL"] == "sqlite:////data/registry.db"
     volumes = deployment["spec"]["template"]["spec"]["volumes"]
@@ -312,7 +314,7 @@ def test_the_url_of_postgres_comes_from_a_secret_and_needs_no_claim() -> None:
 @needs_helm
 def test_the_definition_is_the_checked_in_one() -> None:
     (crd,) = of_kind(render(), "CustomResourceDefinition")
-    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert crd["metadata"].pop("annotations") == KEPT
     assert crd["metadata"].pop("labels")["app.kubernetes.io/name"] == "finetune-operator"
     assert crd == build_crd()
 
@@ -322,6 +324,13 @@ def test_the_definition_can_be_left_out_and_let_go() -> None:
     assert of_kind(render("--set", "crds.enabled=false"), "CustomResourceDefinition") == []
     (crd,) = of_kind(render("--set", "crds.keep=false"), "CustomResourceDefinition")
     assert "annotations" not in crd["metadata"]
+
+
+@needs_helm
+def test_the_definitions_own_sync_options_stay() -> None:
+    options = "crds.annotations.argocd\\.argoproj\\.io/sync-options=ServerSideApply=true\\,Prune=false"
+    (crd,) = of_kind(render("--set", options), "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["argocd.argoproj.io/sync-options"] == "Prune=false,ServerSideApply=true"
 
 
 @needs_helm
