@@ -35,7 +35,8 @@ class Beside:
     """What stands beside a row's texts.
 
     Attributes: the `system` turn, the earlier turns in `history`, the `tools` and the `template`'s variables under
-    their keys, the only answer's `thoughts`; and in which column some of these are, as `system_in`.
+    their keys, the only answer's `thoughts`; and in which column some of these are, as `system_in`, and the `columns`
+    of all.
     """
 
     system: list[Message] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Beside:
     thoughts: str | None = None
     thoughts_in: str = ""
     template: Content = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
 
     @property
     def before(self) -> list[Message]:
@@ -80,6 +82,7 @@ def read_beside(row: Fields, problems: list[Problem]) -> Beside:
             continue
         if rule.kind in ("system", "history", "tools", "thoughts", "template") and not keys.is_empty(value):
             if (other := given.setdefault(rule.kind, column)) == column:
+                beside.columns.append(column)
                 _READERS[rule.kind](value, column, beside, problems)
             elif row.value[other] != value:
                 problems.append(Problem(column, f"differs from {other} beside it: keep one", "order"))

@@ -27,7 +27,7 @@ class Reading:
     merge
         Whether turns of one role that follow upon each other become one.
     method
-        SFT or DPO.
+        SFT, DPO or KTO.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The ways to write a row, each turned into one of the four shapes that the trainer knows.
+"""The ways to write a row, each turned into one of the shapes that the trainer knows.
 
 Each `normalise_*` function returns a row's content or raises `InvalidRowError` with everything that is wrong with it.
 What stands beside the texts (a system prompt, earlier turns, tools) makes turns of texts.
@@ -6,63 +6,27 @@ What stands beside the texts (a system prompt, earlier turns, tools) makes turns
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from model.data import keys
 from model.data.beside import Beside, check_history, read_beside, with_thoughts
 from model.data.conversations import check_learned, check_order, read_turns, seen_only, without_weights
 from model.data.fields import Fields
-from model.data.keys import COLUMNS
 from model.data.records import InvalidRowError, Problem
-from model.data.texts import as_turns, check_text, media_in
+from model.data.texts import as_turns, check_text, media_in, short
 from model.data.turns import OPENING, Message
 
-Shape = Literal["prompt-completion", "messages", "preference", "preference-messages"]
+Shape = Literal[
+    "text", "prompt-completion", "messages", "preference", "preference-messages", "unpaired", "unpaired-messages"
+]
 Content = dict[str, Any]
 
 _ASKED = ("prompt", "instruction")
 PROMPT_ENDS = ("user", "tool", *OPENING)
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to write a row.
-
-    Parameters
-    ----------
-    words
-        What to call it in messages.
-    shape
-        What its rows become.
-    required, optional
-        Canonical fields.
-    conversations
-        Whether its texts are lists of turns; None when no other form has the same fields.
-    """
-
-    words: str
-    shape: Shape
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    conversations: bool | None
-    normalise: Callable[[Fields], Content]
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """All fields that its rows may have, and a mapping may name."""
-        return self.required + self.optional + BESIDE
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """The fields that say whether a row's texts are turns."""
-        return self.required[-1:] if "completion" in self.required else ("chosen", "rejected")
-
-    def fits(self, row: Fields) -> bool:
-        """Whether a row has all that this form requires."""
-        if not all(row.has(field) for field in self.required):
-            return False
-        return self.conversations is None or self.conversations == any(map(row.has_turns, self.answers))
+_OF_OTHER_SHAPES = (
+    "prompt", "completion", "messages", "conversations", "instruction", "output", "chosen", "rejected",
+)  # fmt: skip
+"""Fields that say, beside `text`, that it may be another one's."""
 
 
 def _texts(row: Fields, problems: list[Problem], *fields: str) -> Content:
@@ -83,6 +47,23 @@ def _instruction(row: Fields, problems: list[Problem]) -> str:
         if (mark := media_in(added, prompt=True)) is not None:
             problems.append(Problem(row.name("input"), mark, "media"))
     return f"{instruction}\n\n{added}" if isinstance(added, str) and added.strip() else instruction
+
+
+def normalise_text(row: Fields) -> Content:
+    """Return a text as it is; all of it is learned, so that nothing can be asked, called or thought beside it."""
+    problems: list[Problem] = []
+    content = _texts(row, problems, "text")
+    beside = read_beside(row, problems)
+    name, ignore = row.name("text"), "or leave the column out with --ignore-column={} (ignoredColumns in a TrainingRun)"
+    for column in beside.columns:
+        text = f"is given beside {name}, which is learned as it stands: write it into {name}, {ignore.format(column)}"
+        problems.append(Problem(column, text, "beside"))
+    if "text" not in row.reading.columns:
+        for column in (row.name(field) for field in _OF_OTHER_SHAPES if row.has(field)):
+            text = f"is given beside {name}, and a row is one or the other: map the text that is meant (text={name})"
+            problems.append(Problem(column, f"{text}, {ignore.format(column)}", "beside"))
+    _raise(problems)
+    return content
 
 
 def normalise_prompt_completion(row: Fields) -> Content:
@@ -149,6 +130,81 @@ def normalise_completion_turns(row: Fields) -> Content:
     return {"messages": beside.before + seen_only(prompt) + completion, **beside.further}
 
 
+def normalise_labelled(row: Fields) -> Content:
+    """Return prompt, completion and label as they are, or as turns when there is more than these."""
+    problems: list[Problem] = []
+    return _labelled(row, _texts(row, problems, "prompt", "completion"), problems)
+
+
+def normalise_labelled_instruction(row: Fields) -> Content:
+    """Return an Alpaca row with a label."""
+    problems: list[Problem] = []
+    prompt = _instruction(row, problems)
+    return _labelled(row, {"prompt": prompt, "completion": _texts(row, problems, "output")["output"]}, problems)
+
+
+def _labelled(row: Fields, content: Content, problems: list[Problem]) -> Content:
+    """Return a prompt and its labelled completion with what stands beside them."""
+    label = _label(row, problems)
+    beside = read_beside(row, problems)
+    check_history(beside, problems)
+    _raise(problems)
+    if not beside.makes_turns:
+        return {**content, "label": label, **beside.template}
+    prompt = [*without_weights(beside.before), {"role": "user", "content": content["prompt"]}]
+    return {"prompt": prompt, "completion": [beside.answer(content["completion"])], "label": label, **beside.further}
+
+
+def normalise_labelled_turns(row: Fields) -> Content:
+    """Return a prompt and a labelled completion that are lists of turns."""
+    problems: list[Problem] = []
+    prompt = _prompt_turns(row, problems)
+    return _labelled_turns(row, prompt, "completion", problems)
+
+
+def normalise_labelled_messages(row: Fields) -> Content:
+    """Return a conversation whose last answer is labelled: what follows the last user's turn."""
+    return _labelled_turns(row, None, "messages", [])
+
+
+def normalise_labelled_conversations(row: Fields) -> Content:
+    """Return a conversation as ShareGPT writes it, whose last answer is labelled."""
+    return _labelled_turns(row, None, "conversations", [])
+
+
+def _labelled_turns(row: Fields, prompt: list[Message] | None, field: str, problems: list[Problem]) -> Content:
+    """Return a labelled answer in turns; without a prompt of its own it ends a conversation that begins with one."""
+    label = _label(row, problems)
+    beside = read_beside(row, problems)
+    turns = read_turns(row.get(field), row.name(field), problems, row.reading)
+    _raise(problems)
+    check_history(beside, problems)
+    start = 0
+    if prompt is None:
+        _check_turns(turns, field, row, problems, beside=beside)
+        start = 1 + max((i for i, turn in enumerate(turns) if turn["role"] in ("user", *OPENING)), default=-1)
+        prompt, turns = turns[:start], turns[start:]
+    else:
+        _check_turns(prompt, "prompt", row, problems, beside=beside, last=PROMPT_ENDS)
+        check_order(turns, row.name(field), problems, before=prompt)
+    if not problems:
+        _check_all_learned(row, {field: turns}, problems)
+    completion = with_thoughts(beside, turns, problems)
+    _raise(problems)
+    before = without_weights(beside.before + prompt)
+    return {"prompt": before, "completion": completion, "label": label, **beside.further}
+
+
+def _label(row: Fields, problems: list[Problem]) -> bool:
+    """Return whether a row's answer is a good one; databases and CSV files write that as a number or as text."""
+    value = row.get("label")
+    label = keys.truth(value)
+    if label is None:
+        text = f"must be true, for a good answer, or false, for a bad one, is {short(value)}"
+        problems.append(Problem(row.name("label"), text, "label"))
+    return bool(label)
+
+
 def normalise_preference(row: Fields) -> Content:
     """Return prompt, chosen and rejected as they are, or as turns when there is more than these."""
     problems: list[Problem] = []
@@ -211,7 +267,7 @@ def normalise_preference_turns(row: Fields) -> Content:
 def _check_all_learned(row: Fields, answers: dict[str, list[Message]], problems: list[Problem]) -> None:
     for field, turns in answers.items():
         if any("weight" in turn for turn in turns):
-            text = "has a turn of weight 0, but answers are compared as a whole: leave the weights out"
+            text = "has a turn of weight 0, but an answer is judged as a whole: leave the weights out"
             problems.append(Problem(row.name(field), text, "weight"))
 
 
@@ -277,81 +333,3 @@ def _check_different(content: Content, row: Fields) -> None:
 def _raise(problems: list[Problem]) -> None:
     if problems:
         raise InvalidRowError(problems)
-
-
-BESIDE = tuple(rule.names[0] for rule in COLUMNS if rule.kind in ("system", "history", "tools", "thoughts", "template"))
-"""Fields that may stand beside all texts."""
-
-PREFERENCE = ("prompt", "chosen", "rejected")
-FORMS = {
-    "SFT": (
-        Form(
-            "prompt and completion",
-            "prompt-completion",
-            ("prompt", "completion"),
-            (),
-            conversations=False,
-            normalise=normalise_prompt_completion,
-        ),
-        Form(
-            "prompt and completion as turns",
-            "messages",
-            ("prompt", "completion"),
-            (),
-            conversations=True,
-            normalise=normalise_completion_turns,
-        ),
-        Form("messages", "messages", ("messages",), (), conversations=None, normalise=normalise_messages),
-        Form(
-            "conversations (ShareGPT)",
-            "messages",
-            ("conversations",),
-            (),
-            conversations=None,
-            normalise=normalise_conversations,
-        ),
-        Form(
-            "instruction, input and output (Alpaca)",
-            "prompt-completion",
-            ("instruction", "output"),
-            ("input",),
-            conversations=None,
-            normalise=normalise_instruction,
-        ),
-    ),
-    "DPO": (
-        Form(
-            "prompt, chosen and rejected",
-            "preference",
-            PREFERENCE,
-            (),
-            conversations=False,
-            normalise=normalise_preference,
-        ),
-        Form(
-            "prompt, chosen and rejected as turns",
-            "preference-messages",
-            PREFERENCE,
-            (),
-            conversations=True,
-            normalise=normalise_preference_turns,
-        ),
-        Form(
-            "chosen and rejected conversations, whose common beginning is the prompt",
-            "preference-messages",
-            ("chosen", "rejected"),
-            (),
-            conversations=True,
-            normalise=normalise_preference_turns,
-        ),
-        Form(
-            "instruction, input, chosen and rejected",
-            "preference",
-            ("instruction", "chosen", "rejected"),
-            ("input",),
-            conversations=False,
-            normalise=normalise_instruction_preference,
-        ),
-    ),
-}
-CANONICAL_FIELDS = tuple(dict.fromkeys(field for forms in FORMS.values() for form in forms for field in form.fields))

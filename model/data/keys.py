@@ -86,7 +86,10 @@ COLUMNS = (
         "refused when it is a list: masks of tokens are not read, mark turns with `weight`",
     ),
     Rule(
-        "label", ("label",), "with SFT, true changes nothing and false, a bad answer, is refused; other values: a class"
+        "label",
+        ("label",),
+        "with KTO, whether the answer is good; with SFT, true changes nothing and false, a bad answer, is refused; "
+        "other values: a class",
     ),
     Rule("context", ("context", "documents"), "not used, with a warning: the answer may need it"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from model.files import SCHEMA_VERSION
 
 EXAMPLE_CHARACTERS = 2000
 KINDS = {
+    "beside": "something beside a text that is learned as it stands",
     "character": "a character that cannot be used",
     "chosenEqualsRejected": "chosen equal to rejected",
     "duplicateKey": "a key twice in one object",
@@ -33,6 +35,7 @@ KINDS = {
     "template": "a variable that no template may have",
     "tooDeep": "nested too deep",
     "tooLong": "a row too long to read",
+    "label": "a label that is neither true nor false",
     "media": "pictures or sound",
     "toolCall": "a tool call that cannot be read",
     "unknownShape": "no known shape",
@@ -55,6 +58,8 @@ class Report:
     problems: Problems
     duplicates: Duplicates = field(default_factory=Duplicates)
     characters: dict[str, Lengths] = field(default_factory=dict)
+    labels: Counter[bool] = field(default_factory=Counter)
+    """How many answers are labelled good (true) and bad (false), for KTO."""
     rows: int = 0
     evaluation_rows: int = 0
     shape: str | None = None
@@ -69,6 +74,8 @@ class Report:
             if (lengths := self.characters.get(name)) is None:
                 lengths = self.characters[name] = Lengths()
             lengths.add(length)
+        if "label" in content:
+            self.labels[content["label"]] += 1
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -85,6 +92,7 @@ class Report:
             "duplicates": self.duplicates.count,
             "duplicatesAtLeast": self.duplicates.is_lower_bound,
             "shownDuplicates": self.duplicates.examples(),
+            **({"labels": {"true": self.labels[True], "false": self.labels[False]}} if self.labels else {}),
             "characters": {name: lengths.summary() for name, lengths in self.characters.items()},
             "example": None if self.example is None else _cut(self.example),
             "passedOver": self.passed_over,
@@ -106,6 +114,8 @@ def render(document: Mapping[str, Any]) -> str:
         f"Duplicates  {at_least}{document['duplicates']}",
         *(f"            {text}" for text in document["shownDuplicates"]),
     ]
+    if labels := document.get("labels"):
+        lines.append(f"Labels      {labels['true']} good answers (true), {labels['false']} bad ones (false)")
     if characters := document["characters"]:
         lines += ["", "Characters         p50      p90      p99      max"]
         lines += [
@@ -123,9 +133,8 @@ def render(document: Mapping[str, Any]) -> str:
 def _lengths(content: Content) -> dict[str, int]:
     """Return the characters of each part of a row; of a conversation, what is learned is the completion."""
     if (turns := content.get("messages")) is None:
-        return {
-            name: _size(content[name]) for name in ("prompt", "completion", "chosen", "rejected") if name in content
-        }
+        names = ("text", "prompt", "completion", "chosen", "rejected")
+        return {name: _size(content[name]) for name in names if name in content}
     sizes = {"prompt": 0, "completion": 0}
     for turn in turns:
         learned = turn["role"] == "assistant" and "weight" not in turn

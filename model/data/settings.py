@@ -11,7 +11,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_va
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from model import flags
-from model.data.formats import CANONICAL_FIELDS
+from model.data.forms import CANONICAL_FIELDS, FORMS
 from model.data.shapes import Shaper, candidates, unknown_columns
 from model.data.sources import FileSource, HubSource, ObjectStoreSource, RegistrySource, Source, SqlSource
 from model.data.split import Share
@@ -48,7 +48,9 @@ class ExportSettings(flags.Settings):
     """What to export and how."""
 
     run_directory: Path = Field(description="The run's directory on the output volume")
-    method: Literal["SFT", "DPO"] = Field("SFT", description="Training method, which decides what a row looks like")
+    method: Literal["SFT", "DPO", "KTO"] = Field(
+        "SFT", description="Training method, which decides what a row looks like"
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the split")
     evaluation_percent: int | None = Field(
         None, ge=0, le=50, description="Share of the rows to hold out; when nothing is said 5, and 500 rows at most"
@@ -196,7 +198,7 @@ def _column_problems(columns: Mapping[str, Any], method: Any) -> list[str]:
     problems = [f"--column={name}=: needs the name of a column" for name, column in columns.items() if not column]
     if repeated := sorted({column for column in columns.values() if list(columns.values()).count(column) > 1}):
         problems += [f"--column: several fields are mapped to the column {column}" for column in repeated if column]
-    if method not in ("SFT", "DPO"):
+    if method not in FORMS:
         return problems
     if other := unknown_columns(method, columns):
         return [*problems, *(f"--column={name}=...: no row for --method={method} has that field" for name in other)]

@@ -13,7 +13,8 @@ from typing import Any
 from model import exits
 from model.data.conversations import unread_keys
 from model.data.fields import Fields, Reading
-from model.data.formats import BESIDE, FORMS, Content, Form, Shape
+from model.data.formats import Content, Shape
+from model.data.forms import BESIDE, FORMS, Form
 from model.data.records import InvalidRowError, Problem, Record, printable
 from model.data.texts import SHOWN_CHARACTERS, kind, listed, names, not_a_list
 from model.exits import FailureError
@@ -24,8 +25,11 @@ _LIKELY = {
     "messages": ("conversation", "turns", "dialog", "dialogue", "chat"),
     "chosen": ("preferred", "accepted", "good", "winner"),
     "rejected": ("dispreferred", "refused", "bad", "loser"),
+    "label": ("kto_tag", "desirable", "is_good", "thumbs_up", "liked", "feedback"),
 }
 """Names under which fields often go, for a proposal of what to map."""
+
+_WHY_A_LABEL = ": KTO asks of each answer whether it is a good one, true, or a bad one, false; without labels use SFT"
 
 LIKELY_NAMES = frozenset(name for names in _LIKELY.values() for name in names)
 
@@ -38,7 +42,7 @@ class Shaper:
     source
         What the dataset is called in messages.
     method
-        SFT or DPO, which decides what a row must have.
+        SFT, DPO or KTO, which decides what a row must have.
     columns
         Where a field is found when the source calls it otherwise: canonical name to the source's name.
     ignored
@@ -107,6 +111,8 @@ class Shaper:
 
     def _detect(self, row: Fields, record: Record) -> Form:
         fitting = _most_specific([form for form in self._forms if form.fits(row)])
+        if len(fitting) > 1:  # a text beside other fields mostly is these, rendered
+            fitting = [form for form in fitting if form.shape != "text"]
         if len(fitting) > 1:
             raise self._failure(record, f"has {_choice(fitting, self._columns, 'and also')}: {_remedy(fitting)}")
         if fitting:
@@ -115,7 +121,9 @@ class Shaper:
             self.shape = fitting[0].shape
             self.detected = self._words(fitting[0], row)
             return fitting[0]
-        if other := next((form for form in self._others if form.fits(row)), None):
+        if unlabelled := next((form for form in self._forms if _lacks_the_label(form, row)), None):
+            raise InvalidRowError(_missing(unlabelled, row))
+        if other := next(iter(_most_specific([form for form in self._others if form.fits(row)])), None):
             raise self._failure(record, self._for_another_method(other))
         form, found = max(((form, _found(form, row)) for form in self._forms), key=lambda pair: pair[1])
         if found:
@@ -124,6 +132,8 @@ class Shaper:
 
     def _check_complete(self, form: Form, row: Fields) -> None:
         """Raise unless only the types of the fields are wrong, about which the normalising says more."""
+        if _lacks_the_label(form, row):
+            raise InvalidRowError(_missing(form, row))
         if (other := next((other for other in (*self._forms, *self._others) if other.fits(row)), None)) is not None:
             text = f"has {other.words}, but {self._decided_by} has {form.words}: use one of the two"
             raise InvalidRowError([Problem("", text, "mixedShapes")])
@@ -147,7 +157,7 @@ class Shaper:
             words += f"; as turns where there is {listed(beside, 'or')}"
         unused = [key for key in row.value if key not in used]
         words += f"; not used: {names(unused)}" if unused else ""
-        if form.shape in ("messages", "preference-messages"):
+        if form.shape in _TURNS.values():
             texts = [row.get(field) for field in form.required]
             unread = list(dict.fromkeys(key for text in texts for key in unread_keys(text)))
             words += f"; not used in turns: {names(unread)}" if unread else ""
@@ -178,12 +188,16 @@ class Shaper:
         return FailureError(exits.DATASET_INVALID, "DatasetInvalid", message, row=record.number)
 
 
-_TURNS: dict[Shape | None, Shape] = {"prompt-completion": "messages", "preference": "preference-messages"}
+_TURNS: dict[Shape | None, Shape] = {
+    "prompt-completion": "messages",
+    "preference": "preference-messages",
+    "unpaired": "unpaired-messages",
+}
 """The shape that rows of texts have once something stands beside them that only turns have."""
 
 
 def _has_turns(content: Content) -> bool:
-    return "messages" in content or not isinstance(content["prompt"], str)
+    return "messages" in content or isinstance(content.get("prompt"), list)
 
 
 def _guess(field: str, there: Mapping[str, Any]) -> str | None:
@@ -201,13 +215,19 @@ def _most_specific(forms: Sequence[Form]) -> list[Form]:
     return [form for form in forms if not any(set(form.required) < set(other.required) for other in forms)]
 
 
+def _lacks_the_label(form: Form, row: Fields) -> bool:
+    """Whether nothing but the label keeps a row from having the form, as a row for another method has, too."""
+    return "label" in form.required and form.fits(row, but="label") and not row.has("label")
+
+
 def _missing(form: Form, row: Fields) -> list[Problem]:
     problems = []
     for field in form.required:
         name = row.name(field)
         if name not in row.value:
             mapped = "" if name == field else f" (it is mapped to {field})"
-            problems.append(Problem(name, f"is missing{mapped}", "missing"))
+            why = _WHY_A_LABEL if field == "label" else ""
+            problems.append(Problem(name, f"is missing{mapped}{why}", "missing"))
         elif not row.has(field):
             problems.append(Problem(name, "must not be null", "missing"))
     return problems

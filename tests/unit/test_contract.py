@@ -21,7 +21,7 @@ from finetune.controller.core.views import ParentView
 from model import exits as model_exits
 from model import flags
 from model.data.export import ExportSettings
-from model.data.formats import CANONICAL_FIELDS
+from model.data.forms import CANONICAL_FIELDS
 from model.training.config import TrainSettings
 from model.training.loop import fingerprint
 from tests.support import objects as o

@@ -359,7 +359,7 @@ def test_a_full_volume(run: Exporter) -> None:
         (["--column=prompt"], "must be name=value"),
         (["--column=prompt=text", "--column=completion=text"], "several fields are mapped to the column text"),
         (["--source=registry"], "needs --registry-url"),
-        (["--method=KTO"], "--method=KTO"),
+        (["--method=PPO"], "--method=PPO"),
     ],
 )
 def test_wrong_flags(run: Exporter, flags: list[str], said: str) -> None:

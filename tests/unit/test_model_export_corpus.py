@@ -14,7 +14,7 @@ import pytest
 
 from model.data import export
 from model.files import RunDirectory
-from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_texts, good
+from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_labels, bad_texts, good
 from tests.unit.corpus.cases import ANSWER, PAIR, USER, Case, rows
 from tests.unit.corpus.good import Good
 
@@ -82,7 +82,7 @@ PARQUET = (
         file="rows.parquet",
     ),
 )
-CASES = [*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES, *bad_beside.CASES, *PARQUET]
+CASES = [*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES, *bad_beside.CASES, *bad_labels.CASES, *PARQUET]
 
 
 @pytest.fixture

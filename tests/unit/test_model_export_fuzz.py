@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.data.export import ExportSettings, export
-from model.data.formats import CANONICAL_FIELDS
+from model.data.forms import CANONICAL_FIELDS
 from model.data.report import render
 from model.exits import FailureError
 from model.files import RunDirectory

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.data.formats import CANONICAL_FIELDS, FORMS
+from model.data.forms import CANONICAL_FIELDS, FORMS
 from model.data.records import InvalidRowError, Record
 from model.data.shapes import Shaper
 from model.exits import FailureError

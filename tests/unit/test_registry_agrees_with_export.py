@@ -20,7 +20,7 @@ from model.data.readers import bounded_lines, json_lines
 from model.data.records import InvalidRowError, Record
 from model.data.shapes import Shaper
 from model.exits import FailureError
-from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_texts
+from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_labels, bad_texts
 from tests.unit.corpus.cases import Case
 
 LINES = [
@@ -128,7 +128,6 @@ def test_bytes_that_are_perhaps_json_are_so_for_both_or_for_neither(line: bytes)
 
 ONLY_THE_EXPORT = {
     "fields that no shape has, which a run may map": {
-        "text only",
         "an empty object",
         "a field of another name",
         "rows under a key as long as a text",
@@ -185,13 +184,50 @@ ONLY_THE_EXPORT = {
         "a prompt that ends with the assistant",
         "chosen ends with the user",
     },
-    "the dataset as a whole": {"all rows the same", "all rows invalid and dropped"},
+    "labels, which only KTO reads, and what stands beside a text": {
+        "no label anywhere",
+        "no label beside messages",
+        "no label",
+        "a label that is null, first",
+        "a label that is null",
+        "a label in words",
+        "an empty label",
+        "a label of minus one",
+        "a label of two",
+        "half a label",
+        "a label in a list",
+        "a labelled prompt that ends with the assistant",
+        "a labelled conversation that ends with the user",
+        "a labelled conversation without a question",
+        "a labelled answer of weight 0",
+        "a labelled row with two system prompts",
+        "preferences for KTO",
+        "labelled answers for DPO",
+        "texts for DPO",
+        "texts for KTO",
+        "a text that is null",
+        "a text around a picture",
+        "a system prompt beside a text",
+        "tools beside a text",
+        "thoughts beside a text",
+        "variables of a template beside a text",
+        "a prompt beside a text",
+        "an answer beside a text",
+        "a bad answer beside a text",
+    },
+    "the dataset as a whole": {
+        "all rows the same",
+        "all texts the same",
+        "all rows invalid and dropped",
+        "all answers good",
+        "all answers bad",
+    },
 }
 """Rows of JSON lines that the export refuses and that the registry keeps, by the reason why."""
 
 JSON_LINES = [
     case
-    for case in (*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES)
+    for case in (*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES, *bad_labels.CASES)
     if case.file == "train.jsonl" and case.code == 3 and not any("--column" in flag for flag in case.flags)
 ]
 
@@ -248,7 +284,19 @@ TURNS = st.lists(
     | TEXTS,
     max_size=3,
 )
-FIELDS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "instruction", "output", "x")
+FIELDS = (
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "messages",
+    "conversations",
+    "instruction",
+    "output",
+    "text",
+    "label",
+    "x",
+)
 ROWS = st.dictionaries(st.sampled_from(FIELDS), TEXTS | TURNS | PARTS, max_size=5)
 
 
@@ -258,7 +306,7 @@ ROWS = st.dictionaries(st.sampled_from(FIELDS), TEXTS | TURNS | PARTS, max_size=
 def test_what_is_refused_at_upload_no_run_could_use(row: dict[str, Any]) -> None:
     if (message := refusal(json.dumps(row).encode())) is None:
         return
-    for method in ("SFT", "DPO"):
+    for method in ("SFT", "DPO", "KTO"):
         with pytest.raises((InvalidRowError, FailureError)):
             Shaper("train.jsonl", method, {}).content(Record(1, row))
     assert message.startswith("line 1: ")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
-from model.data.formats import CANONICAL_FIELDS
+from model.data.forms import CANONICAL_FIELDS
 from model.data.shapes import LIKELY_NAMES
 
 HEAD_BYTES = 64 << 10

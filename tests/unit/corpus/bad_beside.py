@@ -75,7 +75,7 @@ CASES = (
     Case(
         "a trained turn of an answer that is compared",
         rows({"prompt": "a", "chosen": [{**ANSWER, "train": False}], "rejected": [ANSWER | {"content": "No."}]}),
-        "train.jsonl row 1: chosen: has a turn of weight 0, but answers are compared as a whole: leave the weights out",
+        "train.jsonl row 1: chosen: has a turn of weight 0, but an answer is judged as a whole: leave the weights out",
         row=1,
         flags=("--method=DPO",),
     ),

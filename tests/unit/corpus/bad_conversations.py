@@ -27,7 +27,7 @@ CASES = (
         "preferences for SFT",
         rows(PREFERENCE),
         "train.jsonl row 1: has prompt, chosen and rejected: that is for method DPO; SFT needs prompt and"
-        " completion, or messages, or conversations, or instruction and output",
+        " completion, or messages, or conversations, or instruction and output, or text",
         row=1,
     ),
     Case(
@@ -35,7 +35,7 @@ CASES = (
         rows({"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}),
         "train.jsonl row 1: has chosen and rejected conversations, whose common beginning is the prompt: "
         "that is for method DPO; SFT needs prompt and completion, or messages, or conversations, or "
-        "instruction and output",
+        "instruction and output, or text",
         row=1,
     ),
     Case(
@@ -219,7 +219,7 @@ CASES = (
     Case(
         "an answer of weight 0, for DPO",
         rows({"prompt": [USER], "chosen": [ANSWER], "rejected": [{**OTHER, "weight": 0}]}),
-        "train.jsonl row 1: rejected: has a turn of weight 0, but answers are compared as a whole: leave the weights "
+        "train.jsonl row 1: rejected: has a turn of weight 0, but an answer is judged as a whole: leave the weights "
         "out",
         flags=("--method=DPO",),
         row=1,

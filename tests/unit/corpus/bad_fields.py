@@ -55,24 +55,17 @@ CASES = (
         row=1,
     ),
     Case(
-        "text only",
-        rows({"text": "a"}),
-        "train.jsonl row 1: has text, but SFT needs prompt and completion, or messages, or conversations,"
-        " or instruction and output: map the columns with --column (columns in a TrainingRun)",
-        row=1,
-    ),
-    Case(
         "an empty object",
         rows({}),
         "train.jsonl row 1: has no fields, but SFT needs prompt and completion, or messages, or "
-        "conversations, or instruction and output: map the columns with --column (columns in a TrainingRun)",
+        "conversations, or instruction and output, or text: map the columns with --column (columns in a TrainingRun)",
         row=1,
     ),
     Case(
         "a field of another name",
         rows({"question": "a", "answer": "b"}),
         "train.jsonl row 1: has question, answer, but SFT needs prompt and completion, or messages, or "
-        "conversations, or instruction and output: map the columns with --column (columns in a "
+        "conversations, or instruction and output, or text: map the columns with --column (columns in a "
         "TrainingRun), perhaps prompt=question and "
         "completion=answer",
         row=1,

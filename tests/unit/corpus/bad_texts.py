@@ -76,8 +76,8 @@ CASES = (
         "fields in capitals",
         b"Prompt,Answer\na,b\nc,d\n",
         "train.csv row 1: has Prompt, Answer, but SFT needs prompt and completion, or messages, or conversations, or "
-        "instruction and output: map the columns with --column (columns in a TrainingRun), perhaps prompt=Prompt and "
-        "completion=Answer (also row 2)",
+        "instruction and output, or text: map the columns with --column (columns in a TrainingRun), perhaps "
+        "prompt=Prompt and completion=Answer (also row 2)",
         file="train.csv",
         row=1,
     ),
@@ -172,7 +172,7 @@ CASES = (
         "a table that says another separator",
         b"sep=;\nprompt,completion\na,b\n",
         "rows.csv row 1: has prompt,completion, but SFT needs prompt and completion, or messages, or conversations, "
-        "or instruction and output: map the columns with --column (columns in a TrainingRun)",
+        "or instruction and output, or text: map the columns with --column (columns in a TrainingRun)",
         row=1,
         file="rows.csv",
     ),
@@ -306,7 +306,7 @@ CASES = (
         "a JSON object in a .json file",
         json.dumps({"data": [PAIR]}).encode(),
         "train.json row 1: has data, but SFT needs prompt and completion, or messages, or conversations, "
-        "or instruction and output: map the columns with --column (columns in a TrainingRun); or, if "
+        "or instruction and output, or text: map the columns with --column (columns in a TrainingRun); or, if "
         "data holds the rows, write these alone, as `jq -c '.[\"data\"][]'` does",
         file="train.json",
         row=1,
@@ -315,8 +315,8 @@ CASES = (
         "a JSON object with rows under a key that a shell or jq would take apart",
         json.dumps({"Kim's rows": [PAIR]}).encode(),
         "train.json row 1: has Kim's rows, but SFT needs prompt and completion, or messages, or conversations, or "
-        "instruction and output: map the columns with --column (columns in a TrainingRun); or, if Kim's rows holds the "
-        "rows, write these alone, as `jq -c '.[\"Kim\\u0027s rows\"][]'` does",
+        "instruction and output, or text: map the columns with --column (columns in a TrainingRun); or, if Kim's rows "
+        "holds the rows, write these alone, as `jq -c '.[\"Kim\\u0027s rows\"][]'` does",
         file="train.json",
         row=1,
     ),
@@ -324,7 +324,7 @@ CASES = (
         "rows under a key as long as a text",
         rows({"x" * 100_000: [PAIR]}),
         f"train.jsonl row 1: has {'x' * 40}, but SFT needs prompt and completion, or messages, or conversations, or "
-        "instruction and output: map the columns with --column (columns in a TrainingRun)",
+        "instruction and output, or text: map the columns with --column (columns in a TrainingRun)",
         row=1,
     ),
     Case(
@@ -379,7 +379,7 @@ CASES = (
         "CSV: no such column",
         b"question,answer\na,b\n",
         "train.csv row 1: has question, answer, but SFT needs prompt and completion, or messages, or "
-        "conversations, or instruction and output: map the columns with --column (columns in a "
+        "conversations, or instruction and output, or text: map the columns with --column (columns in a "
         "TrainingRun), perhaps prompt=question and "
         "completion=answer",
         file="train.csv",
@@ -417,12 +417,12 @@ CASES = (
         "unknown field mapped",
         rows(PAIR),
         "--column=question=...: no such field, use one of prompt, completion, system, history, tools, "
-        "reasoning_content, chat_template_kwargs, messages, conversations, instruction, output, input, chosen, "
-        "rejected",
+        "reasoning_content, chat_template_kwargs, messages, conversations, instruction, output, input, text, chosen, "
+        "rejected, label",
         flags=("--column=question=prompt",),
         code=2,
     ),
-    Case("unknown method", rows(PAIR), "--method=KTO: must be 'SFT' or 'DPO'", flags=("--method=KTO",), code=2),
+    Case("unknown method", rows(PAIR), "--method=RL: must be 'SFT', 'DPO' or 'KTO'", flags=("--method=RL",), code=2),
     Case(
         "query for a file",
         rows(PAIR),

@@ -260,4 +260,72 @@ FILES = (
     Good("Arrow: a file", arrow(pa.ipc.new_file, prompt=["a"], completion=["b"]), [PAIR], file="train.arrow"),
 )  # fmt: skip
 
-CASES = (*FLAGS, *BESIDE, *ROLES, *TEXTS, *FILES)
+DOCUMENTS = (
+    Good("texts", rows({"text": "Once upon a time."}, {"text": "b", "url": "x"}), [{"text": "Once upon a time."},
+        {"text": "b"}]),
+    Good("a text with spaces and line breaks at its ends", rows({"text": "\n a\n"}), [{"text": "\n a\n"}]),
+    Good("a text in a mapped column", rows({"content": "a"}), [{"text": "a"}], flags=("--column=text=content",)),
+    Good("texts beside nothing that matters", rows({"text": "a", "system": "", "tools": None, "prompt": None}),
+        [{"text": "a"}]),
+    Good("Alpaca with the rendered text beside", rows({"instruction": "a", "input": "", "output": "b",
+        "text": "### Instruction: a ### Response: b"}), [PAIR]),
+    Good("messages with the rendered text beside", chat(USER, ANSWER, text="user: Why?"), [PLAIN]),
+    Good("the rendered text, mapped, beside messages", chat(USER, ANSWER, text="user: Why?"), [{"text": "user: Why?"}],
+        flags=("--column=text=text",)),
+    Good("a prompt beside a text, left out", rows({"prompt": "a", "text": "b"}), [{"text": "b"}],
+        flags=("--ignore-column=prompt",)),
+    Good("texts that hold JSON", rows({"text": '[{"role": "user", "content": "a"}]'}),
+        [{"text": '[{"role": "user", "content": "a"}]'}]),
+    Good("a class beside a text", rows({"text": "a", "label": 0}), [{"text": "a"}]),
+    Good("texts as CSV", b"id,text\n1,a\n2,\"b\nc\"\n", [{"text": "a"}, {"text": "b\nc"}], file="train.csv"),
+    Good("texts as Parquet", parquet(text=["a", "b"], id=[1, 2]), [{"text": "a"}, {"text": "b"}], file="train.parquet"),
+    Good("an empty text of three, dropped", rows({"text": "a"}, {"text": " "}, {"text": "b"}), [{"text": "a"},
+        {"text": "b"}], flags=("--invalid-rows=Drop",)),
+)  # fmt: skip
+
+KTO = ("--method=KTO",)
+LIKED = {**PAIR, "label": True}
+DISLIKED = {"prompt": "a", "completion": "c", "label": False}
+ASKED_AND_ANSWERED = {"prompt": [USER], "completion": [ANSWER], "label": True}
+ASKED_OTHERWISE = {"prompt": [USER], "completion": [OTHER], "label": False}
+
+LABELLED = (
+    Good("labelled answers", rows(LIKED, DISLIKED), [LIKED, DISLIKED], flags=KTO),
+    Good("labels as text", rows({**LIKED, "label": "true"}, {**DISLIKED, "label": "False"}), [LIKED, DISLIKED],
+        flags=KTO),
+    Good("labels as numbers", rows({**LIKED, "label": 1}, {**DISLIKED, "label": 0.0}), [LIKED, DISLIKED], flags=KTO),
+    Good("labels as CSV", b"prompt,completion,label\na,b,TRUE\na,c,0\n", [LIKED, DISLIKED], file="train.csv",
+        flags=KTO),
+    Good("labels as Parquet", parquet(prompt=["a", "a"], completion=["b", "c"], label=[True, False]),
+        [LIKED, DISLIKED], file="train.parquet", flags=KTO),
+    Good("LLaMA-Factory: a tag for KTO", rows({**PAIR, "kto_tag": True}, {"prompt": "a", "completion": "c",
+        "kto_tag": False}), [LIKED, DISLIKED], flags=(*KTO, "--column=label=kto_tag")),
+    Good("labelled answers as turns", rows(ASKED_AND_ANSWERED, ASKED_OTHERWISE), [ASKED_AND_ANSWERED, ASKED_OTHERWISE],
+        flags=KTO),
+    Good("a prompt as text and a labelled answer in turns", rows({"prompt": "Why?", "completion": [ANSWER],
+        "label": True}, ASKED_OTHERWISE), [ASKED_AND_ANSWERED, ASKED_OTHERWISE], flags=KTO),
+    Good("labelled messages", rows({"messages": [USER, ANSWER], "label": True},
+        {"messages": [USER, OTHER], "label": False}), [ASKED_AND_ANSWERED, ASKED_OTHERWISE], flags=KTO),
+    Good("labelled messages of several turns", rows({"messages": [SYSTEM, USER, OTHER, USER, ANSWER], "label": True},
+        {"messages": [USER, OTHER], "label": False}), [{"prompt": [SYSTEM, USER, OTHER, USER], "completion": [ANSWER],
+        "label": True}, ASKED_OTHERWISE], flags=KTO),
+    Good("labelled messages with a tool", rows({"messages": [USER, CALLING, tool("2"), ANSWER], "label": 1},
+        {"messages": [USER, OTHER], "label": 0}), [{"prompt": [USER], "completion": [CALLING, tool("2"), ANSWER],
+        "label": True}, ASKED_OTHERWISE], flags=KTO),
+    Good("labelled messages whose earlier turns have weights", rows({"messages": [USER, SEEN, USER, ANSWER],
+        "label": True}, {"messages": [USER, OTHER], "label": False}), [{"prompt": [USER, ANSWER, USER],
+        "completion": [ANSWER], "label": True}, ASKED_OTHERWISE], flags=KTO),
+    Good("labelled ShareGPT", rows({"conversations": [{"from": "human", "value": "Why?"},
+        {"from": "gpt", "value": "Because."}], "label": True}, {"conversations": [{"from": "human", "value": "Why?"},
+        {"from": "gpt", "value": "Go away."}], "label": False}), [ASKED_AND_ANSWERED, ASKED_OTHERWISE], flags=KTO),
+    Good("labelled Alpaca", rows({"instruction": "a", "input": "", "output": "b", "label": True},
+        {"instruction": "a", "output": "c", "label": False}), [LIKED, DISLIKED], flags=KTO),
+    Good("a system prompt beside labelled answers", rows({**LIKED, "system": "Be brief."}, DISLIKED),
+        [{"prompt": [SYSTEM, ASKED], "completion": [ANSWERED], "label": True}, DISLIKED], flags=KTO),
+    Good("thoughts beside a labelled answer", rows({**LIKED, "reasoning": "Well."}, DISLIKED), [{"prompt": [ASKED],
+        "completion": [{**ANSWERED, "reasoning_content": "Well."}], "label": True}, DISLIKED], flags=KTO),
+    Good("one label of three that says nothing, dropped", rows({**PAIR, "label": None}, LIKED, DISLIKED),
+        [LIKED, DISLIKED], flags=(*KTO, "--invalid-rows=Drop")),
+)  # fmt: skip
+
+CASES = (*FLAGS, *BESIDE, *ROLES, *TEXTS, *FILES, *DOCUMENTS, *LABELLED)

@@ -45,7 +45,16 @@ Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=M
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """As in the status of a run, and small enough for every reader of JSON."""
 VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Shape = Literal["prompt-completion", "messages", "preference", "preference-messages", "other"]
+Shape = Literal[
+    "text",
+    "prompt-completion",
+    "messages",
+    "preference",
+    "preference-messages",
+    "unpaired",
+    "unpaired-messages",
+    "other",
+]
 
 
 class Document(BaseModel):

@@ -8,9 +8,10 @@ each other, and what they hold beside role and content: calls of tools, weights,
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.api.registry import Shape
@@ -42,10 +43,11 @@ _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or fal
 class Form:
     """What all rows of a dataset have in common.
 
-    Attributes: `shape`, `fields` that make a row so, and whether their texts are lists of `turns`.
+    Attributes: `shape`, `fields` that make a row so, and whether their texts are lists of `turns`. A label changes the
+    shape, and nothing else: which rows need one is a run's to say.
     """
 
-    shape: Shape
+    shape: Shape = dataclasses.field(compare=False)
     fields: tuple[str, ...] = ()
     turns: bool = False
 
@@ -61,10 +63,19 @@ class Form:
 
 def form_of(row: Mapping[str, Any]) -> Form:
     """The form of a row, by its fields and whether its answers are text or lists; further fields are allowed."""
+    form = _unlabelled_form_of(row)
+    if isinstance(row.get("label"), bool) and form.shape in ("prompt-completion", "messages"):
+        return replace(form, shape="unpaired-messages" if form.turns else "unpaired")
+    return form
+
+
+def _unlabelled_form_of(row: Mapping[str, Any]) -> Form:
     for shape, fields in _FIELDS:
         if _has(row, fields):
             return _form(row, shape, fields)
     if not any(_has(row, fields) for fields in _OTHERS):
+        if row.get("text") is not None:  # beside all others it is these, rendered
+            return Form("text", ("text",))
         for shape, fields in _FIELDS:
             if all(field in row for field in fields):
                 return _form(row, shape, fields)

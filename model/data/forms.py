@@ -1,0 +1,191 @@
+"""The forms of a row by method: which fields it must have, what it is called, and what makes content of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model.data.fields import Fields
+from model.data.formats import (
+    Content,
+    Shape,
+    normalise_completion_turns,
+    normalise_conversations,
+    normalise_instruction,
+    normalise_instruction_preference,
+    normalise_labelled,
+    normalise_labelled_conversations,
+    normalise_labelled_instruction,
+    normalise_labelled_messages,
+    normalise_labelled_turns,
+    normalise_messages,
+    normalise_preference,
+    normalise_preference_turns,
+    normalise_prompt_completion,
+    normalise_text,
+)
+from model.data.keys import COLUMNS
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write a row.
+
+    Parameters
+    ----------
+    words
+        What to call it in messages.
+    shape
+        What its rows become.
+    required, optional
+        Canonical fields.
+    conversations
+        Whether its texts are lists of turns; None when no other form has the same fields.
+    normalise
+        Returns a row's content, or raises `InvalidRowError`.
+    """
+
+    words: str
+    shape: Shape
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    conversations: bool | None
+    normalise: Callable[[Fields], Content]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """All fields that its rows may have, and a mapping may name."""
+        return self.required + self.optional + BESIDE
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The fields that say whether a row's texts are turns."""
+        return ("completion",) if "completion" in self.required else ("chosen", "rejected")
+
+    def fits(self, row: Fields, *, but: str = "") -> bool:
+        """Whether a row has all that this form requires, `but` for one field."""
+        if not all(row.has(field) for field in self.required if field != but):
+            return False
+        return self.conversations is None or self.conversations == any(map(row.has_turns, self.answers))
+
+
+BESIDE = tuple(rule.names[0] for rule in COLUMNS if rule.kind in ("system", "history", "tools", "thoughts", "template"))
+"""Fields that may stand beside all texts."""
+
+PREFERENCE = ("prompt", "chosen", "rejected")
+LABELLED = ("prompt", "completion", "label")
+FORMS = {
+    "SFT": (
+        Form(
+            "prompt and completion",
+            "prompt-completion",
+            ("prompt", "completion"),
+            (),
+            conversations=False,
+            normalise=normalise_prompt_completion,
+        ),
+        Form(
+            "prompt and completion as turns",
+            "messages",
+            ("prompt", "completion"),
+            (),
+            conversations=True,
+            normalise=normalise_completion_turns,
+        ),
+        Form("messages", "messages", ("messages",), (), conversations=None, normalise=normalise_messages),
+        Form(
+            "conversations (ShareGPT)",
+            "messages",
+            ("conversations",),
+            (),
+            conversations=None,
+            normalise=normalise_conversations,
+        ),
+        Form(
+            "instruction, input and output (Alpaca)",
+            "prompt-completion",
+            ("instruction", "output"),
+            ("input",),
+            conversations=None,
+            normalise=normalise_instruction,
+        ),
+        Form("text", "text", ("text",), (), conversations=None, normalise=normalise_text),
+    ),
+    "DPO": (
+        Form(
+            "prompt, chosen and rejected",
+            "preference",
+            PREFERENCE,
+            (),
+            conversations=False,
+            normalise=normalise_preference,
+        ),
+        Form(
+            "prompt, chosen and rejected as turns",
+            "preference-messages",
+            PREFERENCE,
+            (),
+            conversations=True,
+            normalise=normalise_preference_turns,
+        ),
+        Form(
+            "chosen and rejected conversations, whose common beginning is the prompt",
+            "preference-messages",
+            ("chosen", "rejected"),
+            (),
+            conversations=True,
+            normalise=normalise_preference_turns,
+        ),
+        Form(
+            "instruction, input, chosen and rejected",
+            "preference",
+            ("instruction", "chosen", "rejected"),
+            ("input",),
+            conversations=False,
+            normalise=normalise_instruction_preference,
+        ),
+    ),
+    "KTO": (
+        Form(
+            "prompt, completion and label",
+            "unpaired",
+            LABELLED,
+            (),
+            conversations=False,
+            normalise=normalise_labelled,
+        ),
+        Form(
+            "prompt, completion and label as turns",
+            "unpaired-messages",
+            LABELLED,
+            (),
+            conversations=True,
+            normalise=normalise_labelled_turns,
+        ),
+        Form(
+            "messages and label",
+            "unpaired-messages",
+            ("messages", "label"),
+            (),
+            conversations=None,
+            normalise=normalise_labelled_messages,
+        ),
+        Form(
+            "conversations (ShareGPT) and label",
+            "unpaired-messages",
+            ("conversations", "label"),
+            (),
+            conversations=None,
+            normalise=normalise_labelled_conversations,
+        ),
+        Form(
+            "instruction, input, output and label",
+            "unpaired",
+            ("instruction", "output", "label"),
+            ("input",),
+            conversations=None,
+            normalise=normalise_labelled_instruction,
+        ),
+    ),
+}
+CANONICAL_FIELDS = tuple(dict.fromkeys(field for forms in FORMS.values() for form in forms for field in form.fields))
