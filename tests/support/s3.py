@@ -43,6 +43,16 @@ class S3:
         """The variables by which a client shows who it is."""
         return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
 
+    @property
+    def store_environment(self) -> dict[str, str]:
+        """The variables by which a store of files is pointed to this server."""
+        return {
+            **self.environment,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": REGION,
+        }
+
     def create_bucket(self, bucket: str) -> None:
         """Create an empty bucket."""
         self._put(f"/{bucket}", b"")

@@ -1,0 +1,44 @@
+"""What goes wrong with a store of files. Each is an answer of the registry as it stands."""
+
+from __future__ import annotations
+
+from finetune.registry.errors import RegistryFault
+
+
+class StorageFull(RegistryFault):
+    """There is no room for what was sent; it is taken once there is."""
+
+    status = 507
+    reason = "StorageFull"
+
+    def __init__(self, store: str, detail: str) -> None:
+        super().__init__(
+            f"the registry's store {store} is full: {detail}",
+            hint="enlarge it, or delete adapter versions and run `finetune registry gc`; both work on a full store",
+        )
+
+
+class StoreUnavailable(RegistryFault):
+    """The store of files does not answer; the same request may succeed later."""
+
+    status = 503
+    reason = "StoreUnavailable"
+
+    def __init__(self, store: str, detail: str) -> None:
+        super().__init__(
+            f"the registry's store {store} does not answer: {detail}",
+            hint="try again; an administrator looks whether the claim is mounted, or the bucket is there",
+        )
+
+
+class BlobMissing(StoreUnavailable):
+    """The database knows a file that the store has lost: one was restored without the other."""
+
+    reason = "BlobMissing"
+
+    def __init__(self, store: str, sha256: str) -> None:
+        RegistryFault.__init__(
+            self,
+            f"the file with the SHA-256 {sha256} is not in the registry's store {store}",
+            hint="restore the store from the backup that belongs to the database's",
+        )
