@@ -276,6 +276,8 @@ class _Reader:
             nearest = difflib.get_close_matches(str(entry["input"]).lower(), choices, n=1)
             message += f", did you mean {choices[nearest[0]]}?" if nearest else ""
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in entry["loc"][1:])
+        if _extra(self._fields[name], "repeated"):  # which of the texts it is, the place says
+            label, where = f"{flag(name)}{where}", ""
         return f"{label}: {where + ' ' if where else ''}{message}"
 
     def _problems_between(self) -> list[str]:

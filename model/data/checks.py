@@ -12,7 +12,7 @@ from model.exits import FailureError
 SHOWN_PROBLEMS = 20
 SHOWN_REPETITIONS = 9
 
-_OF_THE_FILE = frozenset({"beside", "missing", "mixedShapes", "notUtf8", "unknownShape", "wrongType"})
+_OF_THE_FILE = frozenset({"missing", "mixedShapes", "notUtf8", "unknownShape", "wrongType"})
 """Kinds that all rows of a file often share, as when its columns are not mapped: told once, with the other rows."""
 
 
@@ -45,9 +45,12 @@ class Problems:
     ----------
     source
         What the dataset is called in messages.
+    placed
+        Whether the rows' places say already of which dataset they are.
     """
 
     source: str
+    placed: bool = False
     invalid_rows: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     first_row: int | None = None
@@ -85,7 +88,7 @@ class Problems:
     def failure(self) -> FailureError:
         """Return the failure that names the problems."""
         if len(self._told) == 1:
-            message = f"{self.source} {self.shown[0]}"
+            message = self.shown[0] if self.placed else f"{self.source} {self.shown[0]}"
         else:
             rows = "1 row" if self.invalid_rows == 1 else f"{self.invalid_rows} rows"
             message = f"{self.source} has {self.count} problems in {rows}: " + "; ".join(self.shown)

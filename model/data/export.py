@@ -28,12 +28,14 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from model import disks, flags
-from model.data.checks import Problems, empty_failure
-from model.data.records import InvalidRowError, Record
-from model.data.report import Report, render
-from model.data.rowfiles import RowFiles, encode_line
+from model.data.checks import empty_failure
+from model.data.drawing import Drawing
+from model.data.formats import Content
+from model.data.parts import Part, check_shapes
+from model.data.records import InvalidRowError
+from model.data.report import Report, render, source_line
+from model.data.rowfiles import Row, RowFiles, encode_line
 from model.data.settings import ExportSettings
-from model.data.shapes import Shaper
 from model.data.sources import Source, SourceInterruptedError
 from model.data.split import RowHash, encode
 from model.exits import FailureError
@@ -42,12 +44,12 @@ from model.result import as_failure, failure_document, write_termination_message
 
 USAGE = (
     "python -m model.data.export --run-directory=PATH "
-    "--source=registry|configMap|volume|sql|objectStore|hub [--flag=value ...]"
+    "--source=registry|configMap|volume|sql|objectStore|hub|--mix=JSON ... [--flag=value ...]"
 )
 LOCK = ".lock"
 READ_ATTEMPTS = 3
 READ_DELAY_SECONDS = 1.0
-DATASET_KEYS = ("version", "rows", "evaluationRows", "dropped", "duplicates", "bytes", "sha256")
+DATASET_KEYS = ("version", "rows", "evaluationRows", "dropped", "duplicates", "bytes", "sha256", "sources")
 
 __all__ = ["ExportSettings", "examine", "export", "main"]
 
@@ -74,39 +76,37 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             return manifest
         directory.manifest.unlink(missing_ok=True)
         directory.report.unlink(missing_ok=True)
-        source = settings.build_source()
-        return _again(lambda: _export_once(settings, directory, source))
+        sources = settings.sources()
+        return _again(lambda: _export_once(settings, directory, sources))
 
 
-def examine(source: Source, shaper: Shaper, take: Callable[[int, Record, bytes], None], *, seed: int = 42) -> Report:
-    """Read a whole dataset and return what is known about it.
+def examine(report: Report, take: Callable[[Row, Content], None], *, seed: int = 42) -> None:
+    """Read all sources of a dataset, each once.
 
-    The shaper is one that has read no rows yet. `take` is called for each valid row, with its hash, its record and its
-    normalised content as JSON.
+    `take` is called for each valid row; the report gets those that are not.
 
     Raises
     ------
     SourceInterruptedError
-        When the source broke off.
+        When a source broke off.
     FailureError
-        When it is not there, or its rows are for another method. Invalid rows raise nothing: the report has them.
+        When one is not there, its rows are for another method, or of another kind than those of another source.
+        Invalid rows raise nothing.
     """
-    report = Report(Problems(source.name))
     row_hash = RowHash(seed)
-    for record in source.records():
-        try:
-            content = shaper.content(record)
-        except InvalidRowError as error:
-            report.problems.add(record, error)
-            continue
-        encoded = encode(content)
-        value = row_hash(content, encoded)
-        report.duplicates.add(value, record)
-        report.measure(content)
-        take(value, record, encoded)
-    report.shape, report.detected, report.warnings = shaper.shape, shaper.detected, shaper.warnings
-    report.passed_over = list(source.passed_over)
-    return report
+    for index, part in enumerate(report.parts):
+        for record in part.records():
+            try:
+                content = part.shaper.content(record)
+            except InvalidRowError as error:
+                part.invalid += 1
+                report.problems.add(record, error)
+                continue
+            if not part.found:
+                check_shapes(report.parts[: index + 1], record)
+            part.found += 1
+            encoded = encode(content)
+            take(Row(index, *row_hash(content, encoded), record, encoded), content)
 
 
 def finished_manifest(directory: RunDirectory, request: dict[str, Any], seed: int) -> dict[str, Any] | None:
@@ -125,12 +125,25 @@ def finished_manifest(directory: RunDirectory, request: dict[str, Any], seed: in
     return manifest if same else None
 
 
-def _export_once(settings: ExportSettings, directory: RunDirectory, source: Source) -> dict[str, Any]:
+def _export_once(settings: ExportSettings, directory: RunDirectory, sources: Sequence[Source]) -> dict[str, Any]:
     with ExitStack() as stack:
-        files = RowFiles(directory, share=settings.share, stack=stack)
-        report = examine(source, settings.shaper(source.name), files.add, seed=settings.seed)
+        parts = settings.parts(sources)
+        files = RowFiles(directory, share=settings.share, parts=len(parts), stack=stack)
+        report = Report(parts)
+
+        def take(row: Row, content: Content) -> None:
+            report.duplicates.add(row.value, row.record)
+            report.measure(content)
+            files.add(row)
+
+        if any(part.is_bounded for part in parts):
+            drawing = Drawing(directory.dataset / "mix.jsonl.tmp", parts, stack)
+            examine(report, drawing.add, seed=settings.seed)
+            drawing.deal(take)
+        else:
+            examine(report, take, seed=settings.seed)
         files.deal()
-        report.rows, report.evaluation_rows, report.example = files.rows, files.evaluation_rows, files.example
+        report.counts, report.example = files.counts, files.example
         report.warnings += _warnings(report, settings)
         document = report.document()
         failure = _verdict(report, settings)
@@ -140,9 +153,9 @@ def _export_once(settings: ExportSettings, directory: RunDirectory, source: Sour
         files.publish()
     manifest = {
         "schemaVersion": SCHEMA_VERSION,
-        "source": {**source.description(), **settings.request()},
-        "rows": files.rows,
-        "evaluationRows": files.evaluation_rows,
+        "source": {**_description(settings, sources), **settings.request()},
+        "rows": report.rows,
+        "evaluationRows": report.evaluation_rows,
         "dropped": report.problems.invalid_rows,
         "duplicates": document["duplicates"],
         "bytes": directory.train_rows.stat().st_size + directory.evaluation_rows.stat().st_size,
@@ -150,31 +163,43 @@ def _export_once(settings: ExportSettings, directory: RunDirectory, source: Sour
         "shape": report.shape,
         "detected": report.detected,
         "seed": settings.seed,
-        "version": source.version,
+        "version": next((source.version for source in sources if source.version is not None), None),
+        **({"sources": report.sources()} if settings.mix else {}),
     }
     write_json(directory.manifest, manifest)
     return manifest
 
 
+def _description(settings: ExportSettings, sources: Sequence[Source]) -> dict[str, Any]:
+    """Return what was asked for, and what was found for it."""
+    if not settings.mix:
+        return sources[0].description()
+    return {**settings.source_request(), "found": [source.description() for source in sources]}
+
+
 def _verdict(report: Report, settings: ExportSettings) -> FailureError | None:
     """Return why the dataset cannot be trained on, None when it can."""
-    problems, name = report.problems, report.problems.source
+    problems, name = report.problems, report.name
     if problems.invalid_rows and settings.invalid_rows == "Fail":
         return problems.failure()
     if report.rows + report.evaluation_rows == 0:
         return empty_failure(problems)
+    if unused := [part for part, counts in zip(report.parts, report.counts, strict=True) if not any(counts)]:
+        return _invalid("; ".join(map(_why_unused, unused)))
     if report.duplicates.all_equal():
         return _invalid(f"{name} has {report.duplicates.rows} usable rows, all of them the same: check the source")
-    if len(report.labels) == 1:
-        label, count = next(iter(report.labels.items()))
-        return _invalid(
-            f"{name} has {count} usable rows, all of them labelled {str(label).lower()}: KTO learns from good answers "
-            "(true) and bad ones (false), and needs some of each; good ones alone can be learned with method SFT"
-        )
     if report.rows == 0:
         held_out = report.evaluation_rows
         return _invalid(f"{name} has no rows left to train on: all {held_out} are held out; add rows or hold out fewer")
     return None
+
+
+def _why_unused(part: Part) -> str:
+    """Say why a source of a mix gives nothing: it would be missed by nobody until the model answers."""
+    if part.found:
+        return f"{part.label} gives no row of its {part.found}: its weight is too small beside the others'"
+    invalid = f", {part.invalid} invalid" if part.invalid else ""
+    return f"{part.label} has no usable row{invalid}: mend it, or leave it out of the mix"
 
 
 def _invalid(text: str) -> FailureError:
@@ -212,6 +237,8 @@ def _tell(directory: RunDirectory, document: dict[str, Any], settings: ExportSet
         return
     if document["detected"]:
         print(f"{document['source']}: {document['detected']}", file=sys.stderr)
+    for index, source in enumerate(document.get("sources", ())):
+        print(source_line(index, source), file=sys.stderr)
     if document["passedOver"]:
         print(f"{document['source']}: passed over {', '.join(document['passedOver'])}", file=sys.stderr)
     if not failed:
@@ -248,7 +275,7 @@ def main(arguments: Sequence[str]) -> int:
         write_termination_message(failure_document(failure))
         print(f"{failure.reason}: {failure.message}", file=sys.stderr)
         return failure.code
-    dataset = {key: manifest[key] for key in DATASET_KEYS if manifest[key] is not None}
+    dataset = {key: manifest[key] for key in DATASET_KEYS if manifest.get(key) is not None}
     words = {key: manifest[key] for key in ("shape", "detected")}
     write_termination_message({"dataset": dataset})
     print(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.data.checks import Problems
 from model.data.duplicates import Duplicates
-from model.data.formats import Content
+from model.data.formats import Content, Shape
 from model.data.lengths import Lengths
+from model.data.parts import Part
 from model.data.records import printable
+from model.data.shapes import family
 from model.files import SCHEMA_VERSION
 
 EXAMPLE_CHARACTERS = 2000
 KINDS = {
-    "beside": "something beside a text that is learned as it stands",
     "character": "a character that cannot be used",
     "chosenEqualsRejected": "chosen equal to rejected",
     "duplicateKey": "a key twice in one object",
@@ -35,7 +34,6 @@ KINDS = {
     "template": "a variable that no template may have",
     "tooDeep": "nested too deep",
     "tooLong": "a row too long to read",
-    "label": "a label that is neither true nor false",
     "media": "pictures or sound",
     "toolCall": "a tool call that cannot be read",
     "unknownShape": "no known shape",
@@ -45,28 +43,57 @@ KINDS = {
 }
 
 
-@dataclass
 class Report:
     """Gathers the facts about a dataset while its rows stream past.
 
     Parameters
     ----------
-    problems
-        The invalid rows.
+    parts
+        Its sources.
     """
 
-    problems: Problems
-    duplicates: Duplicates = field(default_factory=Duplicates)
-    characters: dict[str, Lengths] = field(default_factory=dict)
-    labels: Counter[bool] = field(default_factory=Counter)
-    """How many answers are labelled good (true) and bad (false), for KTO."""
-    rows: int = 0
-    evaluation_rows: int = 0
-    shape: str | None = None
-    detected: str = ""
-    example: Content | None = None
-    passed_over: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        mixed = parts[0].index is not None
+        self.name = f"mix of {len(parts)} sources" if mixed else parts[0].source.name
+        self.problems = Problems(self.name, placed=mixed)
+        self.duplicates = Duplicates()
+        self.characters: dict[str, Lengths] = {}
+        self.counts: Sequence[Sequence[int]] = [(0, 0)] * len(parts)
+        """By source how many rows are trained on, and how many are held out."""
+        self.example: Content | None = None
+        self.warnings: list[str] = []
+
+    @property
+    def rows(self) -> int:
+        """How many rows are trained on."""
+        return sum(rows for rows, _ in self.counts)
+
+    @property
+    def evaluation_rows(self) -> int:
+        """How many rows are held out."""
+        return sum(held_out for _, held_out in self.counts)
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of the rows, None before the first whole row; that of turns as soon as one row has turns."""
+        shapes = [part.shaper.shape for part in self.parts if part.shaper.shape is not None]
+        return next((shape for shape in shapes if shape == family(shape)), shapes[0] if shapes else None)
+
+    @property
+    def detected(self) -> str:
+        """What was found, in words."""
+        told = [(part.label, part.shaper.detected) for part in self.parts if part.shaper.detected]
+        return ". ".join(f"{label}: {text}" if label else text for label, text in told)
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Files that were asked for and hold no rows."""
+        return [f"{part.label} {file}".strip() for part in self.parts for file in part.source.passed_over]
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Return for each source how many rows were found, are taken, and are held out of these."""
+        return [part.document(*counts) for part, counts in zip(self.parts, self.counts, strict=True)]
 
     def measure(self, content: Content) -> None:
         """Take the lengths of a valid row's texts into account."""
@@ -74,14 +101,12 @@ class Report:
             if (lengths := self.characters.get(name)) is None:
                 lengths = self.characters[name] = Lengths()
             lengths.add(length)
-        if "label" in content:
-            self.labels[content["label"]] += 1
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
             "schemaVersion": SCHEMA_VERSION,
-            "source": printable(self.problems.source),
+            "source": printable(self.name),
             "shape": self.shape,
             "detected": self.detected,
             "rows": self.rows,
@@ -92,11 +117,11 @@ class Report:
             "duplicates": self.duplicates.count,
             "duplicatesAtLeast": self.duplicates.is_lower_bound,
             "shownDuplicates": self.duplicates.examples(),
-            **({"labels": {"true": self.labels[True], "false": self.labels[False]}} if self.labels else {}),
             "characters": {name: lengths.summary() for name, lengths in self.characters.items()},
             "example": None if self.example is None else _cut(self.example),
             "passedOver": self.passed_over,
-            "warnings": self.warnings,
+            "warnings": [warning for part in self.parts for warning in part.shaper.warnings] + self.warnings,
+            **({"sources": self.sources()} if self.parts[0].index is not None else {}),
         }
 
 
@@ -108,14 +133,13 @@ def render(document: Mapping[str, Any]) -> str:
         f"Detected    {document['detected'] or 'nothing that is known'}",
         *([f"Passed over {', '.join(document['passedOver'])}"] if document.get("passedOver") else []),
         f"Rows        {document['rows']} to train on, {document['evaluationRows']} held out",
+        *(f"            {source_line(index, source)}" for index, source in enumerate(document.get("sources", ()))),
         f"Left out    {document['dropped']} invalid",
         *(f"            {count} x {KINDS.get(kind, kind)}" for kind, count in document["problems"].items()),
         *(f"            {problem}" for problem in document["shownProblems"]),
         f"Duplicates  {at_least}{document['duplicates']}",
         *(f"            {text}" for text in document["shownDuplicates"]),
     ]
-    if labels := document.get("labels"):
-        lines.append(f"Labels      {labels['true']} good answers (true), {labels['false']} bad ones (false)")
     if characters := document["characters"]:
         lines += ["", "Characters         p50      p90      p99      max"]
         lines += [
@@ -128,6 +152,14 @@ def render(document: Mapping[str, Any]) -> str:
         lines += [textwrap.indent("\n".join(map(printable, text.splitlines())), "  ")]
     lines += [f"Warning: {warning}" for warning in document["warnings"]]
     return "\n".join(lines)
+
+
+def source_line(index: int, source: Mapping[str, Any]) -> str:
+    """Return what became of a mix's source, in words."""
+    return (
+        f"mix[{index}] ({source['name']}): {source['rows'] + source['evaluationRows']} of {source['found']} rows are "
+        f"taken, {source['evaluationRows']} of them held out"
+    )
 
 
 def _lengths(content: Content) -> dict[str, int]:

@@ -6,14 +6,28 @@ import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from model.data.formats import Content
 from model.data.records import Record, printable
 from model.data.split import SMALL_ROWS, Share, SmallestHashes, percent_threshold
 from model.files import RunDirectory, fsync_path
 
-_BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 20
+
+
+class Row(NamedTuple):
+    """A valid row.
+
+    Attributes: the number of its source, the hash by which it is held out or not, another one by which it may be drawn,
+    where it stands, and its normalised content as JSON.
+    """
+
+    part: int
+    value: int
+    draw: int
+    record: Record
+    encoded: bytes
 
 
 class RowFiles:
@@ -26,11 +40,13 @@ class RowFiles:
     ----------
     share
         How many rows to hold out.
+    parts
+        How many sources there are.
     stack
         Closes the files, and removes those that have not got their names by then.
     """
 
-    def __init__(self, directory: RunDirectory, *, share: Share, stack: ExitStack) -> None:
+    def __init__(self, directory: RunDirectory, *, share: Share, parts: int, stack: ExitStack) -> None:
         self._directory = directory
         self._stack = stack
         self._share = share
@@ -43,18 +59,29 @@ class RowFiles:
         if not share.is_nothing:
             self._waiting = self._temporary(directory.dataset / "rows.jsonl")
         self._example = b""
-        self.rows = 0
-        self.evaluation_rows = 0
+        self.counts = [[0, 0] for _ in range(parts)]
+        """By source how many rows are trained on, and how many are held out."""
 
-    def add(self, value: int, record: Record, encoded: bytes) -> None:
-        """Write one row, whose hash is `value` and whose content is a JSON object, with its place in the source."""
+    @property
+    def rows(self) -> int:
+        """The number of rows to train on."""
+        return sum(train for train, _ in self.counts)
+
+    @property
+    def evaluation_rows(self) -> int:
+        """The number of rows that are held out."""
+        return sum(held_out for _, held_out in self.counts)
+
+    def add(self, row: Row) -> None:
+        """Write one row, with its place in the source."""
+        record = row.record
         file = b',"file":' + json.dumps(printable(record.file)).encode() if record.file else b""
-        line = b'%b,"row":%d%b}\n' % (encoded[:-1], record.number, file)
+        line = b'%b,"row":%d%b}\n' % (row.encoded[:-1], record.number, file)
         if self._waiting is None:
-            self._deal(value, line)
+            self._deal(row.value, row.part, line)
             return
-        self._smallest.add(value)
-        self._waiting.write(b"%d " % value + line)
+        self._smallest.add(row.value)
+        self._waiting.write(b"%d %d " % (row.value, row.part) + line)
         self._waiting_rows += 1
         if self._share.max_rows is None and self._share.percent is not None and self._waiting_rows > SMALL_ROWS:
             self._deal_waiting(percent_threshold(self._share.percent))
@@ -70,8 +97,8 @@ class RowFiles:
         self._threshold = threshold
         self._waiting.seek(0)
         for entry in self._waiting:
-            value, _, line = entry.partition(b" ")
-            self._deal(int(value), line)
+            value, part, line = entry.split(b" ", 2)
+            self._deal(int(value), int(part), line)
         self._waiting = None
 
     def publish(self) -> None:
@@ -91,19 +118,19 @@ class RowFiles:
         content: Content | None = json.loads(self._example) if self._example else None
         return content
 
-    def _deal(self, value: int, line: bytes) -> None:
-        if value < self._threshold:
+    def _deal(self, value: int, part: int, line: bytes) -> None:
+        held_out = value < self._threshold
+        self.counts[part][held_out] += 1
+        if held_out:
             self._evaluation.write(line)
-            self.evaluation_rows += 1
         else:
             self._train.write(line)
             self._example = self._example or line
-            self.rows += 1
 
     def _temporary(self, path: Path) -> BinaryIO:
         temporary = path.with_name(path.name + ".tmp")
         self._stack.callback(temporary.unlink, missing_ok=True)
-        return self._stack.enter_context(temporary.open("w+b", buffering=_BUFFER_BYTES))
+        return self._stack.enter_context(temporary.open("w+b", buffering=BUFFER_BYTES))
 
 
 def encode_line(document: dict[str, Any]) -> bytes:

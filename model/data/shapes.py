@@ -40,7 +40,7 @@ class Shaper:
     Parameters
     ----------
     source
-        What the dataset is called in messages.
+        What the dataset is called in messages; empty where its rows' places say that.
     method
         SFT, DPO or KTO, which decides what a row must have.
     columns
@@ -184,7 +184,7 @@ class Shaper:
         return isinstance(first, Mapping) and any(form.fits(Fields(first, Reading())) for form in self._forms)
 
     def _failure(self, record: Record, text: str) -> FailureError:
-        message = printable(f"{self._source} {_where(record)}: {text}")
+        message = printable(f"{self._source} {_where(record)}: {text}".lstrip())
         return FailureError(exits.DATASET_INVALID, "DatasetInvalid", message, row=record.number)
 
 
@@ -194,6 +194,11 @@ _TURNS: dict[Shape | None, Shape] = {
     "unpaired": "unpaired-messages",
 }
 """The shape that rows of texts have once something stands beside them that only turns have."""
+
+
+def family(shape: Shape | None) -> Shape | None:
+    """Return what rows of a shape become beside rows of turns: those of one family may stand in one dataset."""
+    return _TURNS.get(shape, shape)
 
 
 def _has_turns(content: Content) -> bool:

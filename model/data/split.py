@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 _HASH_RANGE = 1 << 64
+_TWO_NUMBERS = struct.Struct(">QQ")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 
@@ -24,9 +26,10 @@ class RowHash:
     def __init__(self, seed: int) -> None:
         self._start = hashlib.sha256(b"%d\n" % seed)
 
-    def __call__(self, content: Mapping[str, Any], encoded: bytes) -> int:
-        """Return a row's hash; `encoded` is the content as `encode` gives it.
+    def __call__(self, content: Mapping[str, Any], encoded: bytes) -> tuple[int, int]:
+        """Return two hashes of a row that say nothing of each other; `encoded` is the content as `encode` gives it.
 
+        The first decides whether the row is held out, the second whether it is drawn, where not all are taken.
         The fields of a row come in one order, but those of tools, of calls and of the template's variables come as the
         source has them.
         """
@@ -34,7 +37,7 @@ class RowHash:
             encoded = _SORTED.encode(content).encode()
         digest = self._start.copy()
         digest.update(encoded)
-        return int.from_bytes(digest.digest()[:8], "big")
+        return _TWO_NUMBERS.unpack_from(digest.digest())
 
 
 def encode(content: Mapping[str, Any]) -> bytes:

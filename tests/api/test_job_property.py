@@ -18,7 +18,8 @@ from finetune.controller.core.arguments import export_arguments, trainer_argumen
 from finetune.controller.core.manifests import build_claim, build_collect_job, build_job
 from finetune.controller.core.settings import Settings
 from model import flags
-from model.data.settings import DATABASE_VARIABLE, ExportSettings
+from model.data.settings import ExportSettings
+from model.data.source_settings import DATABASE_VARIABLE
 from model.training.config import TrainSettings
 from tests.cluster.kube_api import KubeApi
 from tests.support import objects

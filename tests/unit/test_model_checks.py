@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,11 @@ from model.data import duplicates
 from model.data.checks import SHOWN_PROBLEMS, Problems, empty_failure
 from model.data.duplicates import Duplicates
 from model.data.lengths import Lengths
+from model.data.parts import Part
 from model.data.records import InvalidRowError, Problem, Record
 from model.data.report import EXAMPLE_CHARACTERS, Report, render
+from model.data.shapes import Shaper
+from model.data.sources import FileSource
 
 
 def test_a_single_problem_is_told_plainly() -> None:
@@ -115,12 +119,14 @@ def test_long_lengths_are_kept_to_three_digits_and_the_longest_exactly() -> None
 
 
 def test_the_report_as_people_read_it() -> None:
-    problems = Problems("train.jsonl")
-    problems.add(Record(2, None), InvalidRowError([Problem("prompt", "is empty", "empty")]))
-    report = Report(problems, rows=2, evaluation_rows=1, shape="messages", detected="messages")
+    content = {"messages": [{"role": "user", "content": "x" * 4000}, {"role": "assistant", "content": "\x1b b"}]}
+    shaper = Shaper("train.jsonl", "SFT", {})
+    shaper.content(Record(1, content))
+    report = Report([Part(FileSource("volume", Path("train.jsonl")), shaper)])
+    report.problems.add(Record(2, None), InvalidRowError([Problem("prompt", "is empty", "empty")]))
+    report.counts = [(2, 1)]
     for number in (1, 3, 4):
         report.duplicates.add(7 if number > 1 else 1 << 60, Record(number, None))
-    content = {"messages": [{"role": "user", "content": "x" * 4000}, {"role": "assistant", "content": "\x1b b"}]}
     report.measure(content)
     report.example = content
     report.warnings = ["1 row repeats another"]

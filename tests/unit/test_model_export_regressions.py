@@ -11,13 +11,14 @@ import pytest
 
 from model.data import export
 from model.data.export import ExportSettings, examine
-from model.data.report import KINDS
-from model.data.settings import DATABASE_VARIABLE
+from model.data.parts import Part
+from model.data.report import KINDS, Report
 from model.data.shapes import Shaper
+from model.data.source_settings import DATABASE_VARIABLE
 from model.data.sources import FileSource, HubSource, ObjectStoreSource, RegistrySource, SqlSource
 from model.exits import FailureError
 from model.files import RunDirectory
-from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_labels, bad_texts
+from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_texts
 from tests.unit.corpus.cases import rows
 
 ROWS = [{"prompt": f"p{number}", "completion": f"c{number}"} for number in range(200)]
@@ -71,7 +72,7 @@ def test_the_source_that_was_asked_for_is_read(
 ) -> None:
     monkeypatch.setenv(DATABASE_VARIABLE, "sqlite:///rows.db")
     settings = export.flags.parse(ExportSettings, ["--run-directory=run", f"--source={flags[0]}", *flags[1:]])
-    source = settings.build_source()
+    source = settings.sources()[0]
     assert type(source) is kind
     assert {name: getattr(source, name) for name in facts} == facts
 
@@ -139,13 +140,15 @@ def test_the_method_decides_what_is_accepted(folder: Path) -> None:
 
 
 def corpus_kinds(folder: Path) -> Iterator[str]:
-    for case in (*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES, *bad_beside.CASES, *bad_labels.CASES):
+    for case in (*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES, *bad_beside.CASES):
         if case.code == 3 and case.file.endswith(".jsonl"):
             (folder / case.file).write_bytes(case.content)
             method = next((flag.removeprefix("--method=") for flag in case.flags if "--method=" in flag), "SFT")
             try:
                 source = FileSource("volume", folder / case.file)
-                yield from examine(source, Shaper(source.name, method, {}), lambda *_: None).problems.kinds
+                report = Report([Part(source, Shaper(source.name, method, {}))])
+                examine(report, lambda *_: None)
+                yield from report.problems.kinds
             except FailureError:
                 continue  # refused as a whole
 

@@ -13,7 +13,7 @@ ROWS = [{"prompt": f"p{number}", "completion": "c"} for number in range(2000)]
 
 
 def row_hash(row: dict[str, Any], seed: int) -> int:
-    return RowHash(seed)(row, encode(row))
+    return RowHash(seed)(row, encode(row))[0]
 
 
 def held_out(rows: list[dict[str, str]], seed: int = 1, percent: int = 10) -> list[str]:
