@@ -16,6 +16,7 @@ from pathlib import Path
 from images import shell
 
 BUILD_SECONDS = 3600.0
+FIRST_WITHOUT_BUILDKIT = 23
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,7 @@ def detect() -> Engine:
         CommandError: there is none, and buildah cannot be used either.
     """
     if shutil.which("docker") and shell.succeeds(["docker", "version", "--format={{.Server.Version}}"], timeout=10):
+        _require_buildkit(shell.run(["docker", "version", "--format={{.Client.Version}}"]).strip())
         return Docker()
     if os.getuid() != 0:
         raise shell.CommandError(
@@ -267,6 +269,18 @@ def detect() -> Engine:
         )
     shell.install({"buildah": "buildah"})
     return Buildah()
+
+
+def _require_buildkit(client: str) -> None:
+    """Raise CommandError where Docker's command line cannot build: since 23 it leaves BuildKit to a plugin."""
+    major = client.partition(".")[0]
+    if major.isdigit() and int(major) < FIRST_WITHOUT_BUILDKIT:
+        return
+    if not shell.succeeds(["docker", "buildx", "version"], timeout=30):
+        raise shell.CommandError(
+            f"Docker {client} builds images by its plugin buildx, which is missing: install it (docker-buildx-plugin "
+            "in Docker's packages, docker-buildx in Debian's and Ubuntu's)"
+        )
 
 
 def _build_flags(request: BuildRequest) -> list[str]:

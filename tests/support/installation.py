@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,12 +150,10 @@ class RegistryUser:
 @contextlib.contextmanager
 def secret_file(text: str) -> Iterator[Path]:
     """A file that only this user can read, for the time of the block."""
-    descriptor = os.memfd_create("token")
-    try:
-        os.write(descriptor, text.encode())
-        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
+    with tempfile.NamedTemporaryFile("w") as file:  # made with mode 0600
+        file.write(text)
+        file.flush()
+        yield Path(file.name)
 
 
 def image_values(reference: str) -> dict[str, str]:
