@@ -12,7 +12,7 @@ from model.exits import FailureError
 SHOWN_PROBLEMS = 20
 SHOWN_REPETITIONS = 9
 
-_OF_THE_FILE = frozenset({"missing", "mixedShapes", "notUtf8", "unknownShape", "wrongType"})
+_OF_THE_FILE = frozenset({"beside", "missing", "mixedShapes", "notUtf8", "unknownShape", "wrongType"})
 """Kinds that all rows of a file often share, as when its columns are not mapped: told once, with the other rows."""
 
 

@@ -188,6 +188,12 @@ def _verdict(report: Report, settings: ExportSettings) -> FailureError | None:
         return _invalid("; ".join(map(_why_unused, unused)))
     if report.duplicates.all_equal():
         return _invalid(f"{name} has {report.duplicates.rows} usable rows, all of them the same: check the source")
+    if len(report.labels) == 1:
+        label, count = next(iter(report.labels.items()))
+        return _invalid(
+            f"{name} has {count} usable rows, all of them labelled {str(label).lower()}: KTO learns from good answers "
+            "(true) and bad ones (false), and needs some of each; good ones alone can be learned with method SFT"
+        )
     if report.rows == 0:
         held_out = report.evaluation_rows
         return _invalid(f"{name} has no rows left to train on: all {held_out} are held out; add rows or hold out fewer")

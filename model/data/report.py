@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from model.files import SCHEMA_VERSION
 
 EXAMPLE_CHARACTERS = 2000
 KINDS = {
+    "beside": "something beside a text that is learned as it stands",
     "character": "a character that cannot be used",
     "chosenEqualsRejected": "chosen equal to rejected",
     "duplicateKey": "a key twice in one object",
@@ -34,6 +36,7 @@ KINDS = {
     "template": "a variable that no template may have",
     "tooDeep": "nested too deep",
     "tooLong": "a row too long to read",
+    "label": "a label that is neither true nor false",
     "media": "pictures or sound",
     "toolCall": "a tool call that cannot be read",
     "unknownShape": "no known shape",
@@ -58,6 +61,8 @@ class Report:
         self.name = f"mix of {len(parts)} sources" if mixed else parts[0].source.name
         self.problems = Problems(self.name, placed=mixed)
         self.duplicates = Duplicates()
+        self.labels: Counter[bool] = Counter()
+        """Of rows with labels: how many say that the answer is good, and how many that it is bad."""
         self.characters: dict[str, Lengths] = {}
         self.counts: Sequence[Sequence[int]] = [(0, 0)] * len(parts)
         """By source how many rows are trained on, and how many are held out."""
@@ -101,6 +106,8 @@ class Report:
             if (lengths := self.characters.get(name)) is None:
                 lengths = self.characters[name] = Lengths()
             lengths.add(length)
+        if "label" in content:
+            self.labels[content["label"]] += 1
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -117,6 +124,7 @@ class Report:
             "duplicates": self.duplicates.count,
             "duplicatesAtLeast": self.duplicates.is_lower_bound,
             "shownDuplicates": self.duplicates.examples(),
+            **({"labels": {"true": self.labels[True], "false": self.labels[False]}} if self.labels else {}),
             "characters": {name: lengths.summary() for name, lengths in self.characters.items()},
             "example": None if self.example is None else _cut(self.example),
             "passedOver": self.passed_over,
@@ -140,6 +148,8 @@ def render(document: Mapping[str, Any]) -> str:
         f"Duplicates  {at_least}{document['duplicates']}",
         *(f"            {text}" for text in document["shownDuplicates"]),
     ]
+    if labels := document.get("labels"):
+        lines.append(f"Labels      {labels['true']} good answers (true), {labels['false']} bad ones (false)")
     if characters := document["characters"]:
         lines += ["", "Characters         p50      p90      p99      max"]
         lines += [

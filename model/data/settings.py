@@ -11,7 +11,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_va
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from model import flags
-from model.data.formats import CANONICAL_FIELDS
+from model.data.forms import CANONICAL_FIELDS, FORMS
 from model.data.parts import Part
 from model.data.shapes import Shaper, candidates, unknown_columns
 from model.data.source_settings import (
@@ -197,7 +197,7 @@ def _column_problems(columns: Mapping[str, Any], ignored: Collection[str], metho
     problems += [f"--ignore-column={name}: --column maps it, do one of the two" for name in both]
     if repeated := sorted({column for column in columns.values() if list(columns.values()).count(column) > 1}):
         problems += [f"--column: several fields are mapped to the column {column}" for column in repeated if column]
-    if method not in ("SFT", "DPO"):
+    if method not in FORMS:
         return problems
     if other := unknown_columns(method, columns):
         return [*problems, *(f"--column={name}=...: no row for --method={method} has that field" for name in other)]

@@ -18,7 +18,7 @@ from model.data.source_settings import DATABASE_VARIABLE
 from model.data.sources import FileSource, HubSource, ObjectStoreSource, RegistrySource, SqlSource
 from model.exits import FailureError
 from model.files import RunDirectory
-from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_texts
+from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_labels, bad_texts
 from tests.unit.corpus.cases import rows
 
 ROWS = [{"prompt": f"p{number}", "completion": f"c{number}"} for number in range(200)]
@@ -140,7 +140,7 @@ def test_the_method_decides_what_is_accepted(folder: Path) -> None:
 
 
 def corpus_kinds(folder: Path) -> Iterator[str]:
-    for case in (*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES, *bad_beside.CASES):
+    for case in (*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES, *bad_beside.CASES, *bad_labels.CASES):
         if case.code == 3 and case.file.endswith(".jsonl"):
             (folder / case.file).write_bytes(case.content)
             method = next((flag.removeprefix("--method=") for flag in case.flags if "--method=" in flag), "SFT")

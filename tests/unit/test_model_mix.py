@@ -246,6 +246,16 @@ def test_what_a_source_does_not_say_is_as_for_all(mix: Mixer, tmp_path: Path) ->
     assert [row["prompt"] for row in mix.rows()[0]] == ["a1", "b1"]
 
 
+def test_rows_that_are_learned_in_different_ways_do_not_mix(mix: Mixer, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_bytes(lines({"text": "Once upon a time"}, {"text": "there was"}))
+    text = {"source": "volume", "path": str(tmp_path / "text.jsonl"), "name": "wiki"}
+    assert mix([mix.file("a.jsonl", "a", 3), text]) == 3
+    assert mix.message == (
+        "mix[1] (wiki) row 1 has text rows, but mix[0] (a.jsonl) has prompt-completion rows: mix sources of one kind, "
+        "or map their columns"
+    )
+
+
 def test_a_source_for_another_method_is_named(mix: Mixer, tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(lines({"prompt": "b1", "chosen": "a", "rejected": "b"}))
     assert mix([mix.file("a.jsonl", "a", 3), {"source": "volume", "path": str(tmp_path / "b.jsonl")}]) == 3
