@@ -21,7 +21,7 @@ from model.training.rows import making, store
 from model.training.rows.report import token_report
 from model.training.rows.store import Tokens
 from model.training.rows.tokens import PreferenceRows, TokenRows, sequences_of
-from model.training.weights import adapters, basemodel
+from model.training.weights import adapters, basemodel, origin
 
 if TYPE_CHECKING:
     from model.training.loop.trainer import TrainerParts
@@ -351,8 +351,8 @@ def _announce(trainer: Any, data: Data, past: Resumption, token_document: dict[s
     for warning in warnings:
         parts.log.emit("warning", step=past.step, message=warning)
     if past.checkpoint is not None:
-        origin = past.origin or {}
-        parts.log.emit("resume", step=past.step, **({"run": origin["run"]} if origin.get("step") == past.step else {}))
+        other = past.origin or {}
+        parts.log.emit("resume", step=past.step, **({"run": other["run"]} if other.get("step") == past.step else {}))
 
 
 def trainer_class(settings: TrainSettings) -> Any:
@@ -442,7 +442,7 @@ def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
 
 def fingerprint(settings: TrainSettings, data: Data) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued."""
-    base_directory = basemodel.check(settings.base_model)
+    base_directory = origin.check(settings.base_model)
     return of_settings(settings) | {
         "base_model": settings.recorded_base_model,
         "base_model_files": basemodel.digest_of_files(base_directory) if base_directory else None,

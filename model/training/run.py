@@ -20,7 +20,7 @@ from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.output.progress import PeerLog, ProgressLog
 from model.training.processes import hang, interruption, parallel, process
 from model.training.serving import Serving, look
-from model.training.weights import adapters, basemodel, hub
+from model.training.weights import adapters, basemodel, hub, origin
 
 EVALUATION_WORDS = {"evaluationLoss": "loss", "baseEvaluationLoss": "baseLoss"}
 """What a progress line calls the results' losses."""
@@ -93,7 +93,7 @@ def finished_document(
 def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | PeerLog) -> dict[str, Any]:
     _clean_up(directory)
     settings = adapters.with_parent(settings)
-    base_directory = basemodel.check(settings.base_model)
+    base_directory = origin.check(settings.base_model)
     if base_directory is not None:
         hub.check_base(settings)
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

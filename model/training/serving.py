@@ -10,7 +10,7 @@ from typing import Any
 
 from model.training import stopping
 from model.training.config import TrainSettings
-from model.training.weights import adapters, basemodel
+from model.training.weights import adapters, basemodel, origin
 from model.training.weights.files import EMBEDDINGS
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -56,7 +56,7 @@ def look(settings: TrainSettings, tokenizer: Any, model: Any = None) -> Serving:
     if settings.chat_template is not None:
         files[adapters.CHAT_TEMPLATE] = str(tokenizer.chat_template)
     if ends.runs_on:
-        files[stopping.FILE] = json.dumps(ends.generation_config(basemodel.check(settings.base_model)), indent=2)
+        files[stopping.FILE] = json.dumps(ends.generation_config(origin.check(settings.base_model)), indent=2)
     return Serving(warnings, files)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from model.training.rows.template import PROBE, ChatTemplate, Markers, turn
-from model.training.weights import basemodel
+from model.training.weights import hub
 
 FILE = "generation_config.json"
 
@@ -103,7 +103,7 @@ def _of_base(base_model: str, revision: str | None) -> tuple[int, ...]:
     try:
         found = GenerationConfig.from_pretrained(base_model, revision=revision).eos_token_id
     except (OSError, ValueError):  # it has none, and the library takes what config.json says
-        config = basemodel.read_config(base_model, revision)
+        config = hub.read_config(base_model, revision)
         found = (config.get("text_config") or {}).get("eos_token_id", config.get("eos_token_id"))
     if found is None:
         return ()

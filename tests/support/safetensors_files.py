@@ -30,7 +30,7 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: 
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
-        size = prod(shape) * {"F32": 4, "BF16": 2}[dtype]
+        size = prod(shape) * {"F32": 4, "BF16": 2, "I32": 4, "U8": 1}[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()

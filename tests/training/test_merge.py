@@ -19,6 +19,7 @@ from model.exits import FailureError
 from model.training.commands.chat import Pair
 from model.training.commands.merge import merge
 from tests.support.hub import hub
+from tests.support.safetensors_files import write_safetensors
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -103,6 +104,7 @@ def test_a_quantized_base_is_refused(base_model: Path, tmp_path: Path) -> None:
     shutil.copytree(base_model, base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    write_safetensors(base / "model.safetensors", {"model.layers.0.mlp.up_proj.qweight": (8, 8)}, "I32")
     lora = adapter(base_model, tmp_path / "adapter", "q_proj")
     with pytest.raises(FailureError, match=r"quantized \(gptq\).*full-precision model"):
         merge(lora, str(base), tmp_path / "merged", "Auto")

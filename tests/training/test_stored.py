@@ -171,9 +171,9 @@ def test_mxfp4_experts_become_the_weights_that_they_stand_for(tokenizer: Any, tm
 def test_what_cannot_be_trained_on_is_refused_by_train_as_by_validate(
     quantization: dict[str, Any], said: str, base_model: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    base = write(base_model, tmp_path / "base", load_file(base_model / "model.safetensors"))
-    path = base / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+    weights = load_file(base_model / "model.safetensors")
+    packed = {"model.layers.0.mlp.up_proj.qweight": torch.zeros(8, 8, dtype=torch.int32)}
+    base = write(base_model, tmp_path / "base", weights | packed, quantization_config=quantization)
     run = Run(tmp_path, base, max_steps=2).export(rows)
     assert run.train() == exits.INVALID_CONFIGURATION
     failure = run.said()["failure"]
@@ -182,6 +182,35 @@ def test_what_cannot_be_trained_on_is_refused_by_train_as_by_validate(
     validated = run_program(tmp_path, "validate", *run.arguments()[1:])
     assert validated.code == exits.INVALID_CONFIGURATION
     assert failure["message"] in validated.output
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    ],
+)
+def test_full_weights_are_trained_on_whatever_config_says_of_those_before(
+    left: dict[str, Any], base_model: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """As a model has it that was merged or dequantized."""
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(base_model / "model.safetensors").items()}
+    told, plain = (
+        write(base_model, tmp_path / name, weights, **config)
+        for name, config in (("told", {"quantization_config": left}), ("plain", {}))
+    )
+    expected = basemodel.load_model(str(plain), None, bfloat16=True).state_dict()
+    for name, tensor in basemodel.load_model(str(told), None, bfloat16=True).state_dict().items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, expected[name]), name
+    run = Run(tmp_path, told, max_steps=2).export(rows)
+    assert run.train() == 0, run.said()
+    merge(run.directory, str(told), tmp_path / "merged", "Auto")
+    assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
 
 
 def _drop_what_it_says(base: Path) -> None:

@@ -18,9 +18,10 @@ from model.training.processes import process
 from model.training.weights import hub
 from tests.support.hub import Hub
 from tests.support.hub import hub as running_hub
+from tests.support.safetensors_files import write_safetensors
 
 NAME = "owner/tiny"
-FILES = {"config.json": b"{}"}
+FILES = {"config.json": b"{}", "model.safetensors": b""}
 ROW = json.dumps({"prompt": "a", "completion": "b"}) + "\n"
 
 
@@ -49,7 +50,7 @@ def test_a_branch_that_moves_is_followed_by_no_later_attempt(server: Hub, tmp_pa
     repository = server.repository(NAME, FILES)
     first = repository.revisions["main"]
     assert hub.pin(settings(tmp_path)).base_model_revision == first
-    second = repository.commit({"config.json": b'{"new": 1}'})
+    second = repository.commit(FILES | {"config.json": b'{"new": 1}'})
     assert hub.pin(settings(tmp_path)).base_model_revision == first
     assert hub.pin(settings(tmp_path, base_model_revision=first)).base_model_revision == first
     server.failing = 500  # and nobody is asked again
@@ -60,7 +61,7 @@ def test_a_branch_that_moves_is_followed_by_no_later_attempt(server: Hub, tmp_pa
 
 def test_what_another_model_was_found_at_is_not_used(server: Hub, tmp_path: Path) -> None:
     server.repository(NAME, FILES)
-    other = server.repository("owner/other", {"config.json": b'{"other": 1}'}).revisions["main"]
+    other = server.repository("owner/other", FILES | {"config.json": b'{"other": 1}'}).revisions["main"]
     hub.pin(settings(tmp_path))
     assert hub.pin(settings(tmp_path, base_model="owner/other")).base_model_revision == other
 
@@ -78,7 +79,7 @@ def test_a_local_copy_stands_in_for_a_hub_that_is_not_asked_or_silent(
 ) -> None:
     first = server.repository(NAME, FILES).revisions["main"]
     huggingface_hub.hf_hub_download(NAME, "config.json", endpoint=server.endpoint)
-    server.repositories[NAME].commit({"config.json": b'{"new": 1}'})
+    server.repositories[NAME].commit(FILES | {"config.json": b'{"new": 1}'})
     server.failing = failing
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", failing is None)
     assert hub.find_commit(NAME, None) == first
@@ -154,3 +155,43 @@ def test_a_quantized_base_model_is_refused_before_its_weights_are_downloaded(
     assert code == exits.INVALID_CONFIGURATION
     assert f"{NAME} is stored quantized (gptq with 4 bits)" in capsys.readouterr().err
     assert not Path("runs/r/dataset").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "validate"])
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "model-Q4.gguf"])
+def test_weights_in_other_files_are_refused_from_a_directory_as_from_the_hub(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, weights: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process.check_packages, "__defaults__", (str,))  # as if torch were here
+    monkeypatch.setenv("TERMINATION_LOG", "words.json")
+    Path("rows.jsonl").write_text(ROW)
+    files = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", weights: b"weights"}
+    server.repository(NAME, files)
+    Path("base").mkdir()
+    for name, content in files.items():
+        Path("base", name).write_bytes(content)
+    for base in ("base", NAME):
+        flags = ["--method=SFT", f"--base-model={base}", "--dataset=rows.jsonl", "--name=r"]
+        assert cli.main([command, *flags]) == exits.DOES_NOT_EXIST
+        assert "save the model as safetensors first" in Path("words.json").read_text()
+        assert not Path("runs/r/dataset").exists()
+    assert server.downloads[weights] == 0
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "U8"])
+def test_of_a_model_on_the_hub_the_weights_tell_whether_they_are_quantized(
+    server: Hub, tmp_path: Path, dtype: str
+) -> None:
+    block = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    config = {"model_type": "llama", "quantization_config": block}
+    write_safetensors(tmp_path / "weights", {"model.layers.0.mlp.up_proj.weight": (32, 1)}, dtype)
+    weights = (tmp_path / "weights").read_bytes()
+    shards = {
+        "model.safetensors.index.json": json.dumps({"weight_map": {"a": "model-1.safetensors"}}).encode(),
+        "model-1.safetensors": weights,
+    }
+    for name, files in (("owner/whole", {"model.safetensors": weights}), ("owner/shards", shards)):
+        server.repository(name, {"config.json": json.dumps(config).encode(), **files})
+        found = hub.stored_config(name, None)
+        assert found == (config if dtype == "U8" else {"model_type": "llama"})

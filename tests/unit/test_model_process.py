@@ -19,7 +19,7 @@ from model.files import FileDigest, RunDirectory, combined_digest, digest_direct
 from model.registry import RegistryUnavailableError
 from model.training.output.progress import ProgressLog, RemainingTime, StatusPoster, trainer_status
 from model.training.processes import process
-from model.training.weights import basemodel
+from model.training.weights import origin
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_timestamps_are_utc() -> None:
 
 def test_a_base_model_is_a_directory_or_a_name_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert basemodel.check(str(tmp_path)) == tmp_path
-    assert basemodel.check("HuggingFaceTB/SmolLM2-135M-Instruct") is None
+    assert origin.check(str(tmp_path)) == tmp_path
+    assert origin.check("HuggingFaceTB/SmolLM2-135M-Instruct") is None
 
 
 @pytest.mark.parametrize("name", ["/models/nowhere", "./nowhere", "a/b/c"])
 def test_a_path_without_a_model_is_named(name: str) -> None:
     with pytest.raises(FailureError, match="does not exist") as caught:
-        basemodel.check(name)
+        origin.check(name)
     assert (caught.value.code, caught.value.reason) == (10, "BaseModelUnavailable")
     assert str(Path(name)) in caught.value.message
 
@@ -84,7 +84,7 @@ def test_a_path_without_a_model_is_named(name: str) -> None:
 def test_a_file_in_the_place_of_a_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(FailureError, match=r"rows\.jsonl is a file: name the directory"):
-        basemodel.check(str(tmp_path / "rows.jsonl"))
+        origin.check(str(tmp_path / "rows.jsonl"))
 
 
 def test_events_go_to_both_streams_and_hold_no_broken_numbers(tmp_path: Path) -> None:

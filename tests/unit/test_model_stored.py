@@ -89,6 +89,8 @@ def test_a_base_is_looked_at_before_it_is_loaded(tmp_path: Path) -> None:
     assert stored.read_base(base, cuda=False).vocabulary == 32
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    assert "quantization_config" not in stored.read_base(base, cuda=False).config  # and the weights are not
+    write_safetensors(base / "model.safetensors", {"model.layers.0.mlp.up_proj.qweight": (8, 2)}, "I32")
     with pytest.raises(FailureError, match=r"base is stored quantized \(gptq with 4 bits\)") as caught:
         stored.read_base(base, cuda=True)
     assert (caught.value.code, caught.value.reason) == (exits.INVALID_CONFIGURATION, "InvalidSpec")
@@ -131,7 +133,28 @@ def test_an_adapter_beside_the_weights_is_not_taken_for_them(tmp_path: Path) -> 
         read_model(base)
 
 
-def test_what_bitsandbytes_leaves_in_a_merged_model_is_no_quantization() -> None:
-    left = {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}
-    assert stored.quantization_of({"quantization_config": left}) is None
-    assert stored.quantization_of({"quantization_config": left | {"load_in_4bit": True}}) is not None
+WEIGHT = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("name", stored.BLOCKS)
+@pytest.mark.parametrize("left", [NF4, INT8, FP8, PACKED, {"quant_method": "gptq", "bits": 4}, {"load_in_4bit": False}])
+@pytest.mark.parametrize(
+    ("tensors", "quantized"),
+    [
+        ({WEIGHT: ("BF16", (8, 8))}, False),
+        ({WEIGHT: ("F16", (8, 8)), "model.position_ids": ("I64", (1, 8))}, False),
+        ({WEIGHT: ("U8", (32, 1)), f"{WEIGHT}.absmax": ("F32", (1,)), "lm_head.weight": ("BF16", (8, 8))}, True),
+        ({WEIGHT: ("I8", (8, 8)), WEIGHT.replace("weight", "SCB"): ("F32", (8,))}, True),
+        ({WEIGHT: ("F8_E4M3", (8, 8)), f"{WEIGHT}_scale_inv": ("F32", (1, 1))}, True),
+        ({WEIGHT.replace("weight", "qweight"): ("I32", (1, 8))}, True),
+    ],
+)
+def test_the_weights_and_not_a_leftover_word_tell_whether_they_are_quantized(
+    name: str, left: dict[str, Any], tensors: dict[str, tuple[str, tuple[int, ...]]], quantized: bool
+) -> None:
+    headers = {weight: Tensor(dtype, shape) for weight, (dtype, shape) in tensors.items()}
+    for config in ({"model_type": "llama", name: left}, {"model_type": "a", "text_config": {name: left, "x": 1}}):
+        settled = stored.settled(config, headers)
+        assert (settled == config) == quantized
+        assert (stored.quantization_of(settled) is not None) == quantized
+        assert settled["model_type"] == config["model_type"]

@@ -13,7 +13,7 @@ from model.exits import FailureError
 from model.files import publish_directory, write_json
 from model.training import stopping
 from model.training.commands import verify
-from model.training.weights import adapters, basemodel, stored
+from model.training.weights import adapters, basemodel, hub, origin, stored
 from model.training.weights.files import read_json
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -135,7 +135,7 @@ def _stored_type(base_model: str, revision: str | None) -> str:
     FailureError
         When they are quantized and stay so.
     """
-    config = basemodel.read_config(base_model, revision)
+    config = hub.stored_config(base_model, revision)
     quantization = stored.quantization_of(config)
     if quantization and not stored.is_dequantized(config):
         raise _refused(
@@ -190,7 +190,7 @@ def _save(model: Any, tokenizer: Any, directory: Path, dtype: str, ends: stoppin
 
 def _copy_processor(base_model: str, revision: str | None, directory: Path) -> None:
     """Copy what turns pictures and sound into inputs, which a server of such a model looks for."""
-    source = basemodel.check(base_model)
+    source = origin.check(base_model)
     for name in PROCESSOR_FILES:
         if source is None:
             from huggingface_hub import hf_hub_download

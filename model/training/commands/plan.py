@@ -132,9 +132,9 @@ def make_plan(command: PlanCommand, *, probe: bool) -> Plan:
     FailureError
         When the base model or the dataset is not there or not right, or the probe fails.
     """
-    from model.training.weights import basemodel, hub
+    from model.training.weights import hub, origin
 
-    if basemodel.check(command.base_model) is None:
+    if origin.check(command.base_model) is None:
         raise FailureError(
             exits.INVALID_CONFIGURATION,
             "InvalidSpec",

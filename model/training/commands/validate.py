@@ -116,10 +116,10 @@ def _check_together(settings: TrainSettings, manifest: dict[str, Any] | None, fo
 
 
 def _check_base(settings: TrainSettings, found: Findings) -> ModelFiles | None:
-    from model.training.weights import basemodel, hub, stored
+    from model.training.weights import hub, origin, stored
 
     try:
-        directory = basemodel.check(settings.base_model)
+        directory = origin.check(settings.base_model)
         if directory is None:
             commit = hub.find_commit(settings.base_model, settings.base_model_revision)
             settings = settings.model_copy(update={"base_model_revision": commit})

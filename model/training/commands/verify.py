@@ -15,7 +15,7 @@ from model.exits import FailureError
 from model.files import RunDirectory, combined_digest, digest_directory
 from model.training import stopping
 from model.training.serving import of_template, serving_warnings
-from model.training.weights import adapters, basemodel, hub
+from model.training.weights import adapters, basemodel, hub, origin
 from model.training.weights.files import (
     FilesError,
     ModelFiles,
@@ -182,7 +182,7 @@ def choose_base_model(given: str | None, path: Path, adapter: Path) -> tuple[str
     if name is None:
         text = f"{adapter} names no base model: give --base-model"
         raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text)
-    return name, revision if basemodel.check(name) is not None else hub.find_commit(name, revision)
+    return name, revision if origin.check(name) is not None else hub.find_commit(name, revision)
 
 
 def check_files(adapter: Path, base: ModelFiles | None, findings: Findings) -> None:

@@ -1,21 +1,18 @@
-"""Loading the base model: from a directory or from the hub, with every way to fail put into words."""
+"""Loading the base model and its tokenizer, from a directory or from the hub."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from model import exits, hubcache
 from model.exits import FailureError
-from model.flags import suggest
 from model.training.config import TrainSettings
-from model.training.weights import stored
+from model.training.weights import hub, origin, stored
 
 _READ_AHEAD_BYTES = 8 << 30
 _CHUNK_BYTES = 8 << 20
@@ -34,26 +31,6 @@ _NOT_NEEDED = frozenset(
 _DRAFT_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
 """Settings for layers behind the last that guess ahead; nothing of them is trained or needed."""
 _SERVING_SCALES = ("input_scale", "activation_scale", "input_global_scale", "input_zero_point")
-
-
-def check(base_model: str) -> Path | None:
-    """Return the base model's directory, None for a name on the hub.
-
-    Raises
-    ------
-    FailureError
-        When it is a path and there is no model.
-    """
-    path = Path(base_model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise _missing(f"{path} holds no model: it has no config.json")
-        return path
-    if path.exists():
-        raise _missing(f"{path} is a file: name the directory with a model's config.json and weights")
-    if path.is_absolute() or base_model.startswith((".", "~")) or base_model.count("/") > 1:
-        raise _missing(f"{path} does not exist{_neighbours(path)}")
-    return None
 
 
 def digest_of_files(directory: Path) -> str:
@@ -101,10 +78,12 @@ def load_tokenizer(base_model: str, revision: str | None, chat_template: Path | 
     from huggingface_hub import constants
     from transformers import AutoTokenizer
 
-    if check(base_model) is None:
+    if origin.check(base_model) is None:
         hubcache.prepare(Path(constants.HF_HUB_CACHE))
     template = None if chat_template is None else read_chat_template(chat_template)
-    tokenizer = translated(base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision))
+    tokenizer = origin.translated(
+        base_model, revision, lambda: AutoTokenizer.from_pretrained(base_model, revision=revision)
+    )
     if template is not None:
         tokenizer.chat_template = template
     return tokenizer
@@ -232,19 +211,20 @@ def load_model(base_model: str, revision: str | None, *, bfloat16: bool, quantiz
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = read_config(base_model, revision)
+    config = hub.stored_config(base_model, revision)
     stored.check_config(base_model, config, quantization=quantization, cuda=torch.cuda.is_available())
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"config": _model_config(base_model, revision, config)}
     wanted = stored.dequantizing(config) or quantization_config(quantization, bfloat16=bfloat16)
     if wanted is not None:  # None, too, would be taken for an order to forget what the file says
         options["quantization_config"] = wanted
-    model, report = translated(
+    model, report = origin.translated(
         base_model,
         revision,
         lambda: AutoModelForCausalLM.from_pretrained(
             base_model,
             revision=revision,
             dtype=torch.bfloat16 if bfloat16 else torch.float32,
+            use_safetensors=True,
             output_loading_info=True,
             adapter_kwargs=_NO_ADAPTER,
             **options,
@@ -268,23 +248,16 @@ def _finish_dequantizing(model: Any, dtype: Any) -> None:
     model._weight_conversions = None  # noqa: SLF001 - as above
 
 
-def read_config(base_model: str, revision: str | None) -> dict[str, Any]:
-    """Return a model's config.json as it is, from its directory or the hub.
+def _model_config(base_model: str, revision: str | None, config: dict[str, Any]) -> Any:
+    """Return the library's form of a configuration; it is told of no quantization that `config` does not have."""
+    from transformers import AutoConfig
 
-    Raises
-    ------
-    FailureError
-        When it is not there, refused, out of reach or broken.
-    """
-    from huggingface_hub import constants
-    from transformers import PretrainedConfig
-
-    if check(base_model) is None:
-        hubcache.prepare(Path(constants.HF_HUB_CACHE))
-    config: dict[str, Any] = translated(
-        base_model, revision, lambda: PretrainedConfig.get_config_dict(base_model, revision=revision)[0]
-    )
-    return config
+    found = origin.translated(base_model, revision, lambda: AutoConfig.from_pretrained(base_model, revision=revision))
+    if stored.quantization_of(config) is None:
+        for part in (found, found.get_text_config()):
+            for name in stored.BLOCKS:
+                part.__dict__.pop(name, None)
+    return found
 
 
 def _check_complete(base_model: str, model: Any, report: dict[str, Any]) -> None:
@@ -293,9 +266,9 @@ def _check_complete(base_model: str, model: Any, report: dict[str, Any]) -> None
     The library fills what is missing with random numbers, passes over the rest, and only warns.
     """
     if missing := sorted(report["missing_keys"]):
-        raise _missing(f"{base_model} lacks weights: {_some(missing)}")
+        raise origin.missing(f"{base_model} lacks weights: {_some(missing)}")
     if stray := sorted(name for name in report["unexpected_keys"] if _is_stray(name, model)):
-        raise _missing(
+        raise origin.missing(
             f"{base_model} holds weights that its config.json has no place for: {_some(stray)}; without them it is "
             "another model: get its files again, or one that transformers knows"
         )
@@ -337,7 +310,7 @@ def check_fit(model: Any, settings: TrainSettings, *, largest_token: int, longes
     """
     known = model.get_input_embeddings().num_embeddings
     if largest_token >= known:
-        raise _missing(
+        raise origin.missing(
             f"{settings.base_model}: its tokenizer gives token {largest_token}, its weights know {known}: they do not "
             "belong together"
         )
@@ -359,110 +332,3 @@ def check_fit(model: Any, settings: TrainSettings, *, largest_token: int, longes
             f"--lora-target-modules (lora.targetModules): {settings.base_model} has no layer {', '.join(absent)}; its "
             f"layers are {', '.join(sorted(names))}",
         )
-
-
-def translated(base_model: str, revision: str | None, load: Callable[[], Any]) -> Any:
-    """Return what `load` gives, with the errors of hub and libraries put into words.
-
-    Raises
-    ------
-    FailureError
-        When the model is not there, refused, out of reach or broken.
-    """
-    from huggingface_hub import errors
-
-    where = f"{base_model} at revision {revision}" if revision else base_model
-    try:
-        return load()
-    except Exception as error:
-        chain = _chain(error)
-        if any(isinstance(link, errors.GatedRepoError) for link in chain):
-            text = f"{where}: access to it must be granted to the owner of the token first"
-            raise FailureError(exits.ACCESS_DENIED, "AccessDenied", text) from error
-        if isinstance(error, errors.RemoteEntryNotFoundError):
-            raise _missing(f"{where} on the hub is no model that can be trained: it has no config.json") from error
-        if status := _http_status(chain):
-            raise _refused(base_model, where, status) from error
-        if any(isinstance(link, ConnectionError | TimeoutError) or _is_transport(link) for link in chain):
-            text = (
-                f"{where} cannot be downloaded, for the hub is out of reach, {_nowhere(base_model)}: try again when it "
-                f"answers, or get it elsewhere (hf download {base_model} --local-dir DIRECTORY) and name the directory"
-            )
-            raise FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text) from error
-        if known := exits.storage_failure(error):
-            raise known from error
-        if isinstance(error, ImportError):
-            text = f"{where} needs a Python package that is not here: {str(error).strip()}"
-            raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text) from error
-        if isinstance(error, OSError | ValueError | KeyError) or _is_broken_file(error):
-            raise _missing(f"{where} cannot be loaded: {error}") from error
-        raise
-
-
-def _is_broken_file(error: Exception) -> bool:
-    from safetensors import SafetensorError
-
-    return isinstance(error, SafetensorError)
-
-
-def _is_transport(error: BaseException) -> bool:
-    """Whether the hub's client could not get through."""
-    from huggingface_hub import errors
-
-    return isinstance(error, errors.LocalEntryNotFoundError) or (
-        isinstance(error, errors.HTTPError) and not isinstance(error, errors.HfHubHTTPError)
-    )
-
-
-def _nowhere(base_model: str) -> str:
-    """Return that there is no such directory, and the model's that may have been meant."""
-    path = Path(base_model)
-    models = {str(entry.parent): None for entry in path.parent.glob("*/config.json")}
-    return f"and here is no directory of that name{suggest(str(path), models)}"
-
-
-def _refused(base_model: str, where: str, status: int) -> FailureError:
-    nowhere = _nowhere(base_model)
-    if status in (401, 403):
-        # The hub answers so for what does not exist, too, so as not to tell which private names exist.
-        text = (
-            f"{where}: the hub answered {status}: it is private, gated or does not exist; check the name and the "
-            f"token; {nowhere.removeprefix('and ')}"
-        )
-        return FailureError(exits.ACCESS_DENIED, "AccessDenied", text)
-    if status == 404:
-        return _missing(f"{where} does not exist on the hub, {nowhere}")
-    text = f"{where}: the hub answered {status}: try again later"
-    return FailureError(exits.UNAVAILABLE, "BaseModelUnavailable", text)
-
-
-def _http_status(chain: list[BaseException]) -> int | None:
-    for link in chain:
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    return chain
-
-
-def _neighbours(path: Path) -> str:
-    parent = path.parent
-    while not parent.is_dir():
-        parent = parent.parent
-    try:
-        names = sorted(entry.name for entry in os.scandir(parent) if not entry.name.startswith("."))
-    except OSError:
-        return ""
-    return f"; {parent} holds {', '.join(names[:10]) or 'nothing'}"
-
-
-def _missing(text: str) -> FailureError:
-    return FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ INSTEAD = (
     "name the full-precision model that it was made from, with --quantization=NF4 (spec.quantization) to save memory"
 )
 _PACKAGES = {"compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes"}
+BLOCKS = ("quantization_config", "compression_config")
+"""Where config.json says how weights are quantized; the latter is how it was called before."""
 _FULL = ("F64", "F32", "F16", "BF16")
 _BUFFERS = frozenset({"bias", "masked_bias", "position_ids", "token_type_ids", "causal_mask", "tid2eid"})
 """Names of stored tensors of two and more dimensions that are no weights, and may be of any type."""
@@ -32,16 +35,32 @@ Finder = Callable[[str], object]
 def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what a configuration says about the quantization of its weights, None when they are stored in full."""
     for part in (config, config.get("text_config") or {}):
-        for name in ("quantization_config", "compression_config"):  # the latter is how it was called before
-            if isinstance(found := part.get(name), dict) and found and not _is_off(found):
+        for name in BLOCKS:
+            if isinstance(found := part.get(name), dict) and found:
                 return found
     return None
 
 
-def _is_off(quantization: Mapping[str, Any]) -> bool:
-    """Whether it is what bitsandbytes leaves behind in a model that was merged: a method, and nothing that uses it."""
-    flags = [quantization.get(name) for name in ("load_in_4bit", "load_in_8bit")]
-    return quantization.get("quant_method") == "bitsandbytes" and flags == [False, False]
+def settled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a configuration without a quantization that the weights do not have.
+
+    A merged or dequantized model often keeps what config.json said of the one that it was made from. Every method
+    stores its weights as integers or as floats of eight bits and fewer: where all are plain floats, none was used.
+    """
+    if _first_packed(tensors) is not None:
+        return dict(config)
+    kept = {name: value for name, value in config.items() if name not in BLOCKS}
+    if isinstance(text := kept.get("text_config"), dict):
+        kept["text_config"] = {name: value for name, value in text.items() if name not in BLOCKS}
+    return kept
+
+
+def _first_packed(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a weight that is no plain number, None when there is none."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FULL and len(tensor.shape) > 1 and name.rpartition(".")[2] not in _BUFFERS:
+            return name
+    return None
 
 
 def method_of(quantization: Mapping[str, Any]) -> str:
@@ -123,13 +142,12 @@ def problem_of_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """Return that weights are no plain numbers though config.json says nothing of it, None when all is well."""
     if quantization_of(config) is not None:
         return None
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _FULL and len(tensor.shape) > 1 and name.rpartition(".")[2] not in _BUFFERS:
-            return (
-                f"holds {name} as {tensor.dtype}, and its config.json has no quantization_config that says what these "
-                f"numbers mean: get its files again, or {INSTEAD}"
-            )
-    return None
+    if (name := _first_packed(tensors)) is None:
+        return None
+    return (
+        f"holds {name} as {tensors[name].dtype}, and its config.json has no quantization_config that says what these "
+        f"numbers mean: get its files again, or {INSTEAD}"
+    )
 
 
 def read_base(
@@ -151,6 +169,7 @@ def read_base(
     """
     try:
         files = read_model(directory)
+        files = replace(files, config=settled(files.config, files.tensors))
     except FilesError as error:
         if isinstance(error.__cause__, PermissionError):
             text = f"{error}: it must be readable for the user that trains"
