@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,30 +104,6 @@ def write_json(path: Path, document: Any) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     fsync_path(path.parent)
-
-
-HELD = (errno.EAGAIN, errno.EACCES)
-"""How a volume says that somebody else holds a lock: SMB says the latter."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""How a volume says that it has no locks."""
-
-
-@contextmanager
-def alone(lock: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock file, which is made for that and left behind; wait while another process does, and say so.
-
-    On a volume that has no locks nobody waits.
-    """
-    with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in HELD:
-                print(waiting, file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            elif error.errno not in NO_LOCKS:
-                raise
-        yield
 
 
 def publish_directory(temporary: Path, final: Path) -> None:

@@ -8,15 +8,13 @@ client's lock is a file that says who holds it, and that of a pod that was kille
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import tempfile
 import time
 from pathlib import Path
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of a file system that has no locks."""
+from model import locks
 
 ABANDONED_SECONDS = 3600.0
 """A download that has not grown for so long is nobody's: one that gets no byte is given up within seconds."""
@@ -55,7 +53,7 @@ def _has_locks(cache: Path) -> bool:
         with tempfile.TemporaryFile(dir=cache) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in NO_LOCKS
+        return error.errno not in locks.NO_LOCKS
     return True
 
 

@@ -39,7 +39,8 @@ from model.data.settings import ExportSettings
 from model.data.sources import Source, SourceInterruptedError
 from model.data.split import RowHash, encode
 from model.exits import FailureError
-from model.files import SCHEMA_VERSION, RunDirectory, alone, sha256_of_files, write_json
+from model.files import SCHEMA_VERSION, RunDirectory, sha256_of_files, write_json
+from model.locks import alone
 from model.result import as_failure, failure_document, write_termination_message
 
 USAGE = (

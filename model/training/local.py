@@ -6,13 +6,11 @@ get the next free name, so that no run is ever continued with other settings tha
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +19,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from model import exits, flags
+from model import exits, flags, locks
 from model.exits import FailureError
-from model.files import HELD, NO_LOCKS, RunDirectory, write_json
+from model.files import RunDirectory, write_json
 from model.training.config import TrainSettings
 from model.training.processes import parallel
 
@@ -43,8 +41,6 @@ DATASET_FIELDS = (
     "turns",
 )
 LOCK = ".lock"
-LOCK_SECONDS = 300.0
-"""How long a run's pod waits for another process in its directory: a lost node's may still run for a while."""
 _locked: dict[Path, int] = {}
 """The run directories that this process has locked, with the descriptors that hold the locks."""
 
@@ -294,7 +290,7 @@ def find_place(command: TrainCommand, root: Path = Path("runs")) -> Place:
     """
     if command.run_directory != Path() and command.run_uid:
         if parallel.PARENT not in os.environ and parallel.first():  # else another process has it for all
-            lock(command.run_directory, seconds=LOCK_SECONDS if command.dataset is None else 0.0)
+            lock(command.run_directory, seconds=locks.WAIT_SECONDS if command.dataset is None else 0.0)
         return Place(command.run_directory, command.run_uid)
     exported = RunDirectory(command.run_directory).manifest
     if command.dataset is None and not exported.is_file():
@@ -339,9 +335,6 @@ def export_dataset(command: TrainCommand, directory: Path) -> dict[str, Any]:
 def lock(directory: Path, *, seconds: float = 0.0) -> None:
     """Keep other processes out of a run's directory for as long as this one lives.
 
-    A file is locked and not the directory: network file systems ask for one that is open for writing. On a volume that
-    has no locks everybody may go on.
-
     Parameters
     ----------
     directory
@@ -364,38 +357,13 @@ def lock(directory: Path, *, seconds: float = 0.0) -> None:
         ) from error
     if directory.resolve() in _locked:
         return
-    descriptor = os.open(directory / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)
-    end = time.monotonic() + seconds
-    while not _take_lock(descriptor):
-        if time.monotonic() >= end:
-            os.close(descriptor)
-            raise _occupied(directory, seconds)
-        time.sleep(min(1.0, seconds))
-    _locked[directory.resolve()] = descriptor
-
-
-def _take_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in HELD:
-            return False
-        if error.errno not in NO_LOCKS:
-            raise
-    return True
-
-
-def _occupied(directory: Path, seconds: float) -> FailureError:
-    if not seconds:
+    descriptor = locks.take(directory / LOCK, seconds=seconds)
+    if descriptor is None:
+        if seconds:
+            raise locks.held(directory / LOCK, seconds)
         text = f"another process is training in {directory}: wait or stop it"
-        return FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text)
-    return FailureError(
-        exits.CRASH,
-        "InternalError",
-        f"another process has been training in {directory} for {seconds:.0f} s since this one came: an earlier pod of "
-        "the run that was given up, perhaps on a lost node, still runs: end it. If none does, the volume keeps the "
-        f"lock of one that is gone: remove {directory / LOCK}",
-    )
+        raise FailureError(exits.INVALID_CONFIGURATION, "InvalidSpec", text)
+    _locked[directory.resolve()] = descriptor
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> str:

@@ -219,6 +219,14 @@ TABLE: dict[str, Row] = {
         spec=ONCE,
         exit_code=11,
     ),
+    "locked": Row(
+        reasons.DIRECTORY_LOCKED,
+        ("has held /runs/e/u/.lock for 300 s",),
+        ("kubectl delete pod", "spec.resumeFrom"),
+        (trainer(1, said("DirectoryLocked", "another process has held /runs/e/u/.lock for 300 s")),),
+        spec=ONCE,
+        exit_code=1,
+    ),
     "resume": Row(
         reasons.CHECKPOINT_UNAVAILABLE,
         ('TrainingRun "nobody" not found in namespace',),

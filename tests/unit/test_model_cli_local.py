@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from model import exits, flags
+from model import exits, flags, locks
 from model.data.settings import ExportSettings
 from model.exits import FailureError
 from model.files import RunDirectory
@@ -150,12 +150,13 @@ def test_a_pod_waits_for_the_one_before_it_and_says_who_is_in_its_way(
     rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del rows
-    monkeypatch.setattr(local, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
     told = ["--method=SFT", "--base-model=models/tiny-1", "--run-directory=runs/pod", "--run-uid=u"]
     with locked(Path("runs/pod")):
         with pytest.raises(FailureError, match="an earlier pod of the run") as caught:
             local.find_place(flags.parse(TrainCommand, told))
-        assert caught.value.code == exits.CRASH  # another attempt may find the directory free
+        # Another attempt may find the directory free.
+        assert (caught.value.code, caught.value.reason) == (exits.CRASH, "DirectoryLocked")
     assert local.find_place(flags.parse(TrainCommand, told)).uid == "u"
     with pytest.raises(BlockingIOError), locked(Path("runs/pod")):
         pass

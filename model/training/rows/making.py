@@ -10,7 +10,8 @@ from typing import Any
 
 from model import exits
 from model.exits import FailureError
-from model.files import RunDirectory, alone, sha256_of_files
+from model.files import RunDirectory, sha256_of_files
+from model.locks import alone
 from model.training.config import TrainSettings
 from model.training.rows import store
 from model.training.rows.store import Tokens

@@ -13,6 +13,7 @@ GPU_UNAVAILABLE = "GPUUnavailable"
 GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
 OUT_OF_MEMORY = "OutOfMemory"
 STORAGE_FULL = "StorageFull"
+DIRECTORY_LOCKED = "DirectoryLocked"
 UNSCHEDULABLE = "Unschedulable"
 IMAGE_PULL_FAILED = "ImagePullFailed"
 DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -76,6 +77,12 @@ HINTS: dict[str, str] = {
         "and status.output.claimName names the claim. Enlarge the claim (kubectl edit pvc, where its class allows "
         "it), or delete folders of runs that are no longer needed; a new claim's size is spec.output.claim.size. "
         "Then go on in a new run on the same claim (spec.output.claimName) with spec.resumeFrom."
+    ),
+    DIRECTORY_LOCKED: (
+        "Another pod or process works in the run's folder on the output claim, or the claim's server keeps the lock of "
+        "one that is gone, or does not answer for its locks. Delete the pod of a lost node (kubectl delete pod --force "
+        "once the node is off); if there is none, remove the lock file that the message names. Then go on in a new run "
+        "with spec.resumeFrom: {run: <this run>}."
     ),
     UNSCHEDULABLE: (
         "A claim or StorageClass that the message names must exist: create it, or correct spec.output. If no node "
