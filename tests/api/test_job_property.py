@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
+from finetune.api.sources import DatasetSource
 from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import TrainingRun
 from finetune.controller.core.arguments import export_arguments, trainer_arguments
@@ -19,7 +20,7 @@ from finetune.controller.core.manifests import build_claim, build_collect_job, b
 from finetune.controller.core.settings import Settings
 from model import flags
 from model.data.settings import ExportSettings
-from model.data.source_settings import DATABASE_VARIABLE
+from model.data.source_settings import DATABASE_VARIABLE, SourceSettings
 from model.training.config import TrainSettings
 from tests.cluster.kube_api import KubeApi
 from tests.support import objects
@@ -49,7 +50,7 @@ def restricted(api: KubeApi) -> Iterator[KubeApi]:
     account = api.request("POST", f"{CORE}/serviceaccounts", {"metadata": {"name": "default"}})
     assert account[0] in {201, 409}, account
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, DATABASE_VARIABLE, "sqlite://")
+        patch.setitem(os.environ, DATABASE_VARIABLE, "sqlite://")  # also for sources of a mix, which have none
         yield api
 
 
@@ -86,7 +87,7 @@ def check_accepted(api: KubeApi, run: TrainingRun, settings: Settings) -> None:
         for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
             assert not any("\0" in argument for argument in container["args"]), "no program can be given a NUL"
     if run.spec.output.claim_name is None:
-        code, answer = create(api, f"{CORE}/persistentvolumeclaims", build_claim(run))
+        code, answer = create(api, f"{CORE}/persistentvolumeclaims", build_claim(run, objects.SETTINGS))
         assert code == 201, answer
 
 
@@ -116,17 +117,29 @@ def check_understood(run: TrainingRun, settings: Settings) -> None:
     assert trainer.base_model_revision == (hub.revision if hub else None)
 
     export, dataset = flags.parse(ExportSettings, export_arguments(run, settings)), spec.dataset
-    source = next(getattr(dataset, name) for name in SOURCES if getattr(dataset, name))
     assert (export.method, export.seed, export.invalid_rows) == (spec.method, spec.training.seed, dataset.invalid_rows)
     held_out = dataset.evaluation
     assert export.evaluation_percent == (held_out.percent if held_out else None)
     assert export.evaluation_max_rows == (held_out.max_rows if held_out else None)
     assert export.column == (dataset.columns.renamed() if dataset.columns else {})
     assert (export.ignore_column, export.turns) == (list(dataset.ignored_columns or ()), dataset.turns)
+    if dataset.mix is None:
+        check_source(export, dataset, "/source")
+    assert len(export.mix) == len(dataset.mix or ())
+    for index, (understood, said) in enumerate(zip(export.mix, dataset.mix or (), strict=True)):
+        check_source(understood, said, f"/source/{index}")
+        assert (understood.name, understood.weight, understood.max_rows) == (said.name, said.weight, said.max_rows)
+        assert understood.column == (said.columns.renamed() if said.columns else {})
+        assert (understood.ignore_column, understood.turns) == (list(said.ignored_columns or ()), said.turns)
+
+
+def check_source(understood: SourceSettings, said: DatasetSource, folder: str) -> None:
+    """The export reads the source that the spec names."""
+    source = next(getattr(said, name) for name in SOURCES if getattr(said, name))
     for name in ("query", "uri", "endpoint", "repository", "revision", "configuration", "split"):
-        assert getattr(export, name) == getattr(source, name, None), name
+        assert getattr(understood, name) == getattr(source, name, None), name
     if path := getattr(source, "path", None) or getattr(source, "key", None):
-        assert str(export.path) == f"/source/{path}"
+        assert str(understood.path) == f"{folder}/{path}"
 
 
 SOURCES = ("registry", "sql", "hub", "object_store", "volume", "config_map")

@@ -71,8 +71,14 @@ def source(kind: str, **fields: Any) -> Overrides:
 
 CONFIG_MAP = source("configMap", name="docs", key="rows.jsonl")
 SQL = source("sql", urlSecretRef={"name": "db", "key": "url"}, query="select * from rows order by id")
+ON_A_CLAIM = {"volume": {"claimName": "data", "path": "rows.jsonl"}}
 DPO = {"method": "DPO"}
 PARENT = {"parentAdapter": {"name": "support"}}
+
+
+def mix(*entries: Overrides) -> Overrides:
+    """Several sources instead of the registry."""
+    return {"dataset.registry": ABSENT, "dataset.mix": list(entries)}
 
 
 def store(**fields: Any) -> Overrides:
@@ -100,8 +106,10 @@ CASES = [
             {"dataset": {"volume": {"claimName": "data", "path": "a/rows.jsonl"}}},
             source("hub", repository="org/dataset", revision="v1", split="test"),
             store(credentialsSecretRef={"name": "store"}),
+            mix({"registry": {"name": "docs"}}, ON_A_CLAIM, ON_A_CLAIM),
         ],
         [
+            {"dataset.mix": [ON_A_CLAIM]},
             {"dataset": ABSENT},
             {"dataset": {}},
             {"dataset": {"columns": {"prompt": "q"}}},
@@ -110,6 +118,37 @@ CASES = [
             {**SQL, "dataset.hub": {"repository": "org/dataset"}},
             {"dataset.objectStore": {"uri": "s3://bucket/rows.jsonl"}},
         ],
+    ),
+    Case(
+        rules.ADD_MIXED,
+        [mix(ON_A_CLAIM), mix({**ON_A_CLAIM, "columns": {"prompt": "q"}, "turns": "Merge"})],
+        [mix({"weight": 1}, {**ON_A_CLAIM, "weight": 1}), mix({**ON_A_CLAIM, "registry": {"name": "docs"}})],
+    ),
+    Case(
+        "set either weight or maxRows, not both",
+        [mix({**ON_A_CLAIM, "weight": 1000}, {**ON_A_CLAIM, "weight": 1}, {**ON_A_CLAIM, "maxRows": 1})],
+        [mix({**ON_A_CLAIM, "weight": 2, "maxRows": 9}, {**ON_A_CLAIM, "weight": 2})],
+    ),
+    Case(
+        "only one source of dataset.mix may be of the registry, which records one dataset for each run: put the rows "
+        "of the others on a claim, or into one dataset",
+        [mix(ON_A_CLAIM, {"registry": {"name": "docs", "version": 2}})],
+        [mix({"registry": {"name": "docs"}}, {"registry": {"name": "other"}})],
+    ),
+    Case(
+        "each source of dataset.mix needs a name of its own",
+        [mix({**ON_A_CLAIM, "name": "a"}, {**ON_A_CLAIM, "name": "b"}, ON_A_CLAIM)],
+        [mix({**ON_A_CLAIM, "name": "a"}, ON_A_CLAIM, {**ON_A_CLAIM, "name": "a"})],
+    ),
+    Case(
+        "one weight alone says nothing: give other sources of dataset.mix a weight, too, or use maxRows",
+        [mix({**ON_A_CLAIM, "weight": 3}, {**ON_A_CLAIM, "weight": 1})],
+        [mix({**ON_A_CLAIM, "weight": 3}), mix({**ON_A_CLAIM, "weight": 3}, {**ON_A_CLAIM, "maxRows": 9})],
+    ),
+    Case(
+        "where one source of dataset.mix has a weight, each needs one, or maxRows",
+        [mix(ON_A_CLAIM, {**ON_A_CLAIM, "maxRows": 9})],
+        [mix({**ON_A_CLAIM, "weight": 3}, {**ON_A_CLAIM, "weight": 1}, ON_A_CLAIM)],
     ),
     Case(
         "training.earlyStoppingPatience needs held-out rows: set dataset.evaluation.percent or "
@@ -151,7 +190,11 @@ CASES = [
     Case(
         "dataset.columns.chosen and rejected are for the method DPO: leave them out, or set method: DPO",
         [{**DPO, "dataset.columns": {"chosen": "a"}}, {"dataset.columns": {"prompt": "q"}}],
-        [{"dataset.columns": {"chosen": "a"}}, {"dataset.columns": {"rejected": "a"}}],
+        [
+            {"dataset.columns": {"chosen": "a"}},
+            {"dataset.columns": {"rejected": "a"}},
+            mix(ON_A_CLAIM, {**ON_A_CLAIM, "columns": {"chosen": "a"}}),
+        ],
     ),
     Case(
         "dataset.columns.messages and completion are for the method SFT: map prompt, chosen and rejected, or set "

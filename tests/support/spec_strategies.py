@@ -19,7 +19,8 @@ SPEC: Node = build_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["pr
 ALWAYS = ("method", "baseModel", "dataset")
 ONE_OF = {
     "spec.baseModel": ("hub", "volume"),
-    "spec.dataset": DATASET_SOURCES,
+    "spec.dataset": (*DATASET_SOURCES, "mix"),
+    "spec.dataset.mix": DATASET_SOURCES,
     "spec.dataset.evaluation": ("percent", "maxRows"),
 }
 """Objects of which exactly one of these fields is set."""
@@ -130,23 +131,41 @@ def plausible(spec: Spec) -> Spec:
     if "claimName" in spec.get("output", {}):
         spec["output"].pop("claim", None)
     _method(spec)
+    _mix(spec["dataset"].get("mix", []))
     for toleration in spec.get("scheduling", {}).get("tolerations", ()):
         _toleration(toleration)
     return spec
 
 
 def _method(spec: Spec) -> None:
-    dpo, columns = spec.get("dpo", {}), spec["dataset"].get("columns", {})
-    unused = {"chosen", "rejected"} | ({"messages"} if len(columns) % 2 else {"prompt", "completion"})
+    dpo = spec.get("dpo", {})
+    for source in (spec["dataset"], *spec["dataset"].get("mix", ())):
+        _columns(source.get("columns", {}), spec["method"])
     if spec["method"] == "DPO":
-        unused = {"messages", "completion"}
         if (dpo.get("loss") == "RobustSigmoid") != ("labelSmoothing" in dpo):
             dpo.pop("labelSmoothing", None)
             dpo.pop("loss", None)
     else:
         spec.pop("dpo", None)
-    for field in unused:
+
+
+def _columns(columns: Spec, method: str) -> None:
+    unused = {"chosen", "rejected"} | ({"messages"} if len(columns) % 2 else {"prompt", "completion"})
+    for field in {"messages", "completion"} if method == "DPO" else unused:
         columns.pop(field, None)
+
+
+def _mix(mix: list[Spec]) -> None:
+    """Names differ, one source is of the registry, and all have a weight or none."""
+    weighted = len(mix) > 1 and all(len(source) % 2 for source in mix)
+    for index, source in enumerate(mix):
+        source.pop("maxRows" if weighted else "weight", None)
+        if weighted:
+            source.setdefault("weight", index + 1)
+        if "name" in source:
+            source["name"] = f"{source['name'][:20].rstrip('.-')}{index}"
+        if "registry" in source and any("registry" in other for other in mix[:index]):
+            source["configMap"] = {"name": "rows", "key": source.pop("registry")["name"]}
 
 
 def _toleration(toleration: Spec) -> None:

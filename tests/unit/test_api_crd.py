@@ -146,4 +146,5 @@ def test_nothing_is_an_alias_of_something_else() -> None:
 
 
 def test_it_is_small_enough_for_client_side_apply() -> None:
-    assert len(crd_text()) < 100_000
+    """kubectl keeps it in an annotation of its own, as JSON, which has 256 KiB."""
+    assert len(crd_text()) < 150_000

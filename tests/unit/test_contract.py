@@ -22,6 +22,7 @@ from model import exits as model_exits
 from model import flags
 from model.data.export import ExportSettings
 from model.data.forms import CANONICAL_FIELDS
+from model.data.source_settings import SourceSettings
 from model.training.config import TrainSettings
 from model.training.loop import fingerprint
 from tests.support import objects as o
@@ -202,11 +203,12 @@ def test_the_words_for_rows_are_the_same() -> None:
     assert choices(TrainSettings, "dpo_loss") == choices(Dpo, "loss")
     assert choices(TrainSettings, "quantization") == choices(TrainingRunSpec, "quantization")
     sources = {str(field.alias or name) for name, field in Dataset.model_fields.items() if name not in NO_SOURCES}
-    assert choices(ExportSettings, "source") == sources
+    literal, _ = typing.get_args(SourceSettings.model_fields["source"].annotation)
+    assert set(typing.get_args(literal)) == sources
     assert set(Columns.model_fields) <= set(CANONICAL_FIELDS)
 
 
-NO_SOURCES = {"columns", "ignored_columns", "turns", "evaluation", "too_long", "invalid_rows"}
+NO_SOURCES = {"mix", "columns", "ignored_columns", "turns", "evaluation", "too_long", "invalid_rows"}
 
 
 @pytest.mark.parametrize(("prefix", "model"), [("", Training), ("lora_", Lora)])

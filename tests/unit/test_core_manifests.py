@@ -241,6 +241,47 @@ def test_sources_get_their_flags_and_their_secrets_by_reference(
     assert [each for each in trainer["env"] if "valueFrom" in each] == []
 
 
+MIX = [
+    {"registry": {"name": "tickets"}, "weight": 3},
+    {"name": "chats", "hub": {"repository": "o/d", "tokenSecretRef": SECRET}, "weight": 1, "turns": "Merge"},
+    {"objectStore": STORE, "maxRows": 50, "columns": {"prompt": "q", "completion": "a"}, "ignoredColumns": ["x,y"]},
+    {"sql": {"urlSecretRef": SECRET, "query": "select '$(HOME)' as prompt, 'é' as completion"}, "maxRows": 9},
+    {"volume": {"claimName": "data", "path": "a/*.jsonl"}, "maxRows": 9},
+    {"volume": {"claimName": "data", "path": "b.csv"}, "maxRows": 9},
+    {"configMap": {"name": "rows", "key": "train.jsonl"}, "maxRows": 9},
+]
+
+
+def test_a_job_with_several_sources_is_what_was_reviewed() -> None:
+    assert job(dataset={"mix": MIX}) == json.loads((GOLDEN / "mix_job.json").read_text())
+
+
+def test_each_source_of_a_mix_has_files_and_secrets_of_its_own() -> None:
+    spec = pod(dataset={"mix": MIX})
+    export, trainer = spec["initContainers"][0], spec["containers"][0]
+    given = {each["name"]: each["valueFrom"]["secretKeyRef"]["name"] for each in export["env"] if "valueFrom" in each}
+    assert given == {
+        "MIX_1_HF_TOKEN": "secret",
+        **{f"MIX_2_AWS_{key}": "store" for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")},
+        "MIX_3_DATASET_URL": "secret",
+    }
+    assert [each for each in trainer["env"] if "valueFrom" in each] == []
+    found = {path: held for path, held in mounts(export).items() if path.startswith("/source")}
+    assert found == {
+        "/source/4": ("source-4", True),
+        "/source/5": ("source-4", True),  # one claim is one volume
+        "/source/6": ("source-6", True),
+    }
+    assert [path for path in mounts(trainer) if path.startswith("/source")] == []
+    entries = [a.removeprefix("--mix=").replace("$$", "$") for a in export["args"] if a.startswith("--mix=")]
+    assert [json.loads(entry)["source"] for entry in entries] == [
+        *("registry", "hub", "objectStore", "sql", "volume", "volume", "configMap"),
+    ]
+    assert json.loads(entries[3])["query"] == MIX[3]["sql"]["query"]  # type: ignore[index]
+    assert not any(argument.startswith("--source=") for argument in export["args"])
+    assert "--registry-url=http://registry" in export["args"]
+
+
 def test_kubernetes_puts_nothing_in_for_a_dollar() -> None:
     query = "select $$a$$, '$(DATASET_URL)'"
     spec = pod(dataset={"sql": {"urlSecretRef": SECRET, "query": query}})
@@ -307,10 +348,12 @@ def test_every_container_is_restricted() -> None:
 
 
 def test_a_claim_of_its_own_is_kept_unless_told_otherwise() -> None:
-    kept = build_claim(o.run(output={}))
+    kept = build_claim(o.run(output={}), o.SETTINGS)
     assert kept["metadata"]["name"] == o.JOB
     assert "ownerReferences" not in kept["metadata"]
-    owned = build_claim(o.run(output={"claim": {"size": "5Gi", "storageClassName": "fast", "retain": False}}))
+    owned = build_claim(
+        o.run(output={"claim": {"size": "5Gi", "storageClassName": "fast", "retain": False}}), o.SETTINGS
+    )
     assert owned["metadata"]["ownerReferences"][0]["uid"] == o.UID
     assert owned["spec"]["storageClassName"] == "fast"
     assert owned["spec"]["resources"]["requests"]["storage"] == "5Gi"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from .fields import ApiModel, rule
-from .sources import BaseModelSource, Columns, Dataset, Evaluation
+from .sources import BaseModelSource, Columns, Dataset, Evaluation, MixedDataset
 from .trainingrun import (
     Dpo,
     Lora,
@@ -41,8 +41,9 @@ ADD_BASE_MODEL = (
 ADD_DATASET = (
     "add spec.dataset with exactly one source: registry: {name: ...}, sql: {urlSecretRef: ..., query: ...}, "
     "hub: {repository: ...}, objectStore: {uri: ...}, volume: {claimName: ..., path: ...} or "
-    "configMap: {name: ..., key: ...}"
+    "configMap: {name: ..., key: ...}; several of them stand in mix: [...]"
 )
+ADD_MIXED = "give each entry of dataset.mix exactly one source: registry, sql, hub, objectStore, volume or configMap"
 ONE_SHAPE = (
     "set the columns of one shape: messages and tools; prompt, completion and tools; or prompt, chosen, rejected and "
     "tools"
@@ -86,7 +87,11 @@ def _columns_need(method: str, fields: Iterable[str]) -> str:
     """With that method, none of the columns is mapped."""
     columns = "self.dataset.columns"
     mapped = f"has(self.dataset) && has({columns}) && {_any_of(columns, fields)}"
-    return f"!has(self.method) || self.method != '{method}' || !({mapped})"
+    mixed = f"self.dataset.mix.exists(m, has(m.columns) && {_any_of('m.columns', fields)})"
+    return (
+        f"!has(self.method) || self.method != '{method}' || "
+        f"!({mapped}) && !(has(self.dataset) && has(self.dataset.mix) && {mixed})"
+    )
 
 
 HAS_HELD_OUT_ROWS = (
@@ -154,7 +159,31 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
         ),
     ),
     BaseModelSource: (rule(_exactly_one("self", BASE_MODEL_SOURCES), ADD_BASE_MODEL),),
-    Dataset: (rule(_exactly_one("self", DATASET_SOURCES), ADD_DATASET),),
+    Dataset: (
+        rule(_exactly_one("self", (*DATASET_SOURCES, "mix")), ADD_DATASET),
+        rule(
+            "!has(self.mix) || self.mix.filter(m, has(m.registry)).size() <= 1",
+            "only one source of dataset.mix may be of the registry, which records one dataset for each run: put the "
+            "rows of the others on a claim, or into one dataset",
+        ),
+        rule(
+            "!has(self.mix) "
+            "|| self.mix.all(m, !has(m.name) || self.mix.exists_one(n, has(n.name) && n.name == m.name))",
+            "each source of dataset.mix needs a name of its own",
+        ),
+        rule(
+            "!has(self.mix) || self.mix.filter(m, has(m.weight)).size() != 1",
+            "one weight alone says nothing: give other sources of dataset.mix a weight, too, or use maxRows",
+        ),
+        rule(
+            "!has(self.mix) || !self.mix.exists(m, has(m.weight)) || self.mix.all(m, has(m.weight) || has(m.maxRows))",
+            "where one source of dataset.mix has a weight, each needs one, or maxRows",
+        ),
+    ),
+    MixedDataset: (
+        rule(_exactly_one("self", DATASET_SOURCES), ADD_MIXED),
+        rule("!(has(self.weight) && has(self.maxRows))", "set either weight or maxRows, not both"),
+    ),
     Columns: (
         rule(
             f"!(has(self.messages) && {_any_of('self', ('prompt', 'completion', 'chosen', 'rejected'))}) "

@@ -256,8 +256,8 @@ class Evaluation(ApiModel):
     """Number of rows; never more than half of the dataset. 0 holds out nothing."""
 
 
-class Dataset(ApiModel):
-    """The rows to train on; exactly one source."""
+class DatasetSource(ApiModel):
+    """Where rows come from: exactly one of the sources, and how its columns are read."""
 
     registry: RegistryDataset | None = None
     """A dataset of the registry."""
@@ -275,6 +275,27 @@ class Dataset(ApiModel):
     """Names of the source's columns, where they are not those that the method looks for."""
     ignored_columns: Annotated[tuple[ColumnName, ...], Field(min_length=1, max_length=32)] | None = None
     """Columns that are as good as not there: those that would be used, or refused as images are, and do not matter."""
+
+
+class MixedDataset(DatasetSource):
+    """One source of a mix. Columns, ignored columns and turns are those of the dataset, unless it has its own."""
+
+    name: Name | None = None
+    """What to call the source in messages and in the status. Default: what it reads."""
+    weight: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Share of the rows, measured by the weights of the other sources: with 3 and 1 three quarters of the rows are of
+    the first. The source that has too few gives all it has, of the others rows are left out; none is repeated."""
+    max_rows: Annotated[int, Field(ge=1, le=100000000)] | None = None
+    """How many rows are taken, drawn by training.seed. Default, without a weight: all."""
+    turns: Literal["Strict", "Merge"] | None = None
+    """As dataset.turns, for this source. Default: as for the dataset."""
+
+
+class Dataset(DatasetSource):
+    """The rows to train on; exactly one source, or a mix of several."""
+
+    mix: Annotated[tuple[MixedDataset, ...], Field(min_length=1, max_length=16)] | None = None
+    """Several sources, one after the other; one of them may be of the registry."""
     turns: Literal["Strict", "Merge"] = "Strict"
     """What happens to turns of one role that follow upon each other: Strict makes the row malformed, Merge joins
     them."""
@@ -286,3 +307,13 @@ class Dataset(ApiModel):
     invalid_rows: Literal["Fail", "Drop"] = "Fail"
     """What happens to a malformed row: Fail ends the run and names the row, Drop leaves the row out and
     counts it."""
+
+    @property
+    def sources(self) -> tuple[DatasetSource, ...]:
+        """The sources: those of the mix, else the dataset itself."""
+        return self.mix or (self,)
+
+    @property
+    def registered(self) -> RegistryDataset | None:
+        """The dataset of the registry among the sources, of which there is one at most."""
+        return next((source.registry for source in self.sources if source.registry), None)

@@ -24,6 +24,7 @@ ShortText = Annotated[str, StringConstraints(max_length=253)]
 LongText = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
 
 MAX_CONDITIONS = 16
+MAX_SOURCES = 16
 MAX_LOSS_HISTORY = 32
 MAX_WARNINGS = 16
 MAX_ATTEMPT_HISTORY = 64
@@ -97,6 +98,23 @@ class Progress(ApiModel):
     """When the trainer reported this."""
 
 
+class DatasetSourceStatus(ApiModel):
+    """What became of one source of a mix."""
+
+    name: ShortText
+    """What the source is called: its name in the spec, else what it reads."""
+    version: Count | None = None
+    """Version in the registry."""
+    rows: Count | None = None
+    """Rows that are trained on."""
+    evaluation_rows: Count | None = None
+    """Rows that are held out."""
+    found: Count | None = None
+    """Usable rows of the source, of which weight and maxRows may leave out some."""
+    dropped: Count | None = None
+    """Malformed rows, which were left out."""
+
+
 class DatasetStatus(ApiModel):
     """What the training data turned out to be."""
 
@@ -118,6 +136,10 @@ class DatasetStatus(ApiModel):
     """Size of the exported rows in bytes."""
     sha256: Sha256 | None = None
     """SHA-256 of the exported rows."""
+    sources: (
+        Annotated[tuple[DatasetSourceStatus, ...], Field(max_length=MAX_SOURCES), _readable(DatasetSourceStatus)] | None
+    ) = None
+    """For a mix what became of each source, in its order."""
 
 
 class ParentAdapterStatus(ApiModel):

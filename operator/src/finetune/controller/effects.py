@@ -146,7 +146,7 @@ class Effects:
         except RegistryRefused as error:
             if error.reason in (PARENT_ADAPTER_NOT_FOUND, PARENT_ADAPTER_CHANGED):
                 return _with(case, dataset=DatasetView(), parent_missing=str(error))
-            if isinstance(error, RegistryNotFound) and case.run.spec.dataset.registry is not None:
+            if isinstance(error, RegistryNotFound) and case.run.spec.dataset.registered is not None:
                 return _with(case, dataset=DatasetView(missing=str(error)))
             raise
         known = recorded.trainer_status is not None
@@ -186,7 +186,7 @@ class Effects:
     async def _put_run(self, case: Case, *, pin_dataset: bool = True) -> RegistryRun:
         """Tell the registry of the run; a parent and a dataset that were found before must still be the same."""
         run = case.run
-        dataset, parent = run.spec.dataset.registry if pin_dataset else None, run.spec.parent_adapter
+        dataset, parent = run.spec.dataset.registered if pin_dataset else None, run.spec.parent_adapter
         known = recorded_parent(run.status.parent_adapter, case)
         pinned = run.status.dataset.version if run.status.dataset else None
         return await self._registry.put_run(

@@ -5,12 +5,15 @@ Only what the spec says is rendered: a default that depends on the method or on 
 
 from __future__ import annotations
 
+import json
+
+from finetune.api.sources import DatasetSource, MixedDataset
 from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import TrainingRun
 
 from . import names
 from .settings import Settings
-from .storage import parent_directory, resume_directory
+from .storage import parent_directory, resume_directory, source_places
 from .views import ParentView
 
 
@@ -26,11 +29,14 @@ def export_arguments(run: TrainingRun, settings: Settings) -> list[str]:
         "turns": dataset.turns if dataset.turns != "Strict" else None,
         "evaluation-percent": dataset.evaluation.percent if dataset.evaluation else None,
         "evaluation-max-rows": dataset.evaluation.max_rows if dataset.evaluation else None,
-        **_source_flags(run, settings),
+        **({} if dataset.mix else _source_flags(dataset, names.SOURCE_MOUNT)),
+        **(_registry_flags(run, settings) if dataset.registered else {}),
     }
     renamed = dataset.columns.renamed() if dataset.columns else {}
+    places = source_places(run)
     return [
         *_render(flags),
+        *(f"--mix={_mixed(mixed, place.path)}" for mixed, (place, _) in zip(dataset.mix or (), places, strict=False)),
         *(f"--column={ours}={theirs}" for ours, theirs in renamed.items()),
         *(f"--ignore-column={column}" for column in dataset.ignored_columns or ()),
     ]
@@ -79,14 +85,27 @@ def trainer_arguments(
     return ["train", *_render(flags), *pretended]
 
 
-def _source_flags(run: TrainingRun, settings: Settings) -> dict[str, object]:
-    dataset = run.spec.dataset
-    if dataset.registry:
-        return {"source": "registry", **_registry_flags(run, settings)}
-    if dataset.sql:
-        return {"source": "sql", "query": dataset.sql.query}
-    if dataset.hub:
-        hub = dataset.hub
+def _mixed(mixed: MixedDataset, mount: str) -> str:
+    """A source of a mix as the export reads it: JSON of its flags, in camelCase."""
+    given: dict[str, object] = {
+        **_source_flags(mixed, mount),
+        "name": mixed.name,
+        "weight": mixed.weight,
+        "maxRows": mixed.max_rows,
+        "column": mixed.columns.renamed() if mixed.columns else None,
+        "ignoreColumn": mixed.ignored_columns,
+        "turns": mixed.turns,
+    }
+    return json.dumps({key: value for key, value in given.items() if value is not None}, ensure_ascii=False)
+
+
+def _source_flags(source: DatasetSource, mount: str) -> dict[str, object]:
+    if source.registry:
+        return {"source": "registry"}
+    if source.sql:
+        return {"source": "sql", "query": source.sql.query}
+    if source.hub:
+        hub = source.hub
         return {
             "source": "hub",
             "repository": hub.repository,
@@ -94,12 +113,12 @@ def _source_flags(run: TrainingRun, settings: Settings) -> dict[str, object]:
             "configuration": hub.configuration,
             "split": hub.split,
         }
-    if dataset.object_store:
-        return {"source": "objectStore", "uri": dataset.object_store.uri, "endpoint": dataset.object_store.endpoint}
-    if dataset.volume:
-        return {"source": "volume", "path": f"{names.SOURCE_MOUNT}/{dataset.volume.path}"}
-    if dataset.config_map:
-        return {"source": "configMap", "path": f"{names.SOURCE_MOUNT}/{dataset.config_map.key}"}
+    if source.object_store:
+        return {"source": "objectStore", "uri": source.object_store.uri, "endpoint": source.object_store.endpoint}
+    if source.volume:
+        return {"source": "volume", "path": f"{mount}/{source.volume.path}"}
+    if source.config_map:
+        return {"source": "configMap", "path": f"{mount}/{source.config_map.key}"}
     return {}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.api.sources import SecretKeyRef
+from finetune.api.sources import DatasetSource, SecretKeyRef
 from finetune.api.trainingrun import TrainingRun
 
 Variable = dict[str, Any]
@@ -18,14 +18,25 @@ STORE_SESSION_KEY = "AWS_SESSION_TOKEN"
 
 
 def source_secrets(run: TrainingRun) -> list[Variable]:
-    """Variables of the container `export`: what the dataset's source asks for."""
+    """Variables of the container `export`: what the sources of the dataset ask for.
+
+    Those of a mix have their number in front: each has its own secrets.
+    """
     dataset = run.spec.dataset
-    if dataset.sql:
-        return [_variable("DATASET_URL", dataset.sql.url_secret_ref)]
-    if dataset.hub and dataset.hub.token_secret_ref:
-        return [_variable("HF_TOKEN", dataset.hub.token_secret_ref)]
-    if dataset.object_store and dataset.object_store.credentials_secret_ref:
-        secret = dataset.object_store.credentials_secret_ref.name
+    return [
+        variable | {"name": f"MIX_{index}_{variable['name']}"} if dataset.mix else variable
+        for index, source in enumerate(dataset.sources)
+        for variable in _secrets_of(source)
+    ]
+
+
+def _secrets_of(source: DatasetSource) -> list[Variable]:
+    if source.sql:
+        return [_variable("DATASET_URL", source.sql.url_secret_ref)]
+    if source.hub and source.hub.token_secret_ref:
+        return [_variable("HF_TOKEN", source.hub.token_secret_ref)]
+    if source.object_store and source.object_store.credentials_secret_ref:
+        secret = source.object_store.credentials_secret_ref.name
         references = [SecretKeyRef(name=secret, key=key) for key in (*STORE_KEYS, STORE_SESSION_KEY)]
         return [_variable(each.key, each, optional=each.key == STORE_SESSION_KEY) for each in references]
     return []

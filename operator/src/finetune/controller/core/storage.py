@@ -6,9 +6,10 @@ several mounts: a pod with two volumes of one claim never starts on some nodes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from finetune.api.sources import ConfigMapDataset, ConfigMapKey
+from finetune.api.sources import ConfigMapDataset, ConfigMapKey, DatasetSource
 from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import TrainingRun
 
@@ -76,16 +77,39 @@ def pod_volumes(run: TrainingRun, parent: ParentView | None, resume: ResumeStatu
 def config_maps(run: TrainingRun) -> dict[str, ConfigMapDataset | ConfigMapKey]:
     """The ConfigMaps that the pod mounts, by the names of their volumes."""
     template = run.spec.base_model.chat_template
-    wanted = {SOURCE: run.spec.dataset.config_map, CHAT_TEMPLATE: template.config_map if template else None}
+    wanted: dict[str, ConfigMapDataset | ConfigMapKey | None] = {
+        place.role: source.config_map for place, source in source_places(run)
+    }
+    wanted[CHAT_TEMPLATE] = template.config_map if template else None
     return {name: config_map for name, config_map in wanted.items() if config_map}
+
+
+@dataclass(frozen=True)
+class SourcePlace:
+    """Where the files of a source are: the role of its volume, and where that is mounted."""
+
+    role: str
+    path: str
+
+
+def source_places(run: TrainingRun) -> list[tuple[SourcePlace, DatasetSource]]:
+    """The sources of the run's dataset with their places, also those that have no files; a mix has one for each."""
+    dataset = run.spec.dataset
+    if not dataset.mix:
+        return [(SourcePlace(SOURCE, names.SOURCE_MOUNT), dataset)]
+    return [
+        (SourcePlace(f"{SOURCE}-{index}", f"{names.SOURCE_MOUNT}/{index}"), source)
+        for index, source in enumerate(dataset.mix)
+    ]
 
 
 def export_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document]:
     """The mounts of the container `export`."""
     claims = _claims(run, parent)
     mounts = [mount(OUTPUT, names.OUTPUT_MOUNT), mount("token", names.TOKEN_DIRECTORY, read_only=True)]
-    if SOURCE in claims or run.spec.dataset.config_map:
-        mounts.append(mount(_volume_of(SOURCE, claims), names.SOURCE_MOUNT, read_only=True))
+    for place, source in source_places(run):
+        if source.volume or source.config_map:
+            mounts.append(mount(_volume_of(place.role, claims), place.path, read_only=True))
     return [*mounts, *scratch_mounts()]
 
 
@@ -132,11 +156,12 @@ def scratch_mounts() -> list[Document]:
 
 def _claims(run: TrainingRun, parent: ParentView | None, resume: ResumeStatus | None = None) -> dict[str, str]:
     """The claims that the pod needs, by what for; the output comes first."""
-    base, source = run.spec.base_model.volume, run.spec.dataset.volume
+    base = run.spec.base_model.volume
+    sources = {place.role: source.volume.claim_name for place, source in source_places(run) if source.volume}
     wanted = {
         OUTPUT: output_claim_name(run),
         BASE_MODEL: base.claim_name if base else None,
-        SOURCE: source.claim_name if source else None,
+        **sources,
         PARENT_ADAPTER: parent.claim_name if parent else None,
         RESUME: resume.claim_name if resume else None,
     }

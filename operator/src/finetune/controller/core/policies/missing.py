@@ -10,7 +10,7 @@ from finetune.api.trainingrun import TrainingRun
 from finetune.controller.core.case import Case
 from finetune.controller.core.environment import secret_names
 from finetune.controller.core.findings import Finding, expire, wait
-from finetune.controller.core.storage import CHAT_TEMPLATE, SOURCE, config_maps, output_claim_name
+from finetune.controller.core.storage import CHAT_TEMPLATE, config_maps, output_claim_name
 
 _NOT_FOUND = re.compile(r'(configmap|secret|persistentvolumeclaim|serviceaccount) "([^"]+)" not found', re.IGNORECASE)
 _NO_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:\S+/)?(\S+)", re.IGNORECASE)
@@ -68,8 +68,8 @@ def _use(case: Case, kind: str, name: str) -> str | None:
     """The failure reason for what the spec uses the object for."""
     run = case.run
     if kind == "ConfigMap":
-        uses = {SOURCE: reasons.DATASET_UNAVAILABLE, CHAT_TEMPLATE: reasons.BASE_MODEL_UNAVAILABLE}
-        return next((uses[volume] for volume, held in config_maps(run).items() if held.name == name), None)
+        volume = next((volume for volume, held in config_maps(run).items() if held.name == name), None)
+        return {None: None, CHAT_TEMPLATE: reasons.BASE_MODEL_UNAVAILABLE}.get(volume, reasons.DATASET_UNAVAILABLE)
     if kind == "Secret":
         return reasons.ACCESS_DENIED if name in secret_names(run) else None
     if kind == "PersistentVolumeClaim":
@@ -78,13 +78,14 @@ def _use(case: Case, kind: str, name: str) -> str | None:
 
 
 def _claim_use(case: Case, run: TrainingRun, name: str) -> str | None:
-    base, source = run.spec.base_model.volume, run.spec.dataset.volume
+    base = run.spec.base_model.volume
+    sources = {source.volume.claim_name for source in run.spec.dataset.sources if source.volume}
     parent, resumed = case.seen.job.parent if case.seen.job else None, run.status.resumed_from
     uses = {
         reasons.UNSCHEDULABLE: output_claim_name(run),
         reasons.CHECKPOINT_UNAVAILABLE: resumed.claim_name if resumed else None,
         reasons.PARENT_ADAPTER_UNAVAILABLE: parent.claim_name if parent else None,
-        reasons.DATASET_UNAVAILABLE: source.claim_name if source else None,
+        reasons.DATASET_UNAVAILABLE: name if name in sources else None,
         reasons.BASE_MODEL_UNAVAILABLE: base.claim_name if base else None,
     }
     found = [reason for reason, claim in uses.items() if claim == name]

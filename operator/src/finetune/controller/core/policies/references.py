@@ -22,7 +22,7 @@ def parent_of_another_base(case: Case) -> Finding | None:
 
 def dataset_missing(case: Case) -> Finding | None:
     """The registry has no such dataset."""
-    dataset, wanted = case.outcome.dataset, case.run.spec.dataset.registry
+    dataset, wanted = case.outcome.dataset, case.run.spec.dataset.registered
     if not case.starting or dataset is None or not dataset.missing:
         return None
     return expire(reasons.DATASET_UNAVAILABLE, dataset.missing, f"Dataset/{wanted.name if wanted else '?'}")
