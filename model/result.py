@@ -44,7 +44,8 @@ def write_termination_message(document: Mapping[str, Any]) -> None:
 def fit(document: Mapping[str, Any]) -> str:
     """Return the document as JSON of at most `MAX_BYTES` bytes.
 
-    A long failure message is cut at its end; a long loss history is thinned, its last point kept.
+    A long failure message is cut at its end; a long loss history is thinned, its last point kept; then what became of
+    the sources of a mix, and the adapter's files, are left out.
     """
     text = _dump(document)
     while len(text.encode()) > MAX_BYTES:
@@ -100,6 +101,8 @@ def _shorten(document: Mapping[str, Any], excess: int) -> dict[str, Any]:
         # A character takes up to six bytes here: the caller asks again when too few went.
         keep = max(0, len(failure["message"]) - max(1, excess // 4) - 3)
         return {**document, "failure": {**failure, "message": failure["message"][:keep] + "..."}}
+    if "sources" in (dataset := document.get("dataset") or {}):
+        return {**document, "dataset": {key: value for key, value in dataset.items() if key != "sources"}}
     if (result := document.get("result")) and "files" in result.get("adapter", {}):
         adapter = {key: value for key, value in result["adapter"].items() if key != "files"}
         return {**document, "result": {**result, "adapter": adapter}}

@@ -26,7 +26,7 @@ from model.training.weights import adapters, basemodel, origin
 if TYPE_CHECKING:
     from model.training.loop.trainer import TrainerParts
 
-MANIFEST_KEYS = ("version", "bytes", "sha256")
+MANIFEST_KEYS = ("version", "bytes", "sha256", "sources")
 PREFERENCE_SHAPES = ("preference", "preference-messages")
 """Shapes of rows that DPO trains on; SFT trains on the others."""
 
@@ -125,7 +125,7 @@ def read_data(
     if tokens is None:
         raise FailureError(exits.CRASH, "InternalError", f"the tokens that the first process made are not in {folder}")
     rows, held_out = tokens.rows, tokens.held_out
-    document = {key: manifest[key] for key in MANIFEST_KEYS if manifest[key] is not None} | {
+    document = {key: manifest[key] for key in MANIFEST_KEYS if manifest.get(key) is not None} | {
         "rows": len(rows),
         "evaluationRows": len(held_out),
         "dropped": manifest["dropped"] + rows.dropped + held_out.dropped,

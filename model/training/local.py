@@ -27,6 +27,7 @@ from model.training.processes import parallel
 
 RUN_FILE = "run.json"
 DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+MIX_SUFFIXES = (".yaml", ".yml")
 DATASET_FIELDS = (
     "dataset",
     "dataset_revision",
@@ -120,7 +121,7 @@ class TrainCommand(TrainSettings):
         None,
         min_length=1,
         description="Rows to train on: a file, a glob in quotes, s3://bucket/key, sql:SELECT ... (the database's URL "
-        "in DATASET_URL), or owner/name on the hub",
+        "in DATASET_URL), owner/name on the hub, or a YAML file that lists several sources under mix",
     )
     dataset_revision: str | None = Field(None, description="Tag or commit of a dataset on the hub")
     dataset_configuration: str | None = Field(
@@ -174,7 +175,7 @@ class TrainCommand(TrainSettings):
         return problems
 
     def _source_problems(self, dataset: str) -> list[str]:
-        source = source_flags(dataset)["source"]
+        source = source_flags(dataset).get("source")
         return [
             f"{flags.flag(name)} is for {what}, which --dataset={dataset} is not"
             for name, wanted, what in (
@@ -260,6 +261,8 @@ class PlanCommand(TrainCommand):
 
 def source_flags(dataset: str) -> dict[str, str]:
     """Return the export's flags for what a person calls a dataset."""
+    if dataset.endswith(MIX_SUFFIXES):
+        return {"config": str(Path(dataset).expanduser())}
     if dataset.startswith("sql:"):
         return {"source": "sql", "query": dataset.removeprefix("sql:").strip()}
     if dataset.startswith("s3://"):
@@ -453,12 +456,32 @@ def _names(first: Path) -> Iterator[Path]:
 
 
 def _files_stamp(dataset: str | None) -> str | None:
-    if dataset is None or (given := source_flags(dataset))["source"] != "volume":
+    if dataset is None:
         return None
-    path = Path(given["path"]).resolve()
-    paths = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    given = source_flags(dataset)
+    named = [given[key] for key in ("path", "config") if key in given]
+    if "config" in given:
+        named += _mixed_paths(Path(given["config"]))
+    if not named:
+        return None
+    paths = [found for path in named for found in _matching(Path(path).resolve())]
     entries = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+def _matching(path: Path) -> list[Path]:
+    return [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
+def _mixed_paths(path: Path) -> list[str]:
+    """Return the files that the sources of a mix name; what is wrong with it, the export says."""
+    import yaml
+
+    try:
+        mix = yaml.safe_load(path.read_text(encoding="utf-8"))["mix"]
+        return [entry["path"] for entry in mix if isinstance(entry.get("path"), str)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return []
 
 
 def _camel(name: str) -> str:

@@ -64,6 +64,7 @@ def locked(directory: Path) -> Iterator[None]:
         ("hf://datasets/owner/name", {"source": "hub", "repository": "owner/name"}),
         ("s3://bucket/a/*.jsonl", {"source": "objectStore", "uri": "s3://bucket/a/*.jsonl"}),
         ("sql:select a, b from t", {"source": "sql", "query": "select a, b from t"}),
+        ("data/mix.yaml", {"config": "data/mix.yaml"}),
     ],
 )
 def test_what_a_dataset_may_be_called(
@@ -133,6 +134,21 @@ def test_the_dataset_goes_into_the_run_s_directory(rows: Path) -> None:
     manifest = local.export_dataset(command(), place.directory)
     assert manifest["rows"] + manifest["evaluationRows"] == 20
     assert json.loads(RunDirectory(place.directory).manifest.read_text())["shape"] == "prompt-completion"
+
+
+def test_a_mix_is_a_file_that_lists_sources(rows: Path) -> None:
+    other = rows.with_name("other.jsonl")
+    other.write_bytes(rows.read_bytes().replace(b'"prompt": "', b'"prompt": "x'))
+    first, second = ({"source": "volume", "path": path.name, "weight": 1} for path in (rows, other))
+    Path("mix.yaml").write_text(json.dumps({"mix": [first, second]}))
+    place = local.find_place(command(dataset="mix.yaml"))
+    manifest = local.export_dataset(command(dataset="mix.yaml"), place.directory)
+    assert [source["name"] for source in manifest["sources"]] == [rows.name, "other.jsonl"]
+    assert manifest["sources"][0]["rows"] + manifest["sources"][0]["evaluationRows"] > 0
+    trained(place)
+    assert local.find_place(command(dataset="mix.yaml")) == place
+    other.write_bytes(other.read_bytes() + b"\n")
+    assert local.find_place(command(dataset="mix.yaml")).directory != place.directory
 
 
 def test_two_processes_cannot_train_in_one_directory(rows: Path) -> None:

@@ -43,6 +43,18 @@ def test_a_long_list_of_files_is_left_out_and_the_digest_stays() -> None:
     assert document == {"result": {"adapter": {"sha256": "1"}}}
 
 
+def test_the_sources_of_a_mix_are_left_out_before_the_files_are() -> None:
+    files = [{"path": f"{number}.safetensors", "sha256": "0" * 64} for number in range(20)]
+    sources = [{"name": "x" * 60, "rows": number} for number in range(16)]
+    document = {"result": {"adapter": {"files": files}}, "dataset": {"rows": 120, "sources": sources}}
+    assert json.loads(result.fit({"dataset": document["dataset"]})) == {"dataset": document["dataset"]}
+    assert json.loads(result.fit({**document, "timings": {"x": "y" * 1500}})) == {
+        **document,
+        "dataset": {"rows": 120},
+        "timings": {"x": "y" * 1500},
+    }
+
+
 def test_what_cannot_be_shortened_is_an_error() -> None:
     with pytest.raises(ValueError, match="cannot be shortened"):
         result.fit({"other": "x" * 5000})
