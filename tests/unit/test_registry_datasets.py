@@ -222,6 +222,7 @@ async def test_the_api_describes_itself(web: httpx.AsyncClient) -> None:
         f"GET {prefix}/adapters/{{name}}/versions/{{version}}",
         "GET /api/v1/progress",
         "GET /healthz",
+        "GET /metrics",
         "GET /readyz",
     }
 

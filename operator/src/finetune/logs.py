@@ -41,7 +41,7 @@ def install(format_: Format) -> None:
     """Send every record of this process, and the error that ends it, to standard error in this format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if format_ == "json" else TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(capture=True)
     sys.excepthook = _log_the_end
 

@@ -23,7 +23,8 @@ _CODES = frozenset(str(status.value) for status in HTTPStatus)
 
 def new_registry(program: str) -> CollectorRegistry:
     """A registry with what Prometheus' clients tell of a process, and `finetune_<program>_build_info`."""
-    disable_created_metrics()  # else each counter and histogram has one more series, which nobody reads
+    # else each counter and histogram has one more series, which nobody reads
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     build = Gauge(f"finetune_{program}_build_info", "1; the label has the version.", ["version"], registry=registry)

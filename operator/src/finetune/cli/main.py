@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Sequence
+
+from finetune.logs import install
 
 from . import people, registry
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="finetune", description="Fine-tune language models on Kubernetes.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     operator = subparsers.add_parser("operator", help="serve TrainingRuns; settings are FINETUNE_* variables")
+    registry.add_log_format(operator)
     operator.set_defaults(handler=_operator)
     registry.add_commands(subparsers)
     people.add_commands(subparsers)
@@ -34,14 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _operator(arguments: argparse.Namespace) -> int:
-    del arguments
     from pydantic import ValidationError
 
     from finetune.controller.core.settings import Settings
     from finetune.controller.handlers import run_operator
     from finetune.controller.watch import quiet_logs
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    install(arguments.log_format)
     quiet_logs()
     try:
         settings = Settings.from_environment(os.environ)

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from finetune.logs import Format, install
+
 DATABASE_URL = "FINETUNE_DATABASE_URL"
 
 
@@ -32,11 +34,23 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="USER",
         help="the user that may record runs and register adapters: system:serviceaccount:<namespace>:<name>",
     )
+    add_log_format(serve)
     serve.set_defaults(handler=_serve)
 
     migrate = commands.add_parser("migrate", help="bring the database to this version's schema and exit")
     _add_database(migrate)
+    add_log_format(migrate)
     migrate.set_defaults(handler=_migrate)
+
+
+def add_log_format(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of the programs that log."""
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: one object a line, for whatever collects logs (default: %(default)s)",
+    )
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +77,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         settings.check()
     except (InvalidDatabaseURL, InvalidSettings) as error:
         return _fail(error, code=2)
-    return _on_database(lambda: serve(settings))
+    return _on_database(lambda: serve(settings), arguments.log_format)
 
 
 def _migrate(arguments: argparse.Namespace) -> int:
@@ -79,20 +93,20 @@ def _migrate(arguments: argparse.Namespace) -> int:
         before, after = migrate(url)
         print(f"schema {after}" + (" already" if before == after else f" (was: {before or 'empty'})"))
 
-    return _on_database(run)
+    return _on_database(run, arguments.log_format)
 
 
 def _database_url(arguments: argparse.Namespace) -> str:
     return arguments.database_url or os.environ.get(DATABASE_URL) or ""
 
 
-def _on_database(action: Callable[[], None]) -> int:
+def _on_database(action: Callable[[], None], log_format: Format) -> int:
     """Run something that needs the database; what an administrator can mend becomes one line, not a traceback."""
     from sqlalchemy.exc import OperationalError
 
     from finetune.registry.migrate import UnknownRevision
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    install(log_format)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # migrate.py says what was done
     try:
         action()

@@ -20,10 +20,14 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from finetune.logs import described
+
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_MILLISECONDS = 30_000
 ATTEMPTS = 5
+POOL_SIZE = 10
+"""Connections to PostgreSQL that are kept open."""
 # PostgreSQL: serialization failure, deadlock. SQLite says "locked" in words.
 RETRIED_SQLSTATES = frozenset({"40001", "40P01"})
 EXAMPLES = "write sqlite:////path/registry.db or postgresql://user:password@host/name"
@@ -78,16 +82,22 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
+        self.pool_limit = 8 if self.is_sqlite else 2 * POOL_SIZE
+        """Connections that may be open at once."""
         self._write_queue = asyncio.Lock()
         self.engine = self._create_engine()
 
     def _create_engine(self) -> AsyncEngine:
+        common: dict[str, Any] = {"hide_parameters": True}  # errors are logged, and values are somebody's rows
         if not self.is_sqlite:
             url = self.url.update_query_dict({"connect_timeout": "10", **self.url.query})
-            return create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=20, pool_pre_ping=True)
+            overflow = self.pool_limit - POOL_SIZE
+            return create_async_engine(
+                url, pool_size=POOL_SIZE, max_overflow=overflow, pool_timeout=20, pool_pre_ping=True, **common
+            )
         if self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_async_engine(self.url, pool_size=8, max_overflow=0, pool_timeout=30)
+        engine = create_async_engine(self.url, pool_size=self.pool_limit, max_overflow=0, pool_timeout=30, **common)
         event.listen(engine.sync_engine, "connect", prepare_sqlite)
         event.listen(engine.sync_engine, "begin", begin_sqlite)
         return engine
@@ -125,7 +135,7 @@ class Database:
             except (OperationalError, IntegrityError) as error:
                 if attempt == ATTEMPTS or not _lost_a_race(error):
                     raise
-                log.info("transaction lost a race, attempt %d of %d: %s", attempt, ATTEMPTS, error.orig)
+                log.info("transaction lost a race, attempt %d of %d: %s", attempt, ATTEMPTS, described(error))
             # A short pause lets the winner finish; with several replicas its length must differ between them.
             await asyncio.sleep(0.02 * attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")

@@ -81,6 +81,7 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         access_log=False,
+        log_config=None,  # its loggers go where all others go
         proxy_headers=False,
         server_header=False,
         lifespan="on",

@@ -8,14 +8,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from sqlalchemy import URL, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from finetune.api.registry import ErrorDocument
+from finetune.logs import described
+from finetune.metrics import page
 from finetune.registry.access import Access
 from finetune.registry.database import Database
 from finetune.registry.errors import Unavailable
+from finetune.registry.metrics import RegistryMetrics
 from finetune.registry.migrate import head
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
@@ -24,6 +28,7 @@ from finetune.registry.store.runs import RunStore
 from . import adapters, datasets, runs
 from .common import Services, services_of
 from .failures import add_failure_handlers
+from .observed import Observed
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +37,15 @@ CLEAN_EVERY_SECONDS = 3600
 
 def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) -> FastAPI:
     """The registry over a migrated database. `access` is called once, in the event loop that serves."""
+    metrics = RegistryMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(database_url)
+        metrics.show(database)
         services = Services(
             database=database,
+            metrics=metrics,
             access=await access(),
             datasets=DatasetStore(database),
             runs=RunStore(database),
@@ -67,6 +75,8 @@ def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) ->
         app.include_router(router)
     app.add_api_route("/healthz", _healthz, tags=["health"])
     app.add_api_route("/readyz", _readyz, tags=["health"])
+    app.add_api_route("/metrics", _metrics, tags=["health"], response_class=PlainTextResponse)
+    app.add_middleware(Observed, metrics=metrics)
     add_failure_handlers(app)
     return app
 
@@ -74,6 +84,14 @@ def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) ->
 async def _healthz() -> dict[str, str]:
     """The process serves requests."""
     return {"status": "ok"}
+
+
+async def _metrics(request: Request) -> Response:
+    """What is counted, for Prometheus; it holds no names and no contents."""
+    metrics = services_of(request).metrics
+    await metrics.measure()
+    body, content_type = page(metrics.registry, request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})
 
 
 async def _readyz(request: Request) -> dict[str, str]:
@@ -97,5 +115,5 @@ async def _clean(store: DatasetStore) -> None:
             if dropped:
                 log.info("removed %d abandoned uploads", dropped)
         except SQLAlchemyError as error:
-            log.warning("could not look for abandoned uploads, next try in an hour: %s", error)
+            log.warning("could not look for abandoned uploads, next try in an hour: %s", described(error))
         await asyncio.sleep(CLEAN_EVERY_SECONDS)

@@ -14,6 +14,7 @@ from finetune.api.registry import NAME_PATTERN, NAMESPACE_PATTERN, UID_PATTERN, 
 from finetune.registry.access import Access, Rule
 from finetune.registry.database import Database
 from finetune.registry.errors import Invalid
+from finetune.registry.metrics import RegistryMetrics
 from finetune.registry.reviews import Question
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
@@ -56,6 +57,7 @@ class Services:
     """Everything that a route can use."""
 
     database: Database
+    metrics: RegistryMetrics
     access: Access
     datasets: DatasetStore
     runs: RunStore
@@ -72,7 +74,9 @@ ServicesOf = Annotated[Services, Depends(services_of)]
 
 async def _check(request: Request, rule: Rule) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return await services_of(request).access.check(token.strip() if scheme.lower() == "bearer" else None, rule)
+    caller = await services_of(request).access.check(token.strip() if scheme.lower() == "bearer" else None, rule)
+    request.state.caller = caller  # for the request's line in the log
+    return caller
 
 
 def people(verb: str, resource: str, *, operator: bool = False) -> Any:

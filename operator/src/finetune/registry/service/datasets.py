@@ -49,7 +49,9 @@ async def create_version(
 ) -> DatasetVersion:
     """Store JSON lines as a new version of a dataset. A line that is wrong is named, and nothing is stored."""
     version, created = await services.datasets.add_version(namespace, name, request.stream(), actor=actor)
-    if not created:
+    if created:
+        services.metrics.uploaded(rows=version.rows, size=version.bytes)
+    else:
         response.status_code = 200
     return version
 

@@ -74,13 +74,13 @@ async def _http(request: Request, error: Exception) -> Response:
     )
 
 
-async def _gone(request: Request, _error: Exception) -> Response:
-    log.info("%s %s: the client went away before its request was complete", request.method, request.url.path)
+async def _gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=400)  # nobody reads it
 
 
-async def _database(request: Request, error: Exception) -> Response:
-    log.error("%s %s: the database failed: %s", request.method, request.url.path, error)
+async def _database(_request: Request, error: Exception) -> Response:
+    # a server's or a driver's words about the connection; the statement and its values are left out
+    log.error("the database failed: %s", getattr(error, "orig", error))
     return _answer(
         503,
         reason="Unavailable",

@@ -94,6 +94,7 @@ async def get_run_rows(namespace: NamespacePath, uid: UidPath, services: Service
 async def post_status(namespace: NamespacePath, uid: UidPath, body: StatusPost, services: ServicesOf) -> None:
     """Take a trainer's progress."""
     await services.runs.add_progress(namespace, uid, body.trainer_status)
+    services.metrics.points_written(len(body.trainer_status.metrics))
 
 
 @router.put("/{uid}/result", status_code=204, openapi_extra=JSON_BODY)
