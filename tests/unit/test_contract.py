@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from finetune.api.registry import DatasetFacts
 from finetune.api.sources import Columns, Dataset
-from finetune.api.status import ResumeStatus
+from finetune.api.status import DatasetSourceStatus, ResumeStatus
 from finetune.api.trainingrun import Dpo, Lora, Training, TrainingRunSpec
 from finetune.controller.core import exits as operator_exits
 from finetune.controller.core.arguments import export_arguments, trainer_arguments
@@ -22,7 +23,10 @@ from model import exits as model_exits
 from model import flags
 from model.data.export import ExportSettings
 from model.data.forms import CANONICAL_FIELDS
+from model.data.parts import Part
+from model.data.shapes import Shaper
 from model.data.source_settings import SourceSettings
+from model.data.sources import FileSource
 from model.training.config import TrainSettings
 from model.training.loop import fingerprint
 from tests.support import objects as o
@@ -206,6 +210,14 @@ def test_the_words_for_rows_are_the_same() -> None:
     literal, _ = typing.get_args(SourceSettings.model_fields["source"].annotation)
     assert set(typing.get_args(literal)) == sources
     assert set(Columns.model_fields) <= set(CANONICAL_FIELDS)
+
+
+def test_what_became_of_a_mixs_sources_is_read_on_the_other_side() -> None:
+    source = FileSource("volume", Path("rows.jsonl"), version=3)
+    said = Part(source, Shaper("", "SFT", {}), 0, found=9, invalid=1).document(5, 2)
+    assert DatasetSourceStatus.model_validate(said).to_dict() == said
+    facts = DatasetFacts.model_validate({"rows": 5, "sha256": "0" * 64, "sources": [said]})
+    assert facts.model_dump(mode="json", by_alias=True, exclude_none=True)["sources"] == [said]
 
 
 NO_SOURCES = {"mix", "columns", "ignored_columns", "turns", "evaluation", "too_long", "invalid_rows"}

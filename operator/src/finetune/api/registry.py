@@ -129,6 +129,17 @@ class BaseModelReference(Document):
     revision: Annotated[str, StringConstraints(pattern=PRINTABLE_PATTERN, max_length=128)] | None = None
 
 
+class SourceFacts(Document):
+    """What became of one source of a mix: rows that were found, and those of them that the run took."""
+
+    name: Annotated[str, StringConstraints(max_length=253)]
+    version: int | None = None
+    rows: Count = 0
+    evaluation_rows: Count = 0
+    found: Count = 0
+    dropped: Count = 0
+
+
 class DatasetFacts(Document):
     """What the export container measured about the rows that were trained on."""
 
@@ -141,6 +152,8 @@ class DatasetFacts(Document):
     tokens: Count | None = None
     bytes: Count | None = None
     sha256: Sha256
+    sources: Annotated[list[SourceFacts], Field(max_length=16)] | None = None
+    """For a mix, in its order."""
 
 
 class AdapterFile(Document):
