@@ -17,9 +17,10 @@ import httpx
 import pytest
 import yaml
 
+from finetune.controller.core import names
 from finetune.registry.access import REGISTRY_AUDIENCE, Access, KubernetesAccess
 from finetune.registry.cache import ShortCache
-from finetune.registry.reviews import KubernetesReviews
+from finetune.registry.reviews import REFUSALS, KubernetesReviews
 from tests.cluster.api_server import ApiServerOnly
 from tests.cluster.kube_api import KubeApi
 from tests.support.registry import adapter_document, pairs, run_document, serving
@@ -30,7 +31,8 @@ OPERATOR_USER = "system:serviceaccount:registry-auth:operator"
 REGISTRY_RULES = [
     {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
     {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get"]},
+    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
 ]
 
 
@@ -77,10 +79,21 @@ class World:
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
         return str(self.create(path, {"spec": spec})["status"]["token"])
 
-    def pod(self, namespace: str, *, labels: dict[str, str]) -> dict[str, Any]:
-        """A pod that nobody runs."""
+    def job(self, namespace: str, *, name: str, owner: dict[str, Any] | None) -> dict[str, Any]:
+        """A Job that nobody carries out."""
+        template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "trainer", "image": "none"}]}}
+        metadata = {"name": name, "ownerReferences": [owner] if owner else []}
+        body = {"metadata": metadata, "spec": {"suspend": True, "template": template}}
+        return self.create(f"/apis/batch/v1/namespaces/{namespace}/jobs", body)
+
+    def pod(self, namespace: str, *, uid: str, owner: dict[str, Any] | None) -> dict[str, Any]:
+        """A pod that nobody runs, and that says to be of the run `uid`."""
         spec = {"serviceAccountName": "trainer", "containers": [{"name": "trainer", "image": "none"}]}
-        metadata = {"name": f"pod-{uuid.uuid4().hex[:8]}", "labels": labels}
+        metadata = {
+            "name": f"pod-{uuid.uuid4().hex[:8]}",
+            "labels": {"finetune.dev/run-uid": uid},
+            "ownerReferences": [owner] if owner else [],
+        }
         return self.create(f"/api/v1/namespaces/{namespace}/pods", {"metadata": metadata, "spec": spec})
 
     def allow(self, namespace: str, account: str, *, resource: str, verbs: list[str]) -> str:
@@ -141,7 +154,7 @@ def world(api_server: ApiServerOnly, api: KubeApi, tmp_path_factory: pytest.Temp
 
         configuration = client.Configuration()
         await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
-        reviews = KubernetesReviews(configuration, cache=ShortCache(clock=clock))
+        reviews = KubernetesReviews(configuration, cache=ShortCache(clock=clock, refusals=REFUSALS))
         return KubernetesAccess(reviews, operator_user=OPERATOR_USER)
 
     with serving(f"sqlite:///{folder}/registry.db", access=access) as url:
@@ -191,13 +204,13 @@ def test_the_operator_records_runs_and_registers_adapters(
     assert error_of(pushed) == (403, "Forbidden")
 
 
-@pytest.mark.parametrize("kind", ["none", "garbage", "of the API server", "of another audience"])
+@pytest.mark.parametrize("kind", ["none", "garbage", "invented", "of the API server", "of another audience"])
 def test_a_token_that_is_not_for_the_registry_is_none(world: World, namespace: str, kind: str) -> None:
     audiences = {
         "of the API server": "https://kubernetes.default.svc.cluster.local",
         "of another audience": "finetune.dev/runs/some-uid",
     }
-    token = {"none": None, "garbage": "abc"}.get(kind)
+    token = {"none": None, "garbage": "abc", "invented": "e30.e30.c2ln"}.get(kind)
     if kind in audiences:
         token = world.token("registry-auth", "operator", audience=audiences[kind])
     answer = world.call("PUT", f"namespaces/{namespace}/runs/some-uid", token, json=run_document())
@@ -228,7 +241,8 @@ def test_people_may_do_what_their_roles_allow(world: World, namespace: str) -> N
     assert "verb 'create' on 'datasets'" in refused.json()["error"]["hint"]
 
     world.allow(namespace, "alice", resource="datasets", verbs=["create", "get"])
-    assert world.call("POST", path, alice, content=pairs(1)).status_code == 201, "a refusal is not remembered"
+    world.clock.now += 2.1  # so long a refusal is remembered
+    assert world.call("POST", path, alice, content=pairs(1)).status_code == 201
     assert world.call("GET", f"{path}/1/rows", alice).content == pairs(1)
     assert error_of(world.call("GET", f"namespaces/{namespace}/datasets", alice)) == (403, "Forbidden")
     assert error_of(world.call("GET", f"namespaces/{namespace}/adapters", alice)) == (403, "Forbidden")
@@ -248,8 +262,18 @@ def test_a_right_that_is_taken_away_ends_within_the_caches_time(world: World, na
     assert error_of(world.call("GET", f"namespaces/{namespace}/datasets", alice)) == (403, "Forbidden")
 
 
-def pod_token(world: World, namespace: str, uid: str, *, label: str | None = None) -> tuple[dict[str, Any], str]:
-    pod = world.pod(namespace, labels={"finetune.dev/run-uid": uid if label is None else label})
+def owned_by(kind: str, name: str, uid: str) -> dict[str, Any]:
+    version = "batch/v1" if kind == "Job" else "finetune.dev/v1alpha1"
+    return {"apiVersion": version, "kind": kind, "name": name, "uid": uid, "controller": True}
+
+
+def pod_token(world: World, namespace: str, uid: str) -> tuple[dict[str, Any], str]:
+    """A pod of the run's Job, and its token; the Job is made when it is not there."""
+    name = names.job_name("run-1", uid)
+    code, job = world.api.request("GET", f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
+    if code != 200:
+        job = world.job(namespace, name=name, owner=owned_by("TrainingRun", "run-1", uid))
+    pod = world.pod(namespace, uid=uid, owner=owned_by("Job", name, job["metadata"]["uid"]))
     return pod, world.token(namespace, "trainer", audience=f"finetune.dev/runs/{uid}", pod=pod)
 
 
@@ -260,7 +284,7 @@ def status() -> dict[str, Any]:
 def test_a_runs_pod_may_do_its_runs_work(world: World, namespace: str, operator: str, uid: str) -> None:
     _, token = pod_token(world, namespace, uid)
     path = f"namespaces/{namespace}/runs/{uid}"
-    assert world.call("POST", f"{path}/status", token, json=status()).status_code == 204
+    assert world.call("POST", f"{path}/status", token, json=status()).status_code == 200
     assert world.call("PUT", f"{path}/result", token, json={"result": {"runUid": uid}}).status_code == 204
     assert world.call("GET", f"{path}/result", operator).json() == {"result": {"runUid": uid}}
     progress = world.call("GET", f"progress?runs={uid}", operator).json()["items"]
@@ -300,18 +324,112 @@ def test_a_token_of_the_right_audience_is_not_enough(world: World, namespace: st
     path = f"namespaces/{namespace}/runs/{uid}/status"
     audience = f"finetune.dev/runs/{uid}"
     not_in_a_pod = world.token(namespace, "trainer", audience=audience)
-    _, another_runs_pod = pod_token(world, namespace, uid, label=str(uuid.uuid4()))
+    other = str(uuid.uuid4())
+    another_runs_pod, _ = pod_token(world, namespace, other)
     elsewhere = f"{namespace}-b"
     world.account(elsewhere, "trainer")
     _, another_namespaces_pod = pod_token(world, elsewhere, uid)
-    for token in (not_in_a_pod, another_runs_pod, another_namespaces_pod):
+    named = names.job_name("run-1", uid)
+    ours = world.job(namespace, name="mine", owner=owned_by("TrainingRun", "run-1", uid))["metadata"]["uid"]
+    nobodys = world.job(namespace, name=f"{named}-collect", owner=None)["metadata"]["uid"]
+    invented = str(uuid.uuid4())
+    forged = [
+        None,
+        owned_by("Job", "mine", ours),  # a Job that anybody may make
+        owned_by("Job", f"{named}-collect", nobodys),  # of the right name, and no run's
+        owned_by("Job", named, invented),  # there is no such Job
+        owned_by("ReplicaSet", named, invented),
+    ]
+    tokens = [
+        world.token(namespace, "trainer", audience=audience, pod=world.pod(namespace, uid=uid, owner=owner))
+        for owner in forged
+    ]
+    tokens.append(world.token(namespace, "trainer", audience=audience, pod=another_runs_pod))
+    for token in (not_in_a_pod, another_namespaces_pod, *tokens):
         assert error_of(world.call("POST", path, token, json=status())) == (403, "Forbidden")
+    _, token = pod_token(world, namespace, uid)
+    assert world.call("POST", path, token, json=status()).status_code == 200
+
+
+def test_a_pod_that_has_ended_may_nothing(world: World, namespace: str, uid: str) -> None:
+    pod, token = pod_token(world, namespace, uid)
+    name = pod["metadata"]["name"]
+    patch = {"status": {"phase": "Succeeded"}}
+    path = f"/api/v1/namespaces/{namespace}/pods/{name}/status"
+    body = {**pod, **patch}
+    assert world.api.request("PUT", path, body)[0] == 200
+    answer = world.call("POST", f"namespaces/{namespace}/runs/{uid}/status", token, json=status())
+    assert error_of(answer) == (403, "Forbidden")
+
+
+def test_the_end_of_a_run_is_the_end_of_what_its_pod_may_say(
+    world: World, namespace: str, operator: str, uid: str
+) -> None:
+    _, token = pod_token(world, namespace, uid)
+    path = f"namespaces/{namespace}/runs/{uid}"
+    assert world.call("PUT", f"{path}/result", token, json={"result": {"runUid": uid}}).status_code == 204
+    ended = {"phase": "Failed", "reason": "Diverged", "ended": True}
+    assert error_of(world.call("PUT", f"{path}/status", token, json=ended)) == (401, "Unauthorized")
+    assert world.call("PUT", f"{path}/status", operator, json=ended).status_code == 200
+    assert error_of(world.call("POST", f"{path}/status", token, json=status())) == (409, "RunEnded")
+    assert error_of(world.call("PUT", f"{path}/result", token, json={"result": {"runUid": uid}, "a": 1})) == (
+        409,
+        "RunEnded",
+    )
+    assert world.call("PUT", f"{path}/result", token, json={"result": {"runUid": uid}}).status_code == 204
+
+
+def test_the_token_may_come_in_a_header_that_the_api_servers_proxy_passes_on(world: World, namespace: str) -> None:
+    world.account(namespace, "alice")
+    world.allow(namespace, "alice", resource="datasets", verbs=["list"])
+    headers = {"X-Finetune-Token": world.token(namespace, "alice")}
+    url = f"{world.registry}/api/v1/namespaces/{namespace}/datasets"
+    assert httpx.get(url, headers=headers, timeout=30).status_code == 200
+    # The proxy's own caller is somebody else; what is said to the registry counts.
+    headers["Authorization"] = "Basic YTpi"
+    assert httpx.get(url, headers=headers, timeout=30).status_code == 200
+
+
+def test_a_namespace_that_comes_back_inherits_nothing(world: World, operator: str) -> None:
+    namespace = f"ml-{uuid.uuid4().hex[:8]}"
+    world.account(namespace, "alice")
+    world.allow(namespace, "alice", resource="*", verbs=["*"])
+    alice = world.token(namespace, "alice")
+    path = f"namespaces/{namespace}/datasets/tickets/versions"
+    assert world.call("POST", path, alice, content=pairs(1)).status_code == 201
+    uid = str(uuid.uuid4())
+    assert world.call("PUT", f"namespaces/{namespace}/runs/{uid}", operator, json=run_document()).status_code == 201
+    assert any(each["uid"] == uid for each in world.call("GET", "unfinished", operator).json()["items"])
+
+    delete_namespace(world, namespace)
+    world.clock.now += 11
+    world.account(namespace, "bob")
+    world.allow(namespace, "bob", resource="*", verbs=["*"])
+    bob = world.token(namespace, "bob")
+    assert error_of(world.call("GET", f"{path}/latest", bob)) == (404, "NotFound")
+    assert world.call("GET", f"namespaces/{namespace}/runs", bob).json()["items"] == []
+    assert error_of(world.call("GET", f"namespaces/{namespace}/runs/{uid}", bob)) == (404, "NotFound")
+    assert world.call("POST", path, bob, content=pairs(2)).json()["version"] == 1
+    assert all(each["uid"] != uid for each in world.call("GET", "unfinished", operator).json()["items"])
+
+
+def delete_namespace(world: World, name: str) -> None:
+    """Delete a namespace as its controller would, which does not run here."""
+    path = f"/api/v1/namespaces/{name}"
+    for collection in (f"{path}/serviceaccounts", f"{RBAC}/namespaces/{name}/rolebindings"):
+        assert world.api.request("DELETE", collection)[0] == 200
+    assert world.api.request("DELETE", path)[0] in {200, 202}
+    code, found = world.api.request("GET", path)
+    if code == 200:
+        found["spec"]["finalizers"] = []
+        assert world.api.request("PUT", f"{path}/finalize", found)[0] == 200
+    assert world.api.request("GET", path)[0] == 404
 
 
 def test_a_pod_that_is_gone_may_nothing(world: World, namespace: str, uid: str) -> None:
     pod, token = pod_token(world, namespace, uid)
     path = f"namespaces/{namespace}/runs/{uid}/status"
-    assert world.call("POST", path, token, json=status()).status_code == 204
+    assert world.call("POST", path, token, json=status()).status_code == 200
     assert world.api.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}")[0] == 200
     world.clock.now += 11
     # The API server accepts the token for some seconds more; the registry looks for the pod itself.
@@ -323,7 +441,8 @@ def test_a_pod_of_the_same_name_is_another_pod(world: World, namespace: str, uid
     name = pod["metadata"]["name"]
     pods = f"/api/v1/namespaces/{namespace}/pods"
     assert world.api.request("DELETE", f"{pods}/{name}")[0] == 200
-    again = {"metadata": {"name": name, "labels": {"finetune.dev/run-uid": uid}}, "spec": pod["spec"]}
+    kept = {key: pod["metadata"][key] for key in ("name", "labels", "ownerReferences")}
+    again = {"metadata": kept, "spec": pod["spec"]}
     assert world.create(pods, again)["metadata"]["uid"] != pod["metadata"]["uid"]
     path = f"namespaces/{namespace}/runs/{uid}/status"
     assert world.call("POST", path, token, json=status()).status_code in {401, 403}
@@ -339,6 +458,6 @@ async def test_without_the_api_server_nobody_is_let_in(tmp_path: Path) -> None:
 
     with serving(f"sqlite:///{tmp_path}/registry.db", access=access) as url:
         async with httpx.AsyncClient() as http:
-            headers = {"Authorization": "Bearer abc"}
+            headers = {"Authorization": "Bearer e30.e30.c2ln"}
             answer = await http.get(f"{url}/api/v1/namespaces/ml/datasets", headers=headers, timeout=30)
     assert error_of(answer) == (503, "Unavailable")

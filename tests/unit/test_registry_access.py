@@ -97,6 +97,8 @@ async def test_the_cache_does_not_grow_without_end() -> None:
 class OneToken:
     """Accepts one token; what it was asked is kept."""
 
+    is_open = False
+
     def __init__(self, token: str) -> None:
         self.token = token
         self.rules: list[Rule] = []
@@ -106,6 +108,9 @@ class OneToken:
         if token != self.token:
             raise Unauthorized(f"not {token}", hint=f"send a token of audience {rule.audiences[0]}")
         return "somebody"
+
+    async def namespace_uid(self, namespace: str) -> str | None:
+        return f"uid of {namespace}"
 
     async def close(self) -> None:
         return

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -17,16 +18,19 @@ from sqlalchemy import create_engine, delete, insert, inspect, select, text, upd
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from finetune.api.registry import Metric, RunRequest, TrainerStatus
+from finetune.api.registry import RunRequest, StatusPost
 from finetune.registry import migrate as migrations
 from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
 from finetune.registry.errors import InvalidRows
 from finetune.registry.migrate import UnknownRevision, head, migrate
-from finetune.registry.schema import audit, content_chunks, contents, metadata, metric_points
+from finetune.registry.schema import audit, content_chunks, contents, metadata
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
+from finetune.registry.store.listing import RunLists
+from finetune.registry.store.outcomes import OutcomeStore
+from finetune.registry.store.points import PointStore
 from finetune.registry.store.runs import RunStore
-from tests.support.registry import pairs
+from tests.support.registry import pairs, serving
 
 
 def sync_engine(database_url: str) -> Any:
@@ -94,9 +98,20 @@ async def test_what_an_older_registry_stored_is_there_after_the_migration(databa
             "INSERT INTO adapter_versions VALUES (1, 'id', 1, 1, 1, 'claim', 'base', NULL, 'd', "
             f"""'{{"rows": 1, "sha256": "{"d" * 64}"}}', 's', 1, '1.5', NULL, NULL, 5, NULL, 0, '{time}')"""
         )
+        spec = '{"baseModel": {"hub": {"repository": "org/m"}}}'
+        points = [(name, step, step) for name in ("loss", "totalSteps") for step in range(1, 5001)]
+        points += [("loss", 5, 6000), ("loss", None, 6001)]  # a step that was made again, and one that nobody named
+        values = ", ".join(
+            f"(1, '{name}', '2026-01-01 {timedelta(seconds=second)!s:0>8}', {step or 'NULL'}, "
+            f"{9.5 if second == 6000 else -3.0 if second == 77 else 2.0 + step % 3 if step else 2.0})"
+            for name, step, second in points
+        )
         for statement in (
             f"INSERT INTO experiments VALUES (1, 'ml', 'e', '{time}')",
-            f"INSERT INTO runs VALUES (1, 'uid', 'ml', 'r', 1, 'SFT', NULL, '{{}}', '{time}')",
+            f"INSERT INTO runs VALUES (1, 'uid', 'ml', 'r', 1, 'SFT', NULL, '{spec}', '{time}')",
+            f"INSERT INTO runs VALUES (2, 'uid-2', 'ml', 'r-2', 1, 'SFT', NULL, '{{}}', '{time}')",
+            f"INSERT INTO metric_points VALUES {values}",
+            f"INSERT INTO run_progress VALUES (1, '{{}}', '{time}')",
             f"INSERT INTO adapters VALUES (1, 'ml', 'a', 1, '{time}')",
             adapter,
         ):
@@ -106,9 +121,20 @@ async def test_what_an_older_registry_stored_is_there_after_the_migration(databa
     database = Database(parse_url(database_url))
     try:
         found = await AdapterStore(database).version("ml", "a", None)
+        run = await RunLists(database).find("ml", "r")
+        assert (await OutcomeStore(database).unfinished()).items[0].uid == "uid-2"
+        (curve,) = (await PointStore(database).series("ml", ["uid"], ["loss", "totalSteps"], points=2000)).items
+        post = StatusPost.model_validate({"trainerStatus": {}, "attempt": 1, "startStep": 5000})
+        assert await PointStore(database).add("ml", "uid-2", post) is None
     finally:
         await database.close()
     assert (found.final_loss, found.steps, found.reward_accuracy, found.parent) == ("1.5", 5, None, None)
+    assert run.outcome is not None
+    assert (run.outcome.phase, run.outcome.ended, run.base_model, run.metrics) == ("Succeeded", True, "org/m", ["loss"])
+    assert 990 <= len(curve.steps) <= 1000
+    assert (curve.steps[0], curve.steps[-1], curve.seconds[-1]) == (1, 5000, 5000)
+    assert dict(zip(curve.steps, curve.values, strict=True))[5] == 9.5
+    assert dict(zip(curve.steps, curve.values, strict=True))[77] == -3.0
 
 
 def test_a_migration_that_fails_changes_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +158,25 @@ def test_a_newer_database_is_left_alone(database_url: str) -> None:
     engine = sync_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(text("UPDATE compatibility SET oldest_code = '9998'"))
     engine.dispose()
     with pytest.raises(UnknownRevision, match="9999, which is newer than this registry"):
         migrate(parse_url(database_url))
+
+
+async def test_a_release_can_be_taken_back(database_url: str) -> None:
+    """The database is newer, and says that this registry can work with it."""
+    migrate(parse_url(database_url))
+    engine = sync_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    assert migrate(parse_url(database_url)) == ("9999", "9999")
+    with serving(database_url) as url:
+        async with httpx.AsyncClient() as http:
+            ready = await http.get(f"{url}/readyz")
+            listed = await http.get(f"{url}/api/v1/namespaces/ml/runs")
+    assert (ready.status_code, ready.json()["schema"], listed.status_code) == (200, "9999", 200)
 
 
 async def test_the_audit_trail_only_grows(database: Database) -> None:
@@ -152,25 +194,6 @@ async def test_the_audit_trail_only_grows(database: Database) -> None:
 
         with pytest.raises(DatabaseError, match="append-only"):
             await database.write(change)
-
-
-async def test_progress_becomes_metric_points_once(database: Database) -> None:
-    store = RunStore(database)
-    await store.put("ml", "uid", RunRequest(name="r", experiment="e", method="SFT", spec={}), actor="operator")
-    time = datetime(2026, 1, 1, 12, 0, 0, 250_000, tzinfo=UTC)
-    values = {"loss": "2.5", "step": "7", "learningRate": "inf", "epoch": "?"}
-    metrics = [Metric(name=name, value=value) for name, value in values.items()]
-    for _ in range(2):  # a post that was answered too late is sent again
-        await store.add_progress("ml", "uid", TrainerStatus(metrics=metrics, last_updated_time=time))
-    async with database.reading() as connection:
-        points = (await connection.execute(select(metric_points))).all()
-    assert {point.name: point.value for point in points} == {
-        "loss": 2.5,
-        "step": 7.0,
-        "learningRate": None,
-        "epoch": None,
-    }
-    assert {(point.step, point.time) for point in points} == {(7, time)}
 
 
 async def one_block(content: bytes) -> AsyncIterator[bytes]:

@@ -32,10 +32,10 @@
 {{/* What the registry may do where runs are: look up who is behind a token. */}}
 {{- define "finetune-operator.registryRules" -}}
 - apiGroups: [""]
-  resources: [pods]
+  resources: [pods, namespaces]  # a namespace that comes back under its name inherits nothing
   verbs: [get]
-- apiGroups: [finetune.dev]
-  resources: [trainingruns]
+- apiGroups: [batch]
+  resources: [jobs]  # a run's pod is of a Job that the run owns
   verbs: [get]
 {{- end -}}
 

@@ -32,8 +32,23 @@ PARENT_ADAPTER_CHANGED = "ParentAdapterChanged"
 DECIMAL_PATTERN = r"^-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
 
+DATASET_CHANGED = "DatasetChanged"
+"""Reason of the 409 for a run whose dataset version has other rows by now."""
+
+DELETED = "Deleted"
+"""Phase of a run whose object was deleted before it had ended; all others are the operator's own words."""
+
+
 def _to_utc(time: datetime) -> datetime:
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the time is outside the years 1 to 9999 in UTC") from None
+
+
+def _without_nul(text: str) -> str:
+    """PostgreSQL stores no NUL."""
+    return text.replace("\0", "\ufffd")
 
 
 Time = Annotated[datetime, AfterValidator(_to_utc)]
@@ -90,11 +105,15 @@ class DatasetVersions(Document):
     """Pass this as `continue` to get the next page; absent on the last page."""
 
 
+MetricName = Annotated[str, StringConstraints(pattern=PRINTABLE_PATTERN, max_length=64)]
+MAX_STEPS_A_POST = 1000
+
+
 class Metric(Document):
     """One number of a training run, as text, the way Kubeflow's trainerStatus carries it."""
 
-    name: Annotated[str, StringConstraints(pattern=PRINTABLE_PATTERN, max_length=64)]
-    value: Annotated[str, StringConstraints(max_length=64)]
+    name: MetricName
+    value: Annotated[str, StringConstraints(max_length=64), AfterValidator(_without_nul)]
 
 
 class TrainerStatus(Document):
@@ -110,10 +129,95 @@ class TrainerStatus(Document):
         return next((metric.value for metric in self.metrics if metric.name == name), None)
 
 
+class StepValues(Document):
+    """What was measured at one step; null is a number that is not finite, and makes no point."""
+
+    step: Count
+    values: dict[MetricName, Annotated[float, Field(allow_inf_nan=False)] | None] = Field(max_length=64)
+
+
 class StatusPost(Document):
-    """The body that a trainer posts."""
+    """The body that a trainer posts: Kubeflow's trainerStatus and, from ours, every step since the post before."""
 
     trainer_status: TrainerStatus
+    attempt: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    """Which start of the trainer in its run directory this is, from 1."""
+    start_step: Count = 0
+    """The step that the attempt went on from: what earlier ones told of later steps is forgotten."""
+    points: list[StepValues] = Field(default_factory=list, max_length=MAX_STEPS_A_POST)
+
+
+class StatusAnswer(Document):
+    """What the registry knows after a trainer's post."""
+
+    step: int | None = None
+    """The newest step."""
+
+
+class RunOutcome(Document):
+    """What became of a run, in the operator's words."""
+
+    phase: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,32}$")]
+    reason: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]{1,64}$")] | None = None
+    message: Annotated[str, StringConstraints(max_length=8192), AfterValidator(_without_nul)] | None = None
+    hint: Annotated[str, StringConstraints(max_length=8192), AfterValidator(_without_nul)] | None = None
+    row: Count | None = None
+    """Number of the offending row of the dataset, from 1."""
+    attempts: Count | None = None
+    gpu_seconds: Count | None = None
+    resumed_from_step: Count | None = None
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    evaluation_loss: Decimal | None = None
+    base_evaluation_loss: Decimal | None = None
+    ended: bool = False
+    """Nothing more will be said of the run."""
+
+
+class OutcomeRequest(RunOutcome):
+    """What the operator says at each change of a run's phase."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+
+    version: Count = 0
+    """Of the object that says so, its resourceVersion: what an older one says changes nothing. 0: not known."""
+
+
+class UnfinishedRun(Document):
+    """A run of which the registry knows no end."""
+
+    namespace: str
+    name: str
+    uid: str
+    phase: str | None = None
+
+
+class UnfinishedRuns(Document):
+    """Runs of all namespaces, oldest first."""
+
+    items: list[UnfinishedRun]
+    continue_: str | None = Field(default=None, alias="continue")
+
+
+class Series(Document):
+    """One metric of one run, thinned to as many points as were asked for: lists of equal length, sorted by step."""
+
+    run: str
+    """The run's uid."""
+    name: str
+    """The run's name."""
+    metric: str
+    steps: list[int]
+    values: list[float]
+    seconds: list[int]
+    """Since the run was recorded, by the registry's clock."""
+    attempts: list[int]
+
+
+class SeriesList(Document):
+    """The series of those runs and metrics that have any points."""
+
+    items: list[Series]
 
 
 class ProgressByRun(Document):
@@ -198,6 +302,8 @@ class RunRequest(Request):
     dataset_name: Name | None = None
     dataset_version: VersionNumber | None = None
     """Without a number the newest version is recorded; later calls for the same run give that one again."""
+    dataset_sha256: Sha256 | None = None
+    """Of the rows as they were uploaded, where the version was found before: a number alone does not identify them."""
     parent_adapter_name: Name | None = None
     parent_adapter_version: VersionNumber | None = None
     """As for the dataset: without a number the newest version is recorded, for good."""
@@ -261,6 +367,14 @@ class AdapterVersion(Document):
     tokens: int | None = None
     resumed_from_step: int = 0
     created_time: Time
+    state: str = "Registered"
+    """See `AdapterState` in `finetune.api.files`; a reader takes one that it does not know as it is."""
+    state_reason: str | None = None
+    stored: bool = False
+    """Whether the registry's store has the files: then anybody who may read the adapter can pull them."""
+    aliases: list[str] = Field(default_factory=list)
+    tags: dict[str, str] = Field(default_factory=dict)
+    notes: str = ""
 
 
 class AdapterVersions(Document):
@@ -280,11 +394,19 @@ class Run(Document):
     dataset_name: str | None = None
     dataset_version: int | None = None
     """The version recorded for the run: what its pod is given."""
+    dataset_sha256: str | None = None
+    """Of that version's rows, as they were uploaded."""
+    base_model: str | None = None
+    """The repository or the folder that `spec.baseModel` names."""
+    outcome: RunOutcome | None = None
+    """What the operator said last; absent before it has said anything."""
     parent_adapter: ParentAdapter | None = None
     """The adapter version recorded for the run to go on from."""
     spec: dict[str, JsonValue]
     created_time: Time
     trainer_status: TrainerStatus | None = None
+    metrics: list[str] = Field(default_factory=list)
+    """Names of the metrics that have points, see `series`."""
     adapter: AdapterVersion | None = None
 
 

@@ -34,11 +34,15 @@ from finetune.api.registry import (
     DatasetVersions,
     Document,
     ErrorDocument,
+    OutcomeRequest,
     Run,
+    RunOutcome,
     RunRequest,
     RunResult,
     Runs,
     TrainerStatus,
+    UnfinishedRun,
+    UnfinishedRuns,
 )
 
 from .breaker import Breaker, Turn
@@ -154,6 +158,7 @@ class RegistryClient:
         spec: Mapping[str, JsonValue],
         dataset_name: str | None = None,
         dataset_version: int | None = None,
+        dataset_sha256: str | None = None,
         parent_adapter_name: str | None = None,
         parent_adapter_version: int | None = None,
         parent_adapter_sha256: str | None = None,
@@ -162,8 +167,8 @@ class RegistryClient:
 
         Without a version the newest is pinned; read it from the answer's `dataset_version` and `parent_adapter`.
         Raises `RegistryNotFound` when the dataset or the parent does not exist; for the parent its `reason` is
-        `PARENT_ADAPTER_NOT_FOUND`. `parent_adapter_sha256` is the parent's digest where it is known already: another
-        one is a `RegistryRefused` with the reason `PARENT_ADAPTER_CHANGED`.
+        `PARENT_ADAPTER_NOT_FOUND`. `dataset_sha256` and `parent_adapter_sha256` are the digests where they are known
+        already: another one is a `RegistryRefused` with the reason `DATASET_CHANGED` or `PARENT_ADAPTER_CHANGED`.
         """
         try:
             request = RunRequest(
@@ -172,6 +177,7 @@ class RegistryClient:
                 method=method,
                 dataset_name=dataset_name,
                 dataset_version=dataset_version,
+                dataset_sha256=dataset_sha256,
                 parent_adapter_name=parent_adapter_name,
                 parent_adapter_version=parent_adapter_version,
                 parent_adapter_sha256=parent_adapter_sha256,
@@ -189,6 +195,21 @@ class RegistryClient:
     async def get_run(self, namespace: str, uid: str) -> Run:
         """A run with its latest progress and its adapter."""
         return await self._call(Run, "GET", _path(namespace, "runs", uid))
+
+    async def put_outcome(self, namespace: str, uid: str, outcome: OutcomeRequest) -> RunOutcome:
+        """Say what became of a run so far. Idempotent; the answer is what the registry knows now."""
+        return await self._call(RunOutcome, "PUT", _path(namespace, "runs", uid, "status"), body=outcome)
+
+    async def list_unfinished(self) -> list[UnfinishedRun]:
+        """The runs of all namespaces of which the registry knows no end, oldest first."""
+        found: list[UnfinishedRun] = []
+        query: dict[str, str] = {}
+        while True:
+            page = await self._call(UnfinishedRuns, "GET", "/api/v1/unfinished", query=query)
+            found += page.items
+            if page.continue_ is None:
+                return found
+            query = {"continue": page.continue_}
 
     async def get_result(self, namespace: str, uid: str) -> dict[str, Any]:
         """The training_config.json that the run's trainer stored; `RegistryNotFound` while there is none."""
@@ -275,9 +296,9 @@ class RegistryClient:
             async for block in response.content.iter_any():
                 yield block
 
-    async def list_runs(self, namespace: str) -> list[Run]:
-        """All runs, newest first."""
-        return [item async for page in self._pages(Runs, namespace, "runs") for item in page.items]
+    async def list_runs(self, namespace: str, **wanted: str) -> list[Run]:
+        """All runs that fit, newest first; `wanted` are the query's words: `name`, `state`, `experiment`, `sort`."""
+        return [item async for page in self._pages(Runs, namespace, "runs", **wanted) for item in page.items]
 
     async def list_adapters(self, namespace: str) -> list[AdapterVersion]:
         """The newest version of every adapter, sorted by name."""
@@ -295,15 +316,15 @@ class RegistryClient:
 
     # How it is asked
 
-    async def _pages(self, kind: type[_T], namespace: str, *parts: str) -> AsyncIterator[_T]:
-        query: dict[str, str] = {}
+    async def _pages(self, kind: type[_T], namespace: str, *parts: str, **wanted: str) -> AsyncIterator[_T]:
+        query = wanted
         while True:
             page = await self._call(kind, "GET", _path(namespace, *parts), query=query)
             yield page
             token = getattr(page, "continue_", None)
             if token is None:
                 return
-            query = {"continue": token}
+            query = {**wanted, "continue": token}
 
     async def _call(
         self,

@@ -1,8 +1,8 @@
 """Who may call what. The HTTP service asks before it does anything.
 
 - the operator: a token of audience `finetune.dev/registry` whose user is the configured one
-- a run's pod: a token of audience `finetune.dev/runs/<uid>`, while the pod that it is bound to exists in that namespace
-  with the label `finetune.dev/run-uid=<uid>`
+- a run's pod: a token of audience `finetune.dev/runs/<uid>`, while the pod that it is bound to exists in that
+  namespace, has not ended, and belongs to a Job of that run
 - people: a token of audience `finetune.dev/registry`, and the cluster's RBAC on `datasets`, `adapters`, `trainingruns`
 """
 
@@ -15,7 +15,6 @@ from .errors import Forbidden, Unauthorized
 from .reviews import POD_NAME, POD_UID, KubernetesReviews, Question, User
 
 REGISTRY_AUDIENCE = "finetune.dev/registry"
-RUN_LABEL = "finetune.dev/run-uid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,13 @@ class Rule:
 class Access(Protocol):
     """The way in."""
 
+    is_open: bool
+    """Whether everybody may do everything."""
+
+    async def namespace_uid(self, namespace: str) -> str | None:
+        """The uid of a namespace; None where there is no such namespace, or no cluster. Raises `Unavailable`."""
+        ...
+
     async def check(self, token: str | None, rule: Rule) -> str:
         """The caller's name, for the audit trail. Raises `Unauthorized`, `Forbidden` or `Unavailable`."""
         ...
@@ -53,6 +59,12 @@ class Access(Protocol):
 class OpenAccess:
     """Everybody may do everything: for a registry that only its own machine can reach."""
 
+    is_open = True
+
+    async def namespace_uid(self, namespace: str) -> str | None:  # noqa: ARG002 - there is no cluster to ask
+        """Not known."""
+        return None
+
     async def check(self, token: str | None, rule: Rule) -> str:  # noqa: ARG002 - nothing is asked for
         """Let everybody pass."""
         return "local"
@@ -64,6 +76,8 @@ class OpenAccess:
 class KubernetesAccess:
     """The rules of a cluster, asked from its API server."""
 
+    is_open = False
+
     def __init__(self, reviews: KubernetesReviews, *, operator_user: str) -> None:
         self._reviews = reviews
         self._operator_user = operator_user
@@ -71,6 +85,10 @@ class KubernetesAccess:
     async def close(self) -> None:
         """Close the connections to the API server."""
         await self._reviews.close()
+
+    async def namespace_uid(self, namespace: str) -> str | None:
+        """The uid of a namespace; None where there is none. Raises `Unavailable`."""
+        return await self._reviews.namespace_uid(namespace)
 
     async def check(self, token: str | None, rule: Rule) -> str:
         """The caller's name. Raises `Unauthorized`, `Forbidden` or `Unavailable`."""
@@ -97,11 +115,10 @@ class KubernetesAccess:
             raise Forbidden(
                 f"pod {name!r} is not in namespace {rule.namespace!r}", hint="call with the pod's own namespace"
             )
-        labels = {RUN_LABEL: rule.run_uid}
-        if not await self._reviews.pod_exists(namespace=rule.namespace, name=name, uid=uid, labels=labels):
+        if not await self._reviews.pod_is_of_run(namespace=rule.namespace, name=name, uid=uid, run_uid=rule.run_uid):
             raise Forbidden(
-                f"pod {name!r} does not exist any more, or is not of run {rule.run_uid}",
-                hint="only a pod that the operator made for the run may call",
+                f"pod {name!r} has ended, does not exist any more, or is not of a Job of run {rule.run_uid}",
+                hint="only a pod of the Job that the operator made for the run may call",
             )
 
     async def _check_person(self, user: User, rule: Rule) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.api.registry import PARENT_ADAPTER_CHANGED, PARENT_ADAPTER_NOT_FOUND
+from finetune.api.registry import DATASET_CHANGED, PARENT_ADAPTER_CHANGED, PARENT_ADAPTER_NOT_FOUND
 
 
 class RegistryFault(Exception):  # noqa: N818 - "error" is the document that it becomes
@@ -47,6 +47,24 @@ class ParentAdapterChanged(Conflict):
     reason = PARENT_ADAPTER_CHANGED
 
 
+class DatasetChanged(Conflict):
+    """A run's dataset version has other rows: its number was given again."""
+
+    reason = DATASET_CHANGED
+
+
+class RunEnded(Conflict):
+    """The run has ended: its trainer has nothing to say any more."""
+
+    reason = "RunEnded"
+
+
+class AttemptOver(Conflict):
+    """A later attempt of the run has begun."""
+
+    reason = "AttemptOver"
+
+
 class Invalid(RegistryFault):
     """The request is well-formed HTTP and makes no sense."""
 
@@ -78,6 +96,17 @@ class Forbidden(RegistryFault):
 
     status = 403
     reason = "Forbidden"
+
+
+class TooManyRequests(RegistryFault):
+    """A run's trainer posts faster than it may."""
+
+    status = 429
+    reason = "TooManyRequests"
+
+    def __init__(self, message: str, *, hint: str, retry_seconds: int) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_seconds = retry_seconds
 
 
 class Unavailable(RegistryFault):

@@ -7,6 +7,7 @@ by the write lock of the file.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sqlite3
 import time
@@ -17,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def alembic_config() -> Config:
     return config
 
 
+@functools.cache
 def head() -> str:
     """The revision that this code expects."""
     revision = ScriptDirectory.from_config(alembic_config()).get_current_head()
@@ -50,8 +52,8 @@ def head() -> str:
 def migrate(url: URL) -> tuple[str | None, str]:
     """Upgrade the database at `url` to the newest schema; returns the revision before and after.
 
-    Raises `UnknownRevision` when the database is newer than this code, and SQLAlchemy's errors when it
-    does not answer.
+    A newer schema that this code can work with is left as it is: so a release can be taken back. Raises
+    `UnknownRevision` when the database is too new for this code, and SQLAlchemy's errors when it does not answer.
     """
     engine = _create_engine(url)
     try:
@@ -72,6 +74,11 @@ def _upgrade(connection: Connection) -> tuple[str | None, str]:
         return before, wanted
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if before is not None and before not in known:
+        if is_new_enough(connection):
+            log.warning(
+                "the database has schema %s, newer than this registry's %s, which it can work with", before, wanted
+            )
+            return before, before
         raise UnknownRevision(
             f"the database has schema {before}, which is newer than this registry (it knows up to {wanted}): "
             "run the newer image, or restore the backup from before the upgrade"
@@ -84,6 +91,14 @@ def _upgrade(connection: Connection) -> tuple[str | None, str]:
             raise RuntimeError(f"schema {wanted} would break a reference: {tuple(broken)}; nothing was changed")
     log.info("database schema migrated from %s to %s", before or "nothing", wanted)
     return before, wanted
+
+
+def is_new_enough(connection: Connection) -> bool:
+    """Whether the schema, which is newer than this code, says that this code can work with it."""
+    if not inspect(connection).has_table("compatibility"):
+        return False
+    oldest = connection.execute(text("SELECT oldest_code FROM compatibility")).scalar()
+    return oldest is not None and oldest <= head()
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:

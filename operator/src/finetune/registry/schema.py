@@ -1,7 +1,8 @@
 """The tables. A change here needs a migration in migrations/versions; a test compares the two.
 
-Everything that belongs to users is scoped by namespace. Version numbers come from a counter that only
-goes up, so a number is never given twice. Times are UTC.
+Everything that belongs to users is scoped by namespace: by its key, which is the name as long as the namespace is the
+one that the rows were made in (see `namespaces`). Version numbers come from a counter that only goes up, so a number is
+never given twice. Times are UTC.
 """
 
 from __future__ import annotations
@@ -69,6 +70,27 @@ Identifier = BigInteger().with_variant(Integer, "sqlite")
 def _identifier() -> Column[int]:
     return Column("id", Identifier, primary_key=True, autoincrement=True)
 
+
+# One row: the oldest registry that can work with this schema. An older one than the newest migration's serves on,
+# so that a release can be taken back; a migration that it could not live with raises the number.
+compatibility = Table(
+    "compatibility",
+    metadata,
+    Column("oldest_code", String(32), primary_key=True),
+)
+
+# Which namespace of the cluster the rows of a key belong to. A name that comes back with another uid is another tenant:
+# the rows of the old one then get a key that no request can name.
+namespaces = Table(
+    "namespaces",
+    metadata,
+    _identifier(),
+    Column("key", String(63), nullable=False, unique=True),
+    Column("name", String(63), nullable=False, index=True),
+    Column("uid", String(63), nullable=False),
+    Column("seen_time", UtcTime, nullable=False),
+    Column("retired_time", UtcTime, nullable=True),
+)
 
 contents = Table(
     "contents",
@@ -141,7 +163,28 @@ runs = Table(
     Column("dataset_version_id", ForeignKey("dataset_versions.id"), nullable=True, index=True),
     Column("spec", JSON, nullable=False),
     Column("created_time", UtcTime, nullable=False),
+    Column("base_model", String(512), nullable=True),
+    # What became of it, in the operator's words; all null until it has said something.
+    Column("phase", String(32), nullable=True),
+    Column("reason", String(64), nullable=True),
+    Column("message", Text, nullable=True),
+    Column("hint", Text, nullable=True),
+    Column("failed_row", BigInteger, nullable=True),
+    Column("attempts", BigInteger, nullable=True),
+    Column("gpu_seconds", BigInteger, nullable=True),
+    Column("resumed_from_step", BigInteger, nullable=True),
+    Column("started_time", UtcTime, nullable=True),
+    Column("finished_time", UtcTime, nullable=True),
+    Column("evaluation_loss", Float(53), nullable=True),  # to sort by; the adapter has it digit for digit
+    Column("base_evaluation_loss", Float(53), nullable=True),
+    Column("status_version", BigInteger, nullable=True),  # of the object that says so: an older one changes nothing
+    Column("ended", Boolean, nullable=False),
     Index(None, "namespace", "id"),
+    Index(None, "namespace", "name", "id"),
+    Index(None, "namespace", "phase", "id"),
+    Index(None, "namespace", "base_model", "id"),
+    Index(None, "namespace", "evaluation_loss", "id"),
+    Index(None, "ended", "id"),
 )
 
 # A table of its own: adapter versions refer to runs, and runs to the adapter version that they go on from.
@@ -158,16 +201,32 @@ run_progress = Table(
     Column("run_id", ForeignKey("runs.id"), primary_key=True),
     Column("trainer_status", JSON, nullable=False),
     Column("updated_time", UtcTime, nullable=False),
+    # What orders points, all by the registry's own clock: which attempt speaks, how far it is, since when it is seen.
+    Column("attempt", BigInteger, nullable=False),
+    Column("step", BigInteger, nullable=True),
+    Column("attempt_step", BigInteger, nullable=True),
+    Column("attempt_time", UtcTime, nullable=True),
+    Column("since_thinning", Integer, nullable=False),
+    Column("metric_names", JSON, nullable=False),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    _identifier(),
+    Column("name", String(64), nullable=False, unique=True),
 )
 
 metric_points = Table(
     "metric_points",
     metadata,
     Column("run_id", ForeignKey("runs.id"), primary_key=True),
-    Column("name", String(64), primary_key=True),
-    Column("time", UtcTime, primary_key=True),
-    Column("step", BigInteger, nullable=True),
-    Column("value", Float(53), nullable=True),  # null: not a finite number
+    Column("metric_id", ForeignKey("metrics.id"), primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", BigInteger, nullable=False),
+    Column("seconds", BigInteger, nullable=False),  # since the run was recorded, by the registry's clock
+    Column("value", Float(53), nullable=False),
+    sqlite_with_rowid=False,  # the key is the row: a fifth of the size
 )
 
 run_results = Table(

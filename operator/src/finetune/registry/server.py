@@ -15,7 +15,8 @@ from .migrate import migrate
 
 log = logging.getLogger(__name__)
 
-GRACEFUL_SECONDS = 20
+GRACEFUL_SECONDS = 4
+"""How long requests under way get after SIGTERM: with what else ends, the process is gone within five seconds."""
 
 
 class InvalidSettings(ValueError):  # noqa: N818 - reads as the condition that it is

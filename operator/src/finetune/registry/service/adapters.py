@@ -6,20 +6,30 @@ from fastapi import APIRouter
 
 from finetune.api.registry import AdapterVersion, AdapterVersions
 
-from .common import Continue, NamePath, NamespacePath, ServicesOf, VersionPath, page_number, people, version_number
+from .common import (
+    NameAfter,
+    NamePath,
+    NamespacePath,
+    NumberBefore,
+    ServicesOf,
+    VersionPath,
+    page_number,
+    people,
+    version_number,
+)
 
 router = APIRouter(prefix="/api/v1/namespaces/{namespace}/adapters", tags=["adapters"])
 
 
 @router.get("", dependencies=[people("list", "adapters")])
-async def list_adapters(namespace: NamespacePath, services: ServicesOf, after: Continue = None) -> AdapterVersions:
+async def list_adapters(namespace: NamespacePath, services: ServicesOf, after: NameAfter = None) -> AdapterVersions:
     """The newest version of each adapter, sorted by name."""
     return await services.adapters.newest(namespace, after=after)
 
 
 @router.get("/{name}", dependencies=[people("get", "adapters")])
 async def list_versions(
-    namespace: NamespacePath, name: NamePath, services: ServicesOf, before: Continue = None
+    namespace: NamespacePath, name: NamePath, services: ServicesOf, before: NumberBefore = None
 ) -> AdapterVersions:
     """The versions of an adapter, newest first."""
     return await services.adapters.versions(namespace, name, before=page_number(before))

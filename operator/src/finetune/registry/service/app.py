@@ -19,15 +19,22 @@ from finetune.metrics import page
 from finetune.registry.access import Access
 from finetune.registry.database import Database
 from finetune.registry.errors import Unavailable
+from finetune.registry.limits import PostLimits
 from finetune.registry.metrics import RegistryMetrics
-from finetune.registry.migrate import head
+from finetune.registry.migrate import head, is_new_enough
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
+from finetune.registry.store.listing import RunLists
+from finetune.registry.store.namespaces import NamespaceStore
+from finetune.registry.store.outcomes import OutcomeStore
+from finetune.registry.store.points import PointStore
 from finetune.registry.store.runs import RunStore
 
 from . import adapters, datasets, runs
 from .common import Services, services_of
+from .description import describe_documents
 from .failures import add_failure_handlers
+from .local import LocalOnly
 from .observed import Observed
 
 log = logging.getLogger(__name__)
@@ -48,7 +55,12 @@ def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) ->
             metrics=metrics,
             access=await access(),
             datasets=DatasetStore(database),
+            namespaces=NamespaceStore(database),
+            limits=PostLimits(),
             runs=RunStore(database),
+            outcomes=OutcomeStore(database),
+            lists=RunLists(database),
+            points=PointStore(database),
             adapters=AdapterStore(database),
         )
         app.state.services = services
@@ -71,13 +83,17 @@ def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) ->
         redoc_url=None,
         responses={"4XX": {"model": ErrorDocument}, "5XX": {"model": ErrorDocument}},
     )
-    for router in (datasets.router, runs.router, runs.progress_router, adapters.router):
+    for module in (datasets, runs, adapters):
+        app.include_router(module.router)
+    for router in (runs.series_router, runs.operator_router):
         app.include_router(router)
     app.add_api_route("/healthz", _healthz, tags=["health"])
     app.add_api_route("/readyz", _readyz, tags=["health"])
     app.add_api_route("/metrics", _metrics, tags=["health"], response_class=PlainTextResponse)
     app.add_middleware(Observed, metrics=metrics)
     add_failure_handlers(app)
+    app.add_middleware(LocalOnly)
+    describe_documents(app)
     return app
 
 
@@ -99,9 +115,11 @@ async def _readyz(request: Request) -> dict[str, str]:
     try:
         async with services_of(request).database.reading() as connection:
             found = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one()
+            fits = found == head() or await connection.run_sync(is_new_enough)
     except SQLAlchemyError as error:
-        raise Unavailable(f"the database does not answer: {error}", hint="is it up, and is the URL right?") from error
-    if found != head():
+        log.warning("not ready: the database does not answer: %s", getattr(error, "orig", error))
+        raise Unavailable("the database does not answer", hint="the registry's log says more") from error
+    if not fits:
         raise Unavailable(
             f"the database has schema {found}, this registry needs {head()}", hint="run: finetune registry migrate"
         )

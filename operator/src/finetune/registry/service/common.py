@@ -2,54 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
-from fastapi import Depends, HTTPException, Path, Query, Request, Response
+from fastapi import Depends, HTTPException, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from pydantic_core import from_json
 
-from finetune.api.registry import NAME_PATTERN, NAMESPACE_PATTERN, UID_PATTERN, DatasetVersion, VersionNumber
+from finetune.api.registry import NAME_PATTERN, NAMESPACE_PATTERN, UID_PATTERN, DatasetVersion, Document, VersionNumber
 from finetune.registry.access import Access, Rule
 from finetune.registry.database import Database
 from finetune.registry.errors import Invalid
+from finetune.registry.limits import PostLimits
 from finetune.registry.metrics import RegistryMetrics
 from finetune.registry.reviews import Question
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
+from finetune.registry.store.listing import RunLists
+from finetune.registry.store.namespaces import NamespaceStore
+from finetune.registry.store.outcomes import OutcomeStore
+from finetune.registry.store.points import PointStore
 from finetune.registry.store.runs import RunStore
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+INPUT_NAME = "{model}-Input"
+"""How /openapi.json calls the form of a document that is sent; what is answered has more that is always there."""
 
 NamespacePath = Annotated[str, Path(pattern=NAMESPACE_PATTERN)]
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
 UidPath = Annotated[str, Path(pattern=UID_PATTERN)]
 VersionPath = Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,8})$", description='a number, or "latest"')]
-Continue = Annotated[str | None, Query(alias="continue", max_length=63, description="from the page before")]
+Continue = Annotated[str | None, Query(alias="continue", max_length=512, description="from the page before")]
+NameAfter = Annotated[str | None, Query(alias="continue", pattern=NAME_PATTERN, description="from the page before")]
+NumberBefore = Annotated[
+    str | None, Query(alias="continue", pattern=r"^[1-9][0-9]{0,8}$", description="from the page before")
+]
+RowAfter = Annotated[
+    str | None, Query(alias="continue", pattern=r"^[1-9][0-9]{0,17}$", description="from the page before")
+]
 
-
-class _LimitedRequest(Request):
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        size = 0
-        async for block in super().stream():
-            size += len(block)
-            if size > MAX_DOCUMENT_BYTES:
-                raise HTTPException(413, f"the document is larger than {MAX_DOCUMENT_BYTES // 1024 // 1024} MiB")
-            yield block
-
-
-class LimitedRoute(APIRoute):
-    """A route whose body is a document, held in memory and therefore limited in size."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, reading through the limit."""
-        handler = super().get_route_handler()
-
-        async def limited(request: Request) -> Response:
-            return await handler(_LimitedRequest(request.scope, request.receive))
-
-        return limited
+TOKEN_HEADER = "x-finetune-token"  # noqa: S105 - a name, not a token
+"""The API server's proxy takes `Authorization` for itself and does not pass it on; this it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +55,13 @@ class Services:
     database: Database
     metrics: RegistryMetrics
     access: Access
+    namespaces: NamespaceStore
+    limits: PostLimits
     datasets: DatasetStore
     runs: RunStore
+    outcomes: OutcomeStore
+    lists: RunLists
+    points: PointStore
     adapters: AdapterStore
 
 
@@ -73,8 +74,15 @@ ServicesOf = Annotated[Services, Depends(services_of)]
 
 
 async def _check(request: Request, rule: Rule) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    caller = await services_of(request).access.check(token.strip() if scheme.lower() == "bearer" else None, rule)
+    token = request.headers.get(TOKEN_HEADER)
+    if token is None:
+        scheme, _, said = request.headers.get("authorization", "").partition(" ")
+        token = said if scheme.lower() == "bearer" else None
+    services = services_of(request)
+    caller = await services.access.check(token and token.strip(), rule)
+    uid = await services.access.namespace_uid(rule.namespace) if rule.namespace else None
+    if uid is not None:
+        await services.namespaces.meet(rule.namespace, uid, actor=caller)
     request.state.caller = caller  # for the request's line in the log
     return caller
 
@@ -100,6 +108,15 @@ def run_callers(*, pod: bool = False, operator: bool = False) -> Any:
     return Depends(dependency)
 
 
+def limited() -> Any:
+    """A dependency that lets a run's trainer post as often as it may. Raises `TooManyRequests`."""
+
+    async def dependency(request: Request, uid: UidPath) -> None:
+        services_of(request).limits.take(uid)
+
+    return Depends(dependency)
+
+
 def operator_everywhere() -> Any:
     """A dependency that lets the operator pass on a path without a namespace."""
 
@@ -115,12 +132,53 @@ def version_number(text: str) -> VersionNumber | None:
 
 
 def page_number(token: str | None) -> int | None:
-    """The number in a page's `continue`. Raises `Invalid`."""
-    if token is None:
-        return None
-    if not (token.isascii() and token.isdigit()):
-        raise Invalid(f"continue={token!r} is not from this list", hint="pass on what the page before gave")
-    return int(token)
+    """The number in a page's `continue`."""
+    return None if token is None else int(token)
+
+
+def body_of(model: type[Document]) -> dict[str, Any]:
+    """What the description of a route says of a body that `document` reads."""
+    schema = {"$ref": f"#/components/schemas/{INPUT_NAME.format(model=model.__name__)}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def document(model: type[Document]) -> Any:
+    """A dependency that reads a run's JSON document. Declared after the caller's, it is not read for strangers.
+
+    It is stricter than the framework's own reading: no NaN, no infinite numbers, no half surrogate pairs.
+    """
+
+    async def dependency(request: Request, namespace: NamespacePath, uid: UidPath) -> Document:  # noqa: ARG001 - checked first
+        return await _read(request, model)
+
+    return Depends(dependency)
+
+
+async def _read(request: Request, model: type[Document]) -> Document:
+    data = await read_body(request)
+    try:
+        return model.model_validate(read_json(data))
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in problems]) from None
+
+
+async def read_body(request: Request) -> bytes:
+    """A document's bytes. Raises 413; the framework's own limit would answer without an error document."""
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > MAX_DOCUMENT_BYTES:
+            raise HTTPException(413, f"the document is larger than {MAX_DOCUMENT_BYTES // 1024 // 1024} MiB")
+    return bytes(body)
+
+
+def read_json(data: bytes) -> Any:
+    """The value of a JSON document that both databases can store. Raises `Invalid`."""
+    try:
+        return from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise Invalid(f"the document is not valid JSON: {error}", hint="send JSON as RFC 8259 has it") from None
 
 
 def rows_response(version: DatasetVersion, blocks: AsyncIterator[bytes]) -> StreamingResponse:

@@ -10,9 +10,10 @@ from fastapi.responses import StreamingResponse
 from finetune.api.registry import DatasetVersion, DatasetVersions
 
 from .common import (
-    Continue,
+    NameAfter,
     NamePath,
     NamespacePath,
+    NumberBefore,
     ServicesOf,
     VersionPath,
     page_number,
@@ -57,14 +58,14 @@ async def create_version(
 
 
 @router.get("", dependencies=[people("list", "datasets", operator=True)])
-async def list_datasets(namespace: NamespacePath, services: ServicesOf, after: Continue = None) -> DatasetVersions:
+async def list_datasets(namespace: NamespacePath, services: ServicesOf, after: NameAfter = None) -> DatasetVersions:
     """The newest version of each dataset, sorted by name."""
     return await services.datasets.newest(namespace, after=after)
 
 
 @router.get("/{name}", dependencies=[people("get", "datasets", operator=True)])
 async def list_versions(
-    namespace: NamespacePath, name: NamePath, services: ServicesOf, before: Continue = None
+    namespace: NamespacePath, name: NamePath, services: ServicesOf, before: NumberBefore = None
 ) -> DatasetVersions:
     """The versions of a dataset, newest first."""
     return await services.datasets.versions(namespace, name, before=page_number(before))

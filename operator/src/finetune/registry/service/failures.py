@@ -7,16 +7,18 @@ import logging
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from finetune.api.registry import ErrorDetail, ErrorDocument
-from finetune.registry.errors import RegistryFault, Unauthorized
+from finetune.registry.errors import RegistryFault, TooManyRequests, Unauthorized
 
 log = logging.getLogger(__name__)
 
+MAX_PROBLEMS = 10
+"""Told of one document: what the caller wrote comes back in the answer, and must not fill it."""
 REASONS = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 HINTS = {
     404: "the paths are in /openapi.json",
@@ -33,6 +35,7 @@ def add_failure_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _gone)
     for kind in (OperationalError, InterfaceError, PoolTimeoutError):
         app.add_exception_handler(kind, _database)
+    app.add_exception_handler(DataError, _unstorable)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -45,16 +48,20 @@ def _answer(
 
 async def _fault(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RegistryFault)
-    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+    headers = None
+    if isinstance(error, Unauthorized):
+        headers = {"WWW-Authenticate": "Bearer"}
+    elif isinstance(error, TooManyRequests):
+        headers = {"Retry-After": str(error.retry_seconds)}
     return _answer(error.status, reason=error.reason, message=error.message, hint=error.hint, headers=headers)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        problems.append(f"{where}: {problem['msg']}")
+    for problem in error.errors()[:MAX_PROBLEMS]:
+        where = ".".join(str(part)[:100] for part in problem["loc"])
+        problems.append(f"{where}: {problem['msg'][:500]}")
     return _answer(
         422, reason="Invalid", message="; ".join(problems), hint="the documents are described in /openapi.json"
     )
@@ -64,7 +71,7 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = error.detail
     if error.status_code in {404, 405}:
-        message = f"there is no {request.method} {request.url.path}"
+        message = f"there is no {request.method} {request.url.path[:200]}"
     return _answer(
         error.status_code,
         reason=REASONS.get(error.status_code, "Refused"),
@@ -86,6 +93,16 @@ async def _database(_request: Request, error: Exception) -> Response:
         reason="Unavailable",
         message="the registry's database does not answer",
         hint="try again; the registry's log and /readyz say more",
+    )
+
+
+async def _unstorable(_request: Request, error: Exception) -> Response:
+    log.error("a value that the database refuses: %s", type(error).__name__)
+    return _answer(
+        422,
+        reason="Invalid",
+        message="the request holds a value that the database cannot store",
+        hint="no NUL characters, no numbers beyond 64 bits; please report which value it was",
     )
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Table, and_, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from finetune.registry.errors import NotFound
 from finetune.registry.schema import audit
 
 PAGE_SIZE = 200
@@ -32,9 +33,13 @@ async def insert_missing(
 
     When another transaction is inserting the same key, PostgreSQL waits here for its end.
     """
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    result = await connection.execute(dialect.insert(table).values(values).on_conflict_do_nothing())
-    return result.rowcount > 0
+    query = dialect_of(connection).insert(table).values(values).on_conflict_do_nothing()
+    return (await connection.execute(query)).rowcount > 0
+
+
+def dialect_of(connection: AsyncConnection) -> Any:
+    """The module of SQLAlchemy whose `insert` knows what to do on a conflict."""
+    return sqlite if connection.dialect.name == "sqlite" else postgresql
 
 
 async def named_row_locked(
@@ -42,13 +47,21 @@ async def named_row_locked(
 ) -> Any:
     """The row `namespace`/`name`, made with `values` if missing, locked until the transaction ends."""
     await insert_missing(connection, table, {"namespace": namespace, "name": name, **values})
-    query = select(table).where(named(table, namespace, name)).with_for_update()
+    query = select(table).where(named(table, namespace, name)).with_for_update(key_share=True)
     return (await connection.execute(query)).one()
 
 
 def named(table: Table, namespace: str, name: str) -> ColumnElement[bool]:
     """The condition that finds a row by namespace and name."""
     return and_(table.c.namespace == namespace, table.c.name == name)
+
+
+def run_missing(namespace: str, uid: str) -> NotFound:
+    """The refusal for a run that nobody has recorded."""
+    return NotFound(
+        f"run {uid!r} is not known in namespace {namespace!r}",
+        hint=f"the operator records it with PUT runs/{uid} before its pod starts",
+    )
 
 
 async def record(

@@ -1,24 +1,31 @@
-"""Runs: what the operator says about them, their progress, and the document that their trainer leaves."""
+"""Runs: what the operator says about them, and the document that their trainer leaves."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import JsonValue
+from pydantic_core import from_json
 from sqlalchemy import Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from finetune.api.registry import DatasetVersion, ProgressByRun, Run, RunRequest, Runs, TrainerStatus
+from finetune.api.registry import DatasetVersion, Run, RunRequest
 from finetune.registry.database import Database
-from finetune.registry.errors import Conflict, Invalid, NotFound, ParentAdapterChanged, ParentAdapterNotFound
+from finetune.registry.errors import (
+    Conflict,
+    DatasetChanged,
+    Invalid,
+    NotFound,
+    ParentAdapterChanged,
+    ParentAdapterNotFound,
+    RunEnded,
+)
 from finetune.registry.schema import (
     adapter_versions,
     dataset_versions,
     datasets,
     experiments,
-    metric_points,
     run_parents,
     run_progress,
     run_results,
@@ -26,8 +33,9 @@ from finetune.registry.schema import (
 )
 
 from .adapters import ADAPTERS, adapters_of_runs, parent_of, with_parent
-from .common import PAGE_SIZE, fields, insert_missing, named_row_locked, now, record
+from .common import fields, insert_missing, named_row_locked, now, record, run_missing
 from .datasets import DATASETS
+from .outcomes import outcome_of
 
 
 class RunStore:
@@ -40,18 +48,20 @@ class RunStore:
         """Record a run; returns it and whether it is new.
 
         Idempotent: the first call pins the versions of dataset and parent adapter and the spec, later ones change
-        nothing. Raises `NotFound` for a dataset that does not exist, `ParentAdapterNotFound`, `ParentAdapterChanged`
-        for a parent with another digest than the request's, and `Conflict` when the uid is another run's.
+        nothing. Raises `NotFound` for a dataset that does not exist, `ParentAdapterNotFound`, `DatasetChanged` and
+        `ParentAdapterChanged` for one with another digest than the request's, and `Conflict` when the uid is another
+        run's.
         """
 
         async def transaction(connection: AsyncConnection) -> bool:
-            row = (await connection.execute(_runs().where(runs.c.uid == uid))).first()
+            row = (await connection.execute(select_runs().where(runs.c.uid == uid))).first()
             if row is not None:
                 _refuse_another(row, namespace, uid, request)
                 return False
             pinned = None
             if request.dataset_name is not None:
                 pinned = await DATASETS.find(connection, namespace, request.dataset_name, request.dataset_version)
+                _refuse_another_dataset(request, pinned.version, pinned.sha256)
             parent = await _find_parent(connection, namespace, request)
             experiment = await named_row_locked(
                 connection,
@@ -68,7 +78,9 @@ class RunStore:
                 method=request.method,
                 dataset_version_id=None if pinned is None else pinned.id,
                 spec=request.spec,
+                base_model=base_model_of(request.spec),
                 created_time=now(),
+                ended=False,
             )
             identifier = (await connection.execute(query.returning(runs.c.id))).scalar_one()
             if parent is not None:
@@ -91,17 +103,7 @@ class RunStore:
         """A run with its latest progress and its adapter. Raises `NotFound`."""
         async with self._database.reading() as connection:
             row = await find_run(connection, namespace, uid)
-            return (await _complete(connection, [row]))[0]
-
-    async def page(self, namespace: str, *, before: int | None = None) -> Runs:
-        """Runs, newest first."""
-        query = _runs().where(runs.c.namespace == namespace).order_by(runs.c.id.desc()).limit(PAGE_SIZE + 1)
-        if before is not None:
-            query = query.where(runs.c.id < before)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
-            items = await _complete(connection, rows[:PAGE_SIZE])
-        return Runs(items=items, continue_=str(rows[PAGE_SIZE - 1].id) if len(rows) > PAGE_SIZE else None)
+            return (await complete(connection, [row]))[0]
 
     async def dataset(self, namespace: str, uid: str) -> DatasetVersion:
         """The dataset version that was recorded for a run. Raises `NotFound`."""
@@ -115,55 +117,27 @@ class RunStore:
             row = await DATASETS.find(connection, namespace, run.dataset_name, run.dataset_version)
         return DatasetVersion.model_validate(fields(row))
 
-    async def add_progress(self, namespace: str, uid: str, status: TrainerStatus) -> None:
-        """Store a trainer's progress: its numbers as metric points, the newest status by itself.
-
-        The same status twice is stored once; one that arrives late does not replace a newer one.
-        """
-        time = status.last_updated_time or now()
-        status = status.model_copy(update={"last_updated_time": time})
-        document = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-        async def transaction(connection: AsyncConnection) -> None:
-            run = await find_run(connection, namespace, uid)
-            step = _integer(status.value("step"))
-            points = [
-                {"run_id": run.id, "name": metric.name, "time": time, "step": step, "value": _finite(metric.value)}
-                for metric in status.metrics
-            ]
-            if points:
-                await insert_missing(connection, metric_points, points)
-            values = {"trainer_status": document, "updated_time": time}
-            if not await insert_missing(connection, run_progress, {"run_id": run.id, **values}):
-                newer = run_progress.c.updated_time <= time
-                query = update(run_progress).where(run_progress.c.run_id == run.id, newer)
-                await connection.execute(query.values(**values))
-
-        await self._database.write(transaction)
-
-    async def latest_progress(self, uids: Sequence[str]) -> ProgressByRun:
-        """The newest status of each run that has one."""
-        query = select(runs.c.uid, run_progress.c.trainer_status).join(run_progress).where(runs.c.uid.in_(uids))
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
-        return ProgressByRun(items={row.uid: TrainerStatus.model_validate(row.trainer_status) for row in rows})
-
     async def put_result(self, namespace: str, uid: str, document: bytes, *, actor: str) -> None:
         """Keep a trainer's training_config.json, byte for byte.
 
         The last one wins, because a trainer that is started again writes it again; once the run's adapter is
-        registered only the same document is accepted. Raises `Invalid`, `Conflict`, `NotFound`.
+        registered, or the run has ended, only the same document is accepted. Raises `Invalid`, `Conflict`, `RunEnded`,
+        `NotFound`.
         """
         _check_result(document, uid)
 
         async def transaction(connection: AsyncConnection) -> None:
             run = await find_run(connection, namespace, uid, lock=True)
             stored = select(run_results.c.document).where(run_results.c.run_id == run.id)
-            before = (await connection.execute(stored)).scalar_one_or_none()
-            if before == document:
+            if (await connection.execute(stored)).scalar_one_or_none() == document:
                 return
+            if run.ended:
+                raise RunEnded(
+                    f"run {run.name!r} has ended: its result cannot change any more",
+                    hint="create a new TrainingRun to train again",
+                )
             registered = select(adapter_versions.c.id).where(adapter_versions.c.run_id == run.id)
-            if before is not None and (await connection.execute(registered)).first() is not None:
+            if (await connection.execute(registered)).first() is not None:
                 raise Conflict(
                     f"the adapter of run {run.name!r} is registered; its result cannot change any more",
                     hint="create a new TrainingRun to train again",
@@ -199,15 +173,12 @@ class RunStore:
 
 async def find_run(connection: AsyncConnection, namespace: str, uid: str, *, lock: bool = False) -> Any:
     """The row of a run, with experiment and dataset; `lock` keeps others from writing to it. Raises `NotFound`."""
-    query = _runs().where(runs.c.uid == uid, runs.c.namespace == namespace)
+    query = select_runs().where(runs.c.uid == uid, runs.c.namespace == namespace)
     if lock:
-        query = query.with_for_update(of=runs)
+        query = query.with_for_update(of=runs, key_share=True)
     row = (await connection.execute(query)).first()
     if row is None:
-        raise NotFound(
-            f"run {uid!r} is not known in namespace {namespace!r}",
-            hint=f"the operator records it with PUT runs/{uid} before its pod starts",
-        )
+        raise run_missing(namespace, uid)
     return row
 
 
@@ -237,17 +208,42 @@ def _refuse_another_parent(request: RunRequest, version: int, sha256: str) -> No
         )
 
 
+def _refuse_another_dataset(request: RunRequest, version: int, sha256: str) -> None:
+    """A dataset version is what it was when it was found first, not whatever has its number now."""
+    if request.dataset_sha256 not in (None, sha256):
+        raise DatasetChanged(
+            f"dataset {request.dataset_name!r} version {version} is not the one that was recorded for the run: "
+            f"its SHA-256 was {request.dataset_sha256}, and now is {sha256}",
+            hint="restore the registry's database from a backup that has the dataset, or create the run under a new "
+            "name to train on the rows that have the number now",
+        )
+
+
+def base_model_of(spec: Mapping[str, JsonValue]) -> str | None:
+    """The repository or the folder that a spec's `baseModel` names; None where it names none that can be stored."""
+    base = spec.get("baseModel")
+    found = [
+        source.get(field)
+        for kind, fields_ in (("hub", ("repository",)), ("volume", ("path", "claimName")))
+        if isinstance(base, dict) and isinstance(source := base.get(kind), dict)
+        for field in fields_
+    ]
+    return next((name[:512] for name in found if isinstance(name, str) and name and "\0" not in name), None)
+
+
 def _label(row: Any) -> str | None:
     return None if row is None else f"{row.name}/{row.version}"
 
 
-def _runs() -> Select[Any]:
+def select_runs() -> Select[Any]:
+    """Runs with the names of what they belong to; `complete` makes documents of the rows."""
     query = (
         select(
             runs,
             experiments.c.name.label("experiment"),
             datasets.c.name.label("dataset_name"),
             dataset_versions.c.version.label("dataset_version"),
+            dataset_versions.c.sha256.label("dataset_sha256"),
         )
         .select_from(runs)
         .join(experiments, experiments.c.id == runs.c.experiment_id)
@@ -257,18 +253,20 @@ def _runs() -> Select[Any]:
     return with_parent(query)
 
 
-async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[Run]:
+async def complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[Run]:
     """Runs with their progress and adapters, in two queries however many there are."""
     ids = [row.id for row in rows]
     query = select(run_progress).where(run_progress.c.run_id.in_(ids))
-    progress = {row.run_id: row.trainer_status for row in await connection.execute(query)}
+    progress = {row.run_id: row for row in await connection.execute(query)}
     adapters = await adapters_of_runs(connection, ids)
     return [
         Run.model_validate(
             {
                 **fields(row),
                 "parent_adapter": parent_of(row),
-                "trainer_status": progress.get(row.id),
+                "trainer_status": progress[row.id].trainer_status if row.id in progress else None,
+                "metrics": progress[row.id].metric_names if row.id in progress else [],
+                "outcome": outcome_of(row),
                 "adapter": adapters.get(row.id),
             }
         )
@@ -306,13 +304,15 @@ def _refuse_another(row: Any, namespace: str, uid: str, request: RunRequest) -> 
             f"run {uid} is recorded with {key} {known[key]!r}, not {asked[key]!r}",
             hint="a run never changes: use the uid of the TrainingRun, and the versions recorded for it",
         )
+    if row.dataset_name is not None:
+        _refuse_another_dataset(request, row.dataset_version, row.dataset_sha256)
     if row.parent_name is not None:
         _refuse_another_parent(request, row.parent_version, row.parent_sha256)
 
 
 def _check_result(document: bytes, uid: str) -> None:
     try:
-        parsed = json.loads(document)
+        parsed = from_json(document, allow_inf_nan=False)
     except ValueError as error:
         raise Invalid(f"the result is not valid JSON: {error}", hint="send training_config.json") from None
     result = parsed.get("result") if isinstance(parsed, dict) else None
@@ -320,18 +320,6 @@ def _check_result(document: bytes, uid: str) -> None:
         raise Invalid('the result has no object "result"', hint="send training_config.json as the trainer wrote it")
     if result.get("runUid") != uid:
         raise Invalid(
-            f"the result belongs to run {result.get('runUid')!r}, not to {uid!r}",
+            f"the result belongs to run {str(result.get('runUid'))[:63]!r}, not to {uid!r}",
             hint="is the pod's claim mounted at another run's directory?",
         )
-
-
-def _integer(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None
-
-
-def _finite(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
