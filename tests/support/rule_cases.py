@@ -297,7 +297,8 @@ CASES = [
         [{"dataset.columns": {"prompt": "a\0b"}}, {**SQL, "dataset.sql.query": "select 1\0"}],
     ),
     Case(
-        "set exactly one of percent and maxRows; percent: 0 holds out nothing",
+        "set exactly one of percent and maxRows (percent: 0 holds out nothing), or leave evaluation out, for 5 "
+        "percent and at most 500 rows",
         [{"dataset.evaluation": {"percent": 10}}, {"dataset.evaluation": {"maxRows": 500}}],
         [{"dataset.evaluation": {"percent": 10, "maxRows": 500}}, {"dataset.evaluation": {}}],
     ),

@@ -195,7 +195,8 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     Evaluation: (
         rule(
             _exactly_one("self", ("percent", "maxRows")),
-            "set exactly one of percent and maxRows; percent: 0 holds out nothing",
+            "set exactly one of percent and maxRows (percent: 0 holds out nothing), or leave evaluation out, for 5 "
+            "percent and at most 500 rows",
         ),
     ),
     Training: (

@@ -300,7 +300,8 @@ class Dataset(DatasetSource):
     """What happens to turns of one role that follow upon each other: Strict makes the row malformed, Merge joins
     them."""
     evaluation: Evaluation | None = None
-    """Rows that are held out of training to measure the loss on. Default: 5 percent, at most 500 rows."""
+    """Rows that are held out of training to measure the loss on. Default: 5 percent, at most 500 rows; percent: 5 has
+    no such bound."""
     too_long: Literal["Truncate", "Drop", "Fail"] = "Truncate"
     """What happens to a row of more than training.maxLength tokens: Truncate cuts it (DPO keeps the end of the
     prompt), Drop leaves it out, Fail ends the run."""
