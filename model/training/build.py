@@ -100,6 +100,36 @@ def choose_precision(settings: TrainSettings) -> str:
     return "BFloat16" if process.cpu_has_bfloat16() else "Float32"
 
 
+def load_tokenizer(
+    settings: TrainSettings, directory: RunDirectory, log: ProgressLog | PeerLog
+) -> tuple[Any, TrainSettings]:
+    """Return the base's tokenizer, and the settings with the chat template that the run began with.
+
+    Once there is a checkpoint, a template that was edited between two attempts changes nothing more: the run goes on to
+    the bits that it would have come to.
+    """
+    step = CheckpointStore(directory.checkpoints, {}).newest_step()
+    folder = store.tokens_directory(directory)
+    kept = store.kept_template(folder) if step else None
+    try:
+        tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision, settings.chat_template)
+        if kept is None or tokenizer.chat_template == kept:
+            return tokenizer, settings
+    except FailureError:
+        if kept is None or settings.chat_template is None:
+            raise
+        tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision)
+    path = folder / store.TEMPLATE
+    log.emit(
+        "warning",
+        step=step,
+        message="the chat template was changed after the run began: the run goes on with the one that it began with, "
+        f"{path}; to train with the new one, start a new run",
+    )
+    tokenizer.chat_template = kept
+    return tokenizer, settings.model_copy(update={"chat_template": path})
+
+
 def read_data(
     settings: TrainSettings,
     directory: RunDirectory,
@@ -144,7 +174,6 @@ def _check_shape(settings: TrainSettings, manifest: dict[str, Any]) -> None:
     shape = manifest["shape"]
     if (shape in PREFERENCE_SHAPES) == (settings.method == "DPO"):
         return
-    other = "SFT" if settings.method == "DPO" else "DPO"
     raise FailureError(
         exits.DATASET_INVALID,
         "DatasetInvalid",

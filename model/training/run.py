@@ -104,7 +104,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     settings = _pinned(settings)
     if settings.gpus == 0:
         basemodel.leave_out_bitsandbytes()
-    tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision, settings.chat_template)
+    tokenizer, settings = build.load_tokenizer(settings, directory, log)
     data = build.read_data(settings, directory, manifest, tokenizer, log)
     _check_early_stopping(settings, len(data.held_out))
     settings = build.with_evaluation_steps(settings, data)

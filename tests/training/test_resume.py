@@ -132,3 +132,49 @@ def rewrite(checkpoint: Path, name: str, document: dict[str, Any]) -> None:
     manifest = json.loads((checkpoint / "checkpoint.json").read_text())
     manifest["files"][name]["sha256"] = sha256_of_files([checkpoint / name])
     (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("given", "edited"),
+    [
+        (False, "{{ bos_token }}{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"),
+        (True, "{{ bos_token }}{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"),
+        (True, "{{ messages"),
+    ],
+    ids=["the base's", "the run's", "broken"],
+)
+def test_a_chat_template_that_is_edited_between_attempts_changes_nothing(
+    given: bool, edited: str, base_model: Path, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(base_model, base)
+    template = (base / "chat_template.jinja").read_text()
+    path = tmp_path / "given.jinja" if given else base / "chat_template.jinja"
+    losses = []
+    for name in ("whole", "interrupted"):
+        path.write_text(template)
+        (tmp_path / name).mkdir()
+        run = Run(tmp_path / name, base, max_steps=6, checkpoint_steps=2, chat_template=path if given else None)
+        run.export(rows)
+        if name == "interrupted":
+            assert run.stop_at(2, signal.SIGTERM) == exits.INTERRUPTED
+            path.write_text(edited)
+        assert run.train() == 0, run.said()
+        losses.append([(line["step"], line["loss"]) for line in run.events("train")])
+    assert losses[0] == losses[1]
+    assert run.said()["result"]["resumedFromStep"] >= 2
+    told = [line["message"] for line in run.events("warning")]
+    assert sum("goes on with the one that it began with" in text for text in told) == 1
+    assert (run.directory / "adapter/chat_template.jinja").read_text() == template
+
+
+def test_before_the_first_checkpoint_an_edited_chat_template_is_taken(
+    base_model: Path, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    path = tmp_path / "template.jinja"
+    template = (base_model / "chat_template.jinja").read_text()
+    path.write_text("{% for message in messages %}{{ raise_exception('no') }}{% endfor %}")
+    run = Run(tmp_path, base_model, max_steps=2, chat_template=path).export(rows)
+    assert run.train() == exits.DATASET_INVALID
+    path.write_text(template)
+    assert run.train() == 0

@@ -108,7 +108,7 @@ def _tokenise(
         encoder.check([rows.outcomes for rows, _ in sides])
         if not len(writer.rows):
             raise writer.rows.outcomes.nothing_left(settings.max_length)
-        writer.publish(key, moment)
+        writer.publish(key, moment, tokenizer.chat_template)
     progress.end()
 
 

@@ -1,6 +1,7 @@
 """The rows as tokens, made once: files beside the exported rows that every process and every attempt maps into memory.
 
     dataset/tokens/manifest.json          what they were made of and when, digests, figures; its presence means whole
+    dataset/tokens/chat_template.jinja    with which they were made, if with one
     dataset/tokens/train-ids.bin ...      the arrays of `TokenRows`, as they are in memory
 
 The directory gets its name when all of it is on the disk. Templates may write the day: the moment of rendering is kept,
@@ -32,6 +33,8 @@ SCHEMA_VERSION = 1
 
 _TYPES: dict[str, Literal["i", "q"]] = {"ids": "i", "labels": "i", "offsets": "q"}
 _BUFFER_TOKENS = 1 << 20
+TEMPLATE = "chat_template.jinja"
+"""Name of the file with the chat template, which is there when the tokenizer has one."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,14 @@ def kept_moment(directory: Path) -> datetime | None:
     """Return when the tokens in a directory were rendered, None when there are none."""
     document = _manifest(directory)
     return None if document is None else datetime.fromisoformat(document["renderedTime"])
+
+
+def kept_template(directory: Path) -> str | None:
+    """Return the chat template that the tokens in a directory were made with, None when there are none, or it is."""
+    try:
+        return (directory / TEMPLATE).read_bytes().decode()  # its line ends as they are
+    except OSError:
+        return None
 
 
 def is_row_for_row(directory: Path) -> bool:
@@ -200,7 +211,7 @@ class Writer:
         self._stack.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def publish(self, key: Mapping[str, Any], moment: datetime) -> None:
+    def publish(self, key: Mapping[str, Any], moment: datetime, template: Any = None) -> None:
         """Bring everything to the disk and give it its name, in place of what has that name.
 
         Parameters
@@ -211,6 +222,8 @@ class Writer:
             When they were rendered.
         """
         sequences = [part for side in (self.rows, self.held_out) for part in sequences_of(side)]
+        template
+            The tokenizer's chat template; several by name are not kept.
         sizes: dict[str, int] = {}
         for part in sequences:
             assert isinstance(part, _FileRows)
@@ -230,6 +243,8 @@ class Writer:
         }
         write_json(self._temporary / "manifest.json", document)
         publish_directory(self._temporary, self._directory)
+        if isinstance(template, str):
+            (self._temporary / TEMPLATE).write_bytes(template.encode())
 
     def _side(self, side: str, *, pairs: bool) -> Rows:
         if not pairs:
