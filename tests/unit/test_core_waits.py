@@ -32,6 +32,16 @@ TEMPLATE: dict[str, Any] = {
     "baseModel": {"hub": {"repository": "org/m"}, "chatTemplate": {"configMap": {"name": "templates", "key": "a"}}}
 }
 HUB: dict[str, Any] = {"baseModel": {"hub": {"repository": "org/m", "tokenSecretRef": {"name": "hub", "key": "token"}}}}
+MIX: dict[str, Any] = {
+    "dataset": {
+        "mix": [
+            {"configMap": {"name": "rows", "key": "train.jsonl"}},
+            {"volume": {"claimName": "data", "path": "a"}},
+            {"configMap": {"name": "more", "key": "b.jsonl"}},
+            {"sql": {"urlSecretRef": {"name": "db", "key": "url"}, "query": "select 1"}},
+        ]
+    }
+}
 DATABASE: dict[str, Any] = {"dataset": {"sql": {"urlSecretRef": {"name": "db", "key": "url"}, "query": "select 1"}}}
 
 
@@ -142,6 +152,30 @@ TABLE = (
         [],
         "DatasetUnavailable",
         'PersistentVolumeClaim "data" not found',
+        True,
+    ),
+    Row(
+        MIX,
+        o.unschedulable('0/3 nodes are available: persistentvolumeclaim "data" not found. preemption: 0/3 nodes'),
+        [],
+        "DatasetUnavailable",
+        'PersistentVolumeClaim "data" not found',
+        True,
+    ),
+    Row(
+        MIX,
+        o.pending(o.waiting("PodInitializing")),
+        [mount_event('MountVolume.SetUp failed for volume "source-2" : references non-existent config key: b.jsonl')],
+        "DatasetUnavailable",
+        'key "b.jsonl" not found in ConfigMap "more"',
+        True,
+    ),
+    Row(
+        MIX,
+        o.pending(o.waiting("CreateContainerConfigError", "couldn't find key url in Secret ml/db")),
+        [],
+        "AccessDenied",
+        'key "url" not found in Secret "db"',
         True,
     ),
     # What somebody else put into the pod, or what the kubelet cannot do for now.
