@@ -110,7 +110,7 @@ def test_what_the_operator_makes_passes(operator: Operator) -> None:
     run = objects.run()
     owned = objects.run(output={"claim": {"retain": False}})
     mirrored = job(_set(trainer_of, image="mirror.local/trainer:1"))
-    for made in (job(), mirrored, build_collect_job(run, objects.SETTINGS), build_claim(run), build_claim(owned)):
+    for made in (job(), mirrored, build_collect_job(run, objects.SETTINGS), build_claim(run, objects.SETTINGS), build_claim(owned, objects.SETTINGS)):
         assert operator.create(made) == ""
 
 
@@ -164,7 +164,7 @@ def test_a_job_that_is_no_runs_is_refused(operator: Operator, what: str) -> None
 
 
 def test_a_claim_without_a_runs_labels_is_refused(operator: Operator) -> None:
-    claim = build_claim(objects.run())
+    claim = build_claim(objects.run(), objects.SETTINGS)
     claim["metadata"]["labels"] = {}
     assert "labels of a run" in operator.create(claim)
 

@@ -409,3 +409,42 @@ def _check_described(schema: Document, values: Document, path: str) -> None:
     assert set(values) == set(schema["properties"]) - {"global"}, path
     for name, value in values.items():
         _check_described(schema["properties"][name], value, f"{path}.{name}")
+
+
+@needs_helm
+def test_the_operator_reads_the_pods_defaults_as_the_chart_writes_them() -> None:
+    values = {
+        "imagePullSecrets": [{"name": "pull"}],
+        "annotations": {"sidecar.istio.io/inject": "false"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "ephemeralStorage": {"limit": "10Gi"},
+        "proxy": {"https": "http://proxy:3128", "noProxy": ".svc"},
+        "caBundle": {"configMap": "trusted"},
+    }
+    flags = ("--set-json", f"trainer.pod={json.dumps(values)}", "--set", "trainer.storageClassName=fast")
+    objects = render(*flags, "--set", "trainer.activeDeadlineSeconds=3600")
+    deployment = find(objects, "Deployment", "finetune-finetune-operator")
+    settings = Settings.from_environment(environment(container_of(deployment)))
+    pod = settings.pod_defaults
+    assert [each.name for each in pod.image_pull_secrets] == ["pull"]
+    assert pod.annotations == {"sidecar.istio.io/inject": "false"}
+    assert pod.tolerations == ({"key": "nvidia.com/gpu", "operator": "Exists"},)
+    assert (pod.ephemeral_storage.request, pod.ephemeral_storage.limit) == ("", "10Gi")
+    assert (pod.proxy.https, pod.proxy.no_proxy) == ("http://proxy:3128", ".svc")
+    assert (pod.ca_bundle.config_map, pod.ca_bundle.key) == ("trusted", "ca-certificates.crt")
+    assert (settings.storage_class_name, settings.active_deadline_seconds) == ("fast", 3600)
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    "value",
+    [
+        "trainer.pod.imagePullSecret=x",
+        "trainer.pod.labels.finetune\\.dev/run=x",
+        "trainer.pod.ephemeralStorage.limit=ten",
+        "trainer.pod.proxy.https=proxy:3128",
+        "trainer.storageClassName=Fast",
+    ],
+)
+def test_pod_defaults_that_mean_nothing_are_refused(value: str) -> None:
+    assert template("--set", value).returncode != 0

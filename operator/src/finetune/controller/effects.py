@@ -283,7 +283,7 @@ class Effects:
 
     async def _create_claim(self, case: Case) -> Case:
         try:
-            await self._kubernetes.create_claim(case.run.metadata.namespace, build_claim(case.run))
+            await self._kubernetes.create_claim(case.run.metadata.namespace, build_claim(case.run, case.settings))
         except AlreadyExistsError:
             _log.info("claim %s exists already", output_claim_name(case.run))
         return _seen(case, claim_exists=True)

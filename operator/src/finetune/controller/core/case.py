@@ -43,6 +43,11 @@ class Case:
         )
 
     @property
+    def active_deadline_seconds(self) -> int | None:
+        """Longest active time of the run: its own, else what the administrator allows."""
+        return self.run.spec.active_deadline_seconds or self.settings.active_deadline_seconds
+
+    @property
     def result(self) -> Message | None:
         """The trainer's result, from wherever it was heard."""
         return result_of(self.seen, self.outcome)

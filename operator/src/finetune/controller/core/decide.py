@@ -230,7 +230,7 @@ def _is_counted(case: Case, job: JobView) -> bool:
 
 def _set_deadline(case: Case, job: JobView) -> Action | None:
     """What is left of the deadline, once the Job controller would compare it with nothing older."""
-    limit, known = case.run.spec.active_deadline_seconds, case.run.status.active
+    limit, known = case.active_deadline_seconds, case.run.status.active
     if limit is None or known is None or not _is_counted(case, job):
         return None
     if job.suspended_at is not None and job.started is not None:

@@ -48,7 +48,7 @@ def owner_reference(run: TrainingRun) -> Document:
     }
 
 
-def build_claim(run: TrainingRun) -> Document:
+def build_claim(run: TrainingRun, settings: Settings) -> Document:
     """The output claim for a run that names none; owned by the run only when it is not to be retained."""
     claim = run.new_output_claim or OutputClaim()
     metadata: Document = {
@@ -59,8 +59,9 @@ def build_claim(run: TrainingRun) -> Document:
     if not claim.retain:
         metadata["ownerReferences"] = [owner_reference(run)]
     spec: Document = {"accessModes": [claim.access_mode], "resources": {"requests": {"storage": claim.size}}}
-    if claim.storage_class_name:
-        spec["storageClassName"] = claim.storage_class_name
+    storage_class = claim.storage_class_name or settings.storage_class_name
+    if storage_class:
+        spec["storageClassName"] = storage_class
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
@@ -79,11 +80,13 @@ def build_job(
         "podReplacementPolicy": "Failed",
         "template": _template(run, settings, parent, resume),
     }
-    if spec.active_deadline_seconds is not None:
-        job["activeDeadlineSeconds"] = spec.active_deadline_seconds
+    deadline = spec.active_deadline_seconds or settings.active_deadline_seconds
+    if deadline is not None:
+        job["activeDeadlineSeconds"] = deadline
     if scheduling.queue_name is not None:
         job["suspend"] = True
-    return _job(run, names.job_name(run.metadata.name, run.metadata.uid), names.ROLE_TRAIN, job)
+    made = _job(run, names.job_name(run.metadata.name, run.metadata.uid), names.ROLE_TRAIN, job)
+    return settings.pod_defaults.apply(made, settings.registry_url)
 
 
 def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
@@ -116,7 +119,7 @@ def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
     name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
-    return _job(run, name, names.ROLE_COLLECT, job)
+    return settings.pod_defaults.apply(_job(run, name, names.ROLE_COLLECT, job), settings.registry_url)
 
 
 def _job(run: TrainingRun, name: str, role: str, spec: Document) -> Document:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from finetune.api.status import MAX_ATTEMPT_HISTORY
 
+from .pod_defaults import FromEnvironment, PodDefaults
+
 ENVIRONMENT_PREFIX = "FINETUNE_"
 
 
@@ -38,6 +40,12 @@ class Settings(BaseModel):
     """Service account of the runs' pods; it needs no rights."""
     cpu_limit: str | None = None
     """CPU limit of the containers of runs that name none; none by default: what is idle on the node may be used."""
+    pod_defaults: FromEnvironment = PodDefaults()
+    """What every run's pod gets beside what its spec asks for; FINETUNE_POD_DEFAULTS is a JSON document."""
+    storage_class_name: str | None = None
+    """StorageClass of the claims of runs that name none; none for the cluster's default class."""
+    active_deadline_seconds: int | None = Field(default=None, ge=1)
+    """Longest active time of runs that set none."""
     hub_endpoint: str | None = None
     """Address of a mirror of the Hugging Face Hub; none for the hub itself."""
     resync_seconds: float = Field(default=60.0, gt=0)

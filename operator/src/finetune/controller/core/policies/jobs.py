@@ -77,7 +77,7 @@ def deadline_exceeded(case: Case) -> Finding | None:
         return None
     waiting = case.run.status.waiting
     about = f"; it was waiting: {waiting.message}" if waiting else ""
-    limit = case.run.spec.active_deadline_seconds
+    limit = case.active_deadline_seconds
     suspended = " in all, suspensions not counted" if case.run.status.active and case.run.status.active.seconds else ""
     return end(reasons.DEADLINE_EXCEEDED, f"active for longer than activeDeadlineSeconds ({limit}){suspended}{about}")
 
