@@ -8,7 +8,7 @@ SOURCES := operator model tests examples images benchmarks deploy
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit training-tests programs api e2e cluster images lock crds argocd format
+.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit training-tests programs api e2e gitops cluster images lock crds argocd format
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,9 @@ chaos: programs ## A hundred trainers and five hundred operators killed at rando
 	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos/test_kills.py
 	$(BIN)/pytest -n 2 tests/chaos/test_failpoints.py
 	$(BIN)/pytest -n 2 --dist worksteal -m long tests/api
+
+gitops: programs ## Runs in Git: the real Argo CD on the local cluster
+	$(BIN)/pytest -n 0 tests/gitops
 
 e2e: programs ## The whole, on the local cluster with real pods
 	$(BIN)/pytest -n 3 --dist loadfile tests/e2e

@@ -62,6 +62,7 @@ LOCAL_PATH = Program("local-path-provisioner", "kube", "github.com/rancher/local
 COREDNS = Program("coredns", "coredns", ".")
 HELM = Program("helm", "helm", "helm.sh/helm/v4/cmd/helm")
 KUEUE = Program("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue")
+ARGOCD = Program("argocd", "argocd", "github.com/argoproj/argo-cd/v3/cmd")
 
 API_SERVER = (KUBE,)
 """What an API server alone needs."""
