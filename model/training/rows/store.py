@@ -220,10 +220,10 @@ class Writer:
             What the tokens were made of.
         moment
             When they were rendered.
-        """
-        sequences = [part for side in (self.rows, self.held_out) for part in sequences_of(side)]
         template
             The tokenizer's chat template; several by name are not kept.
+        """
+        sequences = [part for side in (self.rows, self.held_out) for part in sequences_of(side)]
         sizes: dict[str, int] = {}
         for part in sequences:
             assert isinstance(part, _FileRows)
@@ -241,10 +241,10 @@ class Writer:
             "sha256": _digest_of(rows, held_out),
             "figures": Figures.of(rows, held_out).document(),
         }
-        write_json(self._temporary / "manifest.json", document)
-        publish_directory(self._temporary, self._directory)
         if isinstance(template, str):
             (self._temporary / TEMPLATE).write_bytes(template.encode())
+        write_json(self._temporary / "manifest.json", document)
+        publish_directory(self._temporary, self._directory)
 
     def _side(self, side: str, *, pairs: bool) -> Rows:
         if not pairs:
