@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
-from finetune.clients.kubernetes import USER_AGENT, KubernetesClient, KubernetesError, NotServedError
+from finetune.clients.kubernetes import (
+    UNSELECTABLE_SECONDS,
+    USER_AGENT,
+    KubernetesClient,
+    KubernetesError,
+    NotServedError,
+    load_configuration,
+)
 from finetune.clients.kubernetes_errors import INVALID_ANSWER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -134,6 +143,57 @@ async def test_runs_come_page_by_page() -> None:
     async with asking(answer) as kubernetes:
         sizes = [len(page) async for page in kubernetes.list_unfinished_runs(None)]
     assert sizes == [2, 2, 2]
+
+
+async def test_a_server_that_cannot_select_by_phase_is_asked_again_some_time_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    selected: list[bool] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        selected.append("fieldSelector" in request.query)
+        if selected[-1] and len(selected) == 1:
+            words = {"kind": "Status", "reason": "BadRequest", "message": "field label not supported: status.phase"}
+            return web.json_response(words, status=400)
+        return web.json_response({"kind": "TrainingRunList", "items": [{}]})
+
+    async with asking(answer) as kubernetes:
+        for _ in range(2):
+            assert [page async for page in kubernetes.list_unfinished_runs("ml")] == [[{}]]
+        assert selected == [True, False, False]
+        later = time.monotonic() + UNSELECTABLE_SECONDS
+        monkeypatch.setattr("finetune.clients.kubernetes.time.monotonic", lambda: later)
+        assert [page async for page in kubernetes.list_unfinished_runs("ml")] == [[{}]]
+    assert selected == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("environment", "proxy"),
+    [
+        ({"HTTPS_PROXY": "http://proxy:3128"}, "http://proxy:3128"),
+        ({"https_proxy": "http://proxy:3128", "no_proxy": "other.example"}, "http://proxy:3128"),
+        ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".example"}, None),
+        ({"HTTP_PROXY": "http://proxy:3128"}, None),
+        ({}, None),
+    ],
+)
+async def test_the_proxy_of_the_environment_is_looked_for_once(
+    environment: dict[str, str], proxy: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cluster = {"name": "c", "cluster": {"server": "https://api.example:6443"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    users = [{"name": "u", "user": {"token": "t"}}]
+    file = tmp_path / "kubeconfig"
+    file.write_text(json.dumps({"clusters": [cluster], "contexts": [context], "users": users, "current-context": "c"}))
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    configuration = await load_configuration()
+    assert configuration.proxy == proxy
+    assert configuration.client_session_kwargs == {"trust_env": False}
 
 
 async def test_the_version_of_kueue_is_asked_once_and_again_when_it_is_served_no_more() -> None:

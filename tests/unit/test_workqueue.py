@@ -111,6 +111,32 @@ async def test_a_returned_delay_brings_the_key_back() -> None:
         await asyncio.wait_for(again.wait(), 5)
 
 
+async def test_what_is_due_later_comes_once_at_the_earlier_time_and_may_become_urgent() -> None:
+    passes: list[str] = []
+    done = asyncio.Event()
+
+    async def work(key: Key) -> None:
+        passes.append(key.name)
+        if len(passes) == 2:
+            done.set()
+
+    async with serving(work, workers=1) as queue:
+        queue.add_after(B, 0.02)
+        for _ in range(3):
+            queue.add_after(A, 0.02, urgent=True)
+        queue.add_after(A, 600, urgent=True)
+        queue.add_after(A, 600)
+        await asyncio.wait_for(done.wait(), 5)
+    assert sorted(passes) == ["a", "b"]
+    queue = WorkQueue(work=work)
+    queue.add_after(A, 600)
+    queue.add_after(A, 900, urgent=True)
+    timer = queue._timers[A]
+    timer._run()
+    assert queue.state()[:2] == (1, 0), "urgent, at the earlier time"
+    timer.cancel()
+
+
 @pytest.mark.parametrize(("failures", "full"), [(1, 0.2), (2, 0.4), (5, 3.2), (50, BACKOFF_MAXIMUM_SECONDS)])
 def test_backoff_doubles_up_to_a_minute_and_is_spread(failures: int, full: float) -> None:
     assert backoff_seconds(failures, 0.0) == pytest.approx(full)

@@ -12,7 +12,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib.metadata import version
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -50,6 +51,8 @@ __all__ = [
 MERGE_PATCH = "application/merge-patch+json"
 PAGE_SIZE = 500
 UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
+UNSELECTABLE_SECONDS = 300.0
+"""How long it is remembered that the API server cannot select by phase: its CRD may be upgraded."""
 KUEUE_GROUP = "kueue.x-k8s.io"
 KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 KUEUE_VERSION_SECONDS = 300.0
@@ -89,7 +92,16 @@ async def load_configuration() -> client.Configuration:
         await config.load_kube_config(config_file=file, client_configuration=configuration)
     else:
         config.load_incluster_config(client_configuration=configuration)
+    configuration.proxy = configuration.proxy or _proxy_to(configuration.host)
+    # Left to itself, aiohttp reads the environment and ~/.netrc for every request, in a thread.
+    configuration.client_session_kwargs = {"trust_env": False}
     return configuration
+
+
+def _proxy_to(server: str) -> str | None:
+    """The proxy that the environment names for this server, by `HTTPS_PROXY` and `NO_PROXY` in either case."""
+    url = urlsplit(server)
+    return None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
 
 
 class KubernetesClient:
@@ -116,7 +128,7 @@ class KubernetesClient:
         self._api = client.ApiClient(configuration)
         self._api.user_agent = USER_AGENT
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=10)
-        self._selects = True
+        self._selects_from = 0.0
         self._kueue: tuple[float, str | None] | None = None
 
     async def close(self) -> None:
@@ -141,14 +153,14 @@ class KubernetesClient:
 
         Ended ones are among them where the API server cannot select by phase: Kubernetes before 1.31.
         """
-        if self._selects:
+        if time.monotonic() >= self._selects_from:
             try:
                 async for page in self._pages(_RUNS, namespace, {"fieldSelector": UNFINISHED}):
                     yield page
             except KubernetesError as error:
                 if error.status != 400:
                     raise
-                self._selects = False
+                self._selects_from = time.monotonic() + UNSELECTABLE_SECONDS
             else:
                 return
         async for page in self._pages(_RUNS, namespace):

@@ -1,8 +1,8 @@
-"""Everything that the API server knows of a run's children, read live, as one immutable value.
+"""Everything that the API server knows of a run's children, as one immutable value.
 
-An index of a watch may hold objects that are long gone, so whether the Job exists is always asked. The pod cache only
-adds what the API has forgotten: the last words of a pod that was suspended or evicted and deleted at once. Labels find
-objects; whose they are, the controller's uid says.
+`gather` reads it. What the watches have told only adds what the API has forgotten: the last words of a pod that was
+suspended or evicted and deleted at once. `recall` takes their word for Job and pods, where that is enough to say how a
+run goes on. Labels find objects; whose they are, the controller's uid says.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from finetune.api import reasons
-from finetune.api.registry import TrainerStatus
 from finetune.api.trainingrun import TrainingRun
 from finetune.clients.kubernetes import KubernetesClient, KubernetesError
 from finetune.logs import described
@@ -35,35 +34,14 @@ from .core.views import (
     pod_view,
     workload_view,
 )
+from .known import KnownRuns
+from .workqueue import Key
 
 _log = logging.getLogger(__name__)
 
 Document = Mapping[str, Any]
 
 FIRST_SEEN_SIZE = 4096
-POD_CACHE_SIZE = 4096
-
-
-class PodCache:
-    """The last seen state of pods, bounded; losing an entry never changes how a run ends."""
-
-    def __init__(self, size: int = POD_CACHE_SIZE) -> None:
-        self._pods: OrderedDict[str, tuple[str, PodView]] = OrderedDict()
-        self._size = size
-
-    def remember(self, pod: Document) -> None:
-        """Keep the state of a training pod, and forget the oldest one when there are too many."""
-        uid, labels = pod["metadata"]["uid"], pod["metadata"].get("labels") or {}
-        if labels.get(names.ROLE_LABEL) != names.ROLE_TRAIN:
-            return
-        self._pods[uid] = (labels.get(names.RUN_UID_LABEL, ""), pod_view(pod))
-        self._pods.move_to_end(uid)
-        if len(self._pods) > self._size:
-            self._pods.popitem(last=False)
-
-    def of_run(self, run_uid: str) -> list[PodView]:
-        """The ended pods of a run that were seen, whether they still exist or not."""
-        return [pod for owner, pod in self._pods.values() if owner == run_uid and pod.finished]
 
 
 class Gatherer:
@@ -72,65 +50,85 @@ class Gatherer:
     Parameters
     ----------
     kubernetes: where it is read.
-    pods: last words of pods that the API has forgotten.
-    progress: the latest posts of the trainers by run uid, filled by the poller.
+    known: what the watches have told, and the trainers' latest posts; it is told what is read here.
     """
 
     def __init__(
         self,
         *,
         kubernetes: KubernetesClient,
-        pods: PodCache,
-        progress: Mapping[str, TrainerStatus],
+        known: KnownRuns,
         settings: Settings,
     ) -> None:
         self._kubernetes = kubernetes
-        self._pods = pods
-        self._progress = progress
+        self._known = known
         self._settings = settings
         self._pending: OrderedDict[str, float] = OrderedDict()
 
     async def gather(self, run: TrainingRun, now: datetime) -> Seen:
-        """What there is of the run now. Raises KubernetesError."""
-        namespace, uid = run.metadata.namespace, run.metadata.uid
-        name = names.job_name(run.metadata.name, uid)
-        document = await self._kubernetes.get_job(namespace, name)
+        """What there is of the run now, read live. Raises KubernetesError."""
+        key, uid = _key_of(run), run.metadata.uid
+        if self._known.take_born(key, uid):
+            return Seen()  # should somebody else have made its children meanwhile, their names refuse ours
+        name, before = names.job_name(run.metadata.name, uid), self._known.pods_of(key)
+        document = await self._kubernetes.get_job(key.namespace, name)
         job = job_view(document) if document is not None else None
         ours = job is not None and _is_ours(job, run)
         if is_finished(run.status):  # only what is left to clean up matters; after a restart there are many of these
+            self._known.was_read(key, uid, document if ours else None, (), before)
             return Seen(job=job if ours else None, collect_job=await self._get_collect_job(run))
         if job is None and run.status.job_name is None:
+            self._known.was_read(key, uid, None, (), before)
             return await self._before_job(run)
         if job is not None and not ours:
             taken = f'Job "{name}" belongs to another object, and the run needs its name: delete it'
             if job.uid == run.status.job_uid:
                 taken = f'somebody has given Job "{name}" of this run another owner: give the ownerReference back'
-            pods, _ = await self._list_pods(run, None, None)  # of the Job that it had: they are not gone for that
-            return Seen(name_taken=taken, pods=pods)
+            found = await self._list_pods(run)  # of the Job that it had: they are not gone for that
+            return Seen(name_taken=taken, pods=self._trainers(run, None, found))
         collect_job: JobView | None = None
         if job is None or job.ended or run.status.phase == reasons.REGISTERING:
             # Before the pods: those of a Job that has ended are then seen as they ended.
             collect_job = await self._get_collect_job(run)
-        pods, collect_pods = await self._list_pods(run, job, collect_job)
+        found = await self._list_pods(run)
+        self._known.was_read(key, uid, document, found, before)
         seen = Seen(
             job=job,
-            pods=pods,
+            pods=self._trainers(run, job, found),
             collect_job=collect_job,
-            collect_pods=collect_pods,
+            collect_pods=_controlled_by(collect_job, found),
             claim_exists=True,
-            progress=self._latest_progress(uid),
+            progress=self._latest_progress(run),
         )
         if seen.trainer_done and collect_job is None and seen.result is None:  # a sidecar keeps the Job from completing
             collect_job = await self._get_collect_job(run)
-            _, collect_pods = await self._list_pods(run, job, collect_job)
+            collect_pods = _controlled_by(collect_job, await self._list_pods(run)) if collect_job else ()
             seen = dataclasses.replace(seen, collect_job=collect_job, collect_pods=collect_pods)
         seen = await self._with_workload(run, seen, collect_job or job)
-        case = Case(run, seen, Outcome(), self._settings, now)
-        seen = dataclasses.replace(seen, pending_seconds=self._pending_seconds(case))
+        return await self._with_events(Case(run, seen, Outcome(), self._settings, now))
+
+    async def recall(self, run: TrainingRun, now: datetime) -> Seen | None:
+        """What the watches have told of a run that goes on; None where that has to be read. Raises KubernetesError."""
+        children = self._known.children(_key_of(run), run.metadata.uid)
+        if children is None or run.spec.suspend or run.status.phase == reasons.REGISTERING:
+            return None
+        job = children.job
+        if job.ended or job.failing or job.deleting or job.suspended or not _is_ours(job, run):
+            return None
+        pods = tuple(pod for pod in children.pods if pod.owner_uid == job.uid)
+        seen = Seen(job=job, pods=pods, claim_exists=True, progress=self._latest_progress(run))
+        if seen.trainer_done:
+            return None
+        return await self._with_events(Case(run, seen, Outcome(), self._settings, now))
+
+    async def _with_events(self, case: Case) -> Seen:
+        """What was seen, with the Events that say why it waits where nothing else does."""
+        seen = dataclasses.replace(case.seen, pending_seconds=self._pending_seconds(case))
         try:
             events = await self._events(dataclasses.replace(case, seen=seen))
         except KubernetesError as error:  # they only say why it waits; all else goes on without them
-            _log.info("%s/%s: no Events: %s", namespace, run.metadata.name, described(error))
+            run = case.run.metadata
+            _log.info("%s/%s: no Events: %s", run.namespace, run.name, described(error))
             return seen
         return dataclasses.replace(seen, events=event_views(events))
 
@@ -140,19 +138,19 @@ class Gatherer:
         claim = await self._kubernetes.get_claim(run.metadata.namespace, output_claim_name(run))
         return Seen(claim_exists=claim is not None)
 
-    async def _list_pods(
-        self, run: TrainingRun, job: JobView | None, collect_job: JobView | None
-    ) -> tuple[tuple[PodView, ...], tuple[PodView, ...]]:
-        """The pods of the training Job and of the collect Job: those that they control, whatever their labels say."""
-        found = await self._kubernetes.list_pods(run.metadata.namespace, names.run_selector(run.metadata.uid))
-        views = [pod_view(pod) for pod in found]
+    async def _list_pods(self, run: TrainingRun) -> list[Document]:
+        found: list[Document] = []
+        found += await self._kubernetes.list_pods(run.metadata.namespace, names.run_selector(run.metadata.uid))
+        return found
+
+    def _trainers(self, run: TrainingRun, job: JobView | None, found: Sequence[Document]) -> tuple[PodView, ...]:
+        """The pods that the training Job controls, whatever their labels say, and those that had last words."""
         job_uid = job.uid if job is not None else run.status.job_uid
-        training = {pod.uid: pod for pod in views if job_uid and pod.owner_uid == job_uid}
-        for pod in self._pods.of_run(run.metadata.uid):
-            if pod.owner_uid == job_uid:
-                training.setdefault(pod.uid, pod)
-        collecting = [pod for pod in views if collect_job is not None and pod.owner_uid == collect_job.uid]
-        return tuple(training.values()), tuple(collecting)
+        if not job_uid:
+            return ()
+        heard = self._known.last_words(_key_of(run), run.metadata.uid)
+        by_uid = {pod.uid: pod for pod in [*heard, *map(pod_view, found)] if pod.owner_uid == job_uid}
+        return tuple(by_uid.values())
 
     async def _get_collect_job(self, run: TrainingRun) -> JobView | None:
         name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
@@ -213,8 +211,8 @@ class Gatherer:
                 found += [{**event, "message": about + (event.get("message") or "")} for event in events]
         return found
 
-    def _latest_progress(self, uid: str) -> ProgressView | None:
-        posted = self._progress.get(uid)
+    def _latest_progress(self, run: TrainingRun) -> ProgressView | None:
+        posted = self._known.progress(_key_of(run), run.metadata.uid)
         if posted is None:
             return None
         return ProgressView(
@@ -228,3 +226,12 @@ class Gatherer:
 def _is_ours(job: JobView, run: TrainingRun) -> bool:
     """The run's own Job; one that the status knows is ours though somebody has taken its owner away."""
     return job.owner_uid == run.metadata.uid or (not job.owner_uid and job.uid == run.status.job_uid)
+
+
+def _controlled_by(job: JobView | None, found: Sequence[Document]) -> tuple[PodView, ...]:
+    """The pods that a Job controls, whatever their labels say."""
+    return tuple(pod for pod in map(pod_view, found) if job is not None and pod.owner_uid == job.uid)
+
+
+def _key_of(run: TrainingRun) -> Key:
+    return Key(run.metadata.namespace, run.metadata.name)

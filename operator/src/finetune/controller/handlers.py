@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetune.api.registry import TrainerStatus
 from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import ObjectMeta
 from finetune.clients.breaker import Breaker
@@ -28,9 +27,9 @@ from finetune.logs import described
 
 from .core.mark import has_finished
 from .core.settings import Settings
-from .gather import Gatherer, PodCache
+from .gather import Gatherer
 from .health import PORT, serve_health
-from .known import Echoes, KnownRuns, job_needs_a_pass, run_needs_a_pass, run_of
+from .known import KnownRuns, key_of, run_of
 from .metrics import OperatorMetrics
 from .namespaces import Served
 from .reconcile import Reconciler
@@ -40,10 +39,11 @@ from .workqueue import Key, WorkQueue
 
 _log = logging.getLogger(__name__)
 
-REVISIT_PERIODS = 2
-"""An unfinished run of which nothing is heard is looked at again after so many resyncs."""
-PROGRESS_SECONDS = 60.0
-"""How old the progress in a status may be while it does not move by a percent."""
+FRESH_PERIODS = 2
+"""What the watches tell of an unfinished run is enough for so many resyncs; then all of it is read again."""
+
+SETTLE_SECONDS = 0.2
+"""How long a run waits after an event of its Job or pods: they come in bursts, of which the last one counts."""
 
 
 class Operator:
@@ -58,22 +58,18 @@ class Operator:
         self._settings = settings
         self._kubernetes = kubernetes
         self._registry = registry
-        self._pods = PodCache()
-        self._progress: dict[str, TrainerStatus] = {}
-        self._progress_told: dict[str, tuple[TrainerStatus, float]] = {}
-        self._known = KnownRuns()
-        self._echoes = Echoes()
-        self._worked: dict[Key, float] = {}
-        kubernetes.on_written = self._echoes.note
+        self._known = KnownRuns(fresh_seconds=FRESH_PERIODS * settings.resync_seconds)
+        kubernetes.on_written = self._known.written
         self._metrics = OperatorMetrics()
         kubernetes.on_answered = self._metrics.kubernetes_answered
         registry.on_answered = self._metrics.registry_answered
         self._stop = asyncio.Event()
-        gatherer = Gatherer(kubernetes=kubernetes, pods=self._pods, progress=self._progress, settings=settings)
+        gatherer = Gatherer(kubernetes=kubernetes, known=self._known, settings=settings)
         reconciler = Reconciler(
             kubernetes=kubernetes,
             registry=registry,
             gatherer=gatherer,
+            known=self._known,
             settings=settings,
             on_status=self._status_changed,
         )
@@ -104,51 +100,46 @@ class Operator:
             for loop in loops:
                 loop.cancel()
 
-    def run_seen(self, run: Mapping[str, Any], *, new: bool, gone: bool) -> None:
+    def run_seen(self, run: Mapping[str, Any], *, new: bool, added: bool, gone: bool) -> None:
         """A watch told of a run."""
-        finished = has_finished(run)
-        key = self._known.note(run, gone=gone, finished=finished)
-        if gone:
-            self._worked.pop(key, None)
-        if self._echoes.is_own(run) or not run_needs_a_pass(run):
-            return
-        # After a start the unfinished ones do not wait behind all of history.
-        self._queue.add(key, urgent=new or not finished)
+        if self._known.run_seen(run, added=added, gone=gone):
+            # After a start the unfinished ones do not wait behind all of history.
+            self._queue.add(key_of(run), urgent=new or not has_finished(run))
 
-    def job_seen(self, job: Mapping[str, Any], *, new: bool) -> None:
+    def job_seen(self, job: Mapping[str, Any], *, new: bool, gone: bool) -> None:
         """A watch told of a Job."""
-        key = run_of(job)
-        if key is None or self._echoes.is_own(job):
-            return
-        if job_needs_a_pass(job, unfinished=self._known.is_unfinished(key)):
-            self._queue.add(key, urgent=new)
+        if self._known.job_seen(job, gone=gone):
+            self._add_run_of(job, urgent=new)
 
-    def pod_seen(self, pod: Mapping[str, Any], *, new: bool) -> None:
-        """A watch told of a pod; those of a run that has ended are the Job's business."""
-        self._pods.remember(pod)
-        key = run_of(pod)
-        if key is not None and self._known.is_unfinished(key):
-            self._queue.add(key, urgent=new)
+    def pod_seen(self, pod: Mapping[str, Any], *, new: bool, gone: bool) -> None:
+        """A watch told of a pod."""
+        if self._known.pod_seen(pod, gone=gone):
+            self._add_run_of(pod, urgent=new)
+
+    def _add_run_of(self, child: Mapping[str, Any], *, urgent: bool) -> None:
+        key = run_of(child)
+        if key is not None:
+            self._queue.add_after(key, SETTLE_SECONDS, urgent=urgent)
 
     async def _work(self, key: Key) -> float | None:
         """One pass; none where the namespace's list is refused: the first that succeeds adds its runs again."""
         served = self._served.get(key.namespace) or self._served.get(None)
         if served is None or served.refused:
-            self._worked.pop(key, None)
+            self._known.doubt(key)
             return None
-        self._worked[key] = asyncio.get_running_loop().time()
-        due = await self._reconcile(key)
-        if due is None and not self._known.is_unfinished(key):
-            self._worked.pop(key, None)
-        return due
+        return await self._reconcile(key)
 
     def _serve(self, namespace: str | None) -> Served:
         return Served(
             name=namespace,
             resync=functools.partial(self._resync, namespace),
-            watch=functools.partial(watch, namespace, self, self._catch_signals),
+            watch=functools.partial(self._watch, namespace),
             period_seconds=self._settings.resync_seconds,
         )
+
+    async def _watch(self, namespace: str | None) -> None:
+        self._known.doubt_children(namespace)
+        await watch(namespace, self, self._catch_signals)
 
     def _ready(self) -> bool:
         return all(served.listed for served in self._served.values())
@@ -163,52 +154,30 @@ class Operator:
             loop.add_signal_handler(number, self._stop.set)
 
     async def _resync(self, namespace: str | None) -> None:
-        """Put what is unfinished and was not looked at lately into the queue. Raises KubernetesError."""
+        """Put what has changed unheard, or was not read lately, into the queue. Raises KubernetesError."""
         before = self._known.unfinished_in(namespace)
-        lately = asyncio.get_running_loop().time() - REVISIT_PERIODS * self._settings.resync_seconds
         async for page in self._kubernetes.list_unfinished_runs(namespace):
             for run in page:
-                finished, metadata = has_finished(run), run["metadata"]
-                key = self._known.note(run, gone=False, finished=finished)
-                if finished:
-                    continue
-                seen = before.pop(key, None) == (metadata["uid"], metadata["resourceVersion"])
-                if not seen or self._worked.get(key, lately) <= lately:
+                key = key_of(run)
+                if before.get(key) == run["metadata"]["uid"]:
+                    del before[key]
+                changed = self._known.run_seen(run)
+                if not has_finished(run) and (changed or self._known.is_stale(key)):
                     self._queue.add(key, urgent=False)
-        for key, (uid, _) in before.items():  # its end was missed
+        for key, uid in before.items():
             self._known.missed(key, uid)
-            self._worked.pop(key, None)
 
     async def _poll_progress_forever(self) -> None:
         while True:
             await asyncio.sleep(self._settings.progress_seconds)
-            training = dict(self._known.training)
+            training = self._known.training()
             try:
                 posted = await self._registry.latest_progress(training) if training else {}
             except RegistryError as error:
                 _log.info("no progress this time: %s", described(error))
                 continue
-            self._progress.clear()
-            self._progress.update(posted)
-            now = asyncio.get_running_loop().time()
-            kept = {uid: self._progress_told[uid] for uid in posted if uid in self._progress_told}
-            fresh = {uid: (each, now) for uid, each in posted.items() if is_worth_writing(each, kept.get(uid), now)}
-            self._progress_told = kept | fresh
-            for uid in fresh:
-                self._queue.add(training[uid], urgent=False)
-
-
-def is_worth_writing(posted: TrainerStatus, told: tuple[TrainerStatus, float] | None, now: float) -> bool:
-    """Whether a run's status should have this progress: it moved by a percent, or has changed and a minute has passed.
-
-    The registry has all of it, and each write of a status goes to everybody who watches.
-    """
-    if told is None:
-        return True
-    before, since = told
-    if posted == before:
-        return False
-    return posted.progress_percentage != before.progress_percentage or now - since >= PROGRESS_SECONDS
+            for key in self._known.posted(training, posted):
+                self._queue.add(key, urgent=False)
 
 
 async def run_operator(settings: Settings) -> None:

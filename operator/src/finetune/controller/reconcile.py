@@ -32,6 +32,7 @@ from .core.settings import Settings
 from .core.status import next_status, restamp, troubled_status
 from .effects import Effects, StaleError
 from .gather import Gatherer
+from .known import KnownRuns
 from .workqueue import Key
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Reconciler:
     ----------
     kubernetes, registry: where the effects go.
     gatherer: where the observation comes from.
+    known: what the watches have told of runs.
     now: the clock, in UTC.
     on_status: told of a run's status as it was and as it is stored now.
     """
@@ -69,12 +71,14 @@ class Reconciler:
         kubernetes: KubernetesClient,
         registry: RegistryClient,
         gatherer: Gatherer,
+        known: KnownRuns,
         settings: Settings,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_status: Callable[[ObjectMeta, TrainingRunStatus, TrainingRunStatus], None] | None = None,
     ) -> None:
         self._kubernetes = kubernetes
         self._gatherer = gatherer
+        self._known = known
         self._settings = settings
         self._now = now
         self._on_status = on_status
@@ -87,16 +91,20 @@ class Reconciler:
 
         Raises what went wrong, after the run has said so; the queue tries again.
         """
-        try:
-            document = await self._kubernetes.get_run(key.namespace, key.name)
-        except NotFoundError:
-            self._failures.pop(key, None)
-            return None  # its children go with it: Kubernetes follows the owner references
+        document = self._known.document(key)
+        if document is None:
+            try:
+                document = await self._kubernetes.get_run(key.namespace, key.name)
+            except NotFoundError:
+                self._failures.pop(key, None)
+                return None  # its children go with it: Kubernetes follows the owner references
+            self._known.run_seen(document)
         if document["metadata"].get("deletionTimestamp"):
             return None
         try:
             due = await self._pass(key, document)
         except Exception as error:
+            self._known.doubt(key)
             self._failures[key] = self._failures.get(key, 0) + 1
             if self._failures[key] >= FAILURES_TOLD:
                 await self._tell(key, document, error)
@@ -112,13 +120,14 @@ class Reconciler:
                 _log.warning("%s: has ended before, as its mark says: it does not train again", key)
                 await self._write(document, restored.to_dict())
                 return 0.0
-            case = await self._act(run)
+            case = await self._recalled(run) or await self._act(run)
             if is_finished(run.status):
                 await self._write(document, restamp(document["status"], run.metadata.generation))
                 return self._requeue_after(case, run.status)
             status = next_status(case)
             stored = run.status if status == run.status else await self._write(document, status.to_dict())
         except (ConflictError, StaleError):
+            self._known.doubt(key)
             return 0.0  # somebody changed it since it was read: start again from what it is now
         await self._emit_events(run.metadata, run.status, stored)
         if is_finished(status):
@@ -126,6 +135,20 @@ class Reconciler:
         if stored != run.status and decide.next_action(case.with_status(stored)) is not None:
             return 0.0  # something was waiting for what is stored now; nobody tells us of our own write
         return self._requeue_after(case, status)
+
+    async def _recalled(self, run: TrainingRun) -> Case | None:
+        """The case as the watches have told it, where it leads to nothing but a status of a run that goes on.
+
+        What they told may be a moment old: whatever else it leads to is decided from what is read.
+        """
+        if is_finished(run.status):
+            return None
+        seen = await self._gatherer.recall(run, self._now())
+        if seen is None:
+            return None
+        case = Case(run, seen, Outcome(), self._settings, self._now())
+        goes_on = decide.next_action(case) is None and not is_finished(next_status(case))
+        return case if goes_on else None
 
     async def _act(self, run: TrainingRun) -> Case:
         """Perform one action after the other until none is left."""

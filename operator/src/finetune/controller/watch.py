@@ -32,13 +32,13 @@ STOP_SECONDS = 3.0
 class Listener(Protocol):
     """Who is told what the watches see. An object is `new` when something happened, not when it was merely listed."""
 
-    def run_seen(self, run: Mapping[str, Any], *, new: bool, gone: bool) -> None:
-        """A TrainingRun."""
+    def run_seen(self, run: Mapping[str, Any], *, new: bool, added: bool, gone: bool) -> None:
+        """A TrainingRun; `added` if it was made just now."""
 
-    def job_seen(self, job: Mapping[str, Any], *, new: bool) -> None:
+    def job_seen(self, job: Mapping[str, Any], *, new: bool, gone: bool) -> None:
         """A Job of ours."""
 
-    def pod_seen(self, pod: Mapping[str, Any], *, new: bool) -> None:
+    def pod_seen(self, pod: Mapping[str, Any], *, new: bool, gone: bool) -> None:
         """A pod of ours."""
 
 
@@ -75,15 +75,16 @@ def handlers(listener: Listener) -> kopf.OperatorRegistry:
 
     @kopf.on.event(API_VERSION, PLURAL, registry=registry)
     async def run_changed(event: Mapping[str, Any], **_: Any) -> None:
-        listener.run_seen(event["object"], new=event["type"] is not None, gone=event["type"] == "DELETED")
+        kind = event["type"]
+        listener.run_seen(event["object"], new=kind is not None, added=kind == "ADDED", gone=kind == "DELETED")
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def job_changed(event: Mapping[str, Any], **_: Any) -> None:
-        listener.job_seen(event["object"], new=event["type"] is not None)
+        listener.job_seen(event["object"], new=event["type"] is not None, gone=event["type"] == "DELETED")
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod_changed(event: Mapping[str, Any], **_: Any) -> None:
-        listener.pod_seen(event["object"], new=event["type"] is not None)
+        listener.pod_seen(event["object"], new=event["type"] is not None, gone=event["type"] == "DELETED")
 
     return registry
 
@@ -109,12 +110,28 @@ def _named(found: kopf.ConnectionInfo | None) -> kopf.ConnectionInfo | None:
     return _NamedConnection(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """For objects whose changes nobody asks for: kopf would copy each of them deeply, several times an event."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Nothing of the object."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        """Nothing was stored."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Nothing is."""
+
+
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.process.ultimate_exiting_timeout = None  # it kills the process some time after any watches were stopped
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.posting.enabled = False
+    settings.persistence.diffbase_storage = _NoDiffs()
     settings.queueing.idle_timeout = 1.0
     settings.networking.request_timeout = 30
     settings.networking.error_backoffs = RETRIES_SECONDS

@@ -137,16 +137,18 @@ class WorkQueue:
             self._due.put(key, urgent=urgent)
             self._start_due()
 
-    def add_after(self, key: Key, seconds: float) -> None:
-        """Make the key due in `seconds`, unless it is due earlier already."""
+    def add_after(self, key: Key, seconds: float, *, urgent: bool = False) -> None:
+        """Make the key due in `seconds`, unless it is due earlier already; the latter may become urgent, too."""
         if key in self._due or key in self._again:
             return
         loop = asyncio.get_running_loop()
-        timer = self._timers.get(key)
-        if timer is not None and timer.when() <= loop.time() + seconds:
-            return
+        when, timer = loop.time() + seconds, self._timers.get(key)
+        if timer is not None and timer.when() <= when:
+            if not urgent:
+                return
+            when = timer.when()
         self._cancel_timer(key)
-        self._timers[key] = loop.call_later(seconds, lambda: self.add(key, urgent=False))
+        self._timers[key] = loop.call_at(when, lambda: self.add(key, urgent=urgent))
 
     def state(self) -> QueueState:
         """The queue at this moment."""
