@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import platform
 import sys
@@ -22,11 +23,14 @@ def main() -> int:
     """Run the loads that were asked for."""
     parser = argparse.ArgumentParser(prog="benchmarks.operator", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the runs, one round")
+    parser.add_argument("--runs", type=int, help="how many runs, instead of each load's own number")
+    parser.add_argument("--wait-seconds", type=float, default=600, help="how long to look at what only waits (600)")
     parser.add_argument("--rounds", type=int, help="rounds of each load (5, with --quick 1)")
     parser.add_argument("--loads", default="", help="names, such as a,f; default: all")
     parser.add_argument("--output", type=Path, default=Path("out/bench-operator.json"))
     arguments = parser.parse_args()
-    known = loads(quick=arguments.quick)
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # what asks a registry that is not there yet
+    known = loads(quick=arguments.quick, runs=arguments.runs, wait_seconds=arguments.wait_seconds)
     wanted = arguments.loads.split(",") if arguments.loads else list(known)
     if unknown := sorted(set(wanted) - set(known)):
         parser.error(f"no such load: {', '.join(unknown)}; there are {', '.join(known)}")
@@ -38,6 +42,7 @@ def main() -> int:
             found = asyncio.run(known[name]())
             measured.append(found if isinstance(found, list) else [found])
             sys.stdout.write(f"{json.dumps(measured[-1])}\n")
+            sys.stdout.flush()
         entries += [spread(list(each)) for each in zip(*measured, strict=True)]
     document = {"quick": arguments.quick, "rounds": rounds, "cores": os.cpu_count(), "machine": platform.machine()}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

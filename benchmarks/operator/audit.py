@@ -57,3 +57,8 @@ def count(lines: Iterable[str], user_agent: str) -> Counter[str]:
         if line.endswith("\n") and f'"{user_agent}/' in line:
             counts[kind_of(json.loads(line))] += 1
     return counts
+
+
+def naming(lines: Iterable[str], user_agent: str, start: str) -> int:
+    """How many requests of a client were about an object whose name begins so."""
+    return sum(f'"{user_agent}/' in line and f'"name":"{start}' in line for line in lines)

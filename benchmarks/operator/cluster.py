@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, TCPConnector
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from benchmarks.operator import audit
 from finetune.clients.kubernetes import USER_AGENT
@@ -38,6 +38,7 @@ RUNS = f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/trainingruns"
 PARALLEL = 16
 """Objects that are made at once."""
 PATIENCE_SECONDS = 3600.0
+QUEUE_METRIC = "finetune_operator_queue_oldest_seconds "
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Seen:
     jobs: dict[str, float] = field(default_factory=dict)
     phases: dict[tuple[str, str], float] = field(default_factory=dict)
     """By name and phase."""
+    queue_seconds: float = 0.0
+    """The longest that a run has waited for its pass, by the operator's own word."""
 
 
 @dataclass
@@ -124,6 +127,11 @@ class Cluster:
         with self.log.open() as lines:
             return audit.count(lines, USER_AGENT.partition("/")[0])
 
+    def requests_naming(self, start: str) -> int:
+        """The operator's requests so far about objects whose names begin so."""
+        with self.log.open() as lines:
+            return audit.naming(lines, USER_AGENT.partition("/")[0], start)
+
     def cpu_seconds(self) -> float:
         """CPU seconds that the operator has used."""
         fields = Path(f"/proc/{self.operator.pid}/stat").read_text().rpartition(")")[2].split()
@@ -168,6 +176,8 @@ async def _in_namespace(server: ApiServerOnly, folder: Path) -> AsyncIterator[Cl
     arguments = ["registry", "serve", database, "--host=127.0.0.1", f"--port={port}", "--auth=none"]
     environment = {"KUBECONFIG": str(server.kubeconfig), "FINETUNE_TRAINER_IMAGE": "trainer:1"}
     environment["FINETUNE_WATCH_NAMESPACES"] = NAMESPACE
+    health = free_port()
+    environment["FINETUNE_HEALTH_PORT"] = str(health)
     async with contextlib.AsyncExitStack() as stack:
         registry = Server(*arguments, environment={}, log=folder / "registry.log", fresh=True)
         await stack.enter_async_context(registry.serving())
@@ -185,8 +195,8 @@ async def _in_namespace(server: ApiServerOnly, folder: Path) -> AsyncIterator[Cl
         await stack.enter_async_context(kubelet.serving())
         record = await stack.enter_async_context(recording(url, tls, NAMESPACE))
         seen = Seen()
-        task = asyncio.create_task(_note(record, seen))
-        stack.callback(task.cancel)
+        for task in (_note(record, seen), _note_queue(f"http://127.0.0.1:{health}/metrics", seen)):
+            stack.callback(asyncio.create_task(task).cancel)
         connector = TCPConnector(ssl=tls, limit=0)
         session = await stack.enter_async_context(ClientSession(connector=connector, timeout=ClientTimeout(total=60)))
         yield Cluster(session, url, kubelet, operator, proxy, audit.log_of(folder), seen)
@@ -204,3 +214,15 @@ async def _note(record: Record, seen: Seen) -> None:
             elif kind == "trainingruns":
                 phase = (each.get("status") or {}).get("phase") or ""
                 seen.phases.setdefault((each["metadata"]["name"], phase), now)
+
+
+async def _note_queue(url: str, seen: Seen) -> None:
+    """Note how long the first in the operator's queue has waited."""
+    async with ClientSession(timeout=ClientTimeout(total=10)) as session:
+        while True:
+            await asyncio.sleep(1)
+            with contextlib.suppress(ClientError, TimeoutError):
+                async with session.get(url) as answer:
+                    lines = (await answer.text()).splitlines()
+                found = [float(each.split()[1]) for each in lines if each.startswith(QUEUE_METRIC)]
+                seen.queue_seconds = max(seen.queue_seconds, *found, 0.0)

@@ -61,7 +61,7 @@ async def short_runs(load: str, count: int, pause: float, endless: int = 0) -> E
         for run in going_on:
             cluster.kubelet.script(run, ENDLESS)
         before, cpu, memory = await cluster.requests(), cluster.cpu_seconds(), cluster.rss_mib()
-        began = time.monotonic()
+        began, cluster.seen.queue_seconds = time.monotonic(), 0.0
         if pause:
             for run in runs:
                 await asyncio.gather(cluster.create(run), asyncio.sleep(pause))
@@ -75,6 +75,7 @@ async def short_runs(load: str, count: int, pause: float, endless: int = 0) -> E
             "runs": count,
             **to_job(cluster, runs),
             **requests_per_run(before, await cluster.requests(), count),
+            "queueSeconds": round(cluster.seen.queue_seconds, 1),
             "cpuSecondsPerRun": round((cluster.cpu_seconds() - cpu) / count, 4),
             "rssMiB": round(cluster.peak_mib(), 1),
             "rssKiBPerRun": round(1024 * (cluster.peak_mib() - memory) / count, 1),
@@ -118,6 +119,7 @@ async def waiting_runs(waiting: int, training: int, seconds: float) -> Entry:
         return {
             "load": "d",
             "runs": waiting + training,
+            "waitSeconds": seconds,
             "requestsPerWaitingRunPerMinute": round(60 * made / seconds / waiting, 2),
             "suspendP99Ms": round(1000 * percentile(suspended, 99), 1),
             "idleCpuPercent": round(100 * used / seconds, 2),
@@ -146,6 +148,7 @@ async def training_runs(count: int, seconds: float) -> Entry:
         return {
             "load": "training",
             "runs": count,
+            "waitSeconds": seconds,
             "requestsPerTrainingRunPerMinute": round(60 * made / seconds / count, 2),
         }
 
@@ -212,6 +215,7 @@ async def restart(count: int, idle_seconds: float) -> list[Entry]:
             **to_job(cluster, ["probe"]),
             "steadySeconds": round(steady - began, 1),
             "requests": sum((after - before).values()),
+            "requestsForFinishedRuns": cluster.requests_naming("h0") + cluster.requests_naming("t-h0"),
             "cpuSeconds": round(cluster.cpu_seconds(), 2),
             "rssMiB": round(cluster.peak_mib(), 1),
         }
@@ -257,17 +261,25 @@ async def _finished_runs(cluster: Cluster, count: int) -> None:
 Load = Callable[[], Coroutine[Any, Any, Entry | list[Entry]]]
 
 
-def loads(*, quick: bool) -> dict[str, Load]:
-    """The loads by name; quick ones are for a first look."""
-    few = 10 if quick else 1
+def loads(*, quick: bool, runs: int | None = None, wait_seconds: float = 600) -> dict[str, Load]:
+    """The loads by name; quick ones are for a first look.
+
+    `runs` instead of each load's own number, and `wait_seconds` for what is measured while nothing happens.
+    """
+
+    def some(full: int, few: int) -> int:
+        return runs or (few if quick else full)
+
+    wait = min(60.0, wait_seconds) if quick else wait_seconds
     return {
-        "a": lambda: short_runs("a", 100 // (5 if quick else 1), 0.1),
-        "b": lambda: short_runs("b", 2_000 // few, 0),
-        "c": lambda: short_runs("c", 10_000 // few, 0, endless=1_000 // few),
-        "d": lambda: waiting_runs(500 // few, 20, 60 if quick else 600),
-        "training": lambda: training_runs(20, 60 if quick else 300),
-        "e": lambda: hanging_registry(100 // (5 if quick else 1), 20 if quick else 60),
-        "f": lambda: restart(10_000 // few, 60),
+        "alone": lambda: short_runs("alone", some(20, 5), 3),
+        "a": lambda: short_runs("a", some(100, 20), 0.1),
+        "b": lambda: short_runs("b", some(2_000, 200), 0),
+        "c": lambda: short_runs("c", some(10_000, 1_000), 0, endless=some(10_000, 1_000) // 10),
+        "d": lambda: waiting_runs(some(500, 50), 20, wait),
+        "training": lambda: training_runs(some(20, 20), min(300.0, wait)),
+        "e": lambda: hanging_registry(some(100, 20), 20 if quick else 60),
+        "f": lambda: restart(some(10_000, 1_000), 60),
     }
 
 
@@ -276,7 +288,7 @@ def spread(entries: Sequence[Entry]) -> Entry:
     first = entries[0]
     return {
         key: value
-        if key in ("load", "runs")
+        if key in ("load", "runs", "waitSeconds")
         else {
             "median": statistics.median(values := [entry[key] for entry in entries]),
             "low": min(values),

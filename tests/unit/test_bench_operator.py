@@ -32,6 +32,15 @@ def test_requests_are_counted_by_kind_and_client() -> None:
     assert audit.count(lines, "finetune-operator") == {"read": 2, "watch": 1, "status": 1, "write": 2, "event": 1}
 
 
+def test_requests_about_an_object_are_counted_by_its_name() -> None:
+    def about(name: str, agent: str = AGENT) -> str:
+        entry = {"verb": "get", "userAgent": agent, "objectRef": {"resource": "jobs", "name": name}}
+        return json.dumps(entry, separators=(",", ":")) + "\n"
+
+    lines = [about("t-h00001-ab"), about("t-h00002-cd"), about("t-probe-ab"), about("t-h00003-ef", "kubelet/1")]
+    assert audit.naming(lines, "finetune-operator", "t-h0") == 2
+
+
 def test_a_runs_share_is_what_came_since_then() -> None:
     assert requests_per_run({"read": 10}, {"read": 50, "status": 12}, 4) == {
         "apiReadsPerRun": 10.0,
