@@ -8,7 +8,7 @@ SOURCES := operator model tests examples images benchmarks deploy
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit training-tests programs api e2e gitops cluster images lock crds argocd format
+.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds argocd format
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -42,13 +42,16 @@ lint: $(VENV)/ready ## Style, and the rules of who may import whom
 types: $(VENV)/ready ## Strict type check
 	$(BIN)/mypy
 
-unit: $(VENV)/ready ## Unit tests: seconds, no cluster
+unit: $(VENV)/ready prometheus ## Unit tests: seconds, no cluster
 	$(BIN)/pytest -n 2 tests/unit
 
 programs: $(VENV)/ready ## Build the cluster's programs into the cache; compilers beside tests would let those run out of time
 	$(BIN)/python -m tests.cluster build
 
-api: programs ## The API, the operator and the registry's authentication against a real API server
+prometheus: $(VENV)/ready
+	-@$(BIN)/python -m tests.support.prometheus  # without it the tests that need it are skipped, and say so
+
+api: programs prometheus ## The API, the operator and the registry's authentication against a real API server
 	$(BIN)/pytest -n 3 --dist worksteal -m "not long" tests/api
 
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image

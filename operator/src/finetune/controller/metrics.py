@@ -22,7 +22,7 @@ from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import ObjectMeta
 from finetune.clients.kubernetes_errors import Asked, KubernetesError
 from finetune.clients.registry_errors import RegistryError
-from finetune.metrics import SECONDS_OF_A_CALL, bounded, code_label, new_registry
+from finetune.metrics import OTHER, SECONDS_OF_A_CALL, bounded, code_label, new_registry
 
 from .core.attempts import COMPLETED, GONE, INTERRUPTED, SUSPENDED
 from .core.case import is_finished
@@ -45,6 +45,9 @@ PHASES = frozenset(
 """Of unfinished runs."""
 ENDS = frozenset({COMPLETED, INTERRUPTED, SUSPENDED, GONE, *reasons.FAILURE_REASONS})
 """How an attempt ends."""
+REASONS_OF_ENDS = frozenset({reasons.ADAPTER_REGISTERED, OTHER, *reasons.FAILURE_REASONS})
+"""Why a run has ended."""
+CAUSES = ("kubernetes", "registry", "object", "internal")
 RESOURCES = frozenset({"trainingruns", "jobs", "pods", "persistentvolumeclaims", "events", "workloads"})
 VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 METHODS = frozenset(VERBS)
@@ -63,8 +66,10 @@ class OperatorMetrics:
     def __init__(self) -> None:
         self.registry = new_registry("operator")
         make = _Maker(self.registry)
-        self._finished = make.counter("runs_finished", "Runs that ended, by the reason of their end.", "reason")
-        self._attempts = make.counter("attempts_ended", "Pods of runs that ended, by how.", "reason")
+        self._finished = make.counter(
+            "runs_finished", "Runs that ended, by the reason of their end.", "reason", known=REASONS_OF_ENDS
+        )
+        self._attempts = make.counter("attempts_ended", "Pods of runs that ended, by how.", "reason", known=ENDS)
         self._gpu_seconds = make.counter("gpu_seconds", "Time that ended pods of runs held GPUs, times their number.")
         self._tokens = make.counter("tokens_trained", "Tokens that succeeded runs were trained on.")
         self._accepted = make.histogram(
@@ -80,7 +85,7 @@ class OperatorMetrics:
         )
         self._passes = make.histogram("reconcile_duration_seconds", "One pass for one run.", SECONDS_OF_A_CALL)
         self._errors = make.counter(
-            "reconcile_errors", "Passes that failed and are made again, by whose fault.", "cause"
+            "reconcile_errors", "Passes that failed and are made again, by whose fault.", "cause", known=CAUSES
         )
         self._requests = make.counter(
             "kubernetes_requests", "Requests to the Kubernetes API, without the watches.", "verb", "resource", "code"
@@ -126,7 +131,7 @@ class OperatorMetrics:
             self._ended(run, new)
 
     def _ended(self, run: ObjectMeta, status: TrainingRunStatus) -> None:
-        self._finished.labels(reason_of(status)).inc()
+        self._finished.labels(bounded(reason_of(status), REASONS_OF_ENDS)).inc()
         if status.result is not None:
             self._tokens.inc(status.result.tokens)
         seconds = _seconds(run.creation_timestamp, status.completion_time)
@@ -142,7 +147,7 @@ class OperatorMetrics:
 
     def kubernetes_answered(self, asked: Asked, status: int, seconds: float) -> None:
         """A request to the Kubernetes API has ended; without an answer the status is 0."""
-        verb = VERBS.get(asked.verb, "other")
+        verb = VERBS.get(asked.verb, OTHER)
         if verb == "get" and not asked.name and asked.resource:
             verb = "list"
         self._requests.labels(verb, bounded(asked.resource, RESOURCES), code_label(status)).inc()
@@ -169,8 +174,11 @@ class _Maker:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
-    def counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"finetune_operator_{name}", text, labels, registry=self._registry)
+    def counter(self, name: str, text: str, *labels: str, known: Iterable[str] = ()) -> Counter:
+        made = Counter(f"finetune_operator_{name}", text, labels, registry=self._registry)
+        for value in known:  # from zero on: the first of its kind would not be an increase
+            made.labels(value)
+        return made
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"finetune_operator_{name}", text, labels, buckets=buckets, registry=self._registry)
