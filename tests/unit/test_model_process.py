@@ -17,7 +17,8 @@ import pytest
 from model.exits import FailureError
 from model.files import FileDigest, RunDirectory, combined_digest, digest_directory, publish_directory, write_json
 from model.registry import RegistryUnavailableError
-from model.training.output.progress import ProgressLog, RemainingTime, StatusPoster, trainer_status
+from model.training.output.progress import ProgressLog, StatusPoster, trainer_status
+from model.training.output.remaining import RemainingTime
 from model.training.processes import process
 from model.training.weights import origin
 

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 from model.registry import RegistryRefusedError, RegistryUnavailableError
 from model.result import decimal
 from model.training.output import metrics as metrics_file
+from model.training.output import terminal
+from model.training.output.remaining import RemainingTime
 from model.training.processes.process import timestamp
 
 POST_INTERVAL_SECONDS = 5.0
@@ -36,8 +38,6 @@ class ProgressLog:
     """
 
     def __init__(self, output: TextIO, metrics: Path) -> None:
-        from model.training.output import terminal
-
         metrics.parent.mkdir(parents=True, exist_ok=True)
         metrics_file.drop_half_line(metrics)
         self._path = metrics
@@ -137,8 +137,8 @@ class StatusPoster:
                 self._changed.wait_for(lambda: self._closing, self._interval)
 
 
-class RemainingTime:
-    """Estimates the time left from the steps of this process alone, so that a resume does not distort it."""
+    def _is_due(self) -> bool:
+        return self._unsent or bool(self._points)
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

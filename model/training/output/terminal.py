@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from model.exits import FailureError
 from model.training.output import plot
-from model.training.output.progress import RemainingTime
+from model.training.output.remaining import RemainingTime
 
 PROGRAM = "python -m model.training.cli"
 
