@@ -137,22 +137,6 @@ class StatusPoster:
                 self._changed.wait_for(lambda: self._closing, self._interval)
 
 
-    def _is_due(self) -> bool:
-        return self._unsent or bool(self._points)
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._start: tuple[float, int] | None = None
-
-    def seconds(self, step: int, total_steps: int) -> int | None:
-        """Return the seconds left after `step`; None after the first step seen, which is mostly warm-up."""
-        if self._start is None:
-            self._start = (self._clock(), step)
-            return None
-        began, first = self._start
-        return round((self._clock() - began) / (step - first) * (total_steps - step)) if step > first else None
-
-
 class RunStatus:
     """Tells the registry of each step and of each checkpoint.
 
