@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from finetune.registry.access import Access, OpenAccess
+from finetune.registry.blobs import BlobStore
 from finetune.registry.database import parse_url
 from finetune.registry.migrate import migrate
 from finetune.registry.service.app import create_app
@@ -27,11 +28,13 @@ async def open_access() -> Access:
 
 
 @contextmanager
-def serving(database_url: str, *, access: Callable[[], Awaitable[Access]] = open_access) -> Iterator[str]:
+def serving(
+    database_url: str, *, access: Callable[[], Awaitable[Access]] = open_access, store: BlobStore | None = None
+) -> Iterator[str]:
     """Migrate the database and serve it from a thread; gives the base URL."""
     url = parse_url(database_url)
     migrate(url)
-    app = create_app(database_url=url, access=access)
+    app = create_app(database_url=url, access=access, store=store)
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5)
     )

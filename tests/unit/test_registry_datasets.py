@@ -134,7 +134,7 @@ async def test_what_does_not_exist_is_named_with_what_does(
     with pytest.raises(RegistryNotFound) as caught:
         await client.get_dataset_version(namespace, "tickets")
     assert f"dataset 'tickets' does not exist in namespace '{namespace}'" in caught.value.message
-    assert f"finetune dataset push tickets FILE -n {namespace}" in caught.value.hint
+    assert f"finetune datasets push tickets FILE -n {namespace}" in caught.value.hint
     await client.push_dataset(namespace, "tickets", file_of(pairs(1), tmp_path))
     with pytest.raises(RegistryNotFound) as caught:
         await client.get_dataset_version(namespace, "tickets", 7)
@@ -207,6 +207,7 @@ async def test_the_api_describes_itself(web: httpx.AsyncClient) -> None:
         f"GET {prefix}/datasets",
         f"GET {prefix}/datasets/{{name}}",
         f"GET {prefix}/datasets/{{name}}/versions/{{version}}",
+        f"DELETE {prefix}/datasets/{{name}}/versions/{{version}}",
         f"GET {prefix}/datasets/{{name}}/versions/{{version}}/rows",
         f"PUT {prefix}/runs/{{uid}}",
         f"GET {prefix}/runs",
@@ -222,6 +223,16 @@ async def test_the_api_describes_itself(web: httpx.AsyncClient) -> None:
         f"GET {prefix}/adapters",
         f"GET {prefix}/adapters/{{name}}",
         f"GET {prefix}/adapters/{{name}}/versions/{{version}}",
+        f"PATCH {prefix}/adapters/{{name}}/versions/{{version}}",
+        f"DELETE {prefix}/adapters/{{name}}/versions/{{version}}",
+        f"GET {prefix}/adapters/{{name}}/versions/{{version}}/files/{{path}}",
+        f"GET {prefix}/adapters/{{name}}/versions/{{version}}/archive.tar",
+        f"GET {prefix}/adapters/{{name}}/aliases",
+        f"PUT {prefix}/adapters/{{name}}/aliases/{{alias}}",
+        f"DELETE {prefix}/adapters/{{name}}/aliases/{{alias}}",
+        f"PUT {prefix}/runs/{{uid}}/files",
+        f"PUT {prefix}/runs/{{uid}}/blobs/{{sha256}}",
+        f"HEAD {prefix}/runs/{{uid}}/blobs/{{sha256}}",
         "GET /api/v1/progress",
         "GET /api/v1/unfinished",
         "GET /healthz",

@@ -136,6 +136,7 @@ dataset_versions = Table(
     Column("sha256", String(64), nullable=False),
     Column("shape", String(20), nullable=False),
     Column("created_time", UtcTime, nullable=False),
+    Column("deleted_time", UtcTime, nullable=True),  # the rows are gone; the number stays what it was
     UniqueConstraint("dataset_id", "version"),
     UniqueConstraint("dataset_id", "sha256"),
     CheckConstraint("version > 0", name="version_positive"),
@@ -274,6 +275,13 @@ adapter_versions = Table(
     Column("tokens", BigInteger, nullable=True),
     Column("resumed_from_step", BigInteger, nullable=False),
     Column("created_time", UtcTime, nullable=False),
+    Column("stored_time", UtcTime, nullable=True),  # since then the store has all files
+    # What somebody has said of it: Deprecated, Archived, Quarantined or Deleted, and why.
+    Column("mark", String(16), nullable=True),
+    Column("mark_reason", Text, nullable=True),
+    Column("marked_time", UtcTime, nullable=True),
+    Column("tags", JSON, nullable=False),
+    Column("notes", Text, nullable=False),
     UniqueConstraint("adapter_id", "version"),
     CheckConstraint("version > 0", name="version_positive"),
 )
@@ -285,6 +293,39 @@ adapter_files = Table(
     Column("path", String(512), primary_key=True),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
+)
+
+adapter_aliases = Table(
+    "adapter_aliases",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id"), primary_key=True),
+    Column("alias", String(63), primary_key=True),
+    Column("adapter_version_id", ForeignKey("adapter_versions.id"), nullable=False, index=True),
+    Column("protected", Boolean, nullable=False),
+    Column("moved_time", UtcTime, nullable=False),
+)
+
+# Every object of the store has its row here before it is written, and until it is gone.
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("touched_time", UtcTime, nullable=False, index=True),
+    Column("stored", Boolean, nullable=False),
+    Column("deleting", Boolean, nullable=False),  # nobody may refer to it any more
+)
+
+# The files that a run's trainer has announced. As long as a row is there, the store keeps its blob.
+run_files = Table(
+    "run_files",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("path", String(512), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False, index=True),
+    # Whether a run of the namespace has sent these bytes: who only knows the digest of others' gets nothing.
+    Column("held", Boolean, nullable=False),
 )
 
 audit = Table(

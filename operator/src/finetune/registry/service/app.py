@@ -17,20 +17,23 @@ from finetune.api.registry import ErrorDocument
 from finetune.logs import described
 from finetune.metrics import page
 from finetune.registry.access import Access
+from finetune.registry.blobs import BlobStore
 from finetune.registry.database import Database
-from finetune.registry.errors import Unavailable
+from finetune.registry.errors import RegistryFault, Unavailable
 from finetune.registry.limits import PostLimits
 from finetune.registry.metrics import RegistryMetrics
 from finetune.registry.migrate import head, is_new_enough
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
+from finetune.registry.store.files import FileLimits, FileStore
 from finetune.registry.store.listing import RunLists
 from finetune.registry.store.namespaces import NamespaceStore
 from finetune.registry.store.outcomes import OutcomeStore
 from finetune.registry.store.points import PointStore
 from finetune.registry.store.runs import RunStore
+from finetune.registry.store.states import AdapterStates
 
-from . import adapters, datasets, runs
+from . import adapters, datasets, files, runs
 from .common import Services, services_of
 from .description import describe_documents
 from .failures import add_failure_handlers
@@ -42,8 +45,17 @@ log = logging.getLogger(__name__)
 CLEAN_EVERY_SECONDS = 3600
 
 
-def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) -> FastAPI:
-    """The registry over a migrated database. `access` is called once, in the event loop that serves."""
+def create_app(
+    *,
+    database_url: URL,
+    access: Callable[[], Awaitable[Access]],
+    store: BlobStore | None = None,
+    limits: FileLimits | None = None,
+) -> FastAPI:
+    """The registry over a migrated database. `access` is called once, in the event loop that serves.
+
+    Without a `store` it keeps no files of adapters.
+    """
     metrics = RegistryMetrics()
 
     @asynccontextmanager
@@ -62,9 +74,11 @@ def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) ->
             lists=RunLists(database),
             points=PointStore(database),
             adapters=AdapterStore(database),
+            states=AdapterStates(database),
+            files=FileStore(database, store, limits),
         )
         app.state.services = services
-        cleaner = asyncio.create_task(_clean(services.datasets))
+        cleaner = asyncio.create_task(_clean(services))
         try:
             yield
         finally:
@@ -72,6 +86,7 @@ def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) ->
             with suppress(asyncio.CancelledError):
                 await cleaner
             await services.access.close()
+            await services.files.close()
             await database.close()
 
     app = FastAPI(
@@ -83,16 +98,16 @@ def create_app(*, database_url: URL, access: Callable[[], Awaitable[Access]]) ->
         redoc_url=None,
         responses={"4XX": {"model": ErrorDocument}, "5XX": {"model": ErrorDocument}},
     )
-    for module in (datasets, runs, adapters):
+    for module in (datasets, runs, adapters, files):
         app.include_router(module.router)
     for router in (runs.series_router, runs.operator_router):
         app.include_router(router)
     app.add_api_route("/healthz", _healthz, tags=["health"])
     app.add_api_route("/readyz", _readyz, tags=["health"])
     app.add_api_route("/metrics", _metrics, tags=["health"], response_class=PlainTextResponse)
-    app.add_middleware(Observed, metrics=metrics)
     add_failure_handlers(app)
     app.add_middleware(LocalOnly)
+    app.add_middleware(Observed, metrics=metrics)
     describe_documents(app)
     return app
 
@@ -126,12 +141,16 @@ async def _readyz(request: Request) -> dict[str, str]:
     return {"status": "ready", "schema": found}
 
 
-async def _clean(store: DatasetStore) -> None:
+async def _clean(services: Services) -> None:
     while True:
         try:
-            dropped = await store.drop_abandoned()
+            dropped = await services.datasets.drop_abandoned()
             if dropped:
                 log.info("removed %d abandoned uploads", dropped)
-        except SQLAlchemyError as error:
-            log.warning("could not look for abandoned uploads, next try in an hour: %s", described(error))
+            if services.files.is_kept:
+                garbage = await services.files.collect_garbage(dry_run=False)
+                if garbage.blobs:
+                    log.info("removed %d files that nothing needs, %d bytes", garbage.blobs, garbage.bytes)
+        except (SQLAlchemyError, RegistryFault) as error:
+            log.warning("could not clean up, next try in an hour: %s", described(error))
         await asyncio.sleep(CLEAN_EVERY_SECONDS)

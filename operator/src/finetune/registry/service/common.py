@@ -12,20 +12,23 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from finetune.api.files import ALIAS_PATTERN
 from finetune.api.registry import NAME_PATTERN, NAMESPACE_PATTERN, UID_PATTERN, DatasetVersion, Document, VersionNumber
 from finetune.registry.access import Access, Rule
 from finetune.registry.database import Database
-from finetune.registry.errors import Invalid
+from finetune.registry.errors import Forbidden, Invalid
 from finetune.registry.limits import PostLimits
 from finetune.registry.metrics import RegistryMetrics
 from finetune.registry.reviews import Question
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
+from finetune.registry.store.files import FileStore
 from finetune.registry.store.listing import RunLists
 from finetune.registry.store.namespaces import NamespaceStore
 from finetune.registry.store.outcomes import OutcomeStore
 from finetune.registry.store.points import PointStore
 from finetune.registry.store.runs import RunStore
+from finetune.registry.store.states import AdapterStates
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 INPUT_NAME = "{model}-Input"
@@ -35,6 +38,16 @@ NamespacePath = Annotated[str, Path(pattern=NAMESPACE_PATTERN)]
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
 UidPath = Annotated[str, Path(pattern=UID_PATTERN)]
 VersionPath = Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,8})$", description='a number, or "latest"')]
+NumberPath = Annotated[str, Path(alias="version", pattern=r"^[1-9][0-9]{0,8}$", description="a number")]
+AliasPath = Annotated[str, Path(pattern=ALIAS_PATTERN)]
+ReferencePath = Annotated[
+    str,
+    Path(
+        alias="version",
+        pattern=f"^([1-9][0-9]{{0,8}}|{ALIAS_PATTERN.strip('^$')})$",
+        description='a number, an alias, or "latest"',
+    ),
+]
 Continue = Annotated[str | None, Query(alias="continue", max_length=512, description="from the page before")]
 NameAfter = Annotated[str | None, Query(alias="continue", pattern=NAME_PATTERN, description="from the page before")]
 NumberBefore = Annotated[
@@ -63,6 +76,8 @@ class Services:
     lists: RunLists
     points: PointStore
     adapters: AdapterStore
+    states: AdapterStates
+    files: FileStore
 
 
 def services_of(request: Request) -> Services:
@@ -80,10 +95,10 @@ async def _check(request: Request, rule: Rule) -> str:
         token = said if scheme.lower() == "bearer" else None
     services = services_of(request)
     caller = await services.access.check(token and token.strip(), rule)
+    request.state.caller = caller  # for the request's line in the log
     uid = await services.access.namespace_uid(rule.namespace) if rule.namespace else None
     if uid is not None:
         await services.namespaces.meet(rule.namespace, uid, actor=caller)
-    request.state.caller = caller  # for the request's line in the log
     return caller
 
 
@@ -96,6 +111,16 @@ def people(verb: str, resource: str, *, operator: bool = False) -> Any:
         return await _check(request, Rule(namespace=namespace, operator=operator, people=question))
 
     return Depends(dependency)
+
+
+async def may(request: Request, verb: str, resource: str, *, namespace: str, name: str) -> bool:
+    """Whether the caller, who has passed already, may do this too. Raises `Unavailable`."""
+    question = Question(verb=verb, resource=resource, namespace=namespace, name=name)
+    try:
+        await _check(request, Rule(namespace=namespace, people=question))
+    except Forbidden:
+        return False
+    return True
 
 
 def run_callers(*, pod: bool = False, operator: bool = False) -> Any:
@@ -126,6 +151,11 @@ def operator_everywhere() -> Any:
     return Depends(dependency)
 
 
+def reference(text: str) -> int | str | None:
+    """The version that a path names: a number, an alias, or None for the newest."""
+    return int(text) if text.isdigit() else None if text == "latest" else text
+
+
 def version_number(text: str) -> VersionNumber | None:
     """The version that a path names; None for the newest."""
     return None if text == "latest" else int(text)
@@ -149,6 +179,15 @@ def document(model: type[Document]) -> Any:
     """
 
     async def dependency(request: Request, namespace: NamespacePath, uid: UidPath) -> Document:  # noqa: ARG001 - checked first
+        return await _read(request, model)
+
+    return Depends(dependency)
+
+
+def document_about(model: type[Document]) -> Any:
+    """As `document`, for the paths of what people name."""
+
+    async def dependency(request: Request, namespace: NamespacePath, name: NamePath) -> Document:  # noqa: ARG001 - checked first
         return await _read(request, model)
 
     return Depends(dependency)

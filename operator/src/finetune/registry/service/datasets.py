@@ -14,6 +14,7 @@ from .common import (
     NamePath,
     NamespacePath,
     NumberBefore,
+    NumberPath,
     ServicesOf,
     VersionPath,
     page_number,
@@ -77,6 +78,19 @@ async def get_version(
 ) -> DatasetVersion:
     """What is known about one version."""
     return await services.datasets.version(namespace, name, version_number(version))
+
+
+@router.delete("/{name}/versions/{version}", status_code=204)
+async def delete_version(
+    *,
+    namespace: NamespacePath,
+    name: NamePath,
+    version: NumberPath,
+    services: ServicesOf,
+    actor: Annotated[str, people("delete", "datasets")],
+) -> None:
+    """Delete the rows of a version. Refused while a run trains on it that has not ended."""
+    await services.datasets.delete(namespace, name, int(version), actor=actor)
 
 
 @router.get(

@@ -7,11 +7,12 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from finetune.api.files import AliasRequest, RunFiles, VersionChange
 from finetune.api.registry import AdapterRequest, OutcomeRequest, RunRequest, StatusPost
 
 from .common import INPUT_NAME
 
-READ_DOCUMENTS = (RunRequest, OutcomeRequest, StatusPost, AdapterRequest)
+READ_DOCUMENTS = (RunRequest, OutcomeRequest, StatusPost, AdapterRequest, RunFiles, VersionChange, AliasRequest)
 
 
 def describe_documents(app: FastAPI) -> None:

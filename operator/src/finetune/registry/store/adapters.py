@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import Select, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.registry import (
@@ -25,6 +25,7 @@ from finetune.api.registry import (
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict, DigestMismatch, Invalid, NotFound
 from finetune.registry.schema import (
+    adapter_aliases,
     adapter_files,
     adapter_versions,
     adapters,
@@ -35,7 +36,8 @@ from finetune.registry.schema import (
     runs,
 )
 
-from .common import fields, now, record
+from .common import fields, named, now, record
+from .files import settle
 from .series import Series
 
 
@@ -67,37 +69,38 @@ class AdapterStore:
                 _refuse_another(existing, request)
                 return False
             await _insert(connection, namespace, run, request, actor=actor)
+            await settle(connection, run, actor=actor)
             return True
 
         created = await self._database.write(transaction)
         async with self._database.reading() as connection:
             row = (await connection.execute(_versions().where(runs.c.uid == uid))).one()
-            return (await _complete(connection, [row]))[0], created
+            return (await complete(connection, [row]))[0], created
 
     async def newest(self, namespace: str, *, after: str | None = None) -> AdapterVersions:
         """The newest version of each adapter, sorted by name."""
         async with self._database.reading() as connection:
             rows, more = await ADAPTERS.newest(connection, namespace, after)
-            return AdapterVersions(items=await _complete(connection, rows), continue_=more)
+            return AdapterVersions(items=await complete(connection, rows), continue_=more)
 
     async def versions(self, namespace: str, name: str, *, before: int | None = None) -> AdapterVersions:
         """The versions of an adapter, newest first. Raises `NotFound`."""
         async with self._database.reading() as connection:
             rows, more = await ADAPTERS.all_of(connection, namespace, name, before)
-            return AdapterVersions(items=await _complete(connection, rows), continue_=more)
+            return AdapterVersions(items=await complete(connection, rows), continue_=more)
 
-    async def version(self, namespace: str, name: str, version: int | None) -> AdapterVersion:
-        """One version; the newest when `version` is None. Raises `NotFound`."""
+    async def version(self, namespace: str, name: str, version: int | str | None) -> AdapterVersion:
+        """One version, by number or alias; the newest that is offered when `version` is None. Raises `NotFound`."""
         async with self._database.reading() as connection:
-            row = await ADAPTERS.find(connection, namespace, name, version)
-            return (await _complete(connection, [row]))[0]
+            row = await find_version(connection, namespace, name, version)
+            return (await complete(connection, [row]))[0]
 
 
 async def adapters_of_runs(connection: AsyncConnection, run_ids: Sequence[int]) -> dict[int, AdapterVersion]:
     """The adapters of those runs that have one, by the run's row id."""
     rows = (await connection.execute(_versions().where(adapter_versions.c.run_id.in_(run_ids)))).all()
-    complete = await _complete(connection, rows)
-    return {row.run_id: version for row, version in zip(rows, complete, strict=True)}
+    versions = await complete(connection, rows)
+    return {row.run_id: version for row, version in zip(rows, versions, strict=True)}
 
 
 async def _insert(
@@ -128,6 +131,8 @@ async def _insert(
         tokens=result.tokens,
         resumed_from_step=result.resumed_from_step,
         created_time=now(),
+        tags={},
+        notes="",
     )
     identifier = (await connection.execute(query.returning(adapter_versions.c.id))).scalar_one()
     await connection.execute(
@@ -245,21 +250,63 @@ def _versions() -> Select[Any]:
     return with_parent(query)
 
 
+WITHHELD = ("Deleted", "Quarantined")
+
 ADAPTERS = Series(
     noun="adapter",
     names=adapters,
     versions=adapter_versions,
+    owner=adapter_versions.c.adapter_id,
+    offered=or_(adapter_versions.c.mark.is_(None), adapter_versions.c.mark == "Deprecated"),
     query=_versions,
     how_to_make=lambda namespace, name: (
         f"it is made by the first run that succeeds with spec.adapter.name: {name}; list what there is with: "
-        f"finetune adapter list -n {namespace}"
+        f"finetune adapters list -n {namespace}"
     ),
 )
 
 
-async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[AdapterVersion]:
-    """Versions with their files, in one query however many there are."""
+async def find_version(connection: AsyncConnection, namespace: str, name: str, version: int | str | None) -> Any:
+    """The row of a version, by number, by alias, or the newest. Raises `NotFound`, naming the aliases that exist."""
+    if not isinstance(version, str):
+        return await ADAPTERS.find(connection, namespace, name, version)
+    query = (
+        select(adapter_aliases.c.alias, adapter_versions.c.version)
+        .join(adapters, adapters.c.id == adapter_aliases.c.adapter_id)
+        .join(adapter_versions, adapter_versions.c.id == adapter_aliases.c.adapter_version_id)
+        .where(named(adapters, namespace, name))
+    )
+    known = {row.alias: row.version for row in await connection.execute(query)}
+    if version in known:
+        return await ADAPTERS.find(connection, namespace, name, known[version])
+    await ADAPTERS.find(connection, namespace, name, None)  # says if there is no such adapter at all
+    raise NotFound(
+        f"adapter {name!r} in namespace {namespace!r} has no alias {version!r}",
+        hint=f"its aliases: {', '.join(sorted(known)) or 'none yet'}; set one with: "
+        f"finetune adapters alias {name} {version} VERSION -n {namespace}",
+    )
+
+
+def refuse_withheld(row: Any) -> None:
+    """Deleted and quarantined versions are given to nobody: neither their files, nor as a parent. Raises `NotFound`."""
+    if row.mark in WITHHELD:
+        why = f": {row.mark_reason}" if row.mark_reason else ""
+        raise NotFound(
+            f"version {row.version} of adapter {row.name!r} was {row.mark.lower()} at "
+            f"{row.marked_time:%Y-%m-%d %H:%M:%SZ}{why}",
+            hint="use another version"
+            if row.mark == "Deleted"
+            else f"use another version, or release it: finetune adapters mark {row.name} {row.version} none",
+        )
+
+
+async def complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[AdapterVersion]:
+    """Versions with their files and aliases, in two queries however many there are."""
     ids = [row.id for row in rows]
+    pointing = select(adapter_aliases).where(adapter_aliases.c.adapter_version_id.in_(ids))
+    aliases: defaultdict[int, list[str]] = defaultdict(list)
+    for row in await connection.execute(pointing.order_by(adapter_aliases.c.alias)):
+        aliases[row.adapter_version_id].append(row.alias)
     query = select(adapter_files).where(adapter_files.c.adapter_version_id.in_(ids)).order_by(adapter_files.c.path)
     files: defaultdict[int, list[AdapterFile]] = defaultdict(list)
     for row in await connection.execute(query):
@@ -272,12 +319,21 @@ async def _complete(connection: AsyncConnection, rows: Sequence[Any]) -> list[Ad
                 "uri": _uri(row.claim_name, row.experiment, row.run_uid),
                 "parent": _lineage(parent_of(row)),
                 "files": files[row.id],
+                "state": state_of(row),
+                "state_reason": row.mark_reason,
+                "stored": row.stored_time is not None,
+                "aliases": aliases[row.id],
                 "base_model": BaseModelReference(name=row.base_model_name, revision=row.base_model_revision),
                 "dataset": DatasetFacts.model_validate(row.dataset),
             }
         )
         for row in rows
     ]
+
+
+def state_of(row: Any) -> str:
+    """The state of a version: what was said of it, else whether the store has its files."""
+    return row.mark or ("Ready" if row.stored_time is not None else "Registered")
 
 
 def _lineage(parent: ParentAdapter | None) -> AdapterLineage | None:

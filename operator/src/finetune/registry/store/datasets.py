@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Select, delete, insert, select, update
@@ -15,13 +16,16 @@ from finetune.api.registry import DatasetVersion, DatasetVersions
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict
 from finetune.registry.jsonlines import JsonLinesReader, RowFacts
-from finetune.registry.schema import content_chunks, contents, dataset_versions, datasets
+from finetune.registry.schema import content_chunks, contents, dataset_versions, datasets, runs
 
-from .common import now, record
+from .common import named, now, record
 from .series import Series
 
 CHUNK_BYTES = 1024 * 1024
 ABANDONED_AFTER = timedelta(hours=1)
+DROPPED_AT_ONCE = 64
+MAX_NAMED = 5
+"""Runs that a refusal names."""
 
 
 class DatasetStore:
@@ -82,10 +86,13 @@ class DatasetStore:
                 dataset_versions.c.dataset_id == dataset.id, dataset_versions.c.sha256 == facts.sha256
             )
             existing = (await connection.execute(same)).first()
-            if existing is not None:
+            if existing is not None and existing.deleted_time is None:
                 return _version(existing), False
-            version = await DATASETS.take_number(connection, dataset)
             await _touch(connection, content, attached=True)
+            if existing is not None:
+                await _bring_back(connection, existing, content, namespace=namespace, actor=actor)
+                return _version((await connection.execute(same)).one()), True
+            version = await DATASETS.take_number(connection, dataset)
             await connection.execute(
                 insert(dataset_versions).values(
                     dataset_id=dataset.id,
@@ -109,6 +116,30 @@ class DatasetStore:
             return _version((await connection.execute(same)).one()), True
 
         return await self._database.write(transaction)
+
+    async def delete(self, namespace: str, name: str, version: int, *, actor: str) -> None:
+        """Delete the rows of a version; its number and digest are kept. Idempotent.
+
+        Raises `NotFound`, and `Conflict` while a run that has not ended trains on it.
+        """
+
+        async def transaction(connection: AsyncConnection) -> int | None:
+            query = select(datasets.c.id).where(named(datasets, namespace, name)).with_for_update(key_share=True)
+            await connection.execute(query)
+            gone = _versions().where(named(datasets, namespace, name), dataset_versions.c.version == version)
+            row = (await connection.execute(gone)).first()
+            if row is not None and row.deleted_time is not None:
+                return None
+            row = await DATASETS.find(connection, namespace, name, version)
+            await _refuse_needed(connection, row)
+            change = update(dataset_versions).where(dataset_versions.c.id == row.id)
+            await connection.execute(change.values(deleted_time=now()))
+            await _record_version(connection, "DeleteDatasetVersion", row, namespace=namespace, actor=actor)
+            return int(row.content_id)
+
+        content = await self._database.write(transaction)
+        while content is not None and await self._database.write(partial(_drop_chunks, content=content)):
+            pass
 
     async def _drop(self, content: int) -> None:
         async def transaction(connection: AsyncConnection) -> None:
@@ -183,16 +214,61 @@ async def _touch(connection: AsyncConnection, content: int, *, attached: bool) -
         )
 
 
+async def _bring_back(connection: AsyncConnection, row: Any, content: int, *, namespace: str, actor: str) -> None:
+    """The content of a deleted version was pushed again: it is that version."""
+    change = update(dataset_versions).where(dataset_versions.c.id == row.id)
+    await connection.execute(change.values(content_id=content, deleted_time=None))
+    await connection.execute(delete(contents).where(contents.c.id == row.content_id))
+    await _record_version(connection, "RestoreDatasetVersion", row, namespace=namespace, actor=actor)
+
+
+async def _refuse_needed(connection: AsyncConnection, row: Any) -> None:
+    query = select(runs.c.name).where(runs.c.dataset_version_id == row.id, runs.c.ended.is_(False))
+    names = (await connection.execute(query.order_by(runs.c.id).limit(MAX_NAMED))).scalars().all()
+    if names:
+        raise Conflict(
+            f"version {row.version} of dataset {row.name!r} is what a run trains on that has not ended: "
+            f"{', '.join(names)}",
+            hint="wait for the run, or delete it",
+        )
+
+
+async def _drop_chunks(connection: AsyncConnection, *, content: int) -> bool:
+    """Delete some chunks of a content; whether there were any. A long deletion would keep others from writing."""
+    chunk = content_chunks.c
+    some = select(chunk.number).where(chunk.content_id == content).order_by(chunk.number).limit(DROPPED_AT_ONCE)
+    query = delete(content_chunks).where(chunk.content_id == content, chunk.number.in_(some))
+    return (await connection.execute(query)).rowcount > 0
+
+
+async def _record_version(connection: AsyncConnection, action: str, row: Any, *, namespace: str, actor: str) -> None:
+    await record(
+        connection,
+        actor=actor,
+        action=action,
+        namespace=namespace,
+        subject=f"{row.name}/{row.version}",
+        details={"sha256": row.sha256},
+    )
+
+
 def _versions() -> Select[Any]:
     return select(dataset_versions, datasets.c.name).join(datasets)
+
+
+def _offered() -> Select[Any]:
+    """Without those that were deleted."""
+    return _versions().where(dataset_versions.c.deleted_time.is_(None))
 
 
 DATASETS = Series(
     noun="dataset",
     names=datasets,
     versions=dataset_versions,
-    query=_versions,
-    how_to_make=lambda namespace, name: f"create it with: finetune dataset push {name} FILE -n {namespace}",
+    owner=dataset_versions.c.dataset_id,
+    offered=dataset_versions.c.deleted_time.is_(None),
+    query=_offered,
+    how_to_make=lambda namespace, name: f"create it with: finetune datasets push {name} FILE -n {namespace}",
 )
 
 

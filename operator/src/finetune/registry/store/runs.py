@@ -32,7 +32,7 @@ from finetune.registry.schema import (
     runs,
 )
 
-from .adapters import ADAPTERS, adapters_of_runs, parent_of, with_parent
+from .adapters import ADAPTERS, adapters_of_runs, parent_of, refuse_withheld, with_parent
 from .common import fields, insert_missing, named_row_locked, now, record, run_missing
 from .datasets import DATASETS
 from .outcomes import outcome_of
@@ -60,6 +60,7 @@ class RunStore:
                 return False
             pinned = None
             if request.dataset_name is not None:
+                await DATASETS.hold(connection, namespace, request.dataset_name)
                 pinned = await DATASETS.find(connection, namespace, request.dataset_name, request.dataset_version)
                 _refuse_another_dataset(request, pinned.version, pinned.sha256)
             parent = await _find_parent(connection, namespace, request)
@@ -190,7 +191,9 @@ async def _find_parent(connection: AsyncConnection, namespace: str, request: Run
     if request.parent_adapter_name is None:
         return None
     try:
+        await ADAPTERS.hold(connection, namespace, request.parent_adapter_name)
         row = await ADAPTERS.find(connection, namespace, request.parent_adapter_name, request.parent_adapter_version)
+        refuse_withheld(row)
     except NotFound as error:
         raise ParentAdapterNotFound(error.message, hint=error.hint) from None
     _refuse_another_parent(request, row.version, row.sha256)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, Table, select, update
+from sqlalchemy import Column, ColumnElement, ScalarSelect, Select, Table, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.registry.errors import NotFound
@@ -25,13 +25,17 @@ class Series:
     Parameters
     ----------
     noun: what one is called in messages.
-    names, versions: the tables; `query` selects rows of `versions` with the name beside them.
+    names, versions: the tables; `query` selects rows of `versions` with the name beside them, `owner` is the column of
+        `versions` that refers to `names`.
+    offered: the versions of which one can be the newest.
     how_to_make: the hint for a series that does not exist, from its namespace and name.
     """
 
     noun: str
     names: Table
     versions: Table
+    owner: Column[int]
+    offered: ColumnElement[bool]
     query: Callable[[], Select[Any]]
     how_to_make: Callable[[str, str], str]
 
@@ -39,6 +43,11 @@ class Series:
         """The row of the series, made when missing, locked until the transaction ends."""
         values = {"last_version": 0, "created_time": now()}
         return await named_row_locked(connection, self.names, namespace=namespace, name=name, values=values)
+
+    async def hold(self, connection: AsyncConnection, namespace: str, name: str) -> None:
+        """Let no version of a series be deleted before the transaction ends."""
+        query = select(self.names.c.id).where(named(self.names, namespace, name))
+        await connection.execute(query.with_for_update(read=True))
 
     async def take_number(self, connection: AsyncConnection, row: Any) -> int:
         """The next number of a series whose row is locked; never given again."""
@@ -48,27 +57,35 @@ class Series:
 
     async def find(self, connection: AsyncConnection, namespace: str, name: str, version: int | None) -> Any:
         """The row of one version; of the newest when `version` is None. Raises `NotFound`, naming what exists."""
-        wanted = self.names.c.last_version if version is None else version
+        wanted = self._newest() if version is None else version
         query = self.query().where(named(self.names, namespace, name), self.versions.c.version == wanted)
         row = (await connection.execute(query)).first()
         if row is not None:
             return row
-        newest = select(self.names.c.last_version).where(named(self.names, namespace, name))
-        last = (await connection.execute(newest)).scalar_one_or_none()
-        if last is None:
+        newest = select(self._newest()).select_from(self.names).where(named(self.names, namespace, name))
+        found = (await connection.execute(newest)).first()
+        if found is None:
             raise self._missing(namespace, name)
+        if found[0] is None:
+            raise NotFound(
+                f"no version of {self.noun} {name!r} in namespace {namespace!r} is offered any more",
+                hint=self.how_to_make(namespace, name),
+            )
         raise NotFound(
             f"{self.noun} {name!r} in namespace {namespace!r} has no version {version}",
-            hint=f"its newest version is {last}",
+            hint=f"its newest version is {found[0]}",
         )
+
+    def _newest(self) -> ScalarSelect[Any]:
+        """The number of the newest version that is offered, in a query on `names`."""
+        query = select(func.max(self.versions.c.version)).where(self.owner == self.names.c.id, self.offered)
+        return query.correlate(self.names).scalar_subquery()
 
     async def newest(
         self, connection: AsyncConnection, namespace: str, after: str | None
     ) -> tuple[Sequence[Any], str | None]:
         """A page of the newest version of every series, sorted by name, and where the next page starts."""
-        query = self.query().where(
-            self.names.c.namespace == namespace, self.versions.c.version == self.names.c.last_version
-        )
+        query = self.query().where(self.names.c.namespace == namespace, self.versions.c.version == self._newest())
         if after is not None:
             query = query.where(self.names.c.name > after)
         rows, more = await _page(connection, query.order_by(self.names.c.name))

@@ -1,0 +1,177 @@
+"""Routes for the bytes of adapters: what runs' pods send, and what people pull."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import StreamingResponse
+
+from finetune.api.files import MissingFiles, RunFiles
+from finetune.api.registry import FILE_PATH_PATTERN, SHA256_PATTERN, AdapterFile
+from finetune.registry import safetensors
+from finetune.registry.archive import archive, archive_size
+from finetune.registry.errors import NotFound
+
+from .common import (
+    NamePath,
+    NamespacePath,
+    ReferencePath,
+    ServicesOf,
+    UidPath,
+    body_of,
+    document,
+    people,
+    reference,
+    run_callers,
+)
+from .errors import LengthRequired, SlowSender
+from .ranges import file_response
+
+BLOCK_SECONDS = 60.0
+"""How long a sender may be silent before its upload is given up."""
+
+router = APIRouter(prefix="/api/v1/namespaces/{namespace}", tags=["files"])
+
+Sha256Path = Annotated[str, Path(pattern=SHA256_PATTERN)]
+FilePath = Annotated[str, Path(pattern=FILE_PATH_PATTERN, max_length=512)]
+BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.put("/runs/{uid}/files", openapi_extra=body_of(RunFiles))
+async def announce_files(
+    *,
+    namespace: NamespacePath,
+    uid: UidPath,
+    services: ServicesOf,
+    actor: Annotated[str, run_callers(pod=True)],
+    body: Annotated[RunFiles, document(RunFiles)],
+) -> MissingFiles:
+    """Take note of the files that a run has made, and say which of them are to be sent. Idempotent."""
+    return await services.files.announce(namespace, uid, body, actor=actor)
+
+
+@router.put(
+    "/runs/{uid}/blobs/{sha256}",
+    status_code=201,
+    response_class=Response,
+    responses={200: {"description": "The store has these bytes already; they are not read"}},
+    openapi_extra={"requestBody": {"required": True, **BYTES}},
+)
+async def put_blob(
+    *,
+    namespace: NamespacePath,
+    uid: UidPath,
+    sha256: Sha256Path,
+    request: Request,
+    services: ServicesOf,
+    actor: Annotated[str, run_callers(pod=True)],
+) -> Response:
+    """Take the bytes of an announced file. They are checked while they come; what is wrong leaves nothing behind."""
+    file = await services.files.awaited(namespace, uid, sha256)
+    if file is None:
+        return Response(status_code=200)
+    size = request.headers.get("content-length", "")
+    if not (size.isascii() and size.isdigit() and len(size) < 19):
+        raise LengthRequired
+    blocks = _paced(request.stream())
+    if file.path.endswith(".safetensors"):
+        blocks = safetensors.checked(blocks, path=file.path, size=file.bytes)
+    await services.files.put(namespace, uid, file, blocks, size=int(size), actor=actor)
+    return Response(status_code=201)
+
+
+@router.head(
+    "/runs/{uid}/blobs/{sha256}",
+    dependencies=[run_callers(pod=True)],
+    response_class=Response,
+    responses={404: {"description": "It is to be sent"}},
+)
+async def head_blob(namespace: NamespacePath, uid: UidPath, sha256: Sha256Path, services: ServicesOf) -> Response:
+    """Whether the store has the bytes of an announced file: 200, or 404."""
+    held = await services.files.awaited(namespace, uid, sha256) is None
+    return Response(status_code=200 if held else 404)
+
+
+@router.head(
+    "/adapters/{name}/versions/{version}/files/{path:path}",
+    dependencies=[people("get", "adapters")],
+    include_in_schema=False,
+)
+@router.get(
+    "/adapters/{name}/versions/{version}/files/{path:path}",
+    dependencies=[people("get", "adapters")],
+    response_class=StreamingResponse,
+    responses={200: BYTES, 206: BYTES, 304: {"description": "The reader has it"}, 416: {"description": "No such part"}},
+)
+async def get_file(
+    *,
+    namespace: NamespacePath,
+    name: NamePath,
+    version: ReferencePath,
+    path: FilePath,
+    request: Request,
+    services: ServicesOf,
+) -> Response:
+    """One file of an adapter version, or a range of it; its ETag is its SHA-256."""
+    found = await services.states.given_out(namespace, name, reference(version))
+    file = next((file for file in found.files if file.path == path), None)
+    if file is None:
+        raise NotFound(
+            f"version {found.version} of adapter {name!r} has no file {path!r}",
+            hint=f"it has: {', '.join(file.path for file in found.files)}",
+        )
+    store = services.files.store
+
+    async def opener(start: int, length: int) -> AsyncIterator[bytes]:
+        return await store.read(file.sha256, start=start, length=length)
+
+    return await file_response(
+        request,
+        opener,
+        size=file.bytes,
+        sha256=file.sha256,
+        filename=path.rpartition("/")[2],
+        media_type="application/octet-stream",
+    )
+
+
+@router.get(
+    "/adapters/{name}/versions/{version}/archive.tar",
+    dependencies=[people("get", "adapters")],
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/x-tar": {}}}},
+)
+async def get_archive(
+    namespace: NamespacePath, name: NamePath, version: ReferencePath, services: ServicesOf
+) -> StreamingResponse:
+    """All files of an adapter version in one tar, below a folder `<name>-v<version>`."""
+    found = await services.states.given_out(namespace, name, reference(version))
+    store = services.files.store
+
+    async def read(file: AdapterFile) -> AsyncIterator[bytes]:
+        return await store.read(file.sha256)
+
+    folder = f"{name}-v{found.version}"
+    headers = {
+        "Content-Length": str(archive_size(found.files)),
+        "Content-Disposition": f'attachment; filename="{folder}.tar"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    return StreamingResponse(archive(folder, found.files, read), media_type="application/x-tar", headers=headers)
+
+
+async def _paced(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same blocks; raises `SlowSender` when the next one does not come."""
+    stream = aiter(blocks)
+    while True:
+        try:
+            async with asyncio.timeout(BLOCK_SECONDS):
+                block = await anext(stream, None)
+        except TimeoutError:
+            raise SlowSender(BLOCK_SECONDS) from None
+        if block is None:
+            return
+        yield block
