@@ -1,7 +1,7 @@
 """Check and measure JSON lines while they stream past, in constant memory.
 
-What is refused here is what every run would refuse: see `strictjson` and `shapes`. A byte order mark and blank lines
-are let pass, as a run's export does; blank lines count as lines.
+Refused is what is not one JSON object a line, all of one shape: see `strictjson` and `shapes`. What the rows hold is
+checked by a run's export. A byte order mark and blank lines are let pass, as there; blank lines count as lines.
 
     reader = JsonLinesReader()
     for block in blocks:
@@ -20,7 +20,7 @@ from typing import Any
 from finetune.api.registry import Shape
 
 from .errors import InvalidRows
-from .shapes import Form, form_of, problem_of
+from .shapes import Form, form_of
 from .strictjson import decode
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -104,19 +104,7 @@ class JsonLinesReader:
                 f"line {number}: {form.words}, but line {self._first_row} is {self._form.words}",
                 hint="all rows of a dataset have one shape: split the file, or add the missing keys",
             )
-        if form.fields:
-            self._check(row, form, number)
         self._rows += 1
-
-    @staticmethod
-    def _check(row: dict[str, Any], form: Form, number: int) -> None:
-        problem = problem_of(row, form)
-        if problem is not None:
-            raise InvalidRows(
-                f"line {number}: {problem}",
-                hint="every run that trains on these rows would refuse the line: mend it or leave it out; or rename "
-                f"{' and '.join(form.fields)} if they are something else",
-            )
 
     @staticmethod
     def _parse(line: bytes, number: int) -> dict[str, Any]:

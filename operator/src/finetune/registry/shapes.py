@@ -1,15 +1,12 @@
-"""What a row is by its keys, and whether the fields that make it so hold what every run would ask of them.
+"""What a row is by its keys.
 
-Checked is what each run refuses that reads these fields by these names: values of the wrong type, null or empty texts,
-characters that are none, turns without a known role. Left to a run's export is what depends on the run, or on its
-trainer's version: which columns it maps, its method, whether two answers differ, in which order turns may follow upon
-each other, and what they hold beside role and content: calls of tools, weights, thoughts.
+What its fields hold is for a run's export to check: that depends on the run's method, the columns it maps and its
+trainer's version.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,20 +20,8 @@ _FIELDS: tuple[tuple[Shape, tuple[str, ...]], ...] = (  # the first match wins
     ("prompt-completion", ("prompt", "completion")),
     ("messages", ("messages",)),
 )
-_PAIR = ("chosen", "rejected")
-_LEARNED = (("prompt", "completion"), ("messages",), ("conversations",), ("instruction", "output"))
-_OTHERS = (*_LEARNED[2:], _PAIR)
+_OTHERS = (("conversations",), ("instruction", "output"), ("chosen", "rejected"))
 """Rows that a run may read although fields of the shapes above are there, and null."""
-
-_TOOL = frozenset({"tool", "observation", "function_response", "tool_response", "tool_result", "function", "ipython"})
-_CALL = frozenset({"function_call", "tool_call"})
-_ROLES = frozenset(
-    {"system", "developer", "user", "human", "prompter", "assistant", "gpt", "chatgpt", "model", "bot", "ai"}
-    | _TOOL
-    | _CALL
-)
-"""What the export knows as roles, in lower case and with underscores."""
-_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 @dataclass(frozen=True)
@@ -82,27 +67,8 @@ def _unlabelled_form_of(row: Mapping[str, Any]) -> Form:
     return Form("other")
 
 
-def problem_of(row: Mapping[str, Any], form: Form) -> str | None:
-    """What is wrong with the first field that is wrong, None when all are right or some run does not read them."""
-    for field in form.fields:
-        value = row[field]
-        turns = (_as_turns(value) if field == "prompt" else _as_list(value)) if form.turns else value
-        if form.turns and not (field == "prompt" and isinstance(turns, str)):
-            problem = _turns_problem(turns, field)
-        else:
-            problem = _text_problem(value, field)
-        if problem is not None:
-            return None if _serves_both_methods(row) else problem
-    return None
-
-
 def _has(row: Mapping[str, Any], fields: tuple[str, ...]) -> bool:
     return all(row.get(field) is not None for field in fields)
-
-
-def _serves_both_methods(row: Mapping[str, Any]) -> bool:
-    """Whether a row has a pair of answers and also what SFT reads: each method passes over the other's fields."""
-    return _has(row, _PAIR) and any(_has(row, fields) for fields in _LEARNED)
 
 
 def _form(row: Mapping[str, Any], shape: Shape, fields: tuple[str, ...]) -> Form:
@@ -112,93 +78,13 @@ def _form(row: Mapping[str, Any], shape: Shape, fields: tuple[str, ...]) -> Form
     return Form("preference-messages" if shape == "preference" and turns else shape, fields, turns)
 
 
-def _as_list(value: Any) -> Any:
-    """The list that a text holds as JSON, as rows from tables have it; any other value as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        return decode(value.encode())
-    except ValueError:  # also half of a surrogate pair
-        return value
-
-
-def _as_turns(value: Any) -> Any:
-    """The list of turns that a text holds as JSON: its first item has a role. A text to learn may be a list itself."""
-    turns = _as_list(value)
-    first = turns[0] if isinstance(turns, list) and turns else None
-    return turns if isinstance(first, dict) and ("role" in first or "from" in first) else value
-
-
 def _holds_turns(value: Any) -> bool:
-    turns = _as_turns(value)
-    return isinstance(turns, list) and (not turns or isinstance(turns[0], dict))
-
-
-def _text_problem(value: Any, field: str, *, empty: bool = False) -> str | None:
-    if type(value) is not str:
-        return f"{field}: must be a string, is {_kind(value)}"
-    if not value or value.isspace():
-        return None if empty else f"{field}: is empty"
-    if "\0" in value:
-        return f"{field}: holds a NUL character, at character {value.index(chr(0)) + 1}"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return f"{field}: holds half of a surrogate pair, which is no character"
-    return None
-
-
-def _turns_problem(value: Any, field: str) -> str | None:
-    if not isinstance(value, list):
-        return f"{field}: must be a list of messages, is {_kind(value)}"
-    if not value:
-        return f"{field}: is empty"
-    sharegpt = isinstance(value[0], dict) and "from" in value[0] and "role" not in value[0]
-    role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
-    for index, turn in enumerate(value):
-        where = f"{field}[{index}]"
-        if not isinstance(turn, dict):
-            return f"{where}: must be an object, is {_kind(turn)}"
-        given = turn.get(role_key)
-        role = re.sub(r"[\s-]+", "_", given.strip().lower()) if isinstance(given, str) else ""
-        if role not in _ROLES:
-            is_what = f"is {_short(given)}" if role_key in turn else "is missing"
-            known = "must be system, developer, user, assistant or tool, or another name of theirs"
-            return f"{where}.{role_key}: {known}, {is_what}"
-        problem = _content_problem(turn, f"{where}.{content_key}", role, content_key)
-        if problem is not None:
-            return problem
-    return None
-
-
-def _content_problem(turn: dict[str, Any], field: str, role: str, key: str) -> str | None:
-    content = turn.get(key)
-    if role in _CALL:
-        return None  # a call as JSON, which the export reads
-    empty = role in _TOOL or bool(turn.get("tool_calls"))
-    if content is None and empty:
-        return None
-    if key not in turn:
-        return f"{field}: is missing"
-    if not isinstance(content, list):
-        return _text_problem(content, field, empty=empty)
-    if not content:
-        return f"{field}: is empty"
-    for index, part in enumerate(content):
-        where = f"{field}[{index}]"
-        if not isinstance(part, dict):
-            return f"{where}: must be an object, is {_kind(part)}"
-        if part.get("type") != "text":
-            return f"{where}.type: must be 'text', is {_short(part.get('type'))}: other content cannot be trained on"
-        if (problem := _text_problem(part.get("text"), f"{where}.text")) is not None:
-            return problem
-    return None
-
-
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), "a number")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    """Whether a value is a list of objects, or a text that holds turns as JSON, as rows from tables do."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            decoded = decode(value.encode())
+        except ValueError:  # also half of a surrogate pair
+            return False
+        first = decoded[0] if isinstance(decoded, list) and decoded else None
+        return isinstance(first, dict) and ("role" in first or "from" in first)
+    return isinstance(value, list) and (not value or isinstance(value[0], dict))
