@@ -64,6 +64,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def trained(self) -> Path:
+        """What the trainer had done before it began with the sample answers; gone when the run is done."""
+        return self.path / "trained.json"
+
+    @property
     def training_config(self) -> Path:
         """Written last by the trainer: its presence means that the run is done."""
         return self.path / "training_config.json"
@@ -92,14 +97,18 @@ def fsync_path(path: Path) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document atomically: readers see the old file or the new one, never a part.
+    """Write a JSON document atomically, see `write_text`.
 
     What is not UTF-8 in a file's name becomes an escape, and the same again when the document is read.
     """
+    write_text(path, json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text atomically: readers see the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(document, file, ensure_ascii=False, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -94,6 +94,10 @@ class TrainSettings(flags.Settings):
         None, description="Stop after that many evaluations without a new best"
     )
 
+    samples: int = Field(
+        5, ge=0, le=5, description="Held-out prompts that base and adapter answer at the end, for a person to compare"
+    )
+
     dpo_beta: float = Field(0.1, gt=0, le=10, description="Strength of the pull towards the reference")
     dpo_loss: Literal["Sigmoid", "IPO", "Hinge", "RobustSigmoid"] = Field("Sigmoid", description="Loss of a pair")
     dpo_label_smoothing: float = Field(

@@ -48,6 +48,7 @@ _locked: dict[Path, int] = {}
 _FREE = {
     "run_directory", "run_uid", "name", "resume_from", "resume_from_run", "plot", "print_config", "image",
     "registry_url", "registry_token_file", "namespace", "checkpoint_steps", "micro_batch_size", "gpus", "processes",
+    "samples",
 }  # fmt: skip
 """Settings that do not decide what comes out: they may differ between the attempts of a run."""
 
@@ -75,7 +76,7 @@ GROUPS: flags.Groups = (
     ("The adapter", ("lora_rank", "lora_alpha", "lora_dropout_percent", "lora_target_modules", "lora_variant")),
     ("With --method=DPO", ("dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight")),
     ("Going on from another run", ("resume_from", "resume_from_run")),
-    ("Where to, and what to show", ("name", "run_directory", "plot", "print_config")),
+    ("Where to, and what to show", ("name", "run_directory", "samples", "plot", "print_config")),
     (
         "Memory and speed",
         (

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from model.exits import FailureError
 from model.files import SCHEMA_VERSION, FileDigest, RunDirectory, combined_digest, digest_directory, publish_directory
 from model.result import decimal
 from model.training.config import TrainSettings
+from model.training.samples.questions import card_lines
 
+CARD = "README.md"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "safetensors", "finetune-operator")
 
@@ -94,7 +96,7 @@ def save_adapter(
         config.target_modules = sorted(config.target_modules)  # a set's order would change the digest
     # A reference that the training needs beside the adapter is no part of the result.
     model.save_pretrained(temporary, selected_adapters=["default"], save_embedding_layers=False)
-    for name, text in {"README.md": card, **(beside or {})}.items():
+    for name, text in {CARD: card, **(beside or {})}.items():
         (temporary / name).write_text(text, encoding="utf-8")
     temporary.chmod(0o755)  # whatever the umask, which safetensors does not heed either
     for path in temporary.iterdir():
@@ -173,9 +175,16 @@ def versions() -> dict[str, str]:
 
 
 def model_card(
-    settings: TrainSettings, result: Mapping[str, Any], dataset: Mapping[str, Any], warnings: list[str]
+    settings: TrainSettings,
+    result: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    warnings: list[str],
+    samples: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Return a model card that says where the adapter comes from, how good it is, and what hinders serving it."""
+    """Return a model card that says where the adapter comes from, how good it is, and what hinders serving it.
+
+    `samples` are answers to held-out prompts, see `samples.questions.Question.answered`.
+    """
     dpo = settings.method == "DPO"
     held_out = "held-out pairs" if dpo else "held-out rows"
     losses = [
@@ -216,5 +225,6 @@ def model_card(
             *losses,
             "",
             *(f"Note: {warning}." for warning in warnings),
+            *card_lines(samples, "The reference" if dpo else "The base model"),
         ]
     )

@@ -10,20 +10,17 @@ from typing import Any, TextIO
 
 from model import disks, exits
 from model.exits import FailureError
-from model.files import RunDirectory, write_json
+from model.files import RunDirectory
 from model.registry import RegistryRefusedError, RegistryUnavailableError, retry
-from model.result import as_failure, decimal, result_document, write_termination_message
+from model.result import as_failure, result_document, write_termination_message
 from model.training import build
 from model.training.config import TrainSettings
 from model.training.loop import guessing
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.output.progress import PeerLog, ProgressLog
 from model.training.processes import hang, interruption, parallel, process
-from model.training.serving import Serving, look
+from model.training.serving import look
 from model.training.weights import adapters, basemodel, hub, origin
-
-EVALUATION_WORDS = {"evaluationLoss": "loss", "baseEvaluationLoss": "baseLoss"}
-"""What a progress line calls the results' losses."""
 
 
 def train(settings: TrainSettings, output: TextIO) -> None:
@@ -67,6 +64,8 @@ def _train_and_tell(settings: TrainSettings, directory: RunDirectory, log: Progr
         return
     write_termination_message(result_document(document))
     interruption.finish()
+    for sample in document.get("samples", ()):
+        log.emit("sample", **sample)
     log.emit("end", **result_document(document)["result"])
     _publish(settings, document)
 
@@ -113,6 +112,8 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     settings = settings.model_copy(update={"precision": build.choose_precision(settings)})
     model = build.load_model(settings, data)
     model_loaded = process.timestamp()
+    from model.training.ending import finish  # torch comes with it, as with the model
+
     serving = look(settings, tokenizer, model)
     trainer = build.build_trainer(
         settings=settings, directory=directory, log=log, data=data, tokenizer=tokenizer, model=model, past=past
@@ -127,7 +128,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     } | trainer.run_state.timings
     process.settle()
     _run_loop(trainer, past.checkpoint)
-    return _finish(trainer, directory, data, past, serving)
+    return finish(trainer, directory, data, past, serving)
 
 
 def _pinned(settings: TrainSettings) -> TrainSettings:
@@ -169,57 +170,6 @@ def _run_loop(trainer: Any, checkpoint: Checkpoint | None) -> None:
     if parallel.interrupted():
         trainer.parts.log.emit("interrupted", step=trainer.state.global_step)
     interruption.stop_at_once()
-
-
-def _finish(
-    trainer: Any, directory: RunDirectory, data: build.Data, past: build.Resumption, serving: Serving
-) -> dict[str, Any]:
-    """Evaluate, save the adapter, verify it, and write `training_config.json` last; the first process does that.
-
-    The others take part in the evaluation and return nothing.
-    """
-    from model.training.loop.held_out import check_finite
-    from model.training.result import build_document, model_card, save_adapter
-
-    settings: TrainSettings = trainer.parts.settings
-    state: RunState = trainer.run_state
-    steps = trainer.state.global_step
-    best = trainer.take_best()
-    result: dict[str, Any] = {"runUid": settings.run_uid, "finalLoss": decimal(state.final_loss())}
-    if not parallel.world().first:
-        if len(data.held_out):
-            trainer.final_evaluation()
-        return {}
-    if len(data.held_out):
-        measured = trainer.final_evaluation()
-        told = {EVALUATION_WORDS.get(name, name): value for name, value in measured.items()}
-        trainer.parts.log.emit("evaluation", step=best or steps, final=True, **told)
-        for name in EVALUATION_WORDS:
-            check_finite(measured[name], best or steps)
-        result |= {name: decimal(value) for name, value in measured.items()}
-    result["steps"] = steps
-    if best is not None:
-        result["bestStep"] = best
-    if state.left_out:
-        result["leftOutSteps"] = state.left_out
-    result |= {
-        "tokens": state.tokens,
-        "learnedTokens": state.learned_tokens,
-        "paddedTokens": state.padded_tokens,
-        "resumedFromStep": past.step,
-    }
-    card = model_card(settings, result, data.document, serving.warnings)
-    with hang.during("while the adapter is saved"):
-        files = save_adapter(trainer.model, settings, directory, card, serving.files)
-    document = build_document(
-        settings, result=result, files=files, dataset=data.document, timings=state.timings, history=state.history()
-    )
-    if past.origin is not None:
-        document["resumedFrom"] = past.origin
-    write_json(directory.training_config, document)
-    if trainer.parts.poster is not None:
-        trainer.parts.poster.close()
-    return document
 
 
 def _check_early_stopping(settings: TrainSettings, held_out: int) -> None:

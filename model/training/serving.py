@@ -30,10 +30,13 @@ class Serving:
         Sentences without full stop, for the log and the model card.
     files
         Text files by name.
+    ends
+        Tokens at which answers end.
     """
 
     warnings: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()
 
 
 def look(settings: TrainSettings, tokenizer: Any, model: Any = None) -> Serving:
@@ -57,7 +60,7 @@ def look(settings: TrainSettings, tokenizer: Any, model: Any = None) -> Serving:
         files[adapters.CHAT_TEMPLATE] = str(tokenizer.chat_template)
     if ends.runs_on:
         files[stopping.FILE] = json.dumps(ends.generation_config(origin.check(settings.base_model)), indent=2)
-    return Serving(warnings, files)
+    return Serving(warnings, files, tuple(ends.all))
 
 
 def of_settings(settings: TrainSettings) -> Any:

@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from model.training import cli, result, run
 from model.training.loop import takeover
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.trainer import TrainingLoop
 from model.training.processes import hang, interruption, parallel
 from model.training.rows import store
+from model.training.samples import making
 from tests.training import ranks
 
 POINTS: dict[str, tuple[Any, str]] = {
@@ -26,6 +29,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "checkpoint": (TrainingLoop, "_write_checkpoint"),
     "final evaluation": (TrainingLoop, "final_evaluation"),
     "adapter": (result, "verify_adapter"),
+    "samples": (making, "answers"),
     "last words": (run, "write_termination_message"),
     "publication": (run, "_publish"),
     "takeover": (takeover, "publish_directory"),
@@ -74,6 +78,16 @@ def broken_gpu(arguments: list[str], point: str, call: int) -> None:
     cli.run(arguments)
 
 
+def out_of_memory(arguments: list[str], point: str, call: int) -> None:
+    """Train, and have no memory left on the GPU when a point is reached for the `call`-th time."""
+
+    def act() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    _before(point, call, act)
+    cli.run(arguments)
+
+
 def broken_disk(arguments: list[str], point: str, call: int) -> None:
     """Train, and get SIGTERM and an error of the disk when a point is reached for the `call`-th time."""
 
@@ -87,8 +101,6 @@ def broken_disk(arguments: list[str], point: str, call: int) -> None:
 
 def memory(arguments: list[str], calls: set[int]) -> None:
     """Train on a GPU that runs out of memory in some of the forward passes."""
-    import torch
-
     passes = 0
     original = SupervisedTrainer.compute_loss
 

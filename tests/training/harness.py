@@ -51,6 +51,7 @@ class Run:
             "learning_rate": "1e-2",
             "checkpoint_steps": 4,
             "evaluation_steps": 3,
+            "samples": 0,  # they would take longer than the training
             **flags,
         }
 

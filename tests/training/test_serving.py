@@ -107,12 +107,17 @@ def test_chat_stops_at_the_learned_token(
     running_on: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = Pair(str(running_on), adapter(running_on, tmp_path / "adapter", "q_proj"), max_new_tokens=5, system=None)
-    said = {}
-    model = pair._model
+    said: list[int] = []
+    model = pair._model.get_base_model()
     generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda **given: said.update(given) or generate(**given))
+
+    def listening(**given: Any) -> Any:
+        said.extend(given["generation_config"].eos_token_id)
+        return generate(**given)
+
+    monkeypatch.setattr(model, "generate", listening)
     pair.ask("What?", Conversation())
-    assert set(said["eos_token_id"]) == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
+    assert set(said) == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
 
 
 def test_a_base_that_stops_there_needs_no_word(base: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ FULL: dict[str, Any] = {
         "checkpointSteps": 3,
         "evaluationSteps": 4,
         "earlyStoppingPatience": 2,
+        "samples": 3,
     },
     "lora": {"rank": 8, "alpha": 16, "dropoutPercent": 0, "targetModules": ["q_proj", "v_proj"], "variant": "DoRA"},
     "dataset": {"registry": {"name": "t"}, "tooLong": "Drop", "columns": {"prompt": "q", "completion": "a"}},

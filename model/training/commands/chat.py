@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from model import exits
 from model.exits import FailureError
@@ -95,15 +95,15 @@ class Pair:
         conversation.adapter = [*adapter_turns, {"role": "assistant", "content": tuned}]
         return {"prompt": prompt, "base": base, "adapter": tuned}
 
-    def _fit(self, messages: list[Message]) -> tuple[list[Message], Any]:
+    def _fit(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
         """Return the newest messages after which the answer has room, and their tokens."""
         ids = self._encode(messages)
-        while self._positions is not None and ids.shape[1] + self._max_new_tokens > self._positions:
+        while self._positions is not None and len(ids) + self._max_new_tokens > self._positions:
             if len(messages) < 3:
                 raise FailureError(
                     exits.INVALID_CONFIGURATION,
                     "InvalidSpec",
-                    f"the question has {ids.shape[1]} tokens with its template, the answer may have "
+                    f"the question has {len(ids)} tokens with its template, the answer may have "
                     f"{self._max_new_tokens}, and the model reads {self._positions} in all: ask a shorter one, or "
                     "lower --max-new-tokens",
                 )
@@ -111,28 +111,21 @@ class Pair:
             ids = self._encode(messages)
         return messages, ids
 
-    def _encode(self, messages: list[Message]) -> Any:
+    def _encode(self, messages: list[Message]) -> list[int]:
         tokenizer = self._tokenizer
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template([*self._start, *messages], tokenize=False, add_generation_prompt=True)
-            inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+            inputs = tokenizer(text, add_special_tokens=False)
         else:
-            inputs = tokenizer(messages[-1]["content"], return_tensors="pt")
-        return inputs["input_ids"].to(self._model.device)
+            inputs = tokenizer(messages[-1]["content"])
+        ids: list[int] = inputs["input_ids"]
+        return ids
 
-    def _generate(self, ids: Any) -> str:
-        import torch
+    def _generate(self, ids: list[int]) -> str:
+        from model.training.samples.answers import answers
 
-        with torch.no_grad():
-            output = self._model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=self._max_new_tokens,
-                do_sample=False,
-                eos_token_id=self._ends or None,
-                pad_token_id=self._tokenizer.eos_token_id,
-            )
-        answered: str = self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        ((tokens, _),) = answers(self._model, [ids], ends=self._ends, most=self._max_new_tokens)
+        answered: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return answered.strip()
 
 

@@ -101,6 +101,7 @@ class Display:
             "warning": lambda fields: self._say(f"warning: {fields['message']}"),
             "interrupted": self._interrupted,
             "error": lambda _fields: self._close(),
+            "sample": self._sample,
             "end": self._end,
         }
 
@@ -170,6 +171,16 @@ class Display:
     def _interrupted(self, fields: Mapping[str, Any]) -> None:
         self._close()
         self._say(f"stopped after step {fields['step']}, which is saved: the same command goes on from there")
+
+    def _sample(self, fields: Mapping[str, Any]) -> None:
+        self._close()
+        where = f"row {fields['row']}" + (f" of {fields['file']}" if "file" in fields else "")
+        lines = [f"\nasked, as in {where}"]
+        for name, title in (("prompt", ""), ("reference", "the row"), ("base", "base"), ("adapter", "adapter")):
+            if name in fields:
+                text = fields[name] + (" ..." if name in fields["truncated"] else "")
+                lines.append(f"  {title:<10}" + text.replace("\n", "\n" + " " * 12))
+        self._say("\n".join(lines))
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -45,8 +45,23 @@ def key_for(settings: TrainSettings, manifest: Mapping[str, Any], tokenizer: Any
         method=settings.method,
         maxLength=settings.max_length,
         tooLong=settings.too_long,
-        invalidRows=manifest["source"].get("invalidRows", "Fail"),
+        invalidRows=_invalid_rows(manifest),
     )
+
+
+def encoder_for(settings: TrainSettings, manifest: Mapping[str, Any], tokenizer: Any, moment: datetime) -> RowEncoder:
+    """Return what makes the run's tokens; templates take `moment` for now."""
+    return RowEncoder(
+        tokenizer,
+        max_length=settings.max_length,
+        too_long=settings.too_long,
+        drops_refused=_invalid_rows(manifest) == "Drop",
+        moment=moment,
+    )
+
+
+def _invalid_rows(manifest: Mapping[str, Any]) -> str:
+    return str(manifest["source"].get("invalidRows", "Fail"))
 
 
 def make(
@@ -91,13 +106,7 @@ def _tokenise(
 ) -> None:
     folder, key = store.tokens_directory(directory), key_for(settings, manifest, tokenizer)
     moment = _moment(settings, folder)
-    encoder = RowEncoder(
-        tokenizer,
-        max_length=settings.max_length,
-        too_long=settings.too_long,
-        drops_refused=key["invalidRows"] == "Drop",
-        moment=moment,
-    )
+    encoder = encoder_for(settings, manifest, tokenizer, moment)
     progress = _Progress(tell, manifest["rows"] + manifest["evaluationRows"])
     lines = DigestedLines()
     with store.Writer(folder, pairs=settings.method == "DPO") as writer:

@@ -89,6 +89,9 @@ class Training(ApiModel):
     run, at least 200."""
     early_stopping_patience: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Stop after this many evaluations without a better evaluation loss. Default: never stop early."""
+    samples: Annotated[int, Field(ge=0, le=5)] = 5
+    """Held-out prompts that the base model and the adapter answer at the end, for people to compare. They stand with
+    their answers in the result and in the adapter's model card. 0: none."""
 
 
 class Dpo(ApiModel):

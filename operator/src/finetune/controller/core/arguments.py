@@ -74,6 +74,7 @@ def trainer_arguments(
         "checkpoint-steps": training.checkpoint_steps,
         "evaluation-steps": training.evaluation_steps,
         "early-stopping-patience": training.early_stopping_patience,
+        "samples": training.samples,
         "too-long": run.spec.dataset.too_long,
         **_method_flags(run),
         "quantization": run.spec.quantization,
