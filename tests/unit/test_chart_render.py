@@ -224,7 +224,7 @@ def test_the_operator_understands_its_environment() -> None:
     )
     variables = environment(operator)
     settings = Settings.from_environment(variables)
-    assert operator["args"] == ["operator"]
+    assert operator["args"] == ["operator", "--log-format=json"]
     assert [operator[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")] == [
         "/healthz",
         "/readyz",
@@ -254,6 +254,7 @@ def test_the_registry_understands_its_arguments() -> None:
         operator_user=arguments.operator_user,
     )
     settings.check()
+    assert arguments.log_format == "json"
     assert (settings.host, settings.port, settings.auth) == ("0.0.0.0", 8080, "kubernetes")
     assert registry["ports"] == [{"name": "http", "containerPort": settings.port}]
 
@@ -365,7 +366,8 @@ def test_the_network_policies_are_optional() -> None:
     assert of_kind(render(), "NetworkPolicy") == []
     policies = of_kind(render("--set", "networkPolicy.enabled=true"), "NetworkPolicy")
     ingress = {each["metadata"]["labels"]["app.kubernetes.io/component"]: each["spec"]["ingress"] for each in policies}
-    assert ingress == {"operator": [], "registry": [{"ports": [{"protocol": "TCP", "port": 8080}]}]}
+    port = {"protocol": "TCP", "port": 8080}
+    assert ingress == {"operator": [], "registry": [{"ports": [port]}]}
 
 
 @needs_helm
