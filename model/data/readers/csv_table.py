@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from model import exits
 from model.data.decode import MAX_LINE_BYTES, TOO_LONG, UNDECODED, not_utf8
-from model.data.readers.files import DataFile, check_columns
+from model.data.readers.base import DataFile, check_columns
 from model.data.readers.lines import invalid, joined, skip_line, too_long
 from model.data.readers.sniff import SEPARATOR_LINE, delimiter
 from model.data.records import InvalidRowError, Record

@@ -5,18 +5,19 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
-from model import exits
 from model.data.readers import sniff
+from model.data.readers.base import DataFile, damaged, refusal
+from model.data.readers.csv_table import csv_table
+from model.data.readers.json_array import json_array
 from model.data.readers.lines import bounded_lines, json_lines
+from model.data.readers.parquet import arrow, parquet
 from model.data.readers.zstd import Decompressed, ZstdError
 from model.data.records import Record
-from model.exits import FailureError
 
 HEAD_BYTES = 1 << 20
 """What the format is told by."""
@@ -37,28 +38,6 @@ _REMEDIES: dict[sniff.Format, str] = {
     "Parquet": "name it .parquet",
     "Arrow": "name it .arrow",
 }
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A file to read rows from.
-
-    Parameters
-    ----------
-    name
-        What to call it in messages; its end tells the format.
-    open
-        Gives the bytes from the start on, unbuffered or not; a Parquet file's must be seekable.
-    label
-        The records' `file`: empty when the source has but this one.
-    buffer_bytes
-        How much to ask for at once, where each request costs time.
-    """
-
-    name: str
-    open: Callable[[], BinaryIO]
-    label: str = ""
-    buffer_bytes: int = 1 << 20
 
 
 def has_data_extension(name: str) -> bool:
@@ -91,24 +70,6 @@ def read(file: DataFile) -> Iterator[Record]:
             raise damaged(file.name, number, f"is damaged: {error}") from error
 
 
-def damaged(name: str, number: int, text: str) -> FailureError:
-    """Return the failure of a file that breaks off after some rows."""
-    after = f" after row {number}" if number else ""
-    return FailureError(exits.DATASET_INVALID, "DatasetInvalid", f"{name} {text}{after}; copy it again")
-
-
-def check_columns(file: DataFile, columns: Sequence[str]) -> None:
-    """Refuse a table in which two columns have one name.
-
-    Raises
-    ------
-    FailureError
-        Code 3, with the name.
-    """
-    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
-        raise _refusal(file.name, f"has the column {repeated[0]!r} more than once", "name each column once")
-
-
 def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
     raw = stack.enter_context(file.open())
     stream = _buffered(raw, file.buffer_bytes)
@@ -121,20 +82,14 @@ def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
             break
         if file.name.lower().endswith(end):
             what = f"is not {method} although its name says so{_found(head)}"
-            raise _refusal(file.name, what, "name it after what it is")
+            raise refusal(file.name, what, "name it after what it is")
     form = _format(file.name, wanted, head)
     if form == "JSON lines":
         return json_lines(bounded_lines(stream), file.label)
     if form == "CSV":
-        from model.data.readers.csv_table import csv_table
-
         return csv_table(stream, file)
     if form == "JSON array":
-        from model.data.readers.json_array import json_array
-
         return json_array(stream, file)
-    from model.data.readers.parquet import arrow, parquet
-
     if form == "Arrow":
         return arrow(stream, file)
     return parquet(cast(BinaryIO, stream.detach()), file)  # it has buffers of its own, one for each column
@@ -143,10 +98,10 @@ def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
 def _decompressed(name: str, wanted: sniff.Format | None, stream: BinaryIO, method: str) -> io.BufferedReader:
     end = sniff.COMPRESSIONS[method][1]
     if wanted in ("Parquet", "Arrow"):
-        raise _refusal(name, f"is compressed with {method} as a whole", f"decompress it: {wanted} compresses by itself")
+        raise refusal(name, f"is compressed with {method} as a whole", f"decompress it: {wanted} compresses by itself")
     if wanted is not None and not name.lower().endswith(end):
         bare = PurePosixPath(name).name
-        raise _refusal(name, f"is compressed with {method}", f"name it {bare}{end}, or decompress it")
+        raise refusal(name, f"is compressed with {method}", f"name it {bare}{end}, or decompress it")
     if method == "gzip":
         return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"), HEAD_BYTES)
     return _buffered(cast(BinaryIO, Decompressed(stream)), HEAD_BYTES)
@@ -159,23 +114,23 @@ def _buffered(stream: BinaryIO | gzip.GzipFile, size: int) -> io.BufferedReader:
 def _format(name: str, wanted: sniff.Format | None, head: bytes) -> sniff.Format:
     """Return the format to read the file as: the one that its name says, unless its content says another."""
     if (found := sniff.foreign(head)) is not None:
-        raise _refusal(name, f"is {found[0]}", found[1])
+        raise refusal(name, f"is {found[0]}", found[1])
     seen = _binary_format(head) or sniff.text_format(head)
     if wanted in ("Parquet", "Arrow") and seen != wanted:
-        raise _refusal(name, f"is no {wanted} file{_found(head)}", "copy it again, or name it after what it is")
+        raise refusal(name, f"is no {wanted} file{_found(head)}", "copy it again, or name it after what it is")
     if wanted is None:
         if seen is None and head.strip():
             what = f"begins with {_start(head)}, and its name says no format"
-            raise _refusal(name, what, "name it .jsonl, .json, .csv or .parquet")
+            raise refusal(name, what, "name it .jsonl, .json, .csv or .parquet")
         return seen or "JSON lines"
     if wanted == "JSON array":
         return _json_format(name, seen, head)
     certain = seen not in (None, wanted) and (seen != "JSON lines" or sniff.is_json_object(head))
     if certain:
         assert seen is not None
-        raise _refusal(name, f"holds {_words(seen)}, not {_words(wanted)}", _REMEDIES[seen])
+        raise refusal(name, f"holds {_words(seen)}, not {_words(wanted)}", _REMEDIES[seen])
     if wanted == "JSON lines" and sniff.is_pretty_object(head):
-        raise _refusal(name, "holds a JSON object over several lines", "write one object a line")
+        raise refusal(name, "holds a JSON object over several lines", "write one object a line")
     return wanted
 
 
@@ -191,11 +146,11 @@ def _json_format(name: str, seen: sniff.Format | None, head: bytes) -> sniff.For
     if start.startswith(b"[") or not start:
         return "JSON array" if start else "JSON lines"
     if sniff.is_pretty_object(head):
-        raise _refusal(name, "holds a JSON object over several lines", "write an array of rows, or one object a line")
+        raise refusal(name, "holds a JSON object over several lines", "write an array of rows, or one object a line")
     if start.startswith(b"{"):
         return "JSON lines"
     remedy = _REMEDIES[seen] if seen else "write an array of rows, or one object a line"
-    raise _refusal(name, f"is not JSON: it begins with {_start(head)}", remedy)
+    raise refusal(name, f"is not JSON: it begins with {_start(head)}", remedy)
 
 
 def _extension(name: str) -> str:
@@ -216,7 +171,3 @@ def _found(head: bytes) -> str:
 def _start(head: bytes) -> str:
     line, _, _ = sniff.text_start(head)[:200].partition(b"\n")
     return repr(line.decode("utf-8", "replace").rstrip("\r")[:40])
-
-
-def _refusal(name: str, what: str, remedy: str) -> FailureError:
-    return FailureError(exits.DATASET_INVALID, "DatasetInvalid", f"{name} {what}: {remedy}")

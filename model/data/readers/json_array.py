@@ -1,4 +1,8 @@
-"""A JSON array of rows, one element at a time from a buffer that never grows beyond one row."""
+"""A JSON array of rows, one element at a time from a buffer that never grows beyond one row.
+
+No streaming parser of a library does this: after one row that is not JSON they give up the file, where the rows after
+it have numbers and problems of their own; a key twice, NaN and bytes that are not UTF-8 are not told by row either.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any, BinaryIO
 
 from model import exits
 from model.data.decode import DECODER, MAX_DEPTH, MAX_LINE_BYTES, UNDECODED, check_depth, explain, not_utf8
-from model.data.readers.files import DataFile, damaged
+from model.data.readers.base import DataFile, damaged
 from model.data.readers.lines import invalid, too_long
 from model.data.records import InvalidRowError, Record
 from model.exits import FailureError

@@ -7,7 +7,7 @@ from io import BufferedReader
 from typing import Any, BinaryIO
 
 from model.data.decode import MAX_LINE_BYTES
-from model.data.readers.files import DataFile, check_columns, damaged
+from model.data.readers.base import DataFile, check_columns, damaged
 from model.data.readers.lines import invalid, too_long
 from model.data.records import Record
 
