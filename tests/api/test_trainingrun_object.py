@@ -141,6 +141,7 @@ def full_status() -> TrainingRunStatus:
             last_update_time=NOW,
         ),
         dataset=DatasetStatus(
+            source_sha256="e" * 64,
             version=2,
             rows=400,
             evaluation_rows=40,

@@ -54,14 +54,40 @@ async def test_an_answer_is_good_for_its_time_only() -> None:
     assert await cache.get("another key", load) == 3
 
 
-async def test_a_refusal_is_not_remembered() -> None:
-    cache, load = ShortCache(), Loader()
+async def test_a_refusal_is_remembered_for_a_moment_and_a_failure_not_at_all() -> None:
+    clock, load = Clock(), Loader()
+    cache = ShortCache(clock=clock, refused_seconds=2, refusals=(Unauthorized,))
     load.error = Unauthorized("no", hint="none")
-    for _ in range(2):
+    for clock.now, calls in ((0.0, 1), (1.9, 1), (2.0, 2)):
         with pytest.raises(Unauthorized):
             await cache.get("key", load)
+        assert load.calls == calls
+    clock.now, load.error = 4.1, OSError("away")
+    for calls in (3, 4):
+        with pytest.raises(OSError, match="away"):
+            await cache.get("key", load)
+        assert load.calls == calls
     load.error = None
-    assert await cache.get("key", load) == 3
+    assert await cache.get("key", load) == 5
+
+
+async def test_a_failure_is_shared_by_all_who_wait_for_it() -> None:
+    """Forty callers of a server that hangs do not wait one after the other."""
+    cache, load = ShortCache(), Loader()
+    load.error = OSError("hangs")
+    answers = await asyncio.gather(*(cache.get("key", load) for _ in range(40)), return_exceptions=True)
+    assert {str(each) for each in answers} == {"hangs"}
+    assert load.calls == 1
+
+
+async def test_each_answer_has_its_own_time() -> None:
+    clock, load = Clock(), Loader()
+    cache = ShortCache(seconds=10, clock=clock)
+    assert await cache.get("key", load, seconds=60) == 1
+    clock.now = 59
+    assert await cache.get("key", load, seconds=60) == 1
+    clock.now = 60
+    assert await cache.get("key", load, seconds=60) == 2
 
 
 async def test_a_caller_that_gives_up_does_not_take_the_others_along() -> None:
@@ -147,6 +173,10 @@ async def test_a_caller_is_refused_before_its_documents_are_judged(tmp_path: Pat
 
     with serving(f"sqlite:///{tmp_path}/registry.db", access=opened(OneToken("good"))) as url:
         async with httpx.AsyncClient(base_url=f"{url}/api/v1/namespaces/ml") as http:
+            for path in ("", "/status", "/result", "/adapter"):
+                for content in (b"{", b"[" * 100_000, b" " * (5 * 1024 * 1024)):
+                    strange = await http.put(f"/runs/some-uid{path}", content=content)
+                    assert strange.status_code == 401, (path, content[:10])
             refused = await http.put("/runs/some-uid", json={"nonsense": 1})
             judged = await http.put("/runs/some-uid", json={"nonsense": 1}, headers={"Authorization": "Bearer good"})
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
@@ -165,6 +195,7 @@ async def test_each_call_asks_for_its_own_callers(tmp_path: Path) -> None:
         "GET datasets/d/versions/1/rows": ("get", "datasets"),
         "GET runs": ("list", "trainingruns"),
         "GET runs/u": ("get", "trainingruns"),
+        "GET series?runs=u&metric=loss": ("list", "trainingruns"),
         "GET adapters": ("list", "adapters"),
         "GET adapters/a": ("get", "adapters"),
         "GET adapters/a/versions/latest": ("get", "adapters"),
@@ -178,6 +209,7 @@ async def test_each_call_asks_for_its_own_callers(tmp_path: Path) -> None:
         "GET runs/u",
         "GET runs/u/result",
         "PUT runs/u/adapter",
+        "PUT runs/u/status",
     }
     pods = {
         "GET runs/u/dataset",
@@ -201,6 +233,8 @@ async def test_each_call_asks_for_its_own_callers(tmp_path: Path) -> None:
             count = len(access.rules)
             assert (await http.get(f"{url}/api/v1/progress?runs=a")).status_code == 401
             assert access.rules[-1] == Rule(namespace="", operator=True)
+            assert (await http.get(f"{url}/api/v1/unfinished")).status_code == 401
+            assert access.rules[-1] == Rule(namespace="", operator=True)
             for path in ("/healthz", "/readyz", "/openapi.json"):
                 assert (await http.get(f"{url}{path}")).status_code == 200
-            assert len(access.rules) == count + 1
+            assert len(access.rules) == count + 2

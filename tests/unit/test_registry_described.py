@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
@@ -29,6 +31,12 @@ CHECKS = [
 ]
 KNOWN = {"namespace": "ml", "uid": "known", "name": "tickets", "version": "1"}
 """Half of the requests are about things that are there."""
+
+
+@schemathesis.serializer("application/jsonl")
+def as_it_is(_context: object, value: object) -> object:
+    """Bytes, or whatever else is to be no rows."""
+    return value if isinstance(value, (bytes, str)) else str(value)
 
 
 def test_it_answers_as_it_describes(database_url: str) -> None:
@@ -65,4 +73,5 @@ def send(call: Any, mode: GenerationMode, *, known: bool) -> None:
             case.path_parameters.update({name: KNOWN[name] for name in case.path_parameters if name in KNOWN})
         case.call_and_validate(checks=CHECKS, timeout=30)
 
-    check()
+    with suppress(Unsatisfiable):  # a call without parameters cannot be asked wrongly
+        check()

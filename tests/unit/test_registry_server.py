@@ -105,6 +105,22 @@ def test_sigterm_ends_it_cleanly_after_the_requests_under_way(tmp_path: Path) ->
         assert httpx.get(latest).content == pairs(1) + pairs(1, tag="last")
 
 
+def test_sigterm_ends_it_also_when_a_request_never_ends(tmp_path: Path) -> None:
+    """It gets some seconds and no more: a roll-out must not wait for whoever holds a connection."""
+    with registry_process(tmp_path) as (process, url):
+
+        def rows_that_never_end() -> Iterator[bytes]:
+            yield pairs(1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+            yield b""
+
+        with pytest.raises(httpx.TransportError):
+            httpx.post(f"{url}/api/v1/namespaces/ml/datasets/d/versions", content=rows_that_never_end(), timeout=60)
+    with registry_process(tmp_path) as (_, url):
+        assert httpx.get(f"{url}/api/v1/namespaces/ml/datasets").json()["items"] == []
+
+
 def test_a_killed_registry_lost_nothing_that_it_had_answered(tmp_path: Path) -> None:
     with registry_process(tmp_path) as (process, url):
         versions = f"{url}/api/v1/namespaces/ml/datasets/tickets/versions"
@@ -218,3 +234,17 @@ def test_an_adapter_is_shown_with_its_parent_and_its_rewards(finetune: Finetune,
     assert facts["Parent"].strip().startswith("support version 1, SHA-256 ")
     assert facts["Reward accuracy"].strip() == "0.91"
     assert facts["Steps"].strip() == "55, the best is 40"
+
+
+def test_a_namespace_is_listed_and_forgotten_with_the_command_line(finetune: Finetune, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    with serving(url) as registry:
+        assert httpx.post(f"{registry}/api/v1/namespaces/ml/datasets/d/versions", content=pairs(2)).status_code == 201
+    at = f"--database-url={url}"
+    assert finetune("registry", "namespaces", at).out == ""  # without tokens no uid is ever seen
+    forgotten = finetune("registry", "forget", "ml", at)
+    assert (forgotten.code, forgotten.out) == (0, "forgotten: 1 dataset_versions, 1 datasets\n")
+    again = finetune("registry", "forget", "ml", at)
+    assert (again.code, again.out) == (1, "")
+    assert "nothing is known of namespace 'ml'\nhint: finetune registry namespaces lists them" in again.err
+    assert finetune("registry", "adopt", "~1", at).code == 1

@@ -84,7 +84,7 @@ class TrainingLoop(Trainer):
         self.batches = parts.batches
         self.run_state = parts.state
         self._held_out = HeldOut(held_out, lengths, rows_per_example=self.rows_per_example)
-        self._status = RunStatus(parts.poster)
+        self._status = RunStatus(parts.poster, parts.log.attempt)
         self._saved_step = 0
         self._step_items = self._loss_weight = self._step_tokens = self._learned_tokens = self._padded_tokens = 0
         self._step_started = self._step_seconds = 0.0
@@ -109,7 +109,7 @@ class TrainingLoop(Trainer):
     def train_from(self, checkpoint: Checkpoint | None) -> None:
         """Train until the last step, an early stop or SIGTERM; afterwards all that was made is on the disk."""
         self._saved_step = checkpoint.step if checkpoint else 0
-        self._status.saved(self._saved_step)
+        self._status.started(self._saved_step)
         try:
             self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         except StepGivenUpError:

@@ -51,6 +51,12 @@ def _replace(path: Path, lines: list[bytes]) -> None:
     temporary.replace(path)
 
 
+def count_starts(path: Path) -> int:
+    """Return how often a trainer has started in this file's run directory, as the file tells."""
+    with path.open("rb") as file:
+        return sum(line.startswith(b'{"event": "start"') for line in file)
+
+
 def drop_half_line(path: Path) -> None:
     """Take out the last line when a process did not live to write its end."""
     if path.is_file():

@@ -8,6 +8,7 @@ older reader keeps working.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -23,7 +24,8 @@ UID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 FILE_PATH_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$"
-PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+$"
+"""No control characters, nor those that turn the direction of writing: a terminal and a page show what is there."""
 PARENT_ADAPTER_NOT_FOUND = "ParentAdapterNotFound"
 """Reason of the 404 for a run whose parent adapter does not exist; every other one says `NotFound`."""
 PARENT_ADAPTER_CHANGED = "ParentAdapterChanged"
@@ -44,6 +46,15 @@ def _to_utc(time: datetime) -> datetime:
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except OverflowError:
         raise ValueError("the time is outside the years 1 to 9999 in UTC") from None
+
+
+def _storable(spec: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Refuse what a reader of JSON made of a number beyond a double."""
+    try:
+        json.dumps(spec, allow_nan=False)
+    except ValueError:
+        raise ValueError("it holds a number that is too large, or no number") from None
+    return spec
 
 
 def _without_nul(text: str) -> str:
@@ -120,7 +131,7 @@ class TrainerStatus(Document):
     """Progress of a training run."""
 
     progress_percentage: int | None = Field(default=None, ge=0, le=100)
-    estimated_remaining_seconds: int | None = Field(default=None, ge=0)
+    estimated_remaining_seconds: Count | None = None
     metrics: list[Metric] = Field(default_factory=list, max_length=64)
     last_updated_time: Time | None = None
 
@@ -309,7 +320,7 @@ class RunRequest(Request):
     """As for the dataset: without a number the newest version is recorded, for good."""
     parent_adapter_sha256: Sha256 | None = None
     """What the parent was when it was found first. A registry that lost its database may give the number again."""
-    spec: dict[str, JsonValue]
+    spec: Annotated[dict[str, JsonValue], AfterValidator(_storable)]
 
 
 class AdapterRequest(Request):

@@ -136,6 +136,8 @@ class DatasetStatus(ApiModel):
     """Size of the exported rows in bytes."""
     sha256: Sha256 | None = None
     """SHA-256 of the exported rows."""
+    source_sha256: Sha256 | None = None
+    """SHA-256 of that version in the registry, as it was uploaded: the run trains on these rows or on none."""
     sources: (
         Annotated[tuple[DatasetSourceStatus, ...], Field(max_length=MAX_SOURCES), _readable(DatasetSourceStatus)] | None
     ) = None

@@ -6,11 +6,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from finetune.logs import Format, install
 
 DATABASE_URL = "FINETUNE_DATABASE_URL"
+ADMINISTRATOR = "administrator"
+"""Who the audit trail says has used the commands on the database itself."""
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,6 +44,23 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_database(migrate)
     add_log_format(migrate)
     migrate.set_defaults(handler=_migrate)
+
+    listed = commands.add_parser("namespaces", help="list the namespaces that have rows, and the former ones' keys")
+    _add_database(listed)
+    add_log_format(listed)
+    listed.set_defaults(handler=_namespaces)
+
+    forget = commands.add_parser("forget", help="delete everything of a namespace but its audit trail")
+    forget.add_argument("namespace", help="its name, or the key of a former one")
+    _add_database(forget)
+    add_log_format(forget)
+    forget.set_defaults(handler=_forget)
+
+    adopt = commands.add_parser("adopt", help="give a former namespace's rows to the one that has its name now")
+    adopt.add_argument("key", help='as "finetune registry namespaces" shows it')
+    _add_database(adopt)
+    add_log_format(adopt)
+    adopt.set_defaults(handler=_adopt)
 
 
 def add_log_format(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +114,68 @@ def _migrate(arguments: argparse.Namespace) -> int:
         print(f"schema {after}" + (" already" if before == after else f" (was: {before or 'empty'})"))
 
     return _on_database(run, arguments.log_format)
+
+
+def _namespaces(arguments: argparse.Namespace) -> int:
+    from finetune.registry.store.namespaces import NamespaceStore
+
+    async def show(store: NamespaceStore) -> None:
+        for row in await store.listed():
+            until = f" until {row.retired_time:%Y-%m-%d %H:%M}" if row.retired_time else ""
+            print(f"{row.key:<24} {row.name:<24} {row.uid:<36} {row.seen_time:%Y-%m-%d %H:%M}{until}")
+
+    return _on_namespaces(arguments, show)
+
+
+def _forget(arguments: argparse.Namespace) -> int:
+    from finetune.registry.store.namespaces import NamespaceStore
+
+    async def forget(store: NamespaceStore) -> None:
+        counts = await store.forget(arguments.namespace, actor=ADMINISTRATOR)
+        told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
+        print(f"forgotten: {told or 'nothing but the name'}")
+
+    return _on_namespaces(arguments, forget)
+
+
+def _adopt(arguments: argparse.Namespace) -> int:
+    from finetune.registry.store.namespaces import NamespaceStore
+
+    async def adopt(store: NamespaceStore) -> None:
+        print(f"given to namespace {await store.adopt(arguments.key, actor=ADMINISTRATOR)}")
+
+    return _on_namespaces(arguments, adopt)
+
+
+def _on_namespaces(arguments: argparse.Namespace, action: Callable[[Any], Awaitable[None]]) -> int:
+    """Do something with the namespaces of a migrated database; what it refuses is one line and a hint."""
+    import asyncio
+
+    from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
+    from finetune.registry.errors import RegistryFault
+    from finetune.registry.migrate import migrate
+    from finetune.registry.store.namespaces import NamespaceStore
+
+    try:
+        url = parse_url(_database_url(arguments))
+    except InvalidDatabaseURL as error:
+        return _fail(error, code=2)
+
+    async def run() -> None:
+        database = Database(url)
+        try:
+            await action(NamespaceStore(database))
+        finally:
+            await database.close()
+
+    def act() -> None:
+        migrate(url)
+        asyncio.run(run())
+
+    try:
+        return _on_database(act, arguments.log_format)
+    except RegistryFault as error:
+        return _fail(f"{error.message}\nhint: {error.hint}", code=1)
 
 
 def _database_url(arguments: argparse.Namespace) -> str:

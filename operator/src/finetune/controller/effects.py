@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, assert_never
 
 from finetune.api.registry import (
+    DATASET_CHANGED,
     PARENT_ADAPTER_CHANGED,
     PARENT_ADAPTER_NOT_FOUND,
     AdapterVersion,
@@ -146,11 +147,13 @@ class Effects:
         except RegistryRefused as error:
             if error.reason in (PARENT_ADAPTER_NOT_FOUND, PARENT_ADAPTER_CHANGED):
                 return _with(case, dataset=DatasetView(), parent_missing=str(error))
-            if isinstance(error, RegistryNotFound) and case.run.spec.dataset.registered is not None:
+            unfound = isinstance(error, RegistryNotFound) or error.reason == DATASET_CHANGED
+            if unfound and case.run.spec.dataset.registered is not None:
                 return _with(case, dataset=DatasetView(missing=str(error)))
             raise
         known = recorded.trainer_status is not None
-        case = _with(case, dataset=DatasetView(version=recorded.dataset_version), known=known)
+        dataset = DatasetView(version=recorded.dataset_version, sha256=recorded.dataset_sha256)
+        case = _with(case, dataset=dataset, known=known)
         adapter = recorded.adapter or await self._adapter_before_restore(case.run)
         if adapter is not None:  # it was done before its status was lost
             stored = _message_of_adapter(adapter)
@@ -164,22 +167,23 @@ class Effects:
         if names.RESTORED_LABEL not in run.metadata.labels:
             return None
         wanted = spec_without_suspend(run.spec.to_dict())
-        for former in await self._registry.list_runs(run.metadata.namespace):
+        for former in await self._registry.list_runs(run.metadata.namespace, name=run.metadata.name):
             same = former.name == run.metadata.name and spec_without_suspend(former.spec) == wanted
             if same and former.adapter is not None:
                 return former.adapter
         return None
 
     async def _record_again(self, case: Case) -> None:
-        """Tell a registry that lost its database of the run, without the dataset's version if that is lost, too.
+        """Tell a registry that lost its database of the run, without a dataset's version that is lost or another now.
 
         The adapter is registered with the digest of the rows, which needs no registry. A lost parent is waited for:
         what the adapter goes on from must be right.
         """
         try:
             await self._put_run(case)
-        except RegistryNotFound as error:
-            if error.reason == PARENT_ADAPTER_NOT_FOUND:
+        except RegistryRefused as error:
+            lost = isinstance(error, RegistryNotFound) and error.reason != PARENT_ADAPTER_NOT_FOUND
+            if not lost and error.reason != DATASET_CHANGED:
                 raise
             await self._put_run(case, pin_dataset=False)
 
@@ -188,7 +192,7 @@ class Effects:
         run = case.run
         dataset, parent = run.spec.dataset.registered if pin_dataset else None, run.spec.parent_adapter
         known = recorded_parent(run.status.parent_adapter, case)
-        pinned = run.status.dataset.version if run.status.dataset else None
+        pinned = run.status.dataset if dataset else None
         return await self._registry.put_run(
             run.metadata.namespace,
             run.metadata.uid,
@@ -197,7 +201,8 @@ class Effects:
             method=run.spec.method,
             spec=run.spec.to_dict(),
             dataset_name=dataset.name if dataset else None,
-            dataset_version=(dataset.version or pinned) if dataset else None,
+            dataset_version=(dataset.version if dataset else None) or (pinned.version if pinned else None),
+            dataset_sha256=pinned.source_sha256 if pinned else None,
             parent_adapter_name=parent.name if parent else None,
             parent_adapter_version=known.version if known else parent.version if parent else None,
             parent_adapter_sha256=known.sha256 if known else None,

@@ -33,6 +33,7 @@ from .known import KnownRuns, key_of, run_of
 from .metrics import OperatorMetrics
 from .namespaces import Served
 from .reconcile import Reconciler
+from .teller import Teller
 from .transitions import log_transition
 from .watch import watch
 from .workqueue import Key, WorkQueue
@@ -64,6 +65,12 @@ class Operator:
         kubernetes.on_answered = self._metrics.kubernetes_answered
         registry.on_answered = self._metrics.registry_answered
         self._stop = asyncio.Event()
+        self._teller = Teller(
+            kubernetes=kubernetes,
+            registry=registry,
+            namespaces=settings.watch_namespaces,
+            period_seconds=settings.resync_seconds,
+        )
         gatherer = Gatherer(kubernetes=kubernetes, known=self._known, settings=settings)
         reconciler = Reconciler(
             kubernetes=kubernetes,
@@ -90,6 +97,7 @@ class Operator:
             loops = [
                 group.create_task(self._queue.run(), name="work queue"),
                 group.create_task(self._poll_progress_forever(), name="progress"),
+                group.create_task(self._teller.run(), name="outcomes"),
                 *(group.create_task(served.run(), name="served namespace") for served in self._served.values()),
             ]
             port = self._settings.health_port or (PORT if "KUBERNETES_SERVICE_HOST" in os.environ else None)
@@ -102,6 +110,8 @@ class Operator:
 
     def run_seen(self, run: Mapping[str, Any], *, new: bool, added: bool, gone: bool) -> None:
         """A watch told of a run."""
+        if gone:
+            self._teller.gone(run["metadata"]["uid"])
         if self._known.run_seen(run, added=added, gone=gone):
             # After a start the unfinished ones do not wait behind all of history.
             self._queue.add(key_of(run), urgent=new or not has_finished(run))
@@ -146,6 +156,7 @@ class Operator:
 
     def _status_changed(self, run: ObjectMeta, old: TrainingRunStatus, new: TrainingRunStatus) -> None:
         self._metrics.status_changed(run, old, new)
+        self._teller.note(run, new)
         log_transition(run, old, new, datetime.now(UTC))
 
     def _catch_signals(self) -> None:

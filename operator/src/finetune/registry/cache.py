@@ -55,7 +55,8 @@ class ShortCache:
             loading = asyncio.ensure_future(self._load(key, load, self._seconds if seconds is None else seconds))
             self._loading[key] = loading
             loading.add_done_callback(lambda done: self._loaded(key, done))
-        return await asyncio.shield(loading)  # type: ignore[return-value]
+        value: object = await asyncio.shield(loading)
+        return value  # type: ignore[return-value]  # as above
 
     async def _load(self, key: Hashable, load: Callable[[], Awaitable[object]], seconds: float) -> object:
         try:

@@ -184,7 +184,7 @@ class KubernetesReviews:
         return await self._request("POST", path, body)
 
     async def _request(self, verb: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One call; 404 raises `_RefusedError`, every other failure `Unavailable`: it is ours, not the caller's."""
+        """One call. 404 for an object raises `_RefusedError`, every other failure is ours: `Unavailable`."""
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         parameters = await self._api.param_serialize(
             verb, path, header_params=headers, body=body, auth_settings=["BearerToken"]
@@ -203,7 +203,7 @@ class KubernetesReviews:
             ) from error
         finally:
             self._turns.release()
-        if response.status == 404:
+        if response.status == 404 and verb == "GET":
             raise _RefusedError
         if response.status >= 300:
             raise Unavailable(

@@ -1,6 +1,6 @@
-"""Secrets in the containers' environment.
+"""What the containers' environment has beside their homes: Secrets, and where progress is told.
 
-They come by reference only, never as volumes: then the pod's status names what is missing.
+Secrets come by reference only, never as volumes: then the pod's status names what is missing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from typing import Any
 
 from finetune.api.sources import DatasetSource, SecretKeyRef
 from finetune.api.trainingrun import TrainingRun
+
+from . import names
+from .settings import Settings
 
 Variable = dict[str, Any]
 
@@ -46,6 +49,17 @@ def model_secrets(run: TrainingRun) -> list[Variable]:
     """Variables of the container `trainer`: the hub's token for the base model."""
     hub = run.spec.base_model.hub
     return [_variable("HF_TOKEN", hub.token_secret_ref)] if hub and hub.token_secret_ref else []
+
+
+def callback_variables(run: TrainingRun, settings: Settings) -> list[Variable]:
+    """Where transformers' `KubeflowCallback` tells its progress, in a trainer image that reports by it."""
+    if not settings.registry_url:
+        return []
+    path = f"/api/v1/namespaces/{run.metadata.namespace}/runs/{run.metadata.uid}/status"
+    return [
+        {"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": settings.registry_url.rstrip("/") + path},
+        {"name": "KUBEFLOW_TRAINER_SERVER_TOKEN", "value": names.TOKEN_FILE},
+    ]
 
 
 def secret_names(run: TrainingRun) -> frozenset[str]:

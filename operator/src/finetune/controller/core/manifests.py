@@ -10,7 +10,7 @@ from finetune.api.trainingrun import OutputClaim, TrainingRun
 
 from . import names
 from .arguments import export_arguments, trainer_arguments
-from .environment import model_secrets, source_secrets
+from .environment import callback_variables, model_secrets, source_secrets
 from .exits import collect_failure_policy, pod_failure_policy
 from .quantities import quantity
 from .settings import Settings
@@ -204,7 +204,7 @@ def _trainer_container(
     if resources.gpus:
         limits[resources.gpu_resource_name] = str(resources.gpus)
     container = _container(names.TRAINER_CONTAINER, settings)
-    container["env"] += model_secrets(run)
+    container["env"] += [*model_secrets(run), *callback_variables(run, settings)]
     wanted = {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": limits}
     return {
         **container,

@@ -298,7 +298,7 @@ def _dataset(old: DatasetStatus | None, case: Case) -> DatasetStatus | None:
     values = old.model_dump(exclude_none=True) if old else {}
     recorded, result = case.outcome.dataset, case.result
     if recorded is not None and recorded.version is not None:
-        values["version"] = recorded.version
+        values |= {"version": recorded.version, "source_sha256": recorded.sha256}
     for message in (_exported(case.seen), result.dataset if result else None):
         values |= message.model_dump(exclude_none=True) if message else {}
     return DatasetStatus(**values) if values else None

@@ -251,6 +251,8 @@ class DatasetView:
 
     version: int | None = None
     """The version of `spec.dataset.registry` that is pinned for the run."""
+    sha256: str | None = None
+    """Of its rows, as they were uploaded."""
     missing: str = ""
     """Why there is no such dataset; empty when there is."""
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import StringConstraints
 
 from finetune.api.registry import (
     NAME_PATTERN,
@@ -59,6 +60,7 @@ _NAMES = NAME_PATTERN.strip("^$")
 _METRIC = r"[^\x00-\x1f\x7f,]{1,64}"
 _UIDS = UID_PATTERN.strip("^$")
 
+State = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,32}$")]
 Sort = Literal["created", "-created", "name", "-name", "finished", "-finished", "evaluationLoss", "-evaluationLoss"]
 
 
@@ -83,7 +85,7 @@ async def list_runs(
     *,
     namespace: NamespacePath,
     services: ServicesOf,
-    state: Annotated[list[str] | None, Query(max_length=16, description="phases, any of them")] = None,
+    state: Annotated[list[State] | None, Query(max_length=16, description="phases, any of them")] = None,
     experiment: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
     dataset: Annotated[
         str | None, Query(pattern=f"^{_NAMES}(/[1-9][0-9]{{0,8}})?$", description="a name, or name/version")
@@ -104,7 +106,7 @@ async def list_runs(
 ) -> Runs:
     """Runs that fit everything that is asked for, newest first unless `sort` says otherwise."""
     wanted = RunFilter(
-        states=tuple(each[:32] for each in state or () if "\0" not in each),
+        states=tuple(state or ()),
         experiment=experiment,
         dataset=dataset,
         base_model=base_model,

@@ -1,0 +1,110 @@
+"""What the registry is to be told of runs: each change once, the newest word of each, and never more than fits."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from kubernetes.aio import client
+
+from finetune.api.status import TrainingRunStatus
+from finetune.api.trainingrun import ObjectMeta
+from finetune.clients.kubernetes import KubernetesClient
+from finetune.clients.registry import RegistryClient, RegistryUnavailable
+from finetune.controller.core.outcome import deleted_outcome, outcome_of
+from finetune.controller.teller import MAX_PENDING, MAX_TOLD, Teller
+from tests.support.registry import run_document, serving
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def run(uid: str = "u1", version: str = "7") -> ObjectMeta:
+    return ObjectMeta(name="support", namespace="ml", uid=uid, resource_version=version)
+
+
+def status(phase: str, **more: Any) -> TrainingRunStatus:
+    return TrainingRunStatus.model_validate({"phase": phase, **more})
+
+
+def nowhere() -> KubernetesClient:
+    return KubernetesClient(configuration=client.Configuration(host="http://127.0.0.1:9"))
+
+
+@pytest.fixture
+async def registry(tmp_path: Any) -> AsyncIterator[RegistryClient]:
+    with serving(f"sqlite:///{tmp_path}/registry.db") as url:
+        async with RegistryClient(base_url=url) as registry:
+            await registry.put_run("ml", "u1", **run_document())
+            yield registry
+
+
+async def test_each_change_is_told_once(registry: RegistryClient) -> None:
+    teller = Teller(kubernetes=nowhere(), registry=registry, period_seconds=3600)
+    for version, phase in (("7", "Pending"), ("8", "Pending"), ("9", "Training")):
+        teller.note(run(version=version), status(phase))
+    await teller.tell()
+    known = (await registry.get_run("ml", "u1")).outcome
+    assert known is not None
+    assert known.phase == "Training"
+    teller.note(run(version="12"), status("Training"))
+    assert not teller._pending, "only the version is another one"
+    teller.note(run(version="13"), status("Suspended"))
+    assert len(teller._pending) == 1
+
+
+async def test_what_cannot_be_told_is_kept_in_bounds() -> None:
+    registry = RegistryClient(base_url="http://127.0.0.1:9")
+    teller = Teller(kubernetes=nowhere(), registry=registry)
+    for number in range(MAX_PENDING + 500):
+        teller.note(run(f"u{number}"), status("Training"))
+        teller.note(run(f"u{number}"), status("Suspended"))
+    assert len(teller._pending) == MAX_PENDING
+    assert next(iter(teller._pending)) == "u500", "the oldest are found again by asking the registry"
+    assert {word.outcome.phase for word in teller._pending.values()} == {"Suspended"}
+    with pytest.raises(RegistryUnavailable):
+        await teller.tell()
+    assert len(teller._pending) == MAX_PENDING
+    for number in range(MAX_PENDING * 2):
+        teller.gone(f"u{number}")
+    assert len(teller._gone) == MAX_PENDING
+    assert MAX_TOLD > MAX_PENDING
+    await registry.close()
+
+
+def test_an_outcome_is_what_a_status_says() -> None:
+    assert outcome_of(run(), TrainingRunStatus()) is None
+    failure = {"reason": "DatasetInvalid", "message": "row 7", "hint": "mend it", "row": 7, "exitCode": 3}
+    finished = {"type": "Finished", "status": "True", "reason": "DatasetInvalid", "message": "row 7"}
+    conditions = [{**finished, "lastTransitionTime": "2026-01-01T12:00:00Z", "observedGeneration": 1}]
+    failed = status(
+        "Failed",
+        conditions=conditions,
+        failure=failure,
+        gpuSeconds=12,
+        attempts=2,
+        completionTime="2026-01-01T12:00:00Z",
+    )
+    said = outcome_of(run(version="abc"), failed)
+    assert said is not None
+    assert (said.phase, said.reason, said.message, said.hint, said.row) == (
+        "Failed",
+        "DatasetInvalid",
+        "row 7",
+        "mend it",
+        7,
+    )
+    assert (said.ended, said.version, said.gpu_seconds, said.completion_time) == (True, 0, 12, NOON)
+    waiting = {"reason": "QuotaExceeded", "object": "Job/x", "message": "no quota", "since": "2026-01-01T12:00:00Z"}
+    waits = outcome_of(run(), status("Pending", waiting=waiting))
+    assert waits is not None
+    assert (waits.reason, waits.message, waits.hint, waits.ended, waits.version) == (
+        "QuotaExceeded",
+        "no quota",
+        None,
+        False,
+        7,
+    )
+    gone = deleted_outcome(None, NOON)
+    assert (gone.phase, gone.ended, gone.completion_time) == ("Deleted", True, NOON)
