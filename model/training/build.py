@@ -24,11 +24,12 @@ from model.training.rows.tokens import PreferenceRows, TokenRows, sequences_of
 from model.training.weights import adapters, basemodel, origin
 
 if TYPE_CHECKING:
-    from model.training.loop.trainer import TrainerParts
+    from model.training.loop.layout import Layout
+    from model.training.loop.parts import TrainerParts
 
 MANIFEST_KEYS = ("version", "bytes", "sha256", "sources")
-PREFERENCE_SHAPES = ("preference", "preference-messages")
-"""Shapes of rows that DPO trains on; SFT trains on the others."""
+METHODS = {"preference": "DPO", "preference-messages": "DPO", "unpaired": "KTO", "unpaired-messages": "KTO"}
+"""Which method trains on rows of a shape; SFT trains on the others."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def _untold(_event: str, **_fields: Any) -> None:
 
 def _check_shape(settings: TrainSettings, manifest: dict[str, Any]) -> None:
     shape = manifest["shape"]
-    if (shape in PREFERENCE_SHAPES) == (settings.method == "DPO"):
+    other = METHODS.get(shape, "SFT")
+    if settings.method == other:
         return
     raise FailureError(
         exits.DATASET_INVALID,
@@ -286,9 +288,10 @@ def build_trainer(
     past: Resumption,
 ) -> Any:
     """Return the trainer, which goes on from what earlier attempts have left."""
+    from model.training.loop import fitting
     from model.training.loop.batches import StepBatches
     from model.training.loop.layout import Collator, Layout
-    from model.training.loop.trainer import TrainerParts
+    from model.training.loop.parts import TrainerParts
 
     state = past.checkpoint.state if past.checkpoint else RunState()
     cuda = process.uses_cuda(settings.gpus)
@@ -308,7 +311,7 @@ def build_trainer(
         settings=settings,
         total_steps=count_steps(settings, data),
         batches=batches,
-        collator=Collator(_pad_token_id(tokenizer), Layout.PADDED),
+        collator=Collator(_pad_token_id(tokenizer), choose_layout(model, settings, data.longest_row, cuda=cuda)),
         checkpoints=past.store,
         log=log,
         poster=StatusPoster(registry.post_status) if registry else None,
@@ -316,9 +319,8 @@ def build_trainer(
         probe=cuda and not given,
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
-    choose_layout(trainer, longest_row=data.longest_row, cuda=cuda)
     warnings = [
-        fit_memory(trainer, data) if not given and not cuda else None,
+        fitting.on_cpu(trainer, data.longest_sequence * len(data.sequences)) if not given and not cuda else None,
         compare_arithmetic(trainer, cuda=cuda),
         evaluation_cost(settings, data),
     ]
@@ -395,29 +397,10 @@ def trainer_class(settings: TrainSettings) -> Any:
     return SupervisedTrainer
 
 
-def fit_memory(trainer: Any, data: Data) -> str | None:
-    """Lower the micro-batch on a CPU until it fits the container's memory; return a warning when nothing fits."""
-    from model.training.loop.footprint import LOGITS_BYTES, activation_bytes_per_token
-    from model.training.loop.memory import host_memory
+def choose_layout(model: Any, settings: TrainSettings, longest_row: int, *, cuda: bool) -> Layout:
+    """Return how a micro-batch's rows are laid out: joined where that was asked for, or where it pays.
 
-    settings: TrainSettings = trainer.parts.settings
-    config = trainer.model.config.get_text_config().to_dict()
-    per_token = LOGITS_BYTES * int(config["vocab_size"]) + activation_bytes_per_token(
-        config,
-        item_bytes=trainer.model.get_input_embeddings().weight.element_size(),
-        dropout=bool(settings.lora_dropout_percent),
-        checkpointing=trainer.args.gradient_checkpointing,
-    )
-    tokens = data.longest_sequence * len(data.sequences)
-    found = host_memory(trainer.model, row_tokens=tokens, per_token=per_token, processes=parallel.world().size)
-    if found is None:
-        return None
-    trainer.use_micro_batches(min(parallel.gather(found.rows(trainer.batches.micro_batch_size))))
-    return found.warning()
-
-
-def choose_layout(trainer: Any, *, longest_row: int, cuda: bool) -> None:
-    """Join a micro-batch's rows where that was asked for, or where it pays, provided that no row sees another.
+    Joined they are only when a trial shows that no row sees another. The model's attention is told to keep them apart.
 
     It pays where attention skips what lies outside a row: ours on a CPU, flash attention on a GPU. Any other computes
     the whole square of a joined sequence, which costs more than the padding of rows that are sorted within a step.
@@ -430,25 +413,26 @@ def choose_layout(trainer: Any, *, longest_row: int, cuda: bool) -> None:
     from model.training.loop.attention import mixes_joined_rows, use_segments
     from model.training.loop.layout import Layout
 
-    wanted, collator = trainer.parts.settings.packing, trainer.parts.collator
-    if wanted == "Disabled":
-        return
-    if not cuda and use_segments(trainer.model, longest_row=longest_row):
-        collator.layout = Layout.SEGMENTED
-        return
-    attention = str(getattr(trainer.model.config.get_text_config(), "_attn_implementation", None))
-    if wanted == "Auto" and not (cuda and "flash" in attention):
-        return
-    if reason := mixes_joined_rows(trainer.model):
-        if wanted == "Enabled":
-            raise FailureError(
-                exits.INVALID_CONFIGURATION,
-                "InvalidSpec",
-                f"--packing=Enabled: {trainer.parts.settings.base_model} cannot train on joined rows, {reason}: set "
-                "training.packing (--packing) to Disabled",
-            )
-        return
-    collator.layout = Layout.JOINED
+    if settings.packing == "Disabled":
+        return Layout.PADDED
+    if not cuda and use_segments(model, longest_row=longest_row):
+        return Layout.SEGMENTED
+    attention = str(getattr(model.config.get_text_config(), "_attn_implementation", None))
+    if settings.packing == "Auto" and not (cuda and "flash" in attention):
+        return Layout.PADDED
+    if cuda:
+        model.cuda()  # where the trainer takes it in any case: flash attention can be tried nowhere else
+    reason = mixes_joined_rows(model)
+    if reason is None:
+        return Layout.JOINED
+    if settings.packing == "Auto":
+        return Layout.PADDED
+    raise FailureError(
+        exits.INVALID_CONFIGURATION,
+        "InvalidSpec",
+        f"--packing=Enabled: {settings.base_model} cannot train on joined rows, {reason}: set training.packing "
+        "(--packing) to Disabled",
+    )
 
 
 def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:

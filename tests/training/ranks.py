@@ -17,8 +17,8 @@ import torch
 from model.training import build, cli, launch
 from model.training.loop import checkpoint
 from model.training.loop.layout import count_rows
+from model.training.loop.parts import StepGivenUpError
 from model.training.loop.sft import SupervisedTrainer
-from model.training.loop.trainer import StepGivenUpError
 from model.training.processes import interruption, parallel
 from model.training.processes.parallel import World
 from tests.training import programs

@@ -11,8 +11,7 @@ import torch
 
 from model import exits
 from model.exits import FailureError
-from model.training import build
-from model.training.loop import memory
+from model.training.loop import fitting, memory
 from model.training.loop.layout import count_rows
 from model.training.loop.memory import HostMemory, container_limit, find_rows, free_bytes
 from model.training.loop.sft import SupervisedTrainer
@@ -179,7 +178,7 @@ def test_a_run_on_a_cpu_keeps_to_the_limit(
     settings = make_settings(base_model, tmp_path, batch_size=4, micro_batch_size=4)
     trainer: TrainingLoop = make_trainer(settings, tokenizer, examples)
     try:
-        warning = build.fit_memory(trainer, build.Data(examples, examples, {}))
+        warning = fitting.on_cpu(trainer, max(examples.lengths))
     finally:
         patch.undo()
     rows, warns = expected

@@ -17,6 +17,7 @@ from model.exits import FailureError  # noqa: E402 - as above
 from model.training import build  # noqa: E402 - as above
 from model.training.loop.attention import mixes_joined_rows  # noqa: E402 - as above
 from model.training.loop.layout import Layout  # noqa: E402 - as above
+from model.training.weights import basemodel  # noqa: E402 - as above
 from tests.training.trainers import make_settings, make_trainer, random_pairs, random_rows  # noqa: E402 - as above
 
 SMALL = {"vocab_size": 403, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
@@ -93,21 +94,20 @@ def test_packing_is_refused_for_a_model_that_mixes_rows_up(
     assert (caught.value.code, caught.value.reason) == (exits.INVALID_CONFIGURATION, "InvalidSpec")
 
 
-def test_auto_joins_where_it_pays(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(make_settings(base_model, tmp_path, packing="Disabled"), tokenizer, random_rows(8))
-    collator = trainer.parts.collator
-    assert collator.layout is Layout.PADDED
-    object.__setattr__(trainer.parts, "settings", make_settings(base_model, tmp_path))
-    build.choose_layout(trainer, longest_row=100, cuda=True)
-    assert collator.layout is Layout.PADDED  # sdpa would compute the whole square of the joined sequence
-    build.choose_layout(trainer, longest_row=100, cuda=False)
-    assert collator.layout is Layout.SEGMENTED
+def test_auto_joins_where_it_pays(base_model: Path, tmp_path: Path) -> None:
+    model = basemodel.load_model(str(base_model), None, bfloat16=False)
+    for packing, cuda, layout in (
+        ("Disabled", False, Layout.PADDED),
+        ("Auto", True, Layout.PADDED),  # sdpa would compute the whole square of the joined sequence
+        ("Auto", False, Layout.SEGMENTED),
+    ):
+        settings = make_settings(base_model, tmp_path, packing=packing)
+        assert build.choose_layout(model, settings, 100, cuda=cuda) is layout
 
 
-def test_eager_attention_pads_unless_told_otherwise(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(make_settings(base_model, tmp_path, packing="Disabled"), tokenizer, random_rows(8))
-    trainer.model.set_attn_implementation("eager")
+def test_eager_attention_pads_unless_told_otherwise(base_model: Path, tmp_path: Path) -> None:
+    model = basemodel.load_model(str(base_model), None, bfloat16=False)
+    model.set_attn_implementation("eager")
     for packing, layout in (("Auto", Layout.PADDED), ("Enabled", Layout.JOINED)):
-        object.__setattr__(trainer.parts, "settings", make_settings(base_model, tmp_path, packing=packing))
-        build.choose_layout(trainer, longest_row=100, cuda=False)
-        assert trainer.parts.collator.layout is layout
+        settings = make_settings(base_model, tmp_path, packing=packing)
+        assert build.choose_layout(model, settings, 100, cuda=False) is layout

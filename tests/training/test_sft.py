@@ -21,8 +21,8 @@ from model.training.config import TrainSettings  # noqa: E402 - as above
 from model.training.loop.batches import StepBatches  # noqa: E402 - as above
 from model.training.loop.checkpoint import CheckpointStore, RunState  # noqa: E402 - as above
 from model.training.loop.layout import Collator, Layout  # noqa: E402 - as above
+from model.training.loop.parts import TrainerParts  # noqa: E402 - as above
 from model.training.loop.sft import SupervisedTrainer  # noqa: E402 - as above
-from model.training.loop.trainer import TrainerParts  # noqa: E402 - as above
 from model.training.output.progress import ProgressLog  # noqa: E402 - as above
 from model.training.processes import interruption  # noqa: E402 - as above
 from model.training.result import save_adapter  # noqa: E402 - as above

@@ -55,7 +55,7 @@ def test_a_steps_time_ends_when_the_gpu_is_done(
     base_model: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make(base_model, tokenizer, tmp_path)
-    trainer.start_step()
+    trainer.start_clock()
 
     def work_for_a_minute() -> None:
         trainer._step_started -= 60
@@ -66,6 +66,20 @@ def test_a_steps_time_ends_when_the_gpu_is_done(
     monkeypatch.setattr(type(trainer.args), "device", torch.device("cuda"))
     trainer.stop_clock()
     assert trainer._step_seconds > 60
+
+
+def test_the_time_that_loading_takes_is_the_steps(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make(base_model, tokenizer, tmp_path, max_steps=2)
+    collate = trainer.data_collator
+
+    def load_for_a_minute(rows: Any) -> Any:
+        trainer._step_started -= 60
+        return collate(rows)
+
+    trainer.data_collator = load_for_a_minute
+    trainer.train_from(None)
+    # Two minutes up to rounding; the library loads a batch ahead, whichever step waits for it.
+    assert sum(line["tokens"] / line["tokensPerSecond"] for line in events(trainer, "train")) > 100
 
 
 def test_sigterm_ends_the_search_for_what_fits(

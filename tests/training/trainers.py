@@ -14,8 +14,8 @@ from model.training import build
 from model.training.config import TrainSettings
 from model.training.loop.batches import StepBatches
 from model.training.loop.checkpoint import CheckpointStore, RunState
-from model.training.loop.layout import Collator, Layout
-from model.training.loop.trainer import TrainerParts
+from model.training.loop.layout import Collator
+from model.training.loop.parts import TrainerParts
 from model.training.output.progress import ProgressLog
 from model.training.processes import parallel
 from model.training.rows.tokens import IGNORED, PreferenceRows, TokenRows
@@ -94,15 +94,15 @@ def make_trainer(
         settings=settings,
         total_steps=settings.max_steps or (settings.epochs or 1) * batches.steps_per_epoch,
         batches=batches,
-        collator=Collator(tokenizer.pad_token_id, Layout.PADDED),
+        collator=Collator(
+            tokenizer.pad_token_id, build.choose_layout(model, settings, max(examples.lengths), cuda=False)
+        ),
         checkpoints=CheckpointStore(settings.run_directory / "checkpoints", {}),
         log=ProgressLog(io.StringIO(), settings.run_directory / "metrics.jsonl"),
         poster=None,
         state=RunState(),
     )
-    trainer = (kind or build.trainer_class(settings))(model, tokenizer, examples, examples, parts)
-    build.choose_layout(trainer, longest_row=max(examples.lengths), cuda=False)
-    return trainer
+    return (kind or build.trainer_class(settings))(model, tokenizer, examples, examples, parts)
 
 
 def shake(trainer: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from model.training.processes import process
 
 if TYPE_CHECKING:
-    from model.training.loop.trainer import TrainerParts
+    from model.training.loop.parts import TrainerParts
 
 
 def common_arguments(parts: TrainerParts) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from trl import DPOConfig, DPOTrainer
 from model.training.config import TrainSettings
 from model.training.loop.arguments import common_arguments
 from model.training.loop.layout import PairCollator, learned_counts
+from model.training.loop.parts import TrainerParts
 from model.training.loop.scoring import sequence_logps
-from model.training.loop.trainer import TrainerParts, TrainingLoop
+from model.training.loop.trainer import TrainingLoop
 from model.training.processes import parallel
 from model.training.rows.tokens import PreferenceRows
 from model.training.weights.adapters import Reference, in_float32, new_adapter

@@ -38,7 +38,7 @@ class Collator:
     pad_token_id
         What stands in the padding; it is never looked at.
     layout
-        May be changed before the first batch.
+        How.
     """
 
     def __init__(self, pad_token_id: int, layout: Layout) -> None:

@@ -10,8 +10,9 @@ from trl import SFTConfig, SFTTrainer
 
 from model.training.loop.arguments import common_arguments
 from model.training.loop.layout import learned_counts
+from model.training.loop.parts import TrainerParts
 from model.training.loop.scoring import token_losses
-from model.training.loop.trainer import TrainerParts, TrainingLoop
+from model.training.loop.trainer import TrainingLoop
 from model.training.rows.tokens import TokenRows
 from model.training.weights.adapters import in_float32, new_adapter
 

@@ -6,15 +6,13 @@ the GPU's memory does not suffice. Checkpoints are whole or absent, progress is 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +21,16 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState, set_seed
 
 from model import gpus
-from model.training.config import TrainSettings
-from model.training.loop import generators, memory, nonfinite
-from model.training.loop.batches import StepBatches
+from model.training.loop import fitting, generators, memory, nonfinite
 from model.training.loop.callbacks import StepEnd
-from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState, generator_name
+from model.training.loop.checkpoint import Checkpoint, generator_name
 from model.training.loop.held_out import HeldOut, check_finite
-from model.training.loop.layout import Collator, count_rows, count_tokens, split
+from model.training.loop.layout import count_rows, count_tokens, split
+from model.training.loop.parts import StepGivenUpError, TrainerParts
 from model.training.loop.schedule import share_of_peak
-from model.training.output.progress import PeerLog, ProgressLog, RunStatus, StatusPoster
+from model.training.output.progress import RunStatus
 from model.training.processes import hang, interruption, parallel
 from model.training.weights import adapter_layers
-
-
-class StepGivenUpError(Exception):
-    """SIGTERM came and the step in progress does not end in time: what it has done so far is thrown away."""
-
-
-@dataclass(frozen=True)
-class TrainerParts:
-    """What a trainer works with, apart from the model and the rows."""
-
-    settings: TrainSettings
-    total_steps: int
-    batches: StepBatches
-    collator: Collator
-    checkpoints: CheckpointStore
-    log: ProgressLog | PeerLog
-    poster: StatusPoster | None
-    state: RunState
-    probe: bool = False
-    """Whether the micro-batch is to be found on the GPU before the first step."""
 
 
 class TrainingLoop(Trainer):
@@ -93,7 +70,7 @@ class TrainingLoop(Trainer):
         self._step_loss: Any = 0.0
         self._left_out = False
         self._given_up = self._interrupted = False
-        parallel.share(self._trained)
+        parallel.share(self.trained)
         if not parallel.world().first:
             set_seed((parts.settings.seed + parallel.world().rank) % 2**32)  # noise of its own
         settings = parts.settings
@@ -137,7 +114,7 @@ class TrainingLoop(Trainer):
         GPU is found here.
         """
         if self.parts.probe:
-            self._probe()
+            fitting.on_gpu(self)
         return DataLoader(
             self.train_dataset,
             batch_sampler=self.batches,
@@ -154,34 +131,14 @@ class TrainingLoop(Trainer):
         self.args.per_device_train_batch_size = self._train_batch_size = size
         self.args.gradient_accumulation_steps = self.batches.micro_batches_per_step
 
-    def _probe(self) -> None:
-        """Find the micro-batch with the longest examples; weights, gradients and random numbers stay as they are."""
-        longest = sorted(range(len(self.batches.lengths)), key=lambda row: -self.batches.lengths[row])
-        start, device = self.batches.micro_batch_size, memory.CudaDevice()
-
-        def attempt(rows: int) -> None:
-            if interruption.requested():
-                raise StepGivenUpError
-            batch = self.data_collator([self.train_dataset[row] for row in longest[:rows]])
-            try:
-                super(TrainingLoop, self).training_step(self.model, batch, rows)
-            finally:
-                self.model.zero_grad()
-                self._measured.clear()
-                hang.alive()
-
-        most = min(self.batches.rows_per_step, memory.GPU_GROWTH * start)
-        reserve = sum(8 * parameter.numel() for parameter in self._trained)  # Adam's two moments, in float32
-        size = 0
-        with generators.untouched(), contextlib.suppress(StepGivenUpError):
-            size = memory.find_rows(attempt, device, start=start, most=most, reserve=reserve)
-        if parallel.interrupted():
-            raise StepGivenUpError
-        size = min(parallel.gather(size))
-        if not size:
-            raise memory.too_large(self.parts.settings.max_length)
-        self.use_micro_batches(size)
-        self.parts.log.emit("probe", microBatchSize=size, availableBytes=device.total())
+    def try_backward(self, rows: Sequence[int]) -> None:
+        """Send examples forward and backward, and leave nothing of it behind but random numbers that were drawn."""
+        batch = self.data_collator([self.train_dataset[row] for row in rows])
+        try:
+            super().training_step(self.model, batch, len(rows))
+        finally:
+            self.model.zero_grad()
+            self._measured.clear()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Let the learning rate follow the settings' schedule."""
@@ -201,6 +158,7 @@ class TrainingLoop(Trainer):
 
         Items are the tokens that it learns; a method whose items are others counts those tokens besides.
         """
+        self.start_clock()
         samples, items = super().get_batch_samples(*args, **kwargs)
         self._measured.clear()
         self._step_loss = 0.0
@@ -231,7 +189,7 @@ class TrainingLoop(Trainer):
         return loss
 
     def _step_in_parts(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
-        before = [None if p.grad is None else p.grad.clone() for p in self._trained]
+        before = [None if p.grad is None else p.grad.clone() for p in self.trained]
         measured = len(self._measured)
         while True:
             with_generators = generators.states()
@@ -239,7 +197,7 @@ class TrainingLoop(Trainer):
             if loss is not None:
                 return loss
             # Only now is the exception gone, and with it the traceback that kept the activations alive.
-            for parameter, gradient in zip(self._trained, before, strict=True):
+            for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             generators.restore(with_generators)
             del self._measured[measured:]
@@ -253,11 +211,11 @@ class TrainingLoop(Trainer):
     def _clip_grad_norm(self, model: Any) -> Any:
         """Add up the gradients of all processes first; throw them away afterwards when they are no numbers."""
         self._agree()
-        parallel.add_gradients(self._trained)
+        parallel.add_gradients(self.trained)
         norm = super()._clip_grad_norm(model)
         self._left_out = not (math.isfinite(norm) and math.isfinite(self._step_loss))
         if self._left_out:
-            for parameter in self._trained:
+            for parameter in self.trained:
                 parameter.grad = None  # the optimizer passes over what has none: no weight and no moment changes
         return norm
 
@@ -292,7 +250,7 @@ class TrainingLoop(Trainer):
         return self._interrupted if parallel.world().size > 1 else interruption.requested()
 
     @functools.cached_property
-    def _trained(self) -> list[torch.nn.Parameter]:
+    def trained(self) -> list[torch.nn.Parameter]:
         """The adapter's weights; found once, for looking through all modules takes a percent of a small step."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
@@ -315,10 +273,13 @@ class TrainingLoop(Trainer):
         return loss
 
     def start_step(self) -> None:
-        """Note where the step starts: its moment and its random numbers."""
+        """Note the random numbers that the step starts with."""
         self._step_generators = generators.states()
         if parallel.world().size == 1 and interruption.requested():
             raise StepGivenUpError
+
+    def start_clock(self) -> None:
+        """Start the step's clock, before its rows are loaded."""
         self._step_started = time.monotonic()
 
     def stop_clock(self) -> None:
@@ -420,34 +381,47 @@ class TrainingLoop(Trainer):
         return self.mean_loss(sums) if sums else None
 
     def held_out_sums(self, *, stop_when_interrupted: bool = False) -> dict[str, float]:
-        """Measure all held-out examples; nothing when SIGTERM came in between and `stop_when_interrupted`.
-
-        The random numbers stay those of the training.
-        """
-        training = self.model.training
-        self.model.eval()
-        sums: dict[str, float] = {}
-        try:
-            with (
-                hang.during("in an evaluation"),
-                generators.untouched(),
-                torch.no_grad(),
-                self.compute_loss_context_manager(),
-            ):
-                for batch in self._held_out.batches(self.data_collator, self.args.per_device_train_batch_size):
-                    if stop_when_interrupted and interruption.requested():
-                        break
-                    measured = self._held_out.measure(batch, self._measure, max_length=self.parts.settings.max_length)
-                    sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
-                    hang.alive()
-        finally:
-            self.model.train(training)
+        """Measure all held-out examples; nothing when SIGTERM came in between and `stop_when_interrupted`."""
+        batches = self._held_out.batches(self.data_collator, self.args.per_device_train_batch_size)
+        with hang.during("in an evaluation"):
+            sums = self.sums_over(batches, self.measure, lambda: stop_when_interrupted and interruption.requested())
         if stop_when_interrupted and parallel.interrupted():
             return {}
         return parallel.total_sums(sums)
 
-    def _measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-        return self.measure(self._prepare_inputs(batch))
+    def sums_over(
+        self,
+        batches: Iterable[dict[str, torch.Tensor]],
+        measure: Callable[[dict[str, torch.Tensor]], dict[str, float]],
+        stop: Callable[[], bool],
+    ) -> dict[str, float]:
+        """Add up what this process measures, without gradients and dropout; the random numbers stay the training's.
+
+        Parameters
+        ----------
+        batches
+            This process's.
+        measure
+            Returns a batch's share of the sums, by name.
+        stop
+            Is asked before each batch whether to leave out the rest.
+        """
+        training, limit = self.model.training, self.parts.settings.max_length
+        self.model.eval()
+        sums: dict[str, float] = {}
+        try:
+            with generators.untouched(), torch.no_grad(), self.compute_loss_context_manager():
+                for batch in batches:
+                    if stop():
+                        break
+                    found = self._held_out.measure(
+                        batch, lambda part: measure(self._prepare_inputs(part)), max_length=limit
+                    )
+                    sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+                    hang.alive()
+        finally:
+            self.model.train(training)
+        return sums
 
     def _save_checkpoint(self, *_model_and_trial: Any) -> None:
         self.save_checkpoint()
@@ -478,7 +452,7 @@ class TrainingLoop(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Take the adapter's weights, the same in all processes."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        parallel.share(self._trained)
+        parallel.share(self.trained)
 
     def _generator_file(self) -> bytes:
         """Return what the trainer saves of this process's random numbers."""
