@@ -78,6 +78,20 @@ def test_a_success_has_the_result_the_adapter_and_the_conditions() -> None:
     assert (status.attempts, status.gpu_seconds, status.duration_seconds) == (1, 2 * (95 - 3), 97)
 
 
+def test_what_became_of_a_mixs_sources_stays_although_the_trainer_does_not_say_it() -> None:
+    sources = [
+        {"name": "tickets/2", "version": 2, "rows": 300, "evaluationRows": 30, "found": 330, "dropped": 0},
+        {"name": "chats", "rows": 100, "evaluationRows": 10, "found": 2000, "dropped": 1},
+        {"rows": "no source that this version can read"},
+    ]
+    exported = o.ended(0, {"dataset": {"rows": 400, "evaluationRows": 40, "sources": sources}}, seconds=6)
+    done = o.pod("p1", "Succeeded", export=exported, trainer=o.ended(0, o.RESULT, seconds=95))
+    status = status_of(look(o.run(), o.job("Complete"), done, adapter=ADAPTER))
+    assert status.dataset is not None
+    assert status.dataset.tokens == 39000
+    assert status.dataset.to_dict()["sources"] == sources[:2]
+
+
 def test_what_preference_training_measures_is_in_the_result() -> None:
     measured = {"rewardAccuracy": "0.91", "rewardMargin": "-1.3", "bestStep": 40}
     words = {**o.RESULT, "result": {**o.RESULT["result"], **measured}, "dataset": {"rows": 400, "duplicates": 2}}
