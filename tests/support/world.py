@@ -26,6 +26,7 @@ Document = dict[str, Any]
 
 DEADLINE_SECONDS = 180.0
 """A condition that is not met by then never will be, also on a machine that does ten other things."""
+LOG_FORMAT = "--log-format=json"
 PLURALS = {"job": "jobs", "pod": "pods", "pvc": "persistentvolumeclaims"}
 ROWS = b'{"prompt": "a", "completion": "b"}\n' * 4
 FILES = [{"path": "adapter_model.safetensors", "bytes": 3, "sha256": "b" * 64}]
@@ -228,6 +229,7 @@ async def a_world(
     port = free_port()
     database = f"sqlite:///{folder}/registry.db"
     arguments = ["registry", "serve", "--database-url", database, "--host=127.0.0.1", f"--port={port}", "--auth=none"]
+    arguments.append(LOG_FORMAT)
     upstream, tls = client_tls(kubectl.kubeconfig)
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(
@@ -246,7 +248,8 @@ async def a_world(
             "FINETUNE_REFERENCE_TIMEOUT_SECONDS": "2",
             **settings,
         }
-        operator = Server("operator", environment=environment, log=folder / "operator.log", skew=skew, fresh=fresh)
+        log = folder / "operator.log"
+        operator = Server("operator", LOG_FORMAT, environment=environment, log=log, skew=skew, fresh=fresh)
         made = World(kubectl, operator, kubernetes, registry, server)
         stack.push_async_callback(made.client.close)
         rows = folder / "rows.jsonl"

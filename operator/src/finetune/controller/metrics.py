@@ -26,23 +26,12 @@ from finetune.metrics import OTHER, SECONDS_OF_A_CALL, bounded, code_label, new_
 
 from .core.attempts import COMPLETED, GONE, INTERRUPTED, SUSPENDED
 from .core.case import is_finished
-from .transitions import REASONS, reason_of
+from .transitions import REASONS, UNFINISHED, reason_of
 from .workqueue import QueueState
 
 NEW = "New"
 """The phase of a run that the operator has not written yet."""
-PHASES = frozenset(
-    {
-        NEW,
-        reasons.QUEUED,
-        reasons.PENDING,
-        reasons.EXPORTING,
-        reasons.TRAINING,
-        reasons.REGISTERING,
-        reasons.SUSPENDED,
-    }
-)
-"""Of unfinished runs."""
+PHASES = UNFINISHED | {NEW}
 ENDS = frozenset({COMPLETED, INTERRUPTED, SUSPENDED, GONE, *reasons.FAILURE_REASONS})
 """How an attempt ends."""
 REASONS_OF_ENDS = frozenset({reasons.ADAPTER_REGISTERED, OTHER, *reasons.FAILURE_REASONS})

@@ -19,6 +19,18 @@ from .core.events import begins_to_wait
 
 _log = logging.getLogger(__name__)
 
+UNFINISHED = frozenset(
+    {
+        reasons.QUEUED,
+        reasons.PENDING,
+        reasons.EXPORTING,
+        reasons.TRAINING,
+        reasons.REGISTERING,
+        reasons.SUSPENDED,
+    }
+)
+"""The phases of a run that has not ended."""
+PHASES = UNFINISHED | {reasons.SUCCEEDED, reasons.FAILED}
 REASONS = frozenset({*reasons.HINTS, *reasons.OTHER_REASONS})
 """Every word for why; what a pod or a newer version says beyond them is `other`."""
 
@@ -42,14 +54,15 @@ def log_transition(run: ObjectMeta, old: TrainingRunStatus, new: TrainingRunStat
     if not is_transition(old, new):
         return
     created = run.creation_timestamp
+    phase = bounded(new.phase or "", PHASES)
     _log.info(
         "%s",
-        bounded(new.phase or "", REASONS),
+        phase,
         extra=fields(
             run=run.name,
             namespace=run.namespace,
             uid=run.uid,
-            phase=bounded(new.phase or "", REASONS),
+            phase=phase,
             reason=reason_of(new),
             seconds=max(0, round((now - created).total_seconds())) if created else None,
             attempt=new.attempts or 0,
