@@ -33,6 +33,7 @@ MODULE = "github.com/argoproj/argo-cd/v3"
 NAMESPACE = "argocd"
 IN_CLUSTER = "https://kubernetes.default.svc"
 APPLICATIONS = f"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/applications"
+PROJECTS = f"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/appprojects"
 PATHS = {
     "ConfigMap": f"/api/v1/namespaces/{NAMESPACE}/configmaps",
     "Secret": f"/api/v1/namespaces/{NAMESPACE}/secrets",
@@ -160,11 +161,12 @@ class ArgoCD:
         self.api.apply("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         for document in self._manifests():
             self.api.apply(PATHS[document["kind"]], document)
-        self.wait_for("its kinds are served", lambda: self.api.get(APPLICATIONS), START_SECONDS)
+        served = (APPLICATIONS, PROJECTS)
+        self.wait_for("its kinds are served", lambda: all(self.api.get(path) for path in served), START_SECONDS)
         project = {"destinations": [{"server": "*", "namespace": "*"}], "sourceRepos": ["*"]}
         everything = [{"group": "*", "kind": "*"}]
         self.api.apply(
-            APPLICATIONS.replace("applications", "appprojects"),
+            PROJECTS,
             {
                 "apiVersion": "argoproj.io/v1alpha1",
                 "kind": "AppProject",

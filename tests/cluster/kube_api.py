@@ -17,7 +17,7 @@ from tests.cluster.base import ClusterError
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
-REQUEST_SECONDS = 10.0
+REQUEST_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

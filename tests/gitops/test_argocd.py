@@ -21,6 +21,8 @@ Document = dict[str, Any]
 TEAM = "gitops"
 SYSTEM, RUNS = "finetune-operator", "runs"
 SECONDS = 420.0
+ENDLESS = {**runs.LONG, "maxSteps": 100_000}
+"""A training that is still under way whenever a test looks."""
 
 
 def text(*documents: Document) -> str:
@@ -125,40 +127,33 @@ def test_a_failed_run_is_degraded_and_says_why(argo: ArgoCD, team: Kubectl) -> N
 
 
 def test_a_run_suspended_in_git_rests_and_goes_on(argo: ArgoCD, team: Kubectl) -> None:
-    argo.commit(run_file("long", training=runs.LONG, adapter={"name": "long"}))
+    argo.commit(run_file("long", training=ENDLESS, adapter={"name": "long"}))
     argo.refresh(RUNS)
     argo.wait_for("it trains", lambda: phase(team, "long") == "Training", SECONDS)
-    argo.commit(run_file("long", training=runs.LONG, adapter={"name": "long"}, suspend=True))
+    argo.commit(run_file("long", training=ENDLESS, adapter={"name": "long"}, suspend=True))
     argo.refresh(RUNS)
     argo.wait_for("it is suspended", lambda: argo.health(RUNS) == "Suspended", SECONDS)
     assert argo.sync(RUNS) == "Synced"
-    argo.commit(run_file("long", training=runs.LONG, adapter={"name": "long"}))
+    argo.commit(run_file("long", training=ENDLESS, adapter={"name": "long"}))
     argo.refresh(RUNS)
     argo.wait_for("it goes on", lambda: phase(team, "long") == "Training", SECONDS)
 
 
-def test_self_heal_takes_back_what_was_done_by_hand(argo: ArgoCD, team: Kubectl) -> None:
-    """Git decides: there a run is suspended, or `suspend` is left to people by ignoreDifferences."""
-    team.patch("trainingruns", "long", {"spec": {"suspend": True}})
-    argo.wait_for("it goes on", lambda: not team.json("get", "trainingrun", "long")["spec"]["suspend"], SECONDS)
-
-
-def test_the_actions_are_offered_and_work(argo: ArgoCD, team: Kubectl) -> None:
-    argo.apply_application(
-        RUNS,
-        path=RUNS,
-        namespace=TEAM,
-        ignoreDifferences=[
-            {"group": "finetune.dev", "kind": "TrainingRun", "jqPathExpressions": [".spec.suspend"]},
-        ],
-        syncPolicy={"automated": {"prune": True, "selfHeal": True}, "syncOptions": ["RespectIgnoreDifferences=true"]},
-    )
+def test_what_git_does_not_say_is_left_to_people(argo: ArgoCD, team: Kubectl) -> None:
+    """The manifest has no `suspend`: the actions work, and self-healing does not take them back."""
     action(argo, "suspend", "long")
     argo.wait_for("it is suspended", lambda: argo.health(RUNS) == "Suspended", SECONDS)
-    assert {seen[0] for seen in stays(argo, RUNS, 3)} == {"Synced"}
-    assert team.json("get", "trainingrun", "long")["spec"]["suspend"] is True
+    assert set(stays(argo, RUNS, 3)) == {("Synced", "Suspended")}
     action(argo, "resume", "long")
     argo.wait_for("it goes on", lambda: phase(team, "long") == "Training", SECONDS)
+
+
+def test_what_git_says_is_taken_back(argo: ArgoCD, team: Kubectl) -> None:
+    argo.commit(run_file("long", training=ENDLESS, adapter={"name": "long"}, suspend=False))
+    argo.refresh(RUNS)
+    argo.wait_for("Git says that it goes on", lambda: argo.sync(RUNS) == "Synced")
+    team.patch("trainingruns", "long", {"spec": {"suspend": True}})
+    argo.wait_for("it goes on", lambda: not team.json("get", "trainingrun", "long")["spec"]["suspend"], SECONDS)
 
 
 def action(argo: ArgoCD, name: str, run: str) -> None:
