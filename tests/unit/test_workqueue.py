@@ -12,6 +12,7 @@ from finetune.controller.workqueue import (
     BACKOFF_MAXIMUM_SECONDS,
     PATIENCE,
     Key,
+    Line,
     Lines,
     Work,
     WorkQueue,
@@ -123,14 +124,14 @@ async def test_what_is_due_later_comes_once_at_the_earlier_time_and_may_become_u
     async with serving(work, workers=1) as queue:
         queue.add_after(B, 0.02)
         for _ in range(3):
-            queue.add_after(A, 0.02, urgent=True)
-        queue.add_after(A, 600, urgent=True)
+            queue.add_after(A, 0.02, Line.NEWS)
+        queue.add_after(A, 600, Line.NEWS)
         queue.add_after(A, 600)
         await asyncio.wait_for(done.wait(), 5)
     assert sorted(passes) == ["a", "b"]
     queue = WorkQueue(work=work)
     queue.add_after(A, 600)
-    queue.add_after(A, 900, urgent=True)
+    queue.add_after(A, 900, Line.NEWS)
     timer = queue._timers[A]
     timer._run()
     assert queue.state()[:2] == (1, 0), "urgent, at the earlier time"
@@ -146,32 +147,43 @@ def test_backoff_doubles_up_to_a_minute_and_is_spread(failures: int, full: float
 def test_what_something_happened_to_goes_before_what_only_waits() -> None:
     lines = Lines()
     for name in ("r1", "r2", "r3"):
-        lines.put(Key("ns", name), urgent=False)
-    lines.put(A, urgent=True)
-    lines.put(Key("ns", "r3"), urgent=True)
-    lines.put(A, urgent=False)
-    taken = [lines.take(only_urgent=False) for _ in range(5)]
+        lines.put(Key("ns", name), Line.ROUTINE)
+    lines.put(A, Line.NEWS)
+    lines.put(Key("ns", "r3"), Line.NEWS)
+    lines.put(A, Line.ROUTINE)
+    taken = [lines.take() for _ in range(5)]
     assert [key and key.name for key in taken] == ["a", "r3", "r1", "r2", None]
 
 
 def test_a_routine_key_has_its_turn_among_ever_so_many_urgent_ones() -> None:
     lines = Lines()
-    lines.put(A, urgent=False)
+    lines.put(A, Line.ROUTINE)
     for number in range(3 * PATIENCE):
-        lines.put(Key("ns", f"u{number}"), urgent=True)
-    assert A in [lines.take(only_urgent=False) for _ in range(PATIENCE + 1)]
+        lines.put(Key("ns", f"u{number}"), Line.NEWS)
+    assert A in [lines.take() for _ in range(PATIENCE + 1)]
 
 
 def test_a_worker_that_is_kept_for_urgent_keys_takes_no_other() -> None:
     lines = Lines()
-    lines.put(A, urgent=False)
-    assert lines.take(only_urgent=True) is None
-    lines.put(B, urgent=True)
-    assert lines.take(only_urgent=True) == B
+    lines.put(A, Line.ROUTINE)
+    assert lines.take(Line.NEWS) is None
+    lines.put(B, Line.NEWS)
+    assert lines.take(Line.NEWS) == B
     assert A in lines
 
 
-async def test_a_hundred_runs_that_hang_do_not_hold_up_an_event() -> None:
+def test_a_wish_goes_before_all_else_and_is_not_taken_back() -> None:
+    lines = Lines()
+    for key, line in ((A, Line.ROUTINE), (B, Line.NEWS), (A, Line.WISH), (A, Line.NEWS)):
+        lines.put(key, line)
+    assert lines.state(0)[:2] == (2, 0)
+    assert [lines.take(Line.WISH), lines.take(Line.WISH), lines.take(), lines.take()] == [A, None, B, None]
+
+
+@pytest.mark.parametrize(
+    ("busy", "line"), [(Line.ROUTINE, Line.NEWS), (Line.ROUTINE, Line.WISH), (Line.NEWS, Line.WISH)]
+)
+async def test_a_hundred_runs_that_hang_do_not_hold_up_what_goes_before_them(busy: Line, line: Line) -> None:
     hanging, done = asyncio.Event(), asyncio.Event()
 
     async def work(key: Key) -> float | None:
@@ -183,9 +195,9 @@ async def test_a_hundred_runs_that_hang_do_not_hold_up_an_event() -> None:
 
     async with serving(work, workers=8) as queue:
         for number in range(100):
-            queue.add(Key("ns", f"waits-{number}"), urgent=False)
+            queue.add(Key("ns", f"waits-{number}"), busy)
         await asyncio.sleep(0)
-        queue.add(A)
+        queue.add(A, line)
         await asyncio.wait_for(done.wait(), 5)
 
 

@@ -110,7 +110,7 @@ class Gatherer:
     async def recall(self, run: TrainingRun, now: datetime) -> Seen | None:
         """What the watches have told of a run that goes on; None where that has to be read. Raises KubernetesError."""
         children = self._known.children(_key_of(run), run.metadata.uid)
-        if children is None or run.spec.suspend or run.status.phase == reasons.REGISTERING:
+        if children is None or run.status.phase == reasons.REGISTERING:
             return None
         job = children.job
         if job.ended or job.failing or job.deleting or job.suspended or not _is_ours(job, run):
@@ -119,6 +119,7 @@ class Gatherer:
         seen = Seen(job=job, pods=pods, claim_exists=True, progress=self._latest_progress(run))
         if seen.trainer_done:
             return None
+        seen = await self._with_workload(run, seen, job)
         return await self._with_events(Case(run, seen, Outcome(), self._settings, now))
 
     async def _with_events(self, case: Case) -> Seen:

@@ -36,7 +36,7 @@ from .reconcile import Reconciler
 from .teller import Teller
 from .transitions import log_transition
 from .watch import watch
-from .workqueue import Key, WorkQueue
+from .workqueue import Key, Line, WorkQueue
 
 _log = logging.getLogger(__name__)
 
@@ -113,23 +113,26 @@ class Operator:
         if gone:
             self._teller.gone(run["metadata"]["uid"])
         if self._known.run_seen(run, added=added, gone=gone):
-            # After a start the unfinished ones do not wait behind all of history.
-            self._queue.add(key_of(run), urgent=new or not has_finished(run))
+            if new:
+                line = Line.NEWS if added or gone else Line.WISH
+            else:  # after a start the unfinished ones do not wait behind all of history
+                line = Line.ROUTINE if has_finished(run) else Line.NEWS
+            self._queue.add(key_of(run), line)
 
     def job_seen(self, job: Mapping[str, Any], *, new: bool, gone: bool) -> None:
         """A watch told of a Job."""
         if self._known.job_seen(job, gone=gone):
-            self._add_run_of(job, urgent=new)
+            self._add_run_of(job, new=new)
 
     def pod_seen(self, pod: Mapping[str, Any], *, new: bool, gone: bool) -> None:
         """A watch told of a pod."""
         if self._known.pod_seen(pod, gone=gone):
-            self._add_run_of(pod, urgent=new)
+            self._add_run_of(pod, new=new)
 
-    def _add_run_of(self, child: Mapping[str, Any], *, urgent: bool) -> None:
+    def _add_run_of(self, child: Mapping[str, Any], *, new: bool) -> None:
         key = run_of(child)
         if key is not None:
-            self._queue.add_after(key, SETTLE_SECONDS, urgent=urgent)
+            self._queue.add_after(key, SETTLE_SECONDS, Line.NEWS if new else Line.ROUTINE)
 
     async def _work(self, key: Key) -> float | None:
         """One pass; none where the namespace's list is refused: the first that succeeds adds its runs again."""
@@ -174,7 +177,7 @@ class Operator:
                     del before[key]
                 changed = self._known.run_seen(run)
                 if not has_finished(run) and (changed or self._known.is_stale(key)):
-                    self._queue.add(key, urgent=False)
+                    self._queue.add(key, Line.ROUTINE)
         for key, uid in before.items():
             self._known.missed(key, uid)
 
@@ -188,7 +191,7 @@ class Operator:
                 _log.info("no progress this time: %s", described(error))
                 continue
             for key in self._known.posted(training, posted):
-                self._queue.add(key, urgent=False)
+                self._queue.add(key, Line.ROUTINE)
 
 
 async def run_operator(settings: Settings) -> None:

@@ -7,7 +7,8 @@ none. Three rules keep that safe:
   than the watch.
 - It never says that something is not there. That is read, and so is everything again after two minutes: a watch may
   have missed a deletion.
-- Nothing is done and no run ends by it: `reconcile` reads everything before either.
+- Nothing is done and no run ends by it: `reconcile` reads everything before either. The one exception, a suspension, is
+  refused by the API server where the Job is not as it is known.
 """
 
 from __future__ import annotations

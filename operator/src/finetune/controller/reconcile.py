@@ -139,7 +139,8 @@ class Reconciler:
     async def _recalled(self, run: TrainingRun) -> Case | None:
         """The case as the watches have told it, where it leads to nothing but a status of a run that goes on.
 
-        What they told may be a moment old: whatever else it leads to is decided from what is read.
+        What they told may be a moment old: whatever else it leads to is decided from what is read. Only a suspension
+        does not wait for that: the API server refuses it if the Job has changed.
         """
         if is_finished(run.status):
             return None
@@ -147,8 +148,11 @@ class Reconciler:
         if seen is None:
             return None
         case = Case(run, seen, Outcome(), self._settings, self._now())
-        goes_on = decide.next_action(case) is None and not is_finished(next_status(case))
-        return case if goes_on else None
+        action = decide.next_action(case)
+        if isinstance(action, decide.SuspendJob):
+            case = await self._effects.perform(case, action)
+            action = decide.next_action(case)
+        return case if action is None and not is_finished(next_status(case)) else None
 
     async def _act(self, run: TrainingRun) -> Case:
         """Perform one action after the other until none is left."""

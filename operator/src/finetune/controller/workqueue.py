@@ -3,8 +3,8 @@
 Events only add keys; what has to be done is found out when the key's turn comes. A key that is added while it is being
 worked on runs once more afterwards, so nothing that happened during the work is missed.
 
-Keys that something happened to go before keys whose time has come, and some workers are kept for them: a suspension is
-carried out at once, however many runs wait for something and are looked at again and again.
+What somebody wants goes before what has happened, and that before keys whose time has come; for each some workers are
+kept: a suspension is carried out at once, however many runs wait for something or call a registry that hangs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from enum import IntEnum
 from typing import NamedTuple
 
 from finetune.clients.kubernetes_errors import KubernetesError
@@ -27,6 +28,8 @@ BACKOFF_FIRST_SECONDS = 0.2
 BACKOFF_MAXIMUM_SECONDS = 60.0
 WORKERS = 32
 """Keys that are worked on at once; all that a worker does is to wait for answers."""
+WISH_WORKERS = 8
+"""The same for wishes alone, beside those."""
 PATIENCE = 8
 """So many urgent keys in a row go before a routine one that is due; then it has its turn."""
 
@@ -41,11 +44,22 @@ class Key(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+class Line(IntEnum):
+    """Why a key is due; lower numbers go first."""
+
+    WISH = 0
+    """Somebody has changed the run: it shall rest, say."""
+    NEWS = 1
+    """The run was made, or something happened to its Job or pods."""
+    ROUTINE = 2
+    """Nothing is known to have happened: its time has come."""
+
+
 class QueueState(NamedTuple):
     """The queue at one moment."""
 
     urgent: int
-    """Keys that are due because something happened to them."""
+    """Keys that are due because of a wish, or because something happened to them."""
     routine: int
     """Keys that are due to be looked at again."""
     running: int
@@ -66,41 +80,42 @@ def backoff_seconds(failures: int, spread: float) -> float:
 
 
 class Lines:
-    """The keys that are due, in two lines, with since when. Each key stands in one of them, once."""
+    """The keys that are due, with since when. Each key stands in one line, once."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._urgent: OrderedDict[Key, float] = OrderedDict()
-        self._routine: OrderedDict[Key, float] = OrderedDict()
+        self._lines: dict[Line, OrderedDict[Key, float]] = {line: OrderedDict() for line in Line}
         self._overtaken = 0
         self._clock = clock
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._urgent or key in self._routine
+        return any(key in each for each in self._lines.values())
 
-    def put(self, key: Key, *, urgent: bool) -> None:
-        """Add a key at the end of its line; one that waits already only moves to the urgent line."""
-        if urgent:
-            self._routine.pop(key, None)
-            self._urgent.setdefault(key, self._clock())
-        elif key not in self._urgent:
-            self._routine.setdefault(key, self._clock())
+    def put(self, key: Key, line: Line) -> None:
+        """Add a key at the end of its line; one that waits already may only move to a better one."""
+        if any(key in self._lines[each] for each in Line if each <= line):
+            return
+        for each in Line:
+            self._lines[each].pop(key, None)
+        self._lines[line][key] = self._clock()
 
     def state(self, running: int) -> QueueState:
         """How many wait, and how long the first of them has."""
-        first = [next(iter(line.values())) for line in (self._urgent, self._routine) if line]
+        first = [next(iter(line.values())) for line in self._lines.values() if line]
         oldest = max(0.0, self._clock() - min(first)) if first else 0.0
-        return QueueState(len(self._urgent), len(self._routine), running, oldest)
+        routine = len(self._lines[Line.ROUTINE])
+        return QueueState(sum(map(len, self._lines.values())) - routine, routine, running, oldest)
 
-    def take(self, *, only_urgent: bool) -> Key | None:
-        """The key whose turn it is, or None."""
-        waits = bool(self._routine) and not only_urgent
-        if self._urgent and not (waits and self._overtaken >= PATIENCE):
+    def take(self, last: Line = Line.ROUTINE) -> Key | None:
+        """The key whose turn it is, of the lines up to the last; or None."""
+        waits = last is Line.ROUTINE and bool(self._lines[Line.ROUTINE])
+        line = next((each for each in (Line.WISH, Line.NEWS) if each <= last and self._lines[each]), None)
+        if line is not None and not (waits and self._overtaken >= PATIENCE):
             self._overtaken += waits
-            return self._urgent.popitem(last=False)[0]
+            return self._lines[line].popitem(last=False)[0]
         if not waits:
             return None
         self._overtaken = 0
-        return self._routine.popitem(last=False)[0]
+        return self._lines[Line.ROUTINE].popitem(last=False)[0]
 
 
 class WorkQueue:
@@ -109,7 +124,7 @@ class WorkQueue:
     Parameters
     ----------
     work: returns seconds until the key is due again, or None. An exception is logged and tried again after a back-off.
-    workers: how many keys are worked on at once; a quarter of them takes urgent keys only.
+    workers: how many keys are worked on at once; a quarter of them takes no routine, and some more take wishes alone.
     told: for the metrics.
     """
 
@@ -117,38 +132,34 @@ class WorkQueue:
         self._work = work
         self._told = told
         self._workers = workers
-        self._reserved = workers // 4
         self._due = Lines()
         self._running: set[Key] = set()
-        self._again: dict[Key, bool] = {}
+        self._again: dict[Key, Line] = {}
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._group: asyncio.TaskGroup | None = None
 
-    def add(self, key: Key, *, urgent: bool = True) -> None:
-        """Make the key due now; not `urgent` where nothing is known to have happened to it.
-
-        Adding it again before its turn changes nothing, except that it may become urgent.
-        """
+    def add(self, key: Key, line: Line = Line.NEWS) -> None:
+        """Make the key due now. Adding it again before its turn changes nothing, except that it may move forward."""
         self._cancel_timer(key)
         if key in self._running:
-            self._again[key] = urgent or self._again.get(key, False)
+            self._again[key] = min(line, self._again.get(key, line))
         else:
-            self._due.put(key, urgent=urgent)
+            self._due.put(key, line)
             self._start_due()
 
-    def add_after(self, key: Key, seconds: float, *, urgent: bool = False) -> None:
-        """Make the key due in `seconds`, unless it is due earlier already; the latter may become urgent, too."""
+    def add_after(self, key: Key, seconds: float, line: Line = Line.ROUTINE) -> None:
+        """Make the key due in `seconds`, unless it is due earlier already; the latter may move to a better line."""
         if key in self._due or key in self._again:
             return
         loop = asyncio.get_running_loop()
         when, timer = loop.time() + seconds, self._timers.get(key)
         if timer is not None and timer.when() <= when:
-            if not urgent:
+            if line is Line.ROUTINE:
                 return
             when = timer.when()
         self._cancel_timer(key)
-        self._timers[key] = loop.call_at(when, lambda: self.add(key, urgent=urgent))
+        self._timers[key] = loop.call_at(when, lambda: self.add(key, line))
 
     def state(self) -> QueueState:
         """The queue at this moment."""
@@ -166,18 +177,27 @@ class WorkQueue:
                 self._cancel_timer(key)
 
     def _start_due(self) -> None:
-        while self._group is not None and len(self._running) < self._workers:
-            key = self._due.take(only_urgent=len(self._running) >= self._workers - self._reserved)
+        while self._group is not None and (last := self._last_line()) is not None:
+            key = self._due.take(last)
             if key is None:
                 return
             self._running.add(key)
             self._group.create_task(self._serve(key), name=f"work on {key}")
 
+    def _last_line(self) -> Line | None:
+        """The last line that the next free worker serves; None when all workers are busy."""
+        limits = {
+            Line.ROUTINE: self._workers - self._workers // 4,
+            Line.NEWS: self._workers,
+            Line.WISH: self._workers + WISH_WORKERS,
+        }
+        return next((line for line, limit in limits.items() if len(self._running) < limit), None)
+
     async def _serve(self, key: Key) -> None:
         delay = await self._attempt(key)
         self._running.discard(key)
         if key in self._again:
-            self.add(key, urgent=self._again.pop(key))
+            self.add(key, self._again.pop(key))
         elif delay is not None:
             self.add_after(key, delay)
         self._start_due()
