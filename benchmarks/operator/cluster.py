@@ -220,7 +220,7 @@ async def _note_queue(url: str, seen: Seen) -> None:
     """Note how long the first in the operator's queue has waited."""
     async with ClientSession(timeout=ClientTimeout(total=10)) as session:
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(5)  # seldom enough to cost an idle operator nothing that is seen
             with contextlib.suppress(ClientError, TimeoutError):
                 async with session.get(url) as answer:
                     lines = (await answer.text()).splitlines()
