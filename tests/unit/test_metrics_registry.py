@@ -69,6 +69,7 @@ def test_points_are_counted(url: str) -> None:
 def test_the_database_is_measured(url: str, backend: str) -> None:
     found = samples(url)
     assert (value(found, "database_bytes") or 0) > 10_000
+    assert value(found, "store_bytes") == 0
     assert value(found, "pool_connections") == (8 if backend == "sqlite" else 20)
     assert value(found, "pool_connections_in_use") == 0
     on_a_volume = value(found, "volume_bytes")

@@ -10,18 +10,20 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from finetune.metrics import SECONDS_OF_A_CALL, bounded, code_label, new_registry
 
 from .database import Database
+from .schema import blobs
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 MEASURE_SECONDS = 2.0
@@ -78,24 +80,32 @@ class RegistryMetrics:
         self._points.inc(count)
 
 
+class Sizes(NamedTuple):
+    """How many bytes there are."""
+
+    database: int
+    store: int
+    """Of the files of adapters, by what the database knows of them."""
+
+
 class DatabaseMetrics(Collector):
     """Gauges of a database: its pool at the moment of the scrape, and its size as `measure` saw it last."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._size: int | None = None
+        self._sizes: Sizes | None = None
         self._measured = float("-inf")
 
     async def measure(self) -> None:
-        """See how large the database is, unless that was seen lately. A database that does not answer has no size."""
+        """See how large it all is, unless that was seen lately. A database that does not answer has no size."""
         if time.monotonic() - self._measured < MEASURE_AGAIN_SECONDS:
             return
         self._measured = time.monotonic()
         try:
             async with asyncio.timeout(MEASURE_SECONDS):
-                self._size = await database_bytes(self._database)
+                self._sizes = await sizes_of(self._database)
         except (SQLAlchemyError, OSError, TimeoutError):
-            self._size = None
+            self._sizes = None
 
     def collect(self) -> Iterator[Metric]:
         """The gauges."""
@@ -103,8 +113,9 @@ class DatabaseMetrics(Collector):
         if isinstance(pool, QueuePool):
             yield _gauge("pool_connections_in_use", "Connections that requests hold.", pool.checkedout())
             yield _gauge("pool_connections", "Connections that may be open at once.", self._database.pool_limit)
-        if self._size is not None:
-            yield _gauge("database_bytes", "Size of the database.", self._size)
+        if self._sizes is not None:
+            yield _gauge("database_bytes", "Size of the database.", self._sizes.database)
+            yield _gauge("store_bytes", "Size of the files of adapters in the store.", self._sizes.store)
         folder = sqlite_folder(self._database)
         if folder is not None:
             usage = shutil.disk_usage(folder)
@@ -117,13 +128,17 @@ def method_label(method: str) -> str:
     return bounded(method, METHODS)
 
 
-async def database_bytes(database: Database) -> int:
-    """How large a database is: SQLite's file with what is not in it yet, PostgreSQL by its own word."""
-    if database.is_sqlite:
-        path = Path(database.url.database or "")
-        return sum(each.stat().st_size for each in (path, path.with_name(f"{path.name}-wal")) if each.exists())
+async def sizes_of(database: Database) -> Sizes:
+    """How large database and store are: SQLite's file with what is not in it yet, PostgreSQL by its own word."""
+    stored = select(func.coalesce(func.sum(blobs.c.bytes), 0)).where(blobs.c.stored)
     async with database.reading() as connection:
-        return int((await connection.execute(text("SELECT pg_database_size(current_database())"))).scalar_one())
+        store = int((await connection.execute(stored)).scalar_one())
+        if not database.is_sqlite:
+            own = await connection.execute(text("SELECT pg_database_size(current_database())"))
+            return Sizes(int(own.scalar_one()), store)
+    path = Path(database.url.database or "")
+    files = (path, path.with_name(f"{path.name}-wal"))
+    return Sizes(sum(each.stat().st_size for each in files if each.exists()), store)
 
 
 def sqlite_folder(database: Database) -> Path | None:
