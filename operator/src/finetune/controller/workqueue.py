@@ -198,8 +198,8 @@ class WorkQueue:
         self._running.discard(key)
         if key in self._again:
             self.add(key, self._again.pop(key))
-        elif delay is not None:
-            self.add_after(key, delay)
+        elif delay is not None:  # what goes on at once is in the middle of something
+            self.add_after(key, delay, Line.ROUTINE if delay else Line.NEWS)
         self._start_due()
 
     async def _attempt(self, key: Key) -> float | None:
