@@ -18,6 +18,8 @@ from model import exits
 from model.exits import FailureError
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+SEND_TIMEOUT_SECONDS = 60.0
+"""How long the registry may take for the next bytes of a file, or to put the last ones on its disk."""
 RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 4.0)
 """Waits between attempts: a registry that restarts is back within them, one that is gone is reported soon."""
 
@@ -87,13 +89,37 @@ class RunRegistry:
         with self._open("PUT", "result", document):
             return
 
+    def announce_files(self, files: list[dict[str, Any]]) -> list[str]:
+        """Announce the files (path, bytes, sha256) of the run's adapter; return the digests that are to be sent."""
+        with self._open("PUT", "files", {"files": files}) as response:
+            answer = response.read()
+        try:
+            return [str(digest) for digest in json.loads(answer)["missing"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RegistryRefusedError(response.status, f"its answer is not understood: {answer[:100]!r}") from error
+
+    def send_file(self, path: Path, *, sha256: str, size: int) -> None:
+        """Send the bytes of an announced file once, without another attempt."""
+        request = self._request("PUT", f"blobs/{sha256}", None)
+        with path.open("rb") as file:
+            request.data = file
+            request.add_header("Content-Type", "application/octet-stream")
+            request.add_header("Content-Length", str(size))
+            with self._answer(request, timeout=SEND_TIMEOUT_SECONDS):
+                return
+
     @contextmanager
     def _open(
         self, method: str, path: str, document: dict[str, Any] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
-        request = self._request(method, path, document)
+        with self._answer(self._request(method, path, document), timeout=CONNECT_TIMEOUT_SECONDS) as response:
+            yield response
+
+    @contextmanager
+    def _answer(self, request: urllib.request.Request, *, timeout: float) -> Iterator[http.client.HTTPResponse]:
+        method = request.get_method()
         try:
-            with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_SECONDS) as response:  # noqa: S310 - checked
+            with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - checked
                 yield response
         except urllib.error.HTTPError as error:
             message = _error_message(error)

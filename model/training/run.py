@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import Any, TextIO
 
-from model import disks, exits
+from model import disks, exits, upload
 from model.exits import FailureError
 from model.files import RunDirectory
 from model.registry import RegistryRefusedError, RegistryUnavailableError, retry
@@ -201,6 +201,10 @@ def _publish(settings: TrainSettings, document: dict[str, Any]) -> None:
         retry(lambda: registry.put_result(document), warn=_warn)
     except (RegistryUnavailableError, RegistryRefusedError) as error:
         _warn(f"cannot put the result into the registry: {error}")
+    with hang.during("while the adapter is sent to the registry"):
+        upload.send(
+            registry, RunDirectory(settings.run_directory).adapter, document["result"]["adapter"]["files"], warn=_warn
+        )
 
 
 def _warn(text: str) -> None:

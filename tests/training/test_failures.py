@@ -57,6 +57,8 @@ def registry() -> Iterator[Registry]:
             for name, value in told.headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            if self.path.endswith("/files"):
+                self.wfile.write(b'{"missing": []}')
 
         do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815 - named by the library
 
@@ -215,14 +217,20 @@ def test_the_registry_gets_the_progress_and_the_result(told_run: Run, registry: 
     assert float(metrics["evaluationLoss"]) == pytest.approx(told_run.events("evaluation")[0]["loss"], abs=1e-5)
     assert float(metrics["loss"]) == pytest.approx(told_run.events("train")[-1]["loss"], abs=1e-5)
 
-    method, path, token, body = registry.calls[-1]
-    assert (method, path) == ("PUT", "/api/v1/namespaces/ml/runs/uid-1/result")
-    assert token == "Bearer secret"
-    assert body == json.loads((told_run.directory / "training_config.json").read_text())
+    document = json.loads((told_run.directory / "training_config.json").read_text())
+    assert registry.calls[-2:] == [
+        ("PUT", "/api/v1/namespaces/ml/runs/uid-1/result", "Bearer secret", document),
+        (
+            "PUT",
+            "/api/v1/namespaces/ml/runs/uid-1/files",
+            "Bearer secret",
+            {"files": document["result"]["adapter"]["files"]},
+        ),
+    ]
 
 
 def test_a_registry_that_refuses_costs_nothing_but_its_own_copy(told_run: Run, registry: Registry) -> None:
     registry.status = 403
     assert told_run.train() == 0
-    assert [call[0] for call in registry.calls].count("PUT") == 1
+    assert [path.rpartition("/")[2] for method, path, *_ in registry.calls if method == "PUT"] == ["result", "files"]
     assert told_run.said()["result"]["steps"] == 4

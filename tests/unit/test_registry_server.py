@@ -236,6 +236,31 @@ def test_an_adapter_is_shown_with_its_parent_and_its_rewards(finetune: Finetune,
     assert facts["Steps"].strip() == "55, the best is 40"
 
 
+def test_files_are_kept_beside_an_sqlite_database_and_elsewhere_where_that_is_said(tmp_path: Path) -> None:
+    beside = Settings(database_url=f"sqlite:///{tmp_path}/registry.db")
+    assert beside.store_url() == f"file://{tmp_path}/blobs"
+    bucket = Settings(database_url=f"sqlite:///{tmp_path}/registry.db", store="s3://adapters/team")
+    assert bucket.store_url() == "s3://adapters/team"
+    assert Settings(database_url="postgresql://u@h/d").store_url() is None
+
+
+def test_a_store_or_a_limit_that_cannot_be_is_refused_at_start(finetune: Finetune, tmp_path: Path) -> None:
+    database = f"--database-url=sqlite:///{tmp_path}/registry.db"
+    for wrong, words in (("--store=ftp://x", "not supported"), ("--max-file-bytes=0", "--max-file-bytes")):
+        refused = finetune("registry", "serve", database, wrong)
+        assert refused.code == 2
+        assert words in refused.err
+
+
+def test_garbage_is_counted_and_removed_by_a_command(finetune: Finetune, tmp_path: Path) -> None:
+    database = f"--database-url=sqlite:///{tmp_path}/registry.db"
+    assert finetune("registry", "migrate", database).code == 0
+    planned = finetune("registry", "gc", database, "--dry-run")
+    assert (planned.code, planned.out) == (0, f"0 files of 0 bytes would be removed from {tmp_path}/blobs\n")
+    assert finetune("registry", "gc", database).out.startswith("0 files of 0 bytes removed")
+    assert finetune("registry", "gc", "--database-url=postgresql://u@h/d").code == 2
+
+
 def test_a_namespace_is_listed_and_forgotten_with_the_command_line(finetune: Finetune, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/registry.db"
     with serving(url) as registry:

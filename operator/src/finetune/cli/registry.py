@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 from finetune.logs import Format, install
 
 DATABASE_URL = "FINETUNE_DATABASE_URL"
+STORE = "FINETUNE_STORE"
 ADMINISTRATOR = "administrator"
 """Who the audit trail says has used the commands on the database itself."""
 
@@ -37,6 +39,13 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="USER",
         help="the user that may record runs and register adapters: system:serviceaccount:<namespace>:<name>",
     )
+    _add_store(serve)
+    serve.add_argument(
+        "--max-file-bytes", type=int, default=2 * 1024**3, help="of one file of an adapter (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--max-run-bytes", type=int, default=4 * 1024**3, help="of all files of an adapter (default: %(default)s)"
+    )
     add_log_format(serve)
     serve.set_defaults(handler=_serve)
 
@@ -44,6 +53,13 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_database(migrate)
     add_log_format(migrate)
     migrate.set_defaults(handler=_migrate)
+
+    collect = commands.add_parser("gc", help="remove the files that no adapter version and no run needs, and exit")
+    _add_database(collect)
+    _add_store(collect)
+    collect.add_argument("--dry-run", action="store_true", help="only say how many there are")
+    add_log_format(collect)
+    collect.set_defaults(handler=_collect_garbage)
 
     listed = commands.add_parser("namespaces", help="list the namespaces that have rows, and the former ones' keys")
     _add_database(listed)
@@ -82,7 +98,18 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="where files of adapters are kept: file:///path, s3://bucket/prefix, gs://... or az://...; credentials "
+        f"come from the environment; default: {STORE}, then a folder beside an SQLite database",
+    )
+    parser.add_argument("--store-label", metavar="TEXT", help="what messages call the store, like `claim registry`")
+
+
 def _serve(arguments: argparse.Namespace) -> int:
+    from finetune.registry.blobs import InvalidStoreURL
     from finetune.registry.database import InvalidDatabaseURL
     from finetune.registry.server import InvalidSettings, Settings, serve
 
@@ -93,9 +120,13 @@ def _serve(arguments: argparse.Namespace) -> int:
             port=arguments.port,
             auth=arguments.auth,
             operator_user=arguments.operator_user,
+            store=_store(arguments),
+            store_label=arguments.store_label,
+            file_bytes=arguments.max_file_bytes,
+            run_bytes=arguments.max_run_bytes,
         )
         settings.check()
-    except (InvalidDatabaseURL, InvalidSettings) as error:
+    except (InvalidDatabaseURL, InvalidSettings, InvalidStoreURL) as error:
         return _fail(error, code=2)
     return _on_database(lambda: serve(settings), arguments.log_format)
 
@@ -114,6 +145,46 @@ def _migrate(arguments: argparse.Namespace) -> int:
         print(f"schema {after}" + (" already" if before == after else f" (was: {before or 'empty'})"))
 
     return _on_database(run, arguments.log_format)
+
+
+def _collect_garbage(arguments: argparse.Namespace) -> int:
+    from finetune.registry.blobs import InvalidStoreURL, open_store
+    from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
+    from finetune.registry.errors import RegistryFault
+    from finetune.registry.server import Settings
+    from finetune.registry.store.files import FileStore, Garbage
+
+    settings = Settings(database_url=_database_url(arguments), store=_store(arguments))
+    try:
+        url, store = parse_url(settings.database_url), settings.store_url()
+        if store is None:
+            return _fail(f"no store is configured: give --store, or {STORE}", code=2)
+        opened = open_store(store, label=arguments.store_label)
+    except (InvalidDatabaseURL, InvalidStoreURL) as error:
+        return _fail(error, code=2)
+
+    async def collect() -> Garbage:
+        database = Database(url)
+        files = FileStore(database, opened)
+        try:
+            return await files.collect_garbage(dry_run=arguments.dry_run)
+        finally:
+            await files.close()
+            await database.close()
+
+    def run() -> None:
+        garbage = asyncio.run(collect())
+        done = "would be removed" if arguments.dry_run else "removed"
+        print(f"{garbage.blobs} files of {garbage.bytes} bytes {done} from {opened.name}")
+
+    try:
+        return _on_database(run, arguments.log_format)
+    except RegistryFault as error:
+        return _fail(f"{error.message}\nhint: {error.hint}", code=1)
+
+
+def _store(arguments: argparse.Namespace) -> str | None:
+    return arguments.store or os.environ.get(STORE) or None
 
 
 def _namespaces(arguments: argparse.Namespace) -> int:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .access import Access, KubernetesAccess, OpenAccess
+from .blobs import check_store_url, open_store, store_beside
 from .database import parse_url
 from .migrate import migrate
+from .store.files import FileLimits
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,9 @@ class Settings:
     """What an administrator chooses.
 
     `database_url` as in `parse_url`; `auth` is `none` (loopback only) or `kubernetes`; `operator_user` is the user
-    that may write, like `system:serviceaccount:finetune:operator`.
+    that may write, like `system:serviceaccount:finetune:operator`. `store` is where the files of adapters are kept, as
+    in `open_store`; by default a folder beside an SQLite database, and nowhere with PostgreSQL;
+    `store_label` says in messages what that is. `file_bytes` and `run_bytes` are as in `FileLimits`.
     """
 
     database_url: str
@@ -36,10 +40,25 @@ class Settings:
     port: int = 8080
     auth: Literal["none", "kubernetes"] = "none"
     operator_user: str | None = None
+    store: str | None = None
+    store_label: str | None = None
+    file_bytes: int = FileLimits().file_bytes
+    run_bytes: int = FileLimits().run_bytes
+
+    def store_url(self) -> str | None:
+        """Where files are kept; None: nowhere."""
+        url = parse_url(self.database_url)
+        if self.store or url.get_backend_name() != "sqlite" or url.database is None:
+            return self.store
+        return store_beside(url.database)
 
     def check(self) -> None:
-        """Raises `InvalidSettings`, or `InvalidDatabaseURL`."""
-        parse_url(self.database_url)
+        """Raises `InvalidSettings`, `InvalidDatabaseURL` or `InvalidStoreURL`."""
+        store = self.store_url()
+        if store is not None:
+            check_store_url(store)
+        if not 0 < self.file_bytes <= self.run_bytes:
+            raise InvalidSettings("--max-file-bytes must be more than 0, and --max-run-bytes at least as much")
         if self.auth == "none" and not is_loopback(self.host):
             raise InvalidSettings(
                 f"--auth=none lets everybody in, so it listens on loopback only, not on {self.host}: "
@@ -77,8 +96,15 @@ def serve(settings: Settings) -> None:
     async def access() -> Access:
         return await _access(settings)
 
+    store = settings.store_url()
+    app = create_app(
+        database_url=url,
+        access=access,
+        store=None if store is None else open_store(store, label=settings.store_label),
+        limits=FileLimits(file_bytes=settings.file_bytes, run_bytes=settings.run_bytes),
+    )
     config = uvicorn.Config(
-        create_app(database_url=url, access=access),
+        app,
         host=settings.host,
         port=settings.port,
         access_log=False,

@@ -5,6 +5,6 @@ is killed in between; and what its name says is what is in it.
 """
 
 from .base import BlobStore, StoredBlob
-from .opening import InvalidStoreURL, open_store
+from .opening import InvalidStoreURL, check_store_url, open_store, store_beside
 
-__all__ = ["BlobStore", "InvalidStoreURL", "StoredBlob", "open_store"]
+__all__ = ["BlobStore", "InvalidStoreURL", "StoredBlob", "check_store_url", "open_store", "store_beside"]

@@ -31,6 +31,11 @@ def open_store(url: str, *, label: str | None = None) -> BlobStore:
     return BucketStore(url)
 
 
+def store_beside(database: str) -> str:
+    """The store of a registry whose database is that file, unless it has another: a folder beside it."""
+    return f"file://{Path(database).resolve().parent}/blobs"
+
+
 def check_store_url(url: str) -> None:
     """Raises `InvalidStoreURL`."""
     parts = urlsplit(url)
