@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 MERGE_PATCH = "application/merge-patch+json"
-PAGE_SIZE = 500
+PAGE_SIZE = 200
 UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
 UNSELECTABLE_SECONDS = 300.0
 """How long it is remembered that the API server cannot select by phase: its CRD may be upgraded."""
