@@ -63,7 +63,7 @@ class TrainingLoop(Trainer):
         self._held_out = HeldOut(held_out, lengths, rows_per_example=self.rows_per_example)
         self._status = RunStatus(parts.poster, parts.log.attempt)
         self._saved_step = 0
-        self._step_items = self._loss_weight = self._step_tokens = self._learned_tokens = self._padded_tokens = 0
+        self._step_items = self._step_tokens = self._learned_tokens = self._padded_tokens = 0
         self._step_started = self._step_seconds = 0.0
         self._step_generators: tuple[Any, ...] = ()
         self._measured: list[dict[str, Any]] = []
