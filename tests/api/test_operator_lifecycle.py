@@ -253,7 +253,8 @@ async def test_what_the_trainer_posts_becomes_the_progress(world: World) -> None
     metrics = [
         {"name": name, "value": value} for name, value in (("step", "7"), ("totalSteps", "55"), ("loss", "2.91"))
     ]
-    posted = {"trainerStatus": {"progressPercentage": 12, "estimatedRemainingSeconds": 130, "metrics": metrics}}
+    status = {"progressPercentage": 12, "estimatedRemainingSeconds": 130, "metrics": metrics}
+    posted = {"trainerStatus": status, "attempt": 1}
     path = f"api/v1/namespaces/{world.kubectl.namespace}/runs/{run['metadata']['uid']}/status"
     async with ClientSession() as session, session.post(f"{world.registry.url}/{path}", json=posted) as answer:
         assert answer.status == 200

@@ -170,12 +170,7 @@ CASES: dict[str, Case] = {
     "no rows": ("POST", f"{BASE}/datasets/d/versions", b"", 422),
     "deep rows": ("POST", f"{BASE}/datasets/d/versions", DEEP.encode() + b"\n", 422),
     "rows with NaN": ("POST", f"{BASE}/datasets/d/versions", b'{"prompt": NaN, "completion": "x"}\n', 422),
-    "rows with half a surrogate pair": (
-        "POST",
-        f"{BASE}/datasets/d/versions",
-        b'{"prompt": "\\ud800", "completion": "x"}\n',
-        422,
-    ),
+    "rows that are no objects": ("POST", f"{BASE}/datasets/d/versions", b"[1]\n", 422),
 }
 
 

@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from finetune.api.registry import DATASET_CHANGED, DELETED, OutcomeRequest
-from finetune.clients.registry import RegistryClient, RegistryNotFound, RegistryRefused
+from finetune.clients.registry import RegistryClient, RegistryNotFound
 from finetune.registry.database import Database, parse_url
 from finetune.registry.errors import Conflict, NotFound
 from finetune.registry.migrate import migrate
 from finetune.registry.store.namespaces import NamespaceStore
-from tests.support.registry import adapter_document, pairs, run_document, sha256
+from tests.support.registry import adapter_document, pairs, run_document, serving, sha256
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ async def test_a_first_result_after_the_registration_is_refused(http: httpx.Asyn
     assert (answer.status_code, answer.json()["error"]["reason"]) == (409, "Conflict")
 
 
-async def test_a_dataset_is_pinned_by_its_content(client: RegistryClient, http: httpx.AsyncClient, uid: str) -> None:
+async def test_a_dataset_is_pinned_by_its_content(http: httpx.AsyncClient, uid: str) -> None:
     assert (await http.post("datasets/tickets/versions", content=pairs(2))).status_code == 201
     digest = sha256(pairs(2).decode())
     wrong = run_document(datasetName="tickets", datasetVersion=1, datasetSha256="0" * 64)
@@ -139,7 +139,6 @@ async def test_a_dataset_is_pinned_by_its_content(client: RegistryClient, http: 
     assert (made.status_code, made.json()["datasetSha256"]) == (201, digest)
     assert (await http.put(f"runs/{uid}", json=right)).status_code == 200
     assert (await http.put(f"runs/{uid}", json=wrong)).status_code == 409
-    assert client is not None
 
 
 async def listed(http: httpx.AsyncClient, **query: Any) -> list[str]:
@@ -239,8 +238,6 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 async def test_a_namespace_is_kept_apart_forgotten_or_given_back(database_url: str, database: Database) -> None:
-    from tests.support.registry import serving
-
     store = NamespaceStore(database)
     with serving(database_url) as url:
         async with httpx.AsyncClient(base_url=f"{url}/api/v1/namespaces/ml/", timeout=60) as http:
@@ -275,11 +272,3 @@ async def test_a_namespace_is_kept_apart_forgotten_or_given_back(database_url: s
                 assert (await http.get(kind)).json()["items"] == []
             with pytest.raises(NotFound, match="nothing is known"):
                 await store.forget("ml", actor="admin")
-
-
-async def test_the_operator_may_not_record_over_another_runs_words(
-    client: RegistryClient, http: httpx.AsyncClient, namespace: str
-) -> None:
-    uid = await record(http)
-    with pytest.raises(RegistryRefused):
-        await client.put_run(namespace, uid, name="other", experiment="support", method="SFT", spec={})
