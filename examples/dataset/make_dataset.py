@@ -1,11 +1,13 @@
 """Makes a small, real dataset: what the functions of Python's standard library do, in their own words.
 
     python make_dataset.py --train train.jsonl --held-out held-out.jsonl --preferences preferences.jsonl
+    python make_dataset.py --train train.jsonl --labelled labelled.jsonl
 
 Each row asks about one function or class and answers with the first paragraph of its documentation:
 `{"prompt": "What does `os.path.join` do in Python?", "completion": "Join two or more pathname components, ..."}`.
 The preferences are other rows of the same kind; their chosen answer is the whole paragraph, their rejected one breaks
-off in the middle of a sentence: `{"prompt": "...", "chosen": "...", "rejected": "..."}`.
+off in the middle of a sentence: `{"prompt": "...", "chosen": "...", "rejected": "..."}`. The labelled answers are one
+answer of each of these pairs: `{"prompt": "...", "completion": "...", "label": true}` for a whole one, false otherwise.
 The order comes from a hash of the prompt, so that the same minor version of Python gives the same files.
 """
 
@@ -13,10 +15,11 @@ import argparse
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 # fmt: off
@@ -86,7 +89,15 @@ def make_preferences(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     ]
 
 
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+def make_labelled(pairs: list[dict[str, str]]) -> list[dict[str, str | bool]]:
+    """Return one answer of each pair with its label: the chosen one of every second pair."""
+    return [
+        {"prompt": pair["prompt"], "completion": pair["chosen" if good else "rejected"], "label": good}
+        for pair, good in zip(pairs, itertools.cycle([True, False]))
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write the rows as JSON lines."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -99,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=440, help="rows in the first file (default %(default)s)")
     parser.add_argument("--held-out-rows", type=int, default=40, help="rows in the second (default %(default)s)")
     parser.add_argument("--preferences", type=Path, help="file for pairs about functions that are in neither file")
-    parser.add_argument("--pairs", type=int, default=240, help="pairs in that file (default %(default)s)")
+    parser.add_argument("--labelled", type=Path, help="file for one answer of each of these pairs, with its label")
+    parser.add_argument("--pairs", type=int, default=240, help="pairs of these (default %(default)s)")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # deprecated modules say so when they are imported
     rows = make_rows()
@@ -109,11 +121,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_rows(options.train, rows[: options.rows])
     if options.held_out is not None:
         write_rows(options.held_out, rows[options.rows : wanted])
-    if options.preferences is not None:
+    if options.preferences is not None or options.labelled is not None:
         pairs = make_preferences(rows[wanted:])
         if len(pairs) < options.pairs:
             parser.error(f"this Python documents {len(pairs)} pairs, {options.pairs} are wanted")
-        write_rows(options.preferences, pairs[: options.pairs])
+        if options.preferences is not None:
+            write_rows(options.preferences, pairs[: options.pairs])
+        if options.labelled is not None:
+            write_rows(options.labelled, make_labelled(pairs[: options.pairs]))
     print(f"{options.rows} rows to train on, {options.held_out_rows} held out, {len(rows)} available")
 
 

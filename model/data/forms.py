@@ -55,7 +55,7 @@ class Form:
     @property
     def fields(self) -> tuple[str, ...]:
         """All fields that its rows may have, and a mapping may name."""
-        return self.required + self.optional + BESIDE
+        return self.required + self.optional + (() if self.shape == "text" else BESIDE)
 
     @property
     def answers(self) -> tuple[str, ...]:

@@ -392,6 +392,10 @@ def trainer_class(settings: TrainSettings) -> Any:
         from model.training.loop.dpo import PreferenceTrainer
 
         return PreferenceTrainer
+    if settings.method == "KTO":
+        from model.training.loop.kto import LabelTrainer
+
+        return LabelTrainer
     from model.training.loop.sft import SupervisedTrainer
 
     return SupervisedTrainer

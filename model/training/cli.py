@@ -266,7 +266,7 @@ class Command(NamedTuple):
     groups: flags.Groups = ()
 
 
-_TRAIN_USAGE = "--method=SFT|DPO --base-model=DIRECTORY --dataset=rows.jsonl [--flag=value ...]"
+_TRAIN_USAGE = "--method=SFT|DPO|KTO --base-model=MODEL --dataset=rows.jsonl [--flag=value ...]"
 COMMANDS: dict[str, Command] = {
     "train": Command(train, TrainCommand, _TRAIN_USAGE, local.GROUPS),
     "validate": Command(validate, ValidateCommand, _TRAIN_USAGE, (*local.GROUPS, ("Only here", ("tokens",)))),

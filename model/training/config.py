@@ -11,12 +11,12 @@ from model import flags
 from model.registry import RunRegistry
 
 Positive = Annotated[int, Field(ge=1)]
-Method = Literal["SFT", "DPO"]
+Method = Literal["SFT", "DPO", "KTO"]
 Quantization = Literal["None", "NF4", "Int8"]
 
-LEARNING_RATES: dict[str, float] = {"SFT": 2e-4, "DPO": 5e-6}
-DROPOUT_PERCENT: dict[str, int] = {"SFT": 5, "DPO": 0}
-"""Dropout is noise in both halves of a preference pair, and the reference has none."""
+LEARNING_RATES: dict[str, float] = {"SFT": 2e-4, "DPO": 5e-6, "KTO": 5e-6}
+DROPOUT_PERCENT: dict[str, int] = {"SFT": 5, "DPO": 0, "KTO": 0}
+"""Dropout is noise in what is compared with the reference, which has none."""
 LORA_DEFAULTS: dict[str, Any] = {
     "lora_rank": 16,
     "lora_alpha": 32,
@@ -24,6 +24,7 @@ LORA_DEFAULTS: dict[str, Any] = {
     "lora_variant": "LoRA",
 }
 DPO_FIELDS = frozenset({"dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight"})
+KTO_FIELDS = frozenset({"kto_beta", "kto_desirable_weight", "kto_undesirable_weight"})
 
 
 class TrainSettings(flags.Settings):
@@ -43,7 +44,7 @@ class TrainSettings(flags.Settings):
     )
 
     parent_adapter: Path | None = Field(
-        None, description="Directory of an adapter to go on from: it is trained further, and DPO's reference is a copy"
+        None, description="Directory of an adapter to go on from: it is trained further, and the reference is a copy"
     )
     parent_adapter_name: str | None = Field(
         None, description="What the record calls the parent, as in support/3; its directory when left out"
@@ -68,7 +69,7 @@ class TrainSettings(flags.Settings):
         None, description="Examples per forward pass; found from the rows' lengths when left out"
     )
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="Peak learning rate; 2e-4 for SFT, 5e-6 for DPO when left out"
+        None, gt=0, le=1, description="Peak learning rate; 2e-4 for SFT, 5e-6 for DPO and KTO when left out"
     )
     schedule: Literal["Cosine", "Linear", "Constant"] = Field("Cosine", description="How the learning rate falls")
     warmup_percent: int = Field(3, ge=0, le=100, description="Share of the steps in which it rises")
@@ -107,12 +108,16 @@ class TrainSettings(flags.Settings):
         0, ge=0, le=10, description="Weight of the chosen answers' own loss, added to a pair's"
     )
 
+    kto_beta: float = Field(0.1, gt=0, le=10, description="Strength of the pull towards the reference")
+    kto_desirable_weight: float = Field(1, gt=0, le=1000, description="Weight of the good answers' losses")
+    kto_undesirable_weight: float = Field(1, gt=0, le=1000, description="Weight of the bad answers' losses")
+
     lora_rank: int | None = Field(None, ge=1, le=1024, description="Rank of the adapter; 16, or the parent's")
     lora_alpha: int | None = Field(
         None, ge=1, le=65536, description="Scale of the adapter, times its rank; 32, or the parent's"
     )
     lora_dropout_percent: int | None = Field(
-        None, ge=0, le=99, description="Dropout in front of the adapter; 5 for SFT, 0 for DPO when left out"
+        None, ge=0, le=99, description="Dropout in front of the adapter; 5 for SFT, 0 for DPO and KTO when left out"
     )
     lora_target_modules: list[str] | None = Field(
         None,
@@ -167,8 +172,11 @@ class TrainSettings(flags.Settings):
             problems.append("--lora-target-modules: all-linear stands alone")
         if "lm_head" in modules:
             problems.append("--lora-target-modules: the output layer lm_head cannot be adapted")
-        if self.method != "DPO" and (given := self.model_fields_set & DPO_FIELDS):
-            problems.append(f"{flags.flag(min(given))} needs --method=DPO")
+        for method, fields in (("DPO", DPO_FIELDS), ("KTO", KTO_FIELDS)):
+            if self.method != method and (given := self.model_fields_set & fields):
+                problems.append(f"{flags.flag(min(given))} needs --method={method}")
+        if self.method == "KTO" and self.batch_size == 1:
+            problems.append("--batch-size=1: KTO needs two examples in a step, whose answers it mismatches")
         if self.dpo_label_smoothing and self.dpo_loss != "RobustSigmoid":
             problems.append("--dpo-label-smoothing needs --dpo-loss=RobustSigmoid")
         if self.parent_adapter is None and (self.parent_adapter_name or self.parent_adapter_sha256):
@@ -204,5 +212,5 @@ class TrainSettings(flags.Settings):
 
     def document(self) -> dict[str, Any]:
         """Return the settings in their JSON form, without those of a method that is not used."""
-        unused = set() if self.method == "DPO" else set(DPO_FIELDS)
-        return self.model_dump(mode="json", by_alias=True, exclude=unused)
+        unused = (DPO_FIELDS | KTO_FIELDS) - {"DPO": DPO_FIELDS, "KTO": KTO_FIELDS}.get(self.method, frozenset())
+        return self.model_dump(mode="json", by_alias=True, exclude=set(unused))

@@ -75,6 +75,7 @@ GROUPS: flags.Groups = (
     ),
     ("The adapter", ("lora_rank", "lora_alpha", "lora_dropout_percent", "lora_target_modules", "lora_variant")),
     ("With --method=DPO", ("dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight")),
+    ("With --method=KTO", ("kto_beta", "kto_desirable_weight", "kto_undesirable_weight")),
     ("Going on from another run", ("resume_from", "resume_from_run")),
     ("Where to, and what to show", ("name", "run_directory", "samples", "plot", "print_config")),
     (

@@ -19,6 +19,8 @@ from model.training.samples.questions import card_lines
 
 CARD = "README.md"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+EXAMPLES = {"SFT": "token", "DPO": "pair", "KTO": "answer"}
+"""What a method's losses are means over."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "safetensors", "finetune-operator")
 
 
@@ -185,15 +187,17 @@ def model_card(
 
     `samples` are answers to held-out prompts, see `samples.questions.Question.answered`.
     """
-    dpo = settings.method == "DPO"
-    held_out = "held-out pairs" if dpo else "held-out rows"
+    held_out = "held-out pairs" if settings.method == "DPO" else "held-out rows"
+    base = "base model" if settings.method == "SFT" else "reference"
     losses = [
         f"| {title} | {result[key]} |"
         for key, title in (
             ("finalLoss", "loss in training, last steps"),
             ("evaluationLoss", f"loss, {held_out}"),
-            ("baseEvaluationLoss", f"loss, {held_out}, {'reference' if dpo else 'base model'} alone"),
+            ("baseEvaluationLoss", f"loss, {held_out}, {base} alone"),
             ("rewardAccuracy", f"pairs told apart the right way, {held_out}"),
+            ("desirableReward", f"mean reward of good answers, {held_out}"),
+            ("undesirableReward", f"mean reward of bad answers, {held_out}"),
             ("rewardMargin", f"mean difference of the rewards, {held_out}"),
         )
         if key in result
@@ -220,11 +224,11 @@ def model_card(
             "",
             summary,
             "",
-            f"| measured | per {'pair' if dpo else 'token'} |",
+            f"| measured | per {EXAMPLES[settings.method]} |",
             "|---|---|",
             *losses,
             "",
             *(f"Note: {warning}." for warning in warnings),
-            *card_lines(samples, "The reference" if dpo else "The base model"),
+            *card_lines(samples, f"The {base}"),
         ]
     )

@@ -16,7 +16,7 @@ from finetune.api.trainingrun import TrainingRun
 from finetune.controller.core.quantities import quantity
 from model.data.shapes import candidates
 from tests.cluster.kube_api import KubeApi
-from tests.support.rule_cases import ABSENT, CASES, DPO, Overrides, run_object
+from tests.support.rule_cases import ABSENT, CASES, DPO, KTO, Overrides, run_object
 
 RUNS = "/apis/finetune.dev/v1alpha1/namespaces/default/trainingruns"
 
@@ -78,6 +78,9 @@ DECIMALS: dict[str, tuple[Overrides, tuple[object, ...], tuple[object, ...]]] = 
         (0, 0.5, "0", "0.5", "5e-1", "x", "0.0"),
     ),
     "dpo.sftWeight": (DPO, (0, 0.2, 10, "0", "0.2", "10", "0.0", "5e-3"), (-0.1, 11, "-0.1", "11", "1e2")),
+    "kto.beta": (KTO, (0.1, 1, 10, "0.1", "10", "1e-2"), (0, 10.1, "0", "high", False)),
+    "kto.desirableWeight": (KTO, (0.5, 1, 1000, "1.33", "42", "5e-3", "1000"), (0, -1, 1001, "0", "1001", "x", True)),
+    "kto.undesirableWeight": (KTO, (1, "2.5"), (0, "0", "1e2")),
 }
 """By field: what else the spec needs, numbers that are let through, and what is refused."""
 
@@ -140,7 +143,7 @@ def _rules(node: object) -> Iterator[dict[str, str]]:
             yield from _rules(value)
 
 
-@pytest.mark.parametrize("method", ["SFT", "DPO"])
+@pytest.mark.parametrize("method", ["SFT", "DPO", "KTO"])
 def test_the_columns_that_the_export_can_use_are_those_that_may_be_set(api: KubeApi, method: str) -> None:
     """Every set of fields: nothing is let through that only the pod refuses, and nothing refused that it can use."""
     fields = [field.alias or name for name, field in Columns.model_fields.items()]

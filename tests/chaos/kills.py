@@ -47,11 +47,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "method": "DPO", "learning_rate": "0.05", "evaluation_steps": 2, "early_stopping_patience": 2,
         "dpo_loss": "IPO", "micro_batch_size": 1, "warmup_percent": 30,
     },
+    "kto": {"method": "KTO", "learning_rate": "1e-2", "evaluation_steps": 5},
 }  # fmt: skip
 """Flags by what they are for; rows have different lengths, so each groups rows by length."""
 
 SAME_RESULTS = ("finalLoss", "evaluationLoss", "baseEvaluationLoss", "steps", "bestStep", "rewardAccuracy",
-                "rewardMargin", "tokens", "learnedTokens", "paddedTokens", "adapter")  # fmt: skip
+                "rewardMargin", "desirableReward", "kl", "tokens", "learnedTokens", "paddedTokens",
+                "adapter")  # fmt: skip
 SAME_OF_STEPS = ("step", "loss", "learningRate", "gradientNorm", "tokens", "epoch")
 
 
@@ -145,13 +147,26 @@ class Uninterrupted:
     def _make(self, path: Path, scenario: str) -> Run:
         path.mkdir()
         run = Run(path, self.base_model, **(_USUAL | SCENARIOS[scenario]))
-        return run.export(make_preferences(30) if run.flags["method"] == "DPO" else make_rows(30))
+        make = {"SFT": make_rows, "DPO": make_preferences, "KTO": make_labelled}[str(run.flags["method"])]
+        return run.export(make(30))
 
 
 def make_preferences(count: int) -> list[dict[str, Any]]:
     """Pairs that all differ, with answers of one to seven words."""
     return [
         {"prompt": row["prompt"], "chosen": row["completion"], "rejected": " ".join(["No idea,", *["sorry"] * (n % 5)])}
+        for n, row in enumerate(make_rows(count))
+    ]
+
+
+def make_labelled(count: int) -> list[dict[str, Any]]:
+    """Answers that all differ, every second of them a good one."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "completion": row["completion"] if n % 2 else f"No idea of {n}.",
+            "label": bool(n % 2),
+        }
         for n, row in enumerate(make_rows(count))
     ]
 

@@ -73,6 +73,7 @@ CONFIG_MAP = source("configMap", name="docs", key="rows.jsonl")
 SQL = source("sql", urlSecretRef={"name": "db", "key": "url"}, query="select * from rows order by id")
 ON_A_CLAIM = {"volume": {"claimName": "data", "path": "rows.jsonl"}}
 DPO = {"method": "DPO"}
+KTO = {"method": "KTO"}
 PARENT = {"parentAdapter": {"name": "support"}}
 
 
@@ -170,12 +171,18 @@ CASES = [
             {"dataset.columns": {"messages": "chat", "tools": "functions"}},
             {**DPO, "dataset.columns": {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "functions"}},
             {"dataset.columns": {"prompt": "q", "completion": "a", "tools": "functions"}},
+            {**KTO, "dataset.columns": {"prompt": "q", "completion": "a", "label": "good"}},
+            {**KTO, "dataset.columns": {"messages": "chat", "label": "good"}},
+            {"dataset.columns": {"text": "body"}},
         ],
         [
             {"dataset.columns": {"messages": "chat", "prompt": "q"}},
             {"dataset.columns": {"messages": "chat", "completion": "a"}},
             {**DPO, "dataset.columns": {"messages": "chat", "chosen": "a"}},
             {**DPO, "dataset.columns": {"completion": "a", "rejected": "b"}},
+            {**DPO, "dataset.columns": {"label": "a", "rejected": "b"}},
+            {"dataset.columns": {"text": "body", "prompt": "q"}},
+            {"dataset.columns": {"text": "body", "system": "s"}},
         ],
     ),
     Case(
@@ -189,18 +196,43 @@ CASES = [
     ),
     Case(
         "dataset.columns.chosen and rejected are for the method DPO: leave them out, or set method: DPO",
-        [{**DPO, "dataset.columns": {"chosen": "a"}}, {"dataset.columns": {"prompt": "q"}}],
+        [{**DPO, "dataset.columns": {"chosen": "a"}}, {"dataset.columns": {"prompt": "q"}}, KTO],
         [
             {"dataset.columns": {"chosen": "a"}},
             {"dataset.columns": {"rejected": "a"}},
+            {**KTO, "dataset.columns": {"chosen": "a"}},
             mix(ON_A_CLAIM, {**ON_A_CLAIM, "columns": {"chosen": "a"}}),
         ],
     ),
     Case(
-        "dataset.columns.messages and completion are for the method SFT: map prompt, chosen and rejected, or set "
-        "method: SFT",
-        [{**DPO, "dataset.columns": {"prompt": "q"}}],
+        "dataset.columns.messages and completion are for the methods SFT and KTO: map prompt, chosen and rejected, "
+        "or set method: SFT",
+        [{**DPO, "dataset.columns": {"prompt": "q"}}, {**KTO, "dataset.columns": {"completion": "a"}}],
         [{**DPO, "dataset.columns": {"messages": "a"}}, {**DPO, "dataset.columns": {"completion": "a"}}],
+    ),
+    Case(
+        "dataset.columns.text is for the method SFT: leave it out, or set method: SFT",
+        [{"dataset.columns": {"text": "a"}}],
+        [{**DPO, "dataset.columns": {"text": "a"}}, {**KTO, "dataset.columns": {"text": "a"}}],
+    ),
+    Case(
+        "dataset.columns.label is for the method KTO: leave it out, or set method: KTO",
+        [{**KTO, "dataset.columns": {"label": "a"}}],
+        [
+            {"dataset.columns": {"label": "a"}},
+            {**DPO, "dataset.columns": {"label": "a"}},
+            mix(ON_A_CLAIM, {**ON_A_CLAIM, "columns": {"label": "a"}}),
+        ],
+    ),
+    Case(
+        "kto is for the method KTO only: set method: KTO, or leave kto out",
+        [{**KTO, "kto": {}}, {**KTO, "kto": {"desirableWeight": "1.5"}}, KTO],
+        [{"kto": {}}, {**DPO, "kto": {"beta": "0.5"}}],
+    ),
+    Case(
+        "training.batchSize must be 2 or more for the method KTO: it compares with another row's answer",
+        [{**KTO, "training.batchSize": 2}, KTO, {"training.batchSize": 1}],
+        [{**KTO, "training.batchSize": 1}],
     ),
     Case(
         "dpo is for the method DPO only: set method: DPO, or leave dpo out",

@@ -147,11 +147,21 @@ def _method(spec: Spec) -> None:
             dpo.pop("loss", None)
     else:
         spec.pop("dpo", None)
+    if spec["method"] == "KTO":
+        training = spec.get("training", {})
+        training["batchSize"] = max(2, training.get("batchSize", 2))
+    else:
+        spec.pop("kto", None)
 
 
 def _columns(columns: Spec, method: str) -> None:
-    unused = {"chosen", "rejected"} | ({"messages"} if len(columns) % 2 else {"prompt", "completion"})
-    for field in {"messages", "completion"} if method == "DPO" else unused:
+    one = {"messages"} if len(columns) % 2 else {"prompt", "completion"}
+    unused = {
+        "SFT": {"chosen", "rejected", "label", *(one | {"text"} if len(columns) != 1 else ())},
+        "DPO": {"messages", "completion", "label", "text"},
+        "KTO": {"chosen", "rejected", "text", *one},
+    }
+    for field in unused[method]:
         columns.pop(field, None)
 
 

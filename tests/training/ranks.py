@@ -27,6 +27,7 @@ from tests.training.trainers import (
     events,
     make_settings,
     make_trainer,
+    random_labelled,
     random_pairs,
     random_rows,
     shake,
@@ -69,7 +70,8 @@ def train(directory: Path, base_model: Path, method: str, world: World, micro: i
     settings = make_settings(
         base_model, directory / f"run-{world.rank}", method=method, batch_size=5, micro_batch_size=micro, epochs=2
     )  # fmt: skip
-    examples = random_pairs(22) if method == "DPO" else random_rows(22)
+    makers: dict[str, Any] = {"SFT": random_rows, "DPO": random_pairs, "KTO": random_labelled}
+    examples = makers[method](22)
     kind = SmallSecondDevice if micro > 2 else None
     trainer = make_trainer(settings, AutoTokenizer.from_pretrained(base_model), examples, double=True, kind=kind)
     shake(trainer)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402 - as 
 from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import combined_digest, digest_directory  # noqa: E402 - as above
-from model.training.loop import dpo, generators  # noqa: E402 - as above
+from model.training.loop import generators, reference  # noqa: E402 - as above
 from model.training.loop.attention import use_segments  # noqa: E402 - as above
 from model.training.loop.dpo import PreferenceTrainer  # noqa: E402 - as above
 from model.training.loop.scoring import sequence_logps  # noqa: E402 - as above
@@ -194,7 +194,7 @@ def test_what_the_reference_said_is_kept_with_the_checkpoint(
     again = make(base_model, tokenizer, tmp_path, max_steps=9)
     calls.clear()
     checkpoint = again.parts.checkpoints.path(5)
-    assert load_file(checkpoint / dpo.REFERENCE_FILE)["logps"].shape == (21, 2)
+    assert load_file(checkpoint / reference.REFERENCE_FILE)["logps"].shape == (21, 2)
     again.train(resume_from_checkpoint=str(checkpoint))
     assert not calls
     assert difference(weights(again.model), weights(trainer.model)) == 0
@@ -203,7 +203,7 @@ def test_what_the_reference_said_is_kept_with_the_checkpoint(
 def test_one_epoch_keeps_nothing(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
     trainer = make(base_model, tokenizer, tmp_path, max_steps=3)
     trainer.train()
-    assert not (trainer.parts.checkpoints.path(3) / dpo.REFERENCE_FILE).exists()
+    assert not (trainer.parts.checkpoints.path(3) / reference.REFERENCE_FILE).exists()
 
 
 def test_dropout_that_was_asked_for_is_there_and_none_otherwise(

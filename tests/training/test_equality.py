@@ -15,15 +15,16 @@ from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402 - torch fir
 from torch.nn.functional import log_softmax, logsigmoid  # noqa: E402 - as above
 from transformers import AutoModelForCausalLM, TrainerCallback  # noqa: E402 - as above
 
-from model.training.loop import dpo  # noqa: E402 - as above
 from model.training.loop.layout import Layout  # noqa: E402 - as above
-from model.training.rows.tokens import IGNORED  # noqa: E402 - as above
+from model.training.loop.reference import ReferenceLogps  # noqa: E402 - as above
+from model.training.rows.tokens import IGNORED, TokenRows  # noqa: E402 - as above
 from model.training.weights.adapters import Reference  # noqa: E402 - as above
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,
     events,
     make_settings,
     make_trainer,
+    random_labelled,
     random_pairs,
     random_rows,
     shake,
@@ -34,6 +35,7 @@ CLOSE = 1e-9
 MICRO_BATCHES = (1, 2, 3, 5, 8)
 ROWS = random_rows(21)
 PAIRS = random_pairs(21)
+LABELLED = random_labelled(21)
 """Three steps of eight, eight and five an epoch."""
 
 
@@ -271,13 +273,90 @@ def test_dpo_compares_with_the_parent(
     trainer = make_trainer(settings, tokenizer, PAIRS, double=True)
     passes = count_reference_passes(monkeypatch)
     if not remembered:
-        trainer._reference = dpo.ReferenceLogps(0)
+        trainer._reference = ReferenceLogps(0)
     policy = PeftModel.from_pretrained(load_base(base_model), parent, is_trainable=True)
     reference = PeftModel.from_pretrained(load_base(base_model), parent)
     loop = assert_equal(trainer, policy, pair_mean(policy, reference, settings))
     chosen = -torch.cat([logps(reference, PAIRS.chosen, example) for example in next(steps_of(trainer))]).mean()
     assert loop.losses[0] - 0.1 * float(chosen) == pytest.approx(math.log(2), abs=CLOSE)
     assert passes() == (8 if remembered else 16)  # an epoch has 3 + 3 + 2 micro-batches
+
+
+def answer_mean(policy: Any, reference: Any, settings: Any) -> Callable[[list[int]], torch.Tensor]:
+    """The losses as the paper writes them, one answer at a time, with the KL of the whole step."""
+
+    def ratio(ids: list[int], labels: list[int], *, learn: bool) -> torch.Tensor:
+        row = TokenRows()
+        row.append(ids, labels)
+        with torch.set_grad_enabled(learn):
+            ours = logps(policy, row, 0).sum()
+        with torch.no_grad():
+            theirs = logps(reference, row, 0).sum()
+        return ours - theirs
+
+    def parts(example: int) -> tuple[list[int], list[int]]:
+        ids, labels = (list(part) for part in LABELLED.row(example))
+        border = sum(label == IGNORED for label in labels)
+        return ids[:border], ids[border:]
+
+    def loss(examples: list[int]) -> torch.Tensor:
+        moved = []
+        for index, example in enumerate(examples):
+            prompt, answer = parts(example)[0], parts(examples[index - 1])[1]
+            moved.append(ratio(prompt + answer, [IGNORED] * len(prompt) + answer, learn=False))
+        kl = torch.stack(moved).mean().clamp(min=0)
+        losses = []
+        for example in examples:
+            found = ratio(*map(list, LABELLED.row(example)), learn=True)
+            if LABELLED.desirable[example]:
+                losses.append(settings.kto_desirable_weight * (1 - torch.sigmoid(settings.kto_beta * (found - kl))))
+            else:
+                losses.append(settings.kto_undesirable_weight * (1 - torch.sigmoid(settings.kto_beta * (kl - found))))
+        return torch.stack(losses).mean()
+
+    return loss
+
+
+@pytest.mark.parametrize("packing", ["Disabled", "Enabled"])
+@pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
+def test_kto(base_model: Path, tokenizer: Any, tmp_path: Path, micro_batch_size: int, packing: str) -> None:
+    """Two epochs: in the second one the reference's numbers are remembered; the KL is that of the step throughout."""
+    settings = make_settings(
+        base_model, tmp_path, method="KTO", epochs=2, micro_batch_size=micro_batch_size, packing=packing
+    )
+    trainer = make_trainer(settings, tokenizer, LABELLED, double=True)
+    model = new_adapter(base_model)
+    loop = assert_equal(trainer, model, answer_mean(model, load_base(base_model), settings))
+    assert loop.losses[0] == pytest.approx(0.5, abs=CLOSE)
+    assert loop.losses[-1] < loop.losses[0]
+    assert max(event["kl"] for event in events(trainer, "train")) > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kto_desirable_weight": 1.5}, {"kto_undesirable_weight": 2}, {"kto_beta": 0.7},
+     {"gradient_checkpointing": "Enabled"}],
+)  # fmt: skip
+@pytest.mark.parametrize("micro_batch_size", [3, 8])
+def test_kto_otherwise(
+    base_model: Path, tokenizer: Any, tmp_path: Path, changes: dict[str, Any], micro_batch_size: int
+) -> None:
+    settings = make_settings(base_model, tmp_path, method="KTO", epochs=1, micro_batch_size=micro_batch_size, **changes)
+    trainer = make_trainer(settings, tokenizer, LABELLED, double=True)
+    shake(trainer)
+    model = new_adapter(base_model)
+    assert_equal(trainer, model, answer_mean(model, load_base(base_model), settings))
+
+
+def test_kto_compares_with_the_parent(base_model: Path, tokenizer: Any, parent: Path) -> None:
+    settings = make_settings(
+        base_model, parent.parent, method="KTO", epochs=2, micro_batch_size=3, parent_adapter=parent
+    )
+    trainer = make_trainer(settings, tokenizer, LABELLED, double=True)
+    policy = PeftModel.from_pretrained(load_base(base_model), parent, is_trainable=True)
+    reference = PeftModel.from_pretrained(load_base(base_model), parent)
+    loop = assert_equal(trainer, policy, answer_mean(policy, reference, settings))
+    assert loop.losses[0] == pytest.approx(0.5, abs=CLOSE)
 
 
 def count_reference_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:

@@ -40,7 +40,7 @@ def trained(tmp_path: Path, base_model: Path, method: str, size: int, micro: int
     return [torch.load(directory / f"rank-{rank}.pt") for rank in range(size)]
 
 
-@pytest.mark.parametrize("method", ["SFT", "DPO"])
+@pytest.mark.parametrize("method", ["SFT", "DPO", "KTO"])
 def test_processes_learn_together_what_one_learns_alone(method: str, base_model: Path, tmp_path: Path) -> None:
     (alone,) = trained(tmp_path, base_model, method, 1)
     for size in (2, 3):

@@ -11,7 +11,7 @@ import pytest
 from model.exits import FailureError
 from model.training.rows.encoding import Encoded
 from model.training.rows.outcomes import Place
-from model.training.rows.preferences import Answer, Pair
+from model.training.rows.preferences import Answer, Answered
 from model.training.rows.report import render_mask
 from model.training.rows.tokens import IGNORED, PreferenceRows, RowEncoder
 from tests.training.chat_templates import STYLES, make_tokenizer
@@ -125,8 +125,8 @@ def test_answers_to_different_prompts_are_refused(change: dict[str, Any], words:
 
 def test_a_prompt_whose_tokens_differ_ends_where_they_part() -> None:
     place = Place("", None, 1)
-    pair = Pair.of(Encoded([1, 2, 3, 4], [(3, 4)], place), Encoded([1, 5, 3, 6], [(2, 4)], place))
-    assert pair.sequences() == (([1, 2, 3, 4], [IGNORED, 2, 3, 4]), ([1, 5, 3, 6], [IGNORED, 5, 3, 6]))
+    pair = Answered.of(Encoded([1, 2, 3, 4], [(3, 4)], place), Encoded([1, 5, 3, 6], [(2, 4)], place))
+    assert pair.sequences() == [([1, 2, 3, 4], [IGNORED, 2, 3, 4]), ([1, 5, 3, 6], [IGNORED, 5, 3, 6])]
 
 
 def test_a_failure_of_the_template_names_the_field() -> None:
@@ -220,16 +220,17 @@ def test_a_cut_keeps_the_prompts_end_and_the_answers_beginnings(seed: int) -> No
     )
     lead, limit = chance.random() < 0.5, chance.randint(3, 60)
     prompt = [1, *prompt] if lead else prompt
-    pair = Pair(prompt, Answer(chosen, chosen), Answer(rejected, rejected))
+    pair = Answered(prompt, (Answer(chosen, chosen), Answer(rejected, rejected)))
     cut = pair.cut(limit, frozenset({1}))
     assert cut.length <= limit
     assert cut.length == min(pair.length, limit)
     rest = cut.prompt[1:] if lead else cut.prompt
+    first, second = cut.answers
     assert prompt[len(prompt) - len(rest) :] == rest
     assert not lead or cut.prompt[0] == 1
     assert len(cut.prompt) >= min(len(prompt), 1 + lead)
-    assert cut.chosen.ids == chosen[: len(cut.chosen.ids)]
-    assert cut.rejected.ids == rejected[: len(cut.rejected.ids)]
+    assert first.ids == chosen[: len(first.ids)]
+    assert second.ids == rejected[: len(second.ids)]
     longer = max(len(chosen), len(rejected))
-    if len(cut.chosen.ids) < len(chosen) or len(cut.rejected.ids) < len(rejected):
+    if len(first.ids) < len(chosen) or len(second.ids) < len(rejected):
         assert longer + min(len(prompt), 1 + lead) > limit  # answers are cut only when they leave no room for a prompt

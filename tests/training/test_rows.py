@@ -169,7 +169,7 @@ def test_more_rows_than_are_tokenised_at_once_keep_their_order(tokenizer: Any) -
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"[1]", b'{"prompt": "a", "completion": "b"}', b'{"row": 1, "text": "a"}', b"\xff"]
+    "line", [b"{", b"[1]", b'{"prompt": "a", "completion": "b"}', b'{"row": 1, "body": "a"}', b"\xff"]
 )
 def test_a_line_that_the_export_did_not_write_is_told_from_an_invalid_row(tokenizer: Any, line: bytes) -> None:
     encoder = RowEncoder(tokenizer, max_length=64, too_long="Fail")

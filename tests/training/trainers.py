@@ -50,6 +50,16 @@ def random_pairs(count: int, seed: int = 0) -> PreferenceRows:
     return pairs
 
 
+def random_labelled(count: int, seed: int = 0) -> TokenRows:
+    """Prompts with one answer each, of different lengths, about half of them good."""
+    draw = random.Random(seed)
+    rows = TokenRows()
+    for _ in range(count):
+        prompt, answer = ([draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(4, 20))] for _ in range(2))
+        rows.append(prompt + answer, [IGNORED] * len(prompt) + answer, draw.random() < 0.5)
+    return rows
+
+
 def make_settings(base_model: Path, directory: Path, **changes: Any) -> TrainSettings:
     """Settings with all defaults filled in, those of a parent among them."""
     values = {

@@ -13,7 +13,7 @@ import pytest
 from finetune.api.registry import DatasetFacts
 from finetune.api.sources import Columns, Dataset
 from finetune.api.status import DatasetSourceStatus, ResumeStatus
-from finetune.api.trainingrun import Dpo, Lora, Training, TrainingRunSpec
+from finetune.api.trainingrun import Dpo, Kto, Lora, Training, TrainingRunSpec
 from finetune.controller.core import exits as operator_exits
 from finetune.controller.core.arguments import export_arguments, trainer_arguments
 from finetune.controller.core.manifests import build_job
@@ -59,6 +59,11 @@ PREFERENCE: dict[str, Any] = {
     "method": "DPO",
     "dpo": {"beta": "0.2", "loss": "RobustSigmoid", "labelSmoothing": "0.1", "sftWeight": "0.5"},
 }
+LABELLED: dict[str, Any] = {
+    **{key: value for key, value in FULL.items() if key != "dataset"},
+    "method": "KTO",
+    "kto": {"beta": "0.2", "desirableWeight": "1.5", "undesirableWeight": "2"},
+}
 
 
 def trainer(parent: ParentView | None = None, **spec: Any) -> TrainSettings:
@@ -74,20 +79,20 @@ def equal(said: Any, understood: Any) -> bool:
     return bool(understood == (list(said) if isinstance(said, tuple) else said))
 
 
-@pytest.mark.parametrize("spec", [{}, FULL, {"resources": {"gpus": 0}}, {"method": "DPO"}, PREFERENCE])
+@pytest.mark.parametrize("spec", [{}, FULL, {"resources": {"gpus": 0}}, {"method": "DPO"}, PREFERENCE, LABELLED])
 def test_the_trainer_understands_every_flag(spec: dict[str, Any]) -> None:
     settings = trainer(**spec)
     run = o.run(**spec)
-    parts = [("", run.spec.training), ("lora_", run.spec.lora), *([("dpo_", run.spec.dpo)] if run.spec.dpo else [])]
+    parts = [("", run.spec.training), ("lora_", run.spec.lora), ("dpo_", run.spec.dpo), ("kto_", run.spec.kto)]
     for prefix, part in parts:
-        for name in type(part).model_fields:
+        for name in type(part).model_fields if part else ():
             assert equal(getattr(part, name), getattr(settings, prefix + name)), prefix + name
     assert (settings.method, settings.too_long) == (run.spec.method, run.spec.dataset.too_long)
     assert (settings.quantization, settings.gpus) == (run.spec.quantization, run.spec.resources.gpus)
 
 
 def test_the_defaults_that_the_descriptions_name_are_the_trainers() -> None:
-    for method, rate, dropout in (("SFT", "2e-4", 5), ("DPO", "5e-6", 0)):
+    for method, rate, dropout in (("SFT", "2e-4", 5), ("DPO", "5e-6", 0), ("KTO", "5e-6", 0)):
         resolved = trainer(method=method).resolved()
         assert (resolved.learning_rate, resolved.epochs, resolved.lora_dropout_percent) == (float(rate), 1, dropout)
         described = str(Training.model_fields["learning_rate"].description).split()
@@ -228,6 +233,11 @@ NO_SOURCES = {"mix", "columns", "ignored_columns", "turns", "evaluation", "too_l
 def test_defaults_are_the_same_on_both_sides(prefix: str, model: Any) -> None:
     for name, field in model.model_fields.items():
         assert equal(field.default, TrainSettings.model_fields[prefix + name].default), name
+
+
+def test_defaults_of_labelled_answers_are_the_same_on_both_sides() -> None:
+    for name, default in Kto().model_dump().items():
+        assert TrainSettings.model_fields[f"kto_{name}"].default == float(default), name
 
 
 def test_defaults_of_preference_training_are_the_same_on_both_sides() -> None:

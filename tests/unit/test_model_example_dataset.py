@@ -26,6 +26,20 @@ def test_an_answer_is_a_first_paragraph_of_fitting_length(documentation: str, ex
     assert make_dataset.first_paragraph(documentation) == expected
 
 
+def test_every_second_labelled_answer_is_a_good_one(tmp_path: Path) -> None:
+    make_dataset.main([f"--{name}={tmp_path / name}" for name in ("train", "preferences", "labelled")])
+    pairs, rows = (
+        [json.loads(line) for line in (tmp_path / name).read_bytes().splitlines()]
+        for name in ("preferences", "labelled")
+    )
+    assert [row["label"] for row in rows] == [True, False] * 120
+    for pair, row in zip(pairs, rows, strict=True):
+        assert (row["prompt"], row["completion"]) == (pair["prompt"], pair["chosen" if row["label"] else "rejected"])
+    shaper = Shaper("labelled.jsonl", "KTO", {})
+    assert [shaper.content(Record(1, row)) for row in rows] == rows
+    assert shaper.shape == "unpaired"
+
+
 def test_the_files_are_the_same_each_time_and_share_no_row(tmp_path: Path) -> None:
     for name in ("first", "second"):
         make_dataset.main([f"--train={tmp_path / name}-train", f"--held-out={tmp_path / name}-held-out"])

@@ -76,7 +76,7 @@ def test_settings_that_contradict_each_other(arguments: list[str], said: str) ->
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(FailureError, match=r"--method=dpo: must be 'SFT' or 'DPO', did you mean DPO\?"):
+    with pytest.raises(FailureError, match=r"--method=dpo: must be 'SFT', 'DPO' or 'KTO', did you mean DPO\?"):
         flags.parse(TrainSettings, ["--method=dpo", *USUAL[1:]])
 
 

@@ -171,13 +171,17 @@ def bring_dataset(command: PlanCommand, run: RunDirectory) -> None:
     else:
         run.dataset.mkdir()
         text = "a " * (4 * command.max_length)
-        answer = {"chosen": text, "rejected": text + "b"} if command.method == "DPO" else {"completion": text}
+        answers: dict[str, tuple[str, dict[str, Any]]] = {
+            "SFT": ("prompt-completion", {"completion": text}),
+            "DPO": ("preference", {"chosen": text, "rejected": text + "b"}),
+            "KTO": ("unpaired", {"completion": text, "label": True}),
+        }
+        shape, answer = answers[command.method]
         line = json.dumps({"prompt": "a", **answer, "row": 1})
         run.train_rows.write_text("".join(line + "\n" for _ in range(command.batch_size)), encoding="utf-8")
         run.evaluation_rows.touch()
         from model.files import sha256_of_files
 
-        shape = "preference" if command.method == "DPO" else "prompt-completion"
         manifest = {
             "schemaVersion": 1, "rows": command.batch_size, "evaluationRows": 0, "dropped": 0, "duplicates": 0,
             "bytes": run.train_rows.stat().st_size, "sha256": sha256_of_files([run.train_rows, run.evaluation_rows]),
@@ -309,7 +313,7 @@ def memory_by_part(settings: TrainSettings, files: ModelFiles, tokens: int, *, c
         checkpointing=settings.gradient_checkpointing == "Enabled"
         or (settings.gradient_checkpointing == "Auto" and cuda),
     )
-    copies = 1 if settings.parent_adapter is None or settings.method != "DPO" else 2
+    copies = 1 if settings.parent_adapter is None or settings.method == "SFT" else 2
     return {
         "libraries": CUDA_CONTEXT_BYTES if cuda else LIBRARY_BYTES,
         "weights": weight_bytes(files, settings.quantization, item),

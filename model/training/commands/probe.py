@@ -13,6 +13,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     encoder = RowEncoder(
         tokenizer, max_length=settings.max_length, too_long=settings.too_long, drops_refused=True
     )  # what is refused has been told
-    encode = encoder.encode_preferences if settings.method == "DPO" else encoder.encode
+    encode = encoder.encode_preferences if settings.method == "DPO" else partial(encoder.encode, method=settings.method)
     chosen = longest_lines(directory.train_rows, data.rows, micro_batch_size, encode)
     write_lines(directory, RunDirectory(small.run_directory), chosen)
     train(small, output)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def common_arguments(parts: TrainerParts) -> dict[str, Any]:
-    """Return the arguments that SFTConfig and DPOConfig share."""
+    """Return the arguments that SFTConfig, DPOConfig and KTOConfig share."""
     settings = parts.settings
     cuda = process.uses_cuda(settings.gpus)
     checkpointing = settings.gradient_checkpointing == "Enabled" or (settings.gradient_checkpointing == "Auto" and cuda)

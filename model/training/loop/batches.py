@@ -49,6 +49,7 @@ class StepBatches(Sampler[list[int]]):
         self._batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self._seed = seed
+        self._known: tuple[int, list[list[int]]] | None = None
         self.epoch = 0
 
     @property
@@ -85,13 +86,22 @@ class StepBatches(Sampler[list[int]]):
                 for start in range(0, len(share), self.micro_batch_size):
                     yield share[start : start + self.micro_batch_size]
 
-    def share_of_step(self, step: int) -> list[int]:
-        """Return this process's rows of a step; steps are counted from 1 over all epochs."""
+    def rows_of_step(self, step: int) -> list[int]:
+        """Return all processes' rows of a step, the longest first; steps are counted from 1 over all epochs."""
         epoch, number = divmod(step - 1, self.steps_per_epoch)
-        return self._steps(epoch)[number][self._world.rank :: self._world.size]
+        return self._steps(epoch)[number]
+
+    def share_of_step(self, step: int) -> list[int]:
+        """Return this process's rows of a step."""
+        return self.rows_of_step(step)[self._world.rank :: self._world.size]
 
     def _steps(self, epoch: int) -> list[list[int]]:
         """Return the rows of each step of an epoch, the longest first."""
+        if self._known is None or self._known[0] != epoch:
+            self._known = epoch, self._drawn(epoch)
+        return self._known[1]
+
+    def _drawn(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         steps = (order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size))

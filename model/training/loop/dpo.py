@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
@@ -23,13 +21,10 @@ from model.training.config import TrainSettings
 from model.training.loop.arguments import common_arguments
 from model.training.loop.layout import PairCollator, learned_counts
 from model.training.loop.parts import TrainerParts
-from model.training.loop.scoring import sequence_logps
-from model.training.loop.trainer import TrainingLoop
+from model.training.loop.reference import ComparingLoop, ReferenceLogps
 from model.training.processes import parallel
 from model.training.rows.tokens import PreferenceRows
-from model.training.weights.adapters import Reference, in_float32, new_adapter
-
-REFERENCE_FILE = "reference.safetensors"
+from model.training.weights.adapters import in_float32, new_adapter
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def pair_losses(pairs: Pairs, settings: TrainSettings) -> torch.Tensor:
     return -logsigmoid(beta * difference)
 
 
-class PreferenceTrainer(TrainingLoop, DPOTrainer):
+class PreferenceTrainer(ComparingLoop, DPOTrainer):
     """TRL's trainer with losses that do not depend on how a step is split, and a reference that draws no noise.
 
     Parameters
@@ -92,11 +87,6 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
                 data_collator=PairCollator(parts.collator),
                 peft_config=new_adapter(settings, model) if settings.parent_adapter is None else None,
             )
-        self._as_reference = Reference(self.model)
-        # The reference's numbers never change: those of a pair that comes again are remembered.
-        comes_again = parts.total_steps > parts.batches.steps_per_epoch and parallel.world().size == 1
-        self._reference = ReferenceLogps(len(pairs) if comes_again else 0)
-        self._held_out_reference = ReferenceLogps(len(held_out))
         self._chosen_tokens = self._answer_tokens = 0
         self.start(parts, pair_dataset(held_out), held_out.lengths)
 
@@ -131,14 +121,7 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
         return (loss, None) if return_outputs else loss
 
     def _compare(self, model: Any, batch: dict[str, torch.Tensor], known: ReferenceLogps) -> Pairs:
-        numbers = batch["pair"].tolist()
-        expected = known.get(numbers)
-        if expected is None:
-            with self._as_reference():
-                expected = sequence_logps(self.model, batch)[0].view(-1, 2)
-            known.put(numbers, expected)
-        policy, tokens = sequence_logps(model, batch)
-        return Pairs(policy.view(-1, 2), expected.to(policy.device), tokens.view(-1, 2))
+        return Pairs(*self.compared(model, batch, batch["pair"].tolist(), known))
 
     def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         """Return the sums of the pairs' losses and rewards and of the chosen answers' losses, and the reference's."""
@@ -176,14 +159,6 @@ class PreferenceTrainer(TrainingLoop, DPOTrainer):
             **_mean_rewards(sums),
         }
 
-    def _write_checkpoint(self, directory: Path) -> None:
-        super()._write_checkpoint(directory)
-        self._reference.save(directory / REFERENCE_FILE)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._reference.load(Path(resume_from_checkpoint) / REFERENCE_FILE)
-
 
 def pair_dataset(pairs: PreferenceRows) -> Dataset:
     """Return the pairs as `PairCollator` takes them."""
@@ -192,45 +167,6 @@ def pair_dataset(pairs: PreferenceRows) -> Dataset:
         for side, rows in (("chosen", pairs.chosen), ("rejected", pairs.rejected))
     ]
     return concatenate_datasets([Dataset.from_dict({"pair": range(len(pairs))}), *sides], axis=1)
-
-
-class ReferenceLogps:
-    """The reference's log-probabilities of pairs that have been seen.
-
-    Parameters
-    ----------
-    pairs
-        How many pairs there are; 0 to remember none.
-    """
-
-    def __init__(self, pairs: int) -> None:
-        self._pairs = pairs
-        self._values: torch.Tensor | None = None
-
-    def get(self, numbers: list[int]) -> torch.Tensor | None:
-        """Return the log-probabilities of these pairs, (pairs, 2), None when one of them has not been seen."""
-        if self._values is None:
-            return None
-        found = self._values[numbers]
-        return None if found.isnan().any() else found
-
-    def put(self, numbers: list[int], logps: torch.Tensor) -> None:
-        """Remember the log-probabilities of these pairs."""
-        if not self._pairs:
-            return
-        if self._values is None:
-            self._values = torch.full((self._pairs, 2), torch.nan, dtype=logps.dtype)
-        self._values[numbers] = logps.cpu()
-
-    def save(self, path: Path) -> None:
-        """Write what has been seen, so that a resumed run goes on with the same numbers."""
-        if self._values is not None:
-            save_file({"logps": self._values}, path)
-
-    def load(self, path: Path) -> None:
-        """Read what `save` wrote, if it did."""
-        if self._pairs and path.is_file():
-            self._values = load_file(path)["logps"]
 
 
 def _rewards(pairs: Pairs, settings: TrainSettings) -> dict[str, Any]:

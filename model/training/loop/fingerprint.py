@@ -33,6 +33,9 @@ _SETTINGS: dict[str, tuple[str, str]] = {
     "dpo_loss": ("spec.dpo.loss", "--dpo-loss"),
     "dpo_label_smoothing": ("spec.dpo.labelSmoothing", "--dpo-label-smoothing"),
     "dpo_sft_weight": ("spec.dpo.sftWeight", "--dpo-sft-weight"),
+    "kto_beta": ("spec.kto.beta", "--kto-beta"),
+    "kto_desirable_weight": ("spec.kto.desirableWeight", "--kto-desirable-weight"),
+    "kto_undesirable_weight": ("spec.kto.undesirableWeight", "--kto-undesirable-weight"),
 }
 """Settings that enter as they are: what the API and the command line call them."""
 
@@ -57,7 +60,13 @@ _EXPLAINED_BY: dict[str, frozenset[str]] = {
 }
 """What differs of necessity when something else does: nobody needs to be told of both."""
 
-_BEFORE_THEM: dict[str, Any] = {"weight_decay": 0.0, "max_gradient_norm": 1.0}
+_BEFORE_THEM: dict[str, Any] = {
+    "weight_decay": 0.0,
+    "max_gradient_norm": 1.0,
+    "kto_beta": 0.1,
+    "kto_desirable_weight": 1.0,
+    "kto_undesirable_weight": 1.0,
+}
 """What a checkpoint was made with that is older than the setting."""
 
 BEFORE_ROWS = tuple(name for name in _SETTINGS if name not in ("base_model_revision", "parent_adapter_sha256"))

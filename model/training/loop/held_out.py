@@ -11,7 +11,7 @@ import torch
 from model import exits, gpus
 from model.exits import FailureError
 from model.training.loop import memory
-from model.training.loop.layout import Batch, Collator, PairCollator, count_rows, split
+from model.training.loop.layout import Batch, Collator, LabelCollator, PairCollator, count_rows, split
 from model.training.processes import parallel
 
 Sums = dict[str, float]
@@ -38,12 +38,16 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self._examples)
 
-    def batches(self, collator: Collator | PairCollator, size: int) -> Iterator[Batch]:
+    def batches(self, collator: Collator | PairCollator | LabelCollator, size: int) -> Iterator[Batch]:
         """Return this process's batches of so many examples, the longest first."""
-        order = sorted(range(len(self._lengths)), key=lambda row: -self._lengths[row])
-        world = parallel.world()
+        order, world = self.order, parallel.world()
         for start in range(world.rank * size, len(order), world.size * size):
             yield collator([self._examples[row] for row in order[start : start + size]])
+
+    @property
+    def order(self) -> list[int]:
+        """The examples by number, the longest first."""
+        return sorted(range(len(self._lengths)), key=lambda row: -self._lengths[row])
 
     def measure(self, batch: Batch, measure: Callable[[Batch], Sums], *, max_length: int) -> Sums:
         """Return a batch's sums; when the GPU's memory does not suffice, from halves, and so from then on.

@@ -12,7 +12,7 @@ import torch
 from model.training.rows.tokens import IGNORED
 
 Batch = dict[str, torch.Tensor]
-NOT_OF_TOKENS = frozenset({"segments", "pair"})
+NOT_OF_TOKENS = frozenset({"segments", "pair", "row", "desirable"})
 """Tensors with a value for each row or example and not for each token."""
 
 
@@ -103,6 +103,20 @@ class PairCollator:
             for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):
                 rejected["shared"] = shared_prompt(chosen, rejected)
         return self._rows(rows) | {"pair": torch.tensor([pair["pair"] for pair in pairs])}
+
+
+class LabelCollator:
+    """Lays out rows with labels, and their numbers."""
+
+    def __init__(self, rows: Collator) -> None:
+        self._rows = rows
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        """Return what `Collator` does for the rows; row and desirable, each (rows,)."""
+        return self._rows(rows) | {
+            "row": torch.tensor([row["row"] for row in rows], dtype=torch.long),
+            "desirable": torch.tensor([row["desirable"] for row in rows], dtype=torch.bool),
+        }
 
 
 def shared_prompt(chosen: dict[str, Any], rejected: dict[str, Any]) -> int:

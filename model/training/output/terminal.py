@@ -201,6 +201,9 @@ class Display:
         if "rewardAccuracy" in fields:
             margin = fields.get("rewardMargin", "?")
             lines.append(f"  rewards         {100 * float(fields['rewardAccuracy']):.1f} % right, margin {margin}")
+        elif "rewardMargin" in fields:
+            good, bad, margin = (fields[name] for name in ("desirableReward", "undesirableReward", "rewardMargin"))
+            lines.append(f"  rewards         {good} of good answers, {bad} of bad ones, margin {margin}")
         lines.append(f"  adapter         {self._directory / 'adapter'} ({size(adapter['bytes'])})")
         lines.append(f"try it with       {PROGRAM} chat {self._directory}")
         self._say("\n".join(lines))

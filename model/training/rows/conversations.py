@@ -50,7 +50,7 @@ def single(content: Content, place: Place) -> Conversation:
 
 
 def answered(content: Content, side: str, place: Place) -> Conversation:
-    """Return the conversation of one side of a preference pair; learned are the turns after the prompt."""
+    """Return the conversation of a prompt and the answer in the field `side`, which alone is learned."""
     if isinstance(content["prompt"], str):
         messages = [turn("user", content["prompt"]), turn("assistant", content[side])]
         names = ("prompt", side)
@@ -59,8 +59,8 @@ def answered(content: Content, side: str, place: Place) -> Conversation:
     if not prompt or not answer or answer[0]["role"] != "assistant":
         raise RefusedRowError(
             place,
-            f"{side}: must begin with the assistant's turn, and prompt must hold all that precedes it, so that chosen "
-            "and rejected answer the same prompt",
+            f"{side}: must begin with the assistant's turn, and prompt must hold all that precedes it, for an answer "
+            "is judged as what follows its prompt",
         )
     first = len(prompt)
     messages, turns = _learned([*prompt, *answer], first)

@@ -32,11 +32,15 @@ _REMEMBERED_TAILS = 1024
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation as tokens; `learned` are spans of positions, in order."""
+    """One conversation as tokens; `learned` are spans of positions, in order.
+
+    A `document` is learned as it stands, and goes on in another row where it is too long.
+    """
 
     ids: list[int]
     learned: list[Span]
     place: Place
+    document: bool = False
 
     def learns_within(self, length: int) -> bool:
         """Whether anything of the first `length` tokens is learned; the first one never is."""
@@ -112,7 +116,7 @@ class SpanTokenizer:
     def _encoded(self, row: Rendered, ids: list[int], borders: list[int]) -> Encoded:
         learned = list(zip(borders[::2], borders[1::2], strict=True))
         if not row.closed and ids[-1:] and ids[-1] not in self._markers.special_ids:
-            ids = [*ids, self._end_of_text()]
+            ids = [*ids, self.end_of_text()]
             learned[-1] = (learned[-1][0], len(ids))
         elif row.closed and not all(start < end and ids[end - 1] in self._marker_texts for start, end in learned):
             raise RefusedRowError(
@@ -180,7 +184,14 @@ class SpanTokenizer:
         )["input_ids"]
         return ids
 
-    def _end_of_text(self) -> int:
+    def end_of_text(self) -> int:
+        """Return the tokenizer's end token.
+
+        Raises
+        ------
+        FailureError
+            When it has none.
+        """
         token = self._tokenizer.eos_token_id
         if token is None:
             raise FailureError(

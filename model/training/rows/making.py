@@ -112,7 +112,7 @@ def _tokenise(
     with store.Writer(folder, pairs=settings.method == "DPO") as writer:
         sides = ((writer.rows, directory.train_rows), (writer.held_out, directory.evaluation_rows))
         for rows, path in sides:
-            encoder.add(rows, progress.of(lines.read(path)), _NAME)
+            encoder.add(rows, progress.of(lines.read(path)), _NAME, method=settings.method)
         _check_rows(directory, manifest, lines.sha256())
         encoder.check([rows.outcomes for rows, _ in sides])
         if not len(writer.rows):

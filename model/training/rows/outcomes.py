@@ -140,12 +140,16 @@ class Outcomes:
     no_learnable_token: Tally = field(default_factory=Tally)
     equal_answers: Tally = field(default_factory=Tally)
     refused: Tally = field(default_factory=Tally)
+    chunked: Tally = field(default_factory=Tally)
+    """Texts of which several rows were made, for they are longer than one may be."""
     split: Tally = field(default_factory=Tally)
     """Conversations of which several rows were made, for the template rewrites earlier turns."""
     system_folded: Tally = field(default_factory=Tally)
     """Rows whose system turn went into the first user's, for the template has no such role."""
     special_tokens: Tally = field(default_factory=Tally)
     """Rows with special tokens or turn headers within their texts."""
+    chunked_rows: int = 0
+    """The rows that were made of texts that are longer than one."""
     split_rows: int = 0
     """The rows that were made of conversations that were split."""
     longest: int = 0
@@ -174,6 +178,7 @@ class Outcomes:
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {name: getattr(self, key).document() for key, name in _TALLIES.items()} | {
+            "chunkedRows": self.chunked_rows,
             "splitRows": self.split_rows,
             "longestRow": self.longest,
             "reasons": self.reasons,
@@ -183,10 +188,14 @@ class Outcomes:
     def read(cls, document: Mapping[str, Any]) -> Outcomes:
         """Return what `document` was made of."""
         found = cls(
-            split_rows=document["splitRows"], longest=document["longestRow"], _reasons=list(document["reasons"])
+            chunked_rows=document.get("chunkedRows", 0),  # tokens that were made before there were texts have none
+            split_rows=document["splitRows"],
+            longest=document["longestRow"],
+            _reasons=list(document["reasons"]),
         )
         for key, name in _TALLIES.items():
-            setattr(found, key, Tally.read(document[name]))
+            if name in document:
+                setattr(found, key, Tally.read(document[name]))
         return found
 
     def nothing_left(self, max_length: int) -> FailureError:
@@ -218,6 +227,7 @@ _TALLIES = {
     "no_learnable_token": "noLearnableToken",
     "equal_answers": "equalAnswers",
     "refused": "refused",
+    "chunked": "chunked",
     "split": "split",
     "system_folded": "systemFolded",
     "special_tokens": "specialTokens",

@@ -1,4 +1,4 @@
-"""Preference pairs as tokens: one prompt, two answers, and what of them is kept when they are too long."""
+"""Answers to a prompt as tokens: the two of a preference pair or one alone, and what is kept of what is too long."""
 
 from __future__ import annotations
 
@@ -27,55 +27,57 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A prompt's tokens and both answers to it."""
+class Answered:
+    """A prompt's tokens and the answers to it: the chosen and the rejected one of a pair, or a single one."""
 
     prompt: list[int]
-    chosen: Answer
-    rejected: Answer
+    answers: tuple[Answer, ...]
 
     @classmethod
-    def of(cls, chosen: Encoded, rejected: Encoded) -> Pair:
-        """Split two conversations where their first answer begins: at the same token in both, after the same tokens.
+    def of(cls, *conversations: Encoded) -> Answered:
+        """Split conversations where their first answer begins: at the same token in all, after the same tokens.
 
         Where a tokenizer merges the end of the prompt with the beginning of an answer, the prompt is shorter by
-        that token in both, and the token belongs to the answers.
+        that token in all, and the token belongs to the answers.
         """
-        first = min(chosen.learned[0][0], rejected.learned[0][0])
-        border = common_prefix_length(chosen.ids[:first], rejected.ids[:first])
-        return cls(chosen.ids[:border], _answer(chosen, border), _answer(rejected, border))
+        border = min(one.learned[0][0] for one in conversations)
+        shortest = conversations[0].ids[:border]
+        for one in conversations[1:]:
+            border = min(border, common_prefix_length(shortest, one.ids[:border]))
+        return cls(shortest[:border], tuple(_answer(one, border) for one in conversations))
 
     @property
     def length(self) -> int:
-        """Tokens of the longer sequence."""
-        return len(self.prompt) + self._longer
+        """Tokens of the longest sequence."""
+        return len(self.prompt) + self._longest
 
     @property
-    def _longer(self) -> int:
-        return max(len(self.chosen.ids), len(self.rejected.ids))
+    def _longest(self) -> int:
+        return max(len(answer.ids) for answer in self.answers)
 
-    def cut(self, max_length: int, special_ids: frozenset[int]) -> Pair:
-        """Return the pair with neither sequence over `max_length`.
+    def cut(self, max_length: int, special_ids: frozenset[int]) -> Answered:
+        """Return the same with no sequence over `max_length`.
 
-        The prompt loses its beginning, but not a special token that it starts with; both answers see the same
+        The prompt loses its beginning, but not a special token that it starts with; all answers see the same
         rest of it. Only an answer that leaves no room for a prompt is cut itself, at its end.
         """
         lead = self.prompt[:1] if self.prompt and self.prompt[0] in special_ids else []
         least = min(len(self.prompt), len(lead) + 1)
-        room = min(len(self.prompt), max(max_length - self._longer, least))
+        room = min(len(self.prompt), max(max_length - self._longest, least))
         rest = room - len(lead)
         prompt = self.prompt if room == len(self.prompt) else [*lead, *self.prompt[len(self.prompt) - rest :]]
         left = max_length - len(prompt)
-        return Pair(prompt, self.chosen.cut(left), self.rejected.cut(left))
+        return Answered(prompt, tuple(answer.cut(left) for answer in self.answers))
 
-    def sequences(self) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
-        """Return ids and labels of the chosen and of the rejected sequence; a sequence's first token has no label."""
+    @property
+    def learns(self) -> bool:
+        """Whether something of each answer is learned."""
+        return all(answer.learns for answer in self.answers)
+
+    def sequences(self) -> list[tuple[list[int], list[int]]]:
+        """Return ids and labels of each answer's sequence; a sequence's first token has no label."""
         ignored = [IGNORED] * len(self.prompt)
-        chosen, rejected = (
-            (self.prompt + answer.ids, _without_first(ignored + answer.labels))
-            for answer in (self.chosen, self.rejected)
-        )
-        return chosen, rejected
+        return [(self.prompt + answer.ids, _without_first(ignored + answer.labels)) for answer in self.answers]
 
 
 def _answer(encoded: Encoded, border: int) -> Answer:

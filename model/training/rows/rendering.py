@@ -89,7 +89,7 @@ class Renderer:
         self._markers = markers
         self._template = ChatTemplate(tokenizer, markers, moment) if tokenizer.chat_template else None
         begin = tokenizer.bos_token
-        self._doubled_begin = begin if not self.templated and begin and _begins_by_itself(tokenizer) else ""
+        self._doubled_begin = begin if not self.templated and begin and begins_by_itself(tokenizer) else ""
 
     @property
     def templated(self) -> bool:
@@ -111,6 +111,19 @@ class Renderer:
             outcomes.split.add(place)
             outcomes.split_rows += len(rows)
         return rows
+
+    def answer(self, content: Content, place: Place, outcomes: Outcomes) -> list[Rendered]:
+        """Render a prompt and its labelled answer; learned are the turns after the prompt.
+
+        Raises
+        ------
+        RefusedRowError
+            When it does not go with the template.
+        """
+        if self._template is None:
+            return [_join(content, "completion", place, self._doubled_begin)]
+        conversation = answered(content, "completion", place)
+        return [_Rendering(self._template, self._markers, conversation, outcomes).one_row()]
 
     def pair(self, content: Content, place: Place, outcomes: Outcomes) -> tuple[Rendered, Rendered]:
         """Render a preference pair, the chosen before the rejected; learned are the turns after the prompt.
@@ -155,7 +168,7 @@ class _Rendering:
         return rows[::-1]
 
     def one_row(self) -> Rendered:
-        """Return the row that holds all learned turns, which an answer of a pair must be."""
+        """Return the row that holds all learned turns, which an answer that is judged as a whole must be."""
         rows = self.rows()
         if len(rows) > 1:
             raise self._refused(
@@ -312,6 +325,7 @@ def _join(content: Content, answer: str, place: Place, doubled_begin: str) -> Re
     return Rendered(text, ((len(prompt), len(text)),), place, closed=False)
 
 
-def _begins_by_itself(tokenizer: Any) -> bool:
+def begins_by_itself(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts its begin token before a text."""
     ids = tokenizer("a")["input_ids"]
     return len(ids) > 1 and ids[0] == tokenizer.bos_token_id

@@ -46,6 +46,8 @@ class Side:
     lengths: dict[str, int]
     duplicates: int
     outcomes: Outcomes
+    desirable: int | None = None
+    """Rows with a good answer, where answers have labels."""
 
     @property
     def learned_share(self) -> float:
@@ -61,6 +63,7 @@ class Side:
             "learnedShare": round(self.learned_share, 4),
             "lengths": self.lengths,
             "duplicates": self.duplicates,
+            **({} if self.desirable is None else {"desirable": self.desirable}),
             **self.outcomes.document(),
         }
 
@@ -69,7 +72,7 @@ class Side:
         """Return what `document` was made of."""
         keys = {"rows": "rows", "tokens": "tokens", "learned_tokens": "learnedTokens", "lengths": "lengths"}
         values = {key: document[name] for key, name in (keys | {"duplicates": "duplicates"}).items()}
-        return cls(**values, outcomes=Outcomes.read(document))
+        return cls(**values, outcomes=Outcomes.read(document), desirable=document.get("desirable"))
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ class TokenReport:
         if number := self.figures.also_trained_on:
             are = "s are" if number > 1 else " is"
             found.append(f"{number} held-out row{are} trained on too: their loss looks better than it is")
+        if training.desirable is not None and (text := _imbalance(training.desirable, training.rows, self.settings)):
+            found.append(text)
         return found
 
     def render(self, *, color: bool = False) -> str:
@@ -275,6 +280,7 @@ def _side(rows: Rows, duplicates: int) -> Side:
         lengths=summary,
         duplicates=duplicates,
         outcomes=rows.outcomes,
+        desirable=sum(rows.desirable) if isinstance(rows, TokenRows) and len(rows.desirable) else None,
     )
 
 
@@ -298,6 +304,7 @@ def _row_digests(rows: Rows) -> Iterator[bytes]:
         for part in sequences:
             ids, labels = part.row(index)
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes() + labels.tobytes())
+            digest.update(bytes(part.desirable[index : index + 1]))
         yield digest.digest()
 
 
@@ -319,6 +326,7 @@ def _losses(outcomes: Outcomes, noun: str, limit: int) -> list[str]:
         (outcomes.no_learnable_token, f"left out: nothing to learn is left within {limit} tokens"),
         (outcomes.equal_answers, "left out: chosen and rejected are the same tokens"),
         (outcomes.refused, f"left out, for they cannot be trained on: {'; '.join(outcomes.reasons[:1])}"),
+        (outcomes.chunked, f"longer than {limit} tokens and made into {outcomes.chunked_rows} rows of that length"),
         (
             outcomes.split,
             f"made into {outcomes.split_rows} rows: the chat template rewrites earlier turns once others follow",
@@ -335,6 +343,27 @@ def _losses(outcomes: Outcomes, noun: str, limit: int) -> list[str]:
 def _counted(tally: Tally, noun: str) -> str:
     more = "" if tally.count <= len(tally.first) else ", ..."
     return f"{tally.count} {noun}{'s' if tally.count > 1 else ''} ({', '.join(tally.first)}{more})"
+
+
+def _imbalance(desirable: int, rows: int, settings: TrainSettings) -> str | None:
+    """Return that one kind of answers outweighs the other, None where they are near enough.
+
+    Ethayarajh et al. advise in https://arxiv.org/abs/2402.01306, eq. 8, that the desirable answers weigh together from
+    once to 4/3 as much as the undesirable ones; more than twice or less than half is told here.
+    """
+    undesirable = rows - desirable
+    if not desirable or not undesirable:
+        kind = "good (true)" if desirable else "bad (false)"
+        return f"all {rows} answers to train on are labelled {kind}: KTO learns from some of each"
+    good, bad = desirable * settings.kto_desirable_weight, undesirable * settings.kto_undesirable_weight
+    if 0.5 <= good / bad <= 2:
+        return None
+    lower, upper = bad / desirable, bad / desirable * 4 / 3
+    return (
+        f"{desirable} good answers and {undesirable} bad ones weigh {good:g} to {bad:g}: set kto.desirableWeight "
+        f"(--kto-desirable-weight) to {lower:.2g} to {upper:.2g}, or kto.undesirableWeight (--kto-undesirable-weight) "
+        f"to {good / undesirable * 3 / 4:.2g} to {good / undesirable:.2g}"
+    )
 
 
 def _shortened(text: str, limit: int) -> str:

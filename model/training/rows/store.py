@@ -31,7 +31,7 @@ Rows = TokenRows | PreferenceRows
 SCHEMA_VERSION = 1
 """Version of the files and of what is learned of a row: with another one, tokens are made anew."""
 
-_TYPES: dict[str, Literal["i", "q"]] = {"ids": "i", "labels": "i", "offsets": "q"}
+_TYPES: dict[str, Literal["i", "q", "b"]] = {"ids": "i", "labels": "i", "offsets": "q", "desirable": "b"}
 _BUFFER_TOKENS = 1 << 20
 TEMPLATE = "chat_template.jinja"
 """Name of the file with the chat template, which is there when the tokenizer has one."""
@@ -115,7 +115,7 @@ def is_row_for_row(directory: Path) -> bool:
     if document is None:
         return False
     outcomes = Figures.read(document["figures"]).training.outcomes
-    return outcomes.dropped == 0 and outcomes.split_rows == 0
+    return outcomes.dropped == outcomes.split_rows == outcomes.chunked_rows == 0
 
 
 def read(directory: Path, key: Mapping[str, Any], *, whole: bool) -> Tokens | None:
@@ -168,8 +168,8 @@ class _FileRows(TokenRows):
     def __len__(self) -> int:
         return self.written + super().__len__()
 
-    def append(self, ids: Any, labels: Any) -> None:
-        super().append(ids, labels)
+    def append(self, ids: Any, labels: Any, desirable: bool | None = None) -> None:
+        super().append(ids, labels, desirable)
         if len(self.ids) >= _BUFFER_TOKENS:
             self.flush()
 
@@ -178,8 +178,10 @@ class _FileRows(TokenRows):
         self.files["ids"].write(self.ids)
         self.files["labels"].write(self.labels)
         self.files["offsets"].write(memoryview(self.offsets)[1:])
+        self.files["desirable"].write(self.desirable)
         self.written += len(self.offsets) - 1
         self.ids, self.labels, self.offsets = array("i"), array("i"), array("q", self.offsets[-1:])
+        self.desirable = array("b")
 
 
 class Writer:
@@ -272,19 +274,23 @@ def _mapped_rows(directory: Path, sizes: Mapping[str, int], name: str) -> TokenR
     views = {}
     for kind, code in _TYPES.items():
         file_name = f"{name}-{kind}.bin"
+        if kind == "desirable" and file_name not in sizes:  # made before there were labels
+            continue
         with (directory / file_name).open("rb") as file:
             size = file.seek(0, 2)
             if size != sizes[file_name]:
                 raise ValueError(f"{file_name} has {size} bytes, not {sizes[file_name]}")
             held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         views[kind] = memoryview(held).cast(code)
-    return TokenRows(views["ids"], views["labels"], views["offsets"])
+    rows = TokenRows(views["ids"], views["labels"], views["offsets"])
+    rows.desirable = views.get("desirable", rows.desirable)
+    return rows
 
 
 def _digest_of(rows: Rows, held_out: Rows) -> str:
     digest = hashlib.sha256()
     for part in _not_empty(rows, held_out):
-        for values in (part.ids, part.labels, part.offsets):
+        for values in (part.ids, part.labels, part.offsets, part.desirable):
             digest.update(values)
     return digest.hexdigest()
 

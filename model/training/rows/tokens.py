@@ -1,7 +1,7 @@
 """From exported rows to token rows: which tokens a model sees, and which of them it learns.
 
-`RowEncoder` reads the lines, `rendering` makes text of them, `encoding` tokens, and `preferences` cuts pairs. Nothing
-here imports torch.
+`RowEncoder` reads the lines, `rendering` makes text of them, `encoding` tokens; `preferences` cuts answers, `documents`
+whole texts. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from model import exits
 from model.exits import FailureError
+from model.training.rows.documents import DocumentTokenizer, chunks
 from model.training.rows.encoding import IGNORED, Encoded, SpanTokenizer
 from model.training.rows.outcomes import (
     Outcomes,
@@ -26,16 +28,27 @@ from model.training.rows.outcomes import (
     check_lengths,
     check_refusals,
 )
-from model.training.rows.preferences import Pair
+from model.training.rows.preferences import Answered
 from model.training.rows.rendering import Rendered, Renderer
 from model.training.rows.template import Markers
 
-__all__ = ["IGNORED", "DigestedLines", "PreferenceRows", "RowEncoder", "TokenRows", "sequences_of"]
+__all__ = ["IGNORED", "DigestedLines", "PreferenceRows", "RowEncoder", "TokenRows", "method_of", "sequences_of"]
 
 Content = dict[str, Any]
-Encodings = Iterator[tuple[Place, list[Encoded]]]
 
 _ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What an exported line is as text; with a label, whether the answer is desirable."""
+
+    place: Place
+    texts: Sequence[Rendered]
+    desirable: bool | None
+
+
+Encodings = Iterator[tuple[_Line, list[Encoded]]]
 
 
 class Counted:
@@ -58,25 +71,30 @@ class Counted:
 class TokenRows(Counted):
     """Tokenised rows in flat arrays, 8 bytes a token; `offsets[i]` to `offsets[i + 1]` is row i.
 
-    The arrays lie in memory while rows are added, or in files (`model.training.rows.store`).
+    `desirable` has a 1 or a 0 for each row with a label (KTO), and nothing otherwise. The arrays lie in memory while
+    rows are added, or in files (`model.training.rows.store`).
     """
 
     ids: array[int] | memoryview[int] = field(default_factory=lambda: array("i"))
     labels: array[int] | memoryview[int] = field(default_factory=lambda: array("i"))
     offsets: array[int] | memoryview[int] = field(default_factory=lambda: array("q", [0]))
+    desirable: array[int] | memoryview[int] = field(default_factory=lambda: array("b"))
     outcomes: Outcomes = field(default_factory=Outcomes)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def append(self, ids: Sequence[int], labels: Sequence[int]) -> None:
-        """Add a row."""
+    def append(self, ids: Sequence[int], labels: Sequence[int], desirable: bool | None = None) -> None:
+        """Add a row; `desirable` where it has a label."""
         assert isinstance(self.ids, array)
         assert isinstance(self.labels, array)
         assert isinstance(self.offsets, array)
         self.ids.extend(array("i", ids))
         self.labels.extend(array("i", labels))
         self.offsets.append(self.offsets[-1] + len(ids))
+        if desirable is not None:
+            assert isinstance(self.desirable, array)
+            self.desirable.append(desirable)
 
     def row(self, index: int) -> tuple[array[int] | memoryview[int], array[int] | memoryview[int]]:
         """Return the ids and the labels of a row."""
@@ -158,12 +176,19 @@ class RowEncoder:
         self._special_ids = markers.special_ids
         self._renderer = Renderer(tokenizer, markers, moment or datetime.now().astimezone())
         self._spans = SpanTokenizer(tokenizer, markers, adds_special_tokens=not self._renderer.templated)
+        self._tokenizer, self._markers = tokenizer, markers
         self._max_length = max_length
         self._too_long = too_long
         self._drops_refused = drops_refused
 
-    def encode(self, lines: Iterable[bytes], name: str) -> TokenRows:
-        """Encode exported JSON lines of single conversations; `name` is what to call them in messages.
+    @cached_property
+    def _documents(self) -> DocumentTokenizer:
+        return DocumentTokenizer(self._tokenizer, self._markers)
+
+    def encode(self, lines: Iterable[bytes], name: str, *, method: str = "SFT") -> TokenRows:
+        """Encode exported JSON lines of texts, of conversations or, for KTO, of labelled answers.
+
+        `name` is what to call them in messages.
 
         Raises
         ------
@@ -171,7 +196,7 @@ class RowEncoder:
             When rows do not fit the template or, with too_long Fail, the model.
         """
         rows = TokenRows()
-        self.add(rows, lines, name)
+        self.add(rows, lines, name, method=method)
         self.check([rows.outcomes])
         return rows
 
@@ -184,28 +209,29 @@ class RowEncoder:
             When pairs do not fit the template or, with too_long Fail, the model.
         """
         pairs = PreferenceRows()
-        self.add(pairs, lines, name)
+        self.add(pairs, lines, name, method="DPO")
         self.check([pairs.outcomes])
         return pairs
 
-    def add(self, rows: TokenRows | PreferenceRows, lines: Iterable[bytes], name: str) -> None:
-        """Add what becomes of exported lines to the rows; those that cannot be used are noted in their outcomes.
+    def add(self, rows: TokenRows | PreferenceRows, lines: Iterable[bytes], name: str, *, method: str) -> None:
+        """Add what becomes of a method's exported lines to the rows; what cannot be used is noted in their outcomes.
 
         Raises
         ------
         FailureError
             When the lines are not what the export writes for this method.
         """
-        if isinstance(rows, TokenRows):
-            for _, encodings in self._encoded(lines, name, rows.outcomes, pairs=False):
+        for line, encodings in self._encoded(lines, name, rows.outcomes, method):
+            if isinstance(rows, PreferenceRows):
+                try:
+                    self._add_pair(rows, Answered.of(*encodings), line.place)
+                except RefusedRowError as error:
+                    rows.outcomes.refuse(error)
+            elif line.desirable is not None:
+                self._add_labelled(rows, Answered.of(*encodings), line.place, desirable=line.desirable)
+            else:
                 for encoded in encodings:
                     self._add(rows, encoded)
-            return
-        for place, (chosen, rejected) in self._encoded(lines, name, rows.outcomes, pairs=True):
-            try:
-                self._add_pair(rows, Pair.of(chosen, rejected), place)
-            except RefusedRowError as error:
-                rows.outcomes.refuse(error)
 
     def check(self, found: Sequence[Outcomes]) -> None:
         """Refuse rows that cannot be used, unless these are to be dropped, and rows that are to fail for their length.
@@ -219,40 +245,52 @@ class RowEncoder:
             check_refusals(found)
         check_lengths(found)
 
-    def _encoded(self, lines: Iterable[bytes], name: str, outcomes: Outcomes, *, pairs: bool) -> Encodings:
+    def _encoded(self, lines: Iterable[bytes], name: str, outcomes: Outcomes, method: str) -> Encodings:
         """Yield what each line has become: while some rows are tokenised, the next are rendered."""
         before = None
-        for contents in _batches(lines, name, pairs=pairs):
-            rendered = list(self._rendered(contents, name, outcomes, pairs=pairs))
-            texts = [text for _, its in rendered for text in its]
-            tokens = self._spans.begin(texts)
+        for contents in _batches(lines, name, method):
+            tokenizer = self._documents if "text" in contents[0] else self._spans
+            rendered = list(self._rendered(contents, name, outcomes, method))
+            texts = [text for line in rendered for text in line.texts]
+            tokens = tokenizer.begin(texts)
             if before is not None:
                 yield from self._finished(*before, outcomes)
-            before = rendered, texts, tokens
+            before = tokenizer, rendered, texts, tokens
         if before is not None:
             yield from self._finished(*before, outcomes)
 
-    def _rendered(
-        self, contents: list[Content], name: str, outcomes: Outcomes, *, pairs: bool
-    ) -> Iterator[tuple[Place, Sequence[Rendered]]]:
-        render = self._renderer.pair if pairs else self._renderer.conversation
+    def _rendered(self, contents: list[Content], name: str, outcomes: Outcomes, method: str) -> Iterator[_Line]:
         for content in contents:
             place = Place.of(content, name)
             try:
-                yield place, render(content, place, outcomes)
+                yield _Line(place, self._texts(content, place, outcomes, method), content.get("label"))
             except RefusedRowError as error:
                 outcomes.refuse(error)
 
+    def _texts(self, content: Content, place: Place, outcomes: Outcomes, method: str) -> Sequence[Rendered]:
+        if method == "DPO":
+            return self._renderer.pair(content, place, outcomes)
+        if method == "KTO":
+            return self._renderer.answer(content, place, outcomes)
+        if "text" in content:
+            return self._documents.render(content["text"], place, outcomes)
+        return self._renderer.conversation(content, place, outcomes)
+
     def _finished(
-        self, rendered: list[tuple[Place, Sequence[Rendered]]], texts: list[Rendered], tokens: Any, outcomes: Outcomes
+        self,
+        tokenizer: SpanTokenizer | DocumentTokenizer,
+        lines: list[_Line],
+        texts: list[Rendered],
+        tokens: Any,
+        outcomes: Outcomes,
     ) -> Encodings:
-        encoded = iter(self._spans.finish(texts, tokens))
-        for place, its in rendered:
-            found = [next(encoded) for _ in its]
+        encoded = iter(tokenizer.finish(texts, tokens))
+        for line in lines:
+            found = [next(encoded) for _ in line.texts]
             if error := next((one for one in found if isinstance(one, RefusedRowError)), None):
                 outcomes.refuse(error)
             else:
-                yield place, [one for one in found if isinstance(one, Encoded)]
+                yield line, [one for one in found if isinstance(one, Encoded)]
 
     def _add(self, rows: TokenRows, encoded: Encoded) -> None:
         if (longer := self._is_longer(rows.outcomes, len(encoded.ids), encoded.place)) and self._too_long != "Truncate":
@@ -260,15 +298,32 @@ class RowEncoder:
         if not encoded.learns_within(self._max_length):
             rows.outcomes.no_learnable_token.add(encoded.place)
             return
+        if longer and encoded.document:
+            rows.outcomes.chunked.add(encoded.place)
+            for ids in chunks(encoded.ids, self._max_length):
+                rows.append(ids, [IGNORED, *ids[1:]])
+                rows.outcomes.chunked_rows += 1
+            return
         if longer:
             rows.outcomes.truncated.add(encoded.place)
         rows.append(encoded.ids[: self._max_length], encoded.labels()[: self._max_length])
 
-    def _add_pair(self, rows: PreferenceRows, pair: Pair, place: Place) -> None:
+    def _add_labelled(self, rows: TokenRows, answered: Answered, place: Place, *, desirable: bool) -> None:
+        if (longer := self._is_longer(rows.outcomes, answered.length, place)) and self._too_long != "Truncate":
+            return
+        answered = answered.cut(self._max_length, self._special_ids) if longer else answered
+        if not answered.learns:
+            rows.outcomes.no_learnable_token.add(place)
+            return
+        if longer:
+            rows.outcomes.truncated.add(place)
+        rows.append(*answered.sequences()[0], desirable)
+
+    def _add_pair(self, rows: PreferenceRows, pair: Answered, place: Place) -> None:
         if (longer := self._is_longer(rows.outcomes, pair.length, place)) and self._too_long != "Truncate":
             return
         pair = pair.cut(self._max_length, self._special_ids) if longer else pair
-        if pair.chosen.ids == pair.rejected.ids:
+        if pair.answers[0].ids == pair.answers[1].ids:
             if self._too_long == "Fail":
                 raise RefusedRowError(
                     place,
@@ -277,7 +332,7 @@ class RowEncoder:
                 )
             rows.outcomes.equal_answers.add(place)
             return
-        if not (pair.chosen.learns and pair.rejected.learns):
+        if not pair.learns:
             rows.outcomes.no_learnable_token.add(place)
             return
         if longer:
@@ -316,33 +371,44 @@ class DigestedLines:
         return self._digest.hexdigest()
 
 
-def _batches(lines: Iterable[bytes], name: str, *, pairs: bool) -> Iterator[list[Content]]:
+def _batches(lines: Iterable[bytes], name: str, method: str) -> Iterator[list[Content]]:
     numbered = enumerate(lines, 1)
     while batch := list(islice(numbered, _ROWS_AT_ONCE)):
-        yield [_parse(line, number, name, pairs=pairs) for number, line in batch]
+        yield [_parse(line, number, name, method) for number, line in batch]
 
 
-def _parse(line: bytes, number: int, name: str, *, pairs: bool) -> Content:
+_NEEDED = {
+    "SFT": "prompt and completion, or messages, or text",
+    "DPO": "prompt, chosen and rejected",
+    "KTO": "prompt, completion and label",
+}
+
+
+def method_of(keys: Collection[str]) -> str | None:
+    """Return the method that a line with these keys was exported for; None when it is no exported line."""
+    if {"prompt", "chosen", "rejected"} <= set(keys):
+        return "DPO"
+    if {"prompt", "completion", "label"} <= set(keys):
+        return "KTO"
+    return "SFT" if "messages" in keys or "text" in keys or {"prompt", "completion"} <= set(keys) else None
+
+
+def _parse(line: bytes, number: int, name: str, method: str) -> Content:
     """Return a line's row after a look at its shape."""
     try:
         content: Content = json.loads(line)
-        keys = content.keys()
-        is_pair = {"prompt", "chosen", "rejected"} <= keys
-        is_single = "messages" in keys or {"prompt", "completion"} <= keys
-        whole = "row" in keys and (is_pair or is_single)
-    except (ValueError, AttributeError):
-        whole = False
-    if not whole:
+        other = method_of(content.keys()) if "row" in content else None
+    except (ValueError, AttributeError, TypeError):
+        other = None
+    if other is None:
         raise FailureError(
             exits.DATASET_INVALID,
             "DatasetInvalid",
             f"{name} exported line {number} is not what python -m model.data.export writes: export the dataset again",
         )
-    if not (is_pair if pairs else is_single):
-        method, other = ("DPO", "SFT") if pairs else ("SFT", "DPO")
-        wanted = "prompt, chosen and rejected" if pairs else "prompt and completion, or messages"
+    if other != method:
         raise Place.of(content, name).failure(
-            f"method {method} needs {wanted}; these rows are for {other}: set method (--method) to {other}, or map the "
-            "fields with dataset.columns (--column)"
+            f"method {method} needs {_NEEDED[method]}; these rows are for {other}: set method (--method) to {other}, "
+            "or map the fields with dataset.columns (--column)"
         )
     return content

@@ -15,7 +15,7 @@ from typing import Any
 
 from model.training.rows.encoding import IGNORED
 from model.training.rows.outcomes import Place
-from model.training.rows.tokens import PreferenceRows, RowEncoder, TokenRows, sequences_of
+from model.training.rows.tokens import PreferenceRows, RowEncoder, TokenRows, method_of, sequences_of
 
 NEW_TOKENS = 128
 """The longest answer."""
@@ -117,7 +117,7 @@ class Reader:
         """Return what an exported row asks, None when it was left out or leaves no room for an answer."""
         content = json.loads(line)
         rows: TokenRows | PreferenceRows = PreferenceRows() if self.pairs else TokenRows()
-        self.encoder.add(rows, [line], _NAME)
+        self.encoder.add(rows, [line], _NAME, method=method_of(content) or "SFT")
         sequence = sequences_of(rows)[0]
         if not len(sequence):
             return None
@@ -135,9 +135,10 @@ class Reader:
             return None
         cut: tuple[str, ...] = ()
         if rows.truncated:
-            if not self.pairs and learned_turns(content) > 1:
+            of_one_answer = self.pairs or "label" in content  # these lose the beginning of the prompt
+            if not of_one_answer and learned_turns(content) > 1:
                 return None  # the turn that is answered is not the row's last one
-            cut = ("prompt",) if self.pairs else ("reference",)
+            cut = ("prompt",) if of_one_answer else ("reference",)
         reference = None if content.get("label") is False else self.decode(answered)
         return Question(place, before, reference, asked, cut)
 

@@ -34,7 +34,7 @@ SHARED_MEMORY = Resources.model_fields["shared_memory"].default
 PARENT_GIVES = ("rank", "alpha", "targetModules", "variant")
 """Fields of lora that a run takes from its parent adapter."""
 
-ADD_METHOD = "add spec.method: SFT or DPO"
+ADD_METHOD = "add spec.method: SFT, DPO or KTO"
 ADD_BASE_MODEL = (
     "add spec.baseModel with exactly one source: hub: {repository: ...} or volume: {claimName: ..., path: ...}"
 )
@@ -45,8 +45,8 @@ ADD_DATASET = (
 )
 ADD_MIXED = "give each entry of dataset.mix exactly one source: registry, sql, hub, objectStore, volume or configMap"
 ONE_SHAPE = (
-    "set the columns of one shape: messages and tools; prompt, completion and tools; or prompt, chosen, rejected and "
-    "tools"
+    "set the columns of one shape: messages and tools; prompt, completion and tools; prompt, chosen, rejected and "
+    "tools; or text alone; label goes with messages or completion"
 )
 FROM_THE_PARENT = (
     "lora.rank, alpha, targetModules and variant come from the parent adapter: leave them out, or leave out "
@@ -83,13 +83,13 @@ def _aliases(model: type[ApiModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _columns_need(method: str, fields: Iterable[str]) -> str:
-    """With that method, none of the columns is mapped."""
+def _columns_of(methods: Iterable[str], fields: Iterable[str]) -> str:
+    """With any other method, none of the columns is mapped."""
     columns = "self.dataset.columns"
     mapped = f"has(self.dataset) && has({columns}) && {_any_of(columns, fields)}"
     mixed = f"self.dataset.mix.exists(m, has(m.columns) && {_any_of('m.columns', fields)})"
     return (
-        f"!has(self.method) || self.method != '{method}' || "
+        f"!has(self.method) || self.method in {list(methods)} || "
         f"!({mapped}) && !(has(self.dataset) && has(self.dataset.mix) && {mixed})"
     )
 
@@ -135,6 +135,15 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "dpo is for the method DPO only: set method: DPO, or leave dpo out",
         ),
         rule(
+            "!has(self.kto) || !has(self.method) || self.method == 'KTO'",
+            "kto is for the method KTO only: set method: KTO, or leave kto out",
+        ),
+        rule(
+            "!has(self.method) || self.method != 'KTO' || !has(self.training) || !has(self.training.batchSize) "
+            "|| self.training.batchSize >= 2",
+            "training.batchSize must be 2 or more for the method KTO: it compares with another row's answer",
+        ),
+        rule(
             f"!has(self.parentAdapter) || !has(self.lora) || !{_any_of('self.lora', PARENT_GIVES)}",
             FROM_THE_PARENT,
         ),
@@ -149,13 +158,21 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "training.batchSize must be at least resources.gpus: each GPU needs an example of every step",
         ),
         rule(
-            _columns_need("SFT", ("chosen", "rejected")),
+            _columns_of(("DPO",), ("chosen", "rejected")),
             "dataset.columns.chosen and rejected are for the method DPO: leave them out, or set method: DPO",
         ),
         rule(
-            _columns_need("DPO", ("messages", "completion")),
-            "dataset.columns.messages and completion are for the method SFT: map prompt, chosen and rejected, or set "
-            "method: SFT",
+            _columns_of(("SFT", "KTO"), ("messages", "completion")),
+            "dataset.columns.messages and completion are for the methods SFT and KTO: map prompt, chosen and rejected, "
+            "or set method: SFT",
+        ),
+        rule(
+            _columns_of(("SFT",), ("text",)),
+            "dataset.columns.text is for the method SFT: leave it out, or set method: SFT",
+        ),
+        rule(
+            _columns_of(("KTO",), ("label",)),
+            "dataset.columns.label is for the method KTO: leave it out, or set method: KTO",
         ),
     ),
     BaseModelSource: (rule(_exactly_one("self", BASE_MODEL_SOURCES), ADD_BASE_MODEL),),
@@ -187,7 +204,8 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     Columns: (
         rule(
             f"!(has(self.messages) && {_any_of('self', ('prompt', 'completion', 'chosen', 'rejected'))}) "
-            f"&& !(has(self.completion) && {_any_of('self', ('chosen', 'rejected'))})",
+            f"&& !({_any_of('self', ('completion', 'label'))} && {_any_of('self', ('chosen', 'rejected'))}) "
+            f"&& !(has(self.text) && {_any_of('self', [name for name in _aliases(Columns) if name != 'text'])})",
             ONE_SHAPE,
         ),
         rule(_different("self", _aliases(Columns)), "each field needs a column of its own"),

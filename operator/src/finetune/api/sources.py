@@ -229,6 +229,8 @@ class Columns(ApiModel):
     """Column that holds the prompt. Default: prompt."""
     completion: ColumnName | None = None
     """Column that holds the completion. Default: completion."""
+    text: ColumnName | None = None
+    """Column that holds a text to learn as it stands, for SFT. Default: text."""
     messages: ColumnName | None = None
     """Column that holds the list of chat messages. Default: messages."""
     tools: ColumnName | None = None
@@ -241,6 +243,8 @@ class Columns(ApiModel):
     """Column that holds the better answer, for DPO. Default: chosen."""
     rejected: ColumnName | None = None
     """Column that holds the worse answer, for DPO. Default: rejected."""
+    label: ColumnName | None = None
+    """Column that says whether the answer is good, for KTO: true or false, also as text, or 1 or 0. Default: label."""
 
     def renamed(self) -> dict[str, str]:
         """The mapping from what the method needs to the source's column; only what was set."""
@@ -303,8 +307,8 @@ class Dataset(DatasetSource):
     """Rows that are held out of training to measure the loss on. Default: 5 percent, at most 500 rows; percent: 5 has
     no such bound."""
     too_long: Literal["Truncate", "Drop", "Fail"] = "Truncate"
-    """What happens to a row of more than training.maxLength tokens: Truncate cuts it (DPO keeps the end of the
-    prompt), Drop leaves it out, Fail ends the run."""
+    """What happens to a row of more than training.maxLength tokens: Truncate cuts it (DPO and KTO keep the end
+    of the prompt, a text goes on in another row), Drop leaves it out, Fail ends the run."""
     invalid_rows: Literal["Fail", "Drop"] = "Fail"
     """What happens to a malformed row: Fail ends the run and names the row, Drop leaves the row out and
     counts it."""

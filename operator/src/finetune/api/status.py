@@ -205,11 +205,12 @@ class Measurements(ApiModel):
     evaluation_loss: DecimalString | None = None
     """Loss of the adapter on the held-out rows."""
     base_evaluation_loss: DecimalString | None = None
-    """Loss of the base model alone on the held-out rows; for DPO, of the reference."""
+    """Loss of the base model alone on the held-out rows; for DPO and KTO, of the reference."""
     reward_accuracy: DecimalString | None = None
     """DPO: share of the held-out pairs whose chosen answer gets the higher reward."""
     reward_margin: DecimalString | None = None
-    """DPO: mean of the chosen answers' rewards less the rejected ones', over the held-out pairs."""
+    """DPO: mean of the chosen answers' rewards less the rejected ones', over the held-out pairs. KTO: mean reward of
+    the good answers less that of the bad ones, over the held-out rows."""
     steps: Count
     """Optimizer steps done."""
     best_step: Count | None = None

@@ -32,10 +32,14 @@ from .fields import (
 from .sources import BaseModelSource, Dataset, ParentAdapter
 from .status import TrainingRunStatus
 
-Method = Literal["SFT", "DPO"]
+Method = Literal["SFT", "DPO", "KTO"]
 
 BELOW_ONE = r"0\.[0-9]*[1-9][0-9]*|[1-9](\.[0-9]+)?[eE]-0?[1-9][0-9]?"
 """A decimal number above 0 and below 1, such as 0.0002 or 2e-4."""
+
+
+WEIGHT = f"{BELOW_ONE}|[1-9][0-9]{{0,2}}(\\.[0-9]+)?|1000(\\.0+)?"
+"""A decimal number above 0 and at most 1000."""
 
 
 class Training(ApiModel):
@@ -58,7 +62,7 @@ class Training(ApiModel):
         | None
     ) = None
     """Peak learning rate, a decimal number such as 0.0002 or 2e-4, above 0 and at most 1. Default: 2e-4 for SFT, 5e-6
-    for DPO."""
+    for DPO and 5e-6 for KTO."""
     schedule: Literal["Cosine", "Linear", "Constant"] = "Cosine"
     """Course of the learning rate after the warm-up."""
     warmup_percent: Annotated[int, Field(ge=0, le=100)] = 3
@@ -128,6 +132,23 @@ class Dpo(ApiModel):
     10."""
 
 
+class Kto(ApiModel):
+    """How good and bad answers are learned from; for the method KTO only."""
+
+    beta: Annotated[
+        DecimalNumber,
+        decimal(f"{BELOW_ONE}|[1-9](\\.[0-9]+)?|10(\\.0+)?", minimum=0, exclusiveMinimum=True, maximum=10),
+    ] = "0.1"
+    """Pull towards the reference, a decimal number above 0 and at most 10: the larger, the closer the result stays to
+    it."""
+    desirable_weight: Annotated[DecimalNumber, decimal(WEIGHT, minimum=0, exclusiveMinimum=True, maximum=1000)] = "1"
+    """Weight of the good answers' losses, a decimal number above 0 and at most 1000: raise it where there are few of
+    them."""
+    undesirable_weight: Annotated[DecimalNumber, decimal(WEIGHT, minimum=0, exclusiveMinimum=True, maximum=1000)] = "1"
+    """Weight of the bad answers' losses, a decimal number above 0 and at most 1000: raise it where there are few of
+    them."""
+
+
 class Lora(ApiModel):
     """The adapter's shape, in the words of PEFT's LoraConfig. A run with a parentAdapter has its parent's shape."""
 
@@ -136,7 +157,7 @@ class Lora(ApiModel):
     alpha: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Scaling: the update is multiplied by alpha / rank. Default: 32."""
     dropout_percent: Annotated[int, Field(ge=0, le=90)] | None = None
-    """Dropout before the update matrices, in percent. Default: 5 for SFT, 0 for DPO."""
+    """Dropout before the update matrices, in percent. Default: 5 for SFT, 0 for DPO and 0 for KTO."""
     target_modules: (
         Annotated[
             tuple[
@@ -300,8 +321,9 @@ class TrainingRunSpec(ApiModel):
     experiment: Name | None = None
     """Groups runs for comparison, and is a folder on the output claim. Default: the run's name."""
     method: Method
-    """SFT: supervised fine-tuning on prompts and completions, or on chat messages. DPO: direct preference
-    optimisation on prompts with a chosen and a rejected answer."""
+    """SFT: supervised fine-tuning on prompts and completions, on chat messages, or on texts as they stand. DPO: direct
+    preference optimisation on prompts with a chosen and a rejected answer. KTO: Kahneman-Tversky optimisation on
+    answers that are labelled good or bad."""
     suspend: bool = False
     """True stops the pod after it has saved a checkpoint; false lets the run go on from there. May change
     at any time."""
@@ -309,7 +331,7 @@ class TrainingRunSpec(ApiModel):
     """The model to start from; exactly one source."""
     parent_adapter: ParentAdapter | None = None
     """An adapter of the registry to go on from: it is trained further, and the result alone on the base model
-    is the whole. DPO's reference is a copy of it; without it, the base model alone."""
+    is the whole. DPO's and KTO's reference is a copy of it; without it, the base model alone."""
     dataset: Dataset
     """The rows to train on; exactly one source."""
     resume_from: ResumeFrom | None = None
@@ -319,6 +341,8 @@ class TrainingRunSpec(ApiModel):
     """How to train."""
     dpo: Dpo | None = None
     """How answers are preferred; for the method DPO only."""
+    kto: Kto | None = None
+    """How good and bad answers are learned from; for the method KTO only."""
     lora: Lora = Lora()
     """The adapter's shape. With a parentAdapter only dropoutPercent may be set."""
     quantization: Literal["None", "NF4", "Int8"] = "None"

@@ -149,7 +149,7 @@ def _parent_flags(run: TrainingRun, parent: ParentView) -> dict[str, object]:
 
 
 def _method_flags(run: TrainingRun) -> dict[str, object]:
-    dpo, lora = run.spec.dpo, run.spec.lora
+    dpo, kto, lora = run.spec.dpo, run.spec.kto, run.spec.lora
     preference = (
         {
             "dpo-beta": dpo.beta,
@@ -160,8 +160,18 @@ def _method_flags(run: TrainingRun) -> dict[str, object]:
         if dpo
         else {}
     )
+    labelled = (
+        {
+            "kto-beta": kto.beta,
+            "kto-desirable-weight": kto.desirable_weight,
+            "kto-undesirable-weight": kto.undesirable_weight,
+        }
+        if kto
+        else {}
+    )
     return {
         **preference,
+        **labelled,
         "lora-rank": lora.rank,
         "lora-alpha": lora.alpha,
         "lora-dropout-percent": lora.dropout_percent,
