@@ -28,14 +28,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def asking(handler: Handler) -> AsyncIterator[KubernetesClient]:
-    """A client of a server on the loopback that answers so."""
+    """A client of a server on the loopback that answers so; it waits half a second for one that does not."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     configuration = client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
-    kubernetes = KubernetesClient(configuration=configuration, timeout_seconds=0.5)
+    kubernetes = KubernetesClient(configuration=configuration, timeout_seconds=0.5 if handler is hang else 30)
     try:
         yield kubernetes
     finally:
