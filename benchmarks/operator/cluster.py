@@ -143,6 +143,10 @@ class Cluster:
         line = next(each for each in status.splitlines() if each.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
 
+    def database_kib(self) -> float:
+        """The size of the registry's database, in KiB."""
+        return sum(each.stat().st_size for each in self.log.parent.glob("registry.db*")) / 1024
+
     def rss_mib(self) -> float:
         """The memory that the operator has now, in MiB."""
         pages = int(Path(f"/proc/{self.operator.pid}/statm").read_text().split()[1])

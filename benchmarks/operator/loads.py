@@ -62,6 +62,7 @@ async def short_runs(load: str, count: int, pause: float, endless: int = 0) -> E
         for run in going_on:
             cluster.kubelet.script(run, ENDLESS)
         before, cpu, memory = await cluster.requests(), cluster.cpu_seconds(), cluster.rss_mib()
+        stored = cluster.database_kib()
         began, cluster.seen.queue_seconds = time.monotonic(), 0.0
         if pause:
             for run in runs:
@@ -80,6 +81,7 @@ async def short_runs(load: str, count: int, pause: float, endless: int = 0) -> E
             "cpuSecondsPerRun": round((cluster.cpu_seconds() - cpu) / count, 4),
             "rssMiB": round(cluster.peak_mib(), 1),
             "rssKiBPerRun": round(1024 * (cluster.peak_mib() - memory) / count, 1),
+            "databaseKiBPerRun": round((cluster.database_kib() - stored) / count, 1),
             "runsPerMinute": round(60 * len(ending) / (ended - began), 1),
             "seconds": round(ended - began, 1),
         }
