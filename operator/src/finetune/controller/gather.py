@@ -182,7 +182,7 @@ class Gatherer:
         if pod is None or pod.finished:  # an ended pod waits for its successor
             return await self._kubernetes.list_events(namespace, job.uid)
         if pod.unschedulable:
-            return await self._claim_events(case) if "unbound" in pod.unschedulable else []
+            return [] if pod.awaits_a_node else await self._claim_events(case)
         if not pod.awaits_a_start:
             return []
         return await self._kubernetes.list_events(namespace, pod.uid)

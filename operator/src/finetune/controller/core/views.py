@@ -144,6 +144,11 @@ class PodView:
         )
 
     @property
+    def awaits_a_node(self) -> bool:
+        """The scheduler says itself why it finds no node; of claims without a volume only their Events tell more."""
+        return bool(self.unschedulable) and "unbound" not in self.unschedulable
+
+    @property
     def over_its_limit(self) -> bool:
         """It was evicted for what it used of the node's disk or of shared memory: its own doing, no disruption."""
         return self.reason == "Evicted" and not self.disrupted
