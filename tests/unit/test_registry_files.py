@@ -19,11 +19,14 @@ from sqlalchemy import update
 from finetune.api.files import RunFiles
 from finetune.api.registry import AdapterFile, RunRequest
 from finetune.registry.blobs import BlobStore, open_store
-from finetune.registry.blobs.errors import StorageFull, StoreUnavailable, TooLarge
+from finetune.registry.blobs.errors import StorageFull, StoreUnavailable, TooLarge, TooManyUploads
 from finetune.registry.database import Database, parse_url
 from finetune.registry.errors import DigestMismatch
 from finetune.registry.migrate import migrate
 from finetune.registry.schema import runs
+from finetune.registry.service import pacing
+from finetune.registry.service.errors import SlowSender
+from finetune.registry.store import turns
 from finetune.registry.store.files import FileLimits, FileStore
 from finetune.registry.store.runs import RunStore
 from tests.support.adapters import adapter_files, announce, listing, make_version, registered, safetensors, send
@@ -401,3 +404,27 @@ async def test_a_full_store_still_deletes(
     await store.collect_garbage(dry_run=False, older_than=NOW)
     assert await stored(blobs) == set()
     await blobs.close()
+
+
+async def test_a_sender_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "BLOCK_SECONDS", 0.05)
+
+    async def silent() -> AsyncIterator[bytes]:
+        yield b"first"
+        await asyncio.Event().wait()
+
+    blocks = aiter(pacing.paced(silent()))
+    assert await anext(blocks) == b"first"
+    with pytest.raises(SlowSender):
+        await anext(blocks)
+
+
+async def test_more_uploads_than_turns_wait_and_are_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.05)
+    uploads = asyncio.Semaphore(1)
+    async with turns.turn(uploads, 1):
+        with pytest.raises(TooManyUploads, match="1 files are being sent"):
+            async with turns.turn(uploads, 1):
+                raise AssertionError("there was no turn")
+    async with turns.turn(uploads, 1):
+        pass

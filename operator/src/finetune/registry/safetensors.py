@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from .errors import Invalid
-from .strictjson import decode
+from .strictjson import decode, has_more_values
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_HEADER_VALUES = 1_000_000
@@ -70,7 +70,7 @@ def _header_length(first: bytes, path: str, size: int) -> int:
 
 def check_header(header: bytes, *, path: str, tensor_bytes: int) -> None:
     """Raises `Invalid` unless the header describes tensors that fill exactly the bytes after it."""
-    if sum(header.count(sign) for sign in (b"{", b"[", b",")) > MAX_HEADER_VALUES:
+    if has_more_values(header, MAX_HEADER_VALUES):
         raise _wrong(path, f"its header has more than {MAX_HEADER_VALUES} values")
     try:
         entries = decode(header)

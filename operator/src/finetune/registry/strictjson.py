@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections import Counter
+from itertools import islice
 from typing import Any
 
 MAX_DEPTH = 100
@@ -36,6 +37,17 @@ def decode(line: bytes) -> Any:
         raise ValueError(f"holds a number of {digits} digits") from None
 
 
+def has_more_values(line: bytes, most: int) -> bool:
+    """Whether a JSON text has more than so many lists, objects and values in them, found without parsing it.
+
+    Many small values take thirty times the text's length of memory once they are parsed.
+    """
+    if sum(line.count(sign) for sign in (b"[", b"{", b",")) <= most:
+        return False
+    found = (match for match in _SIGN_OR_STRING.finditer(line) if match[0] in _SIGNS)
+    return sum(1 for _ in islice(found, most + 1)) > most
+
+
 class _RefusedError(ValueError):
     """What the standard library lets pass."""
 
@@ -52,6 +64,8 @@ def _depth(text: str) -> int:
 
 
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_SIGNS = frozenset({b"[", b"{", b","})
+_SIGN_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{,]', re.DOTALL)
 _DIGITS_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|(\d+)', re.DOTALL)  # of a string nothing is found
 
 

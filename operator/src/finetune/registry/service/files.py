@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -27,11 +26,9 @@ from .common import (
     reference,
     run_callers,
 )
-from .errors import LengthRequired, SlowSender
+from .errors import LengthRequired
+from .pacing import paced
 from .ranges import file_response
-
-BLOCK_SECONDS = 60.0
-"""How long a sender may be silent before its upload is given up."""
 
 router = APIRouter(prefix="/api/v1/namespaces/{namespace}", tags=["files"])
 
@@ -76,7 +73,7 @@ async def put_blob(
     size = request.headers.get("content-length", "")
     if not (size.isascii() and size.isdigit() and len(size) < 19):
         raise LengthRequired
-    blocks = _paced(request.stream())
+    blocks = paced(request.stream())
     if file.path.endswith(".safetensors"):
         blocks = safetensors.checked(blocks, path=file.path, size=file.bytes)
     await services.files.put(namespace, uid, file, blocks, size=int(size), actor=actor)
@@ -161,17 +158,3 @@ async def get_archive(
         "X-Content-Type-Options": "nosniff",
     }
     return StreamingResponse(archive(folder, found.files, read), media_type="application/x-tar", headers=headers)
-
-
-async def _paced(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same blocks; raises `SlowSender` when the next one does not come."""
-    stream = aiter(blocks)
-    while True:
-        try:
-            async with asyncio.timeout(BLOCK_SECONDS):
-                block = await anext(stream, None)
-        except TimeoutError:
-            raise SlowSender(BLOCK_SECONDS) from None
-        if block is None:
-            return
-        yield block

@@ -20,19 +20,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from finetune.api.files import ADAPTER_FILE_NAMES, MissingFiles, RunFiles
 from finetune.api.registry import AdapterFile
 from finetune.registry.blobs import BlobStore
-from finetune.registry.blobs.errors import NoStore, StoreBusy, TooLarge, TooManyUploads
+from finetune.registry.blobs.errors import NoStore, StoreBusy, TooLarge
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict, DigestMismatch, Invalid, NotFound
 from finetune.registry.schema import adapter_files, adapter_versions, blobs, run_files, runs
 
 from .common import insert_missing, now, record, run_missing
+from .turns import turn
 
 GARBAGE_AFTER = timedelta(hours=24)
 LEFTOVERS_AFTER = timedelta(hours=24)
 GARBAGE_BATCH = 500
 UPLOADS_AT_ONCE = 8
 """Each holds a few blocks in memory; the next ones wait for their turn."""
-TURN_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,17 +176,10 @@ class FileStore:
             await connection.execute(update(run_files).where(sent).values(held=True))
             await settle(connection, run, actor=actor)
 
-        try:
-            async with asyncio.timeout(TURN_SECONDS):
-                await self._uploads.acquire()
-        except TimeoutError:
-            raise TooManyUploads(UPLOADS_AT_ONCE) from None
-        try:
+        async with turn(self._uploads, UPLOADS_AT_ONCE):
             await self._database.write(begin)
             await store.put(file.sha256, blocks, size=size)
             await self._database.write(end)
-        finally:
-            self._uploads.release()
 
     async def collect_garbage(self, *, dry_run: bool, older_than: timedelta = GARBAGE_AFTER) -> Garbage:
         """Remove the blobs that nothing needs, and what cut uploads left; with `dry_run` only count them.
