@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from model.training.loop import memory  # noqa: E402 - torch first, or there is nothing to import
+from model.training import build  # noqa: E402 - torch first, or there is nothing to import
+from model.training.loop import memory  # noqa: E402 - as above
 from model.training.processes import interruption  # noqa: E402 - torch first, or there is nothing to import
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,
@@ -107,3 +109,15 @@ def test_sigterm_ends_the_search_for_what_fits(
     assert tried == [0]
     assert not events(trainer, "probe")
     assert not events(trainer, "train")
+
+
+@pytest.mark.parametrize(("generation", "expected"), [(7, "Float32"), (8, "BFloat16"), (9, "BFloat16")])
+def test_a_gpu_that_emulates_bfloat16_trains_in_float32(
+    base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int, expected: str
+) -> None:
+    """As a V100 or T4 does, of which torch says that it can."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(major=generation))
+    settings = make_settings(base_model, tmp_path, precision="Auto", gpus=1)
+    assert build.choose_precision(settings) == expected
