@@ -121,7 +121,7 @@ TABLE: dict[str, Row] = {
     "parent": Row(
         reasons.PARENT_ADAPTER_UNAVAILABLE,
         ("adapter 'nobody'",),
-        ("spec.parentAdapter", "finetune adapter list"),
+        ("spec.parentAdapter", "finetune adapters list"),
         spec={"method": "DPO", "parentAdapter": {"name": "nobody"}},
     ),
     "secret": Row(

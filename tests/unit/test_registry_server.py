@@ -17,8 +17,10 @@ import httpx
 import pytest
 
 from finetune.cli.main import main
+from finetune.registry.blobs import open_store
 from finetune.registry.migrate import head
 from finetune.registry.server import InvalidSettings, Settings, is_loopback
+from tests.support.adapters import adapter_files, make_version
 from tests.support.ports import free_port
 from tests.support.postgresql import PostgreSQL
 from tests.support.registry import adapter_document, pairs, run_document, serving
@@ -200,21 +202,21 @@ def test_people_push_and_list_with_the_command_line(finetune: Finetune, tmp_path
         def command(*arguments: str) -> Outcome:
             return finetune(*arguments, "-n", "ml", FINETUNE_REGISTRY_URL=url, FINETUNE_TOKEN_FILE="")
 
-        pushed = command("dataset", "push", "tickets", str(rows))
+        pushed = command("datasets", "push", "tickets", str(rows))
         assert pushed.out == "stored as tickets version 1 (3 rows, prompt-completion)\n"
-        again = command("dataset", "push", "tickets", str(rows), "-o", "json")
+        again = command("datasets", "push", "tickets", str(rows), "-o", "json")
         assert json.loads(again.out)["version"] == 1
-        listed = command("dataset", "list").out.splitlines()
+        listed = command("datasets", "list").out.splitlines()
         assert listed[0].split() == ["NAME", "VERSION", "ROWS", "BYTES", "SHAPE", "SHA256", "CREATED"]
         assert listed[1].split()[:3] == ["tickets", "1", "3"]
-        missing = command("adapter", "show", "support")
+        missing = command("adapters", "show", "support")
         assert (missing.code, missing.out) == (1, "")
         assert "adapter 'support' does not exist in namespace 'ml'\nhint: " in missing.err
         rows.write_bytes(pairs(6) + b"oops\n")
-        refused = command("dataset", "push", "tickets", str(rows))
+        refused = command("datasets", "push", "tickets", str(rows))
         assert refused.code == 1
         assert "line 7: not valid JSON" in refused.err
-        nothing = command("dataset", "push", "tickets", str(tmp_path / "nothing.jsonl"))
+        nothing = command("datasets", "push", "tickets", str(tmp_path / "nothing.jsonl"))
         assert (nothing.code, "nothing.jsonl" in nothing.err) == (2, True)
 
 
@@ -229,11 +231,50 @@ def test_an_adapter_is_shown_with_its_parent_and_its_rewards(finetune: Finetune,
             base = f"{url}/api/v1/namespaces/ml/runs/{uid}"
             assert httpx.put(base, json=run_document(name=uid, **parent)).status_code == 201
             assert httpx.put(f"{base}/adapter", json=document).status_code == 201
-        shown = finetune("adapter", "show", "preferred", "-n", "ml", FINETUNE_REGISTRY_URL=url, FINETUNE_TOKEN_FILE="")
+        shown = finetune("adapters", "show", "preferred", "-n", "ml", FINETUNE_REGISTRY_URL=url, FINETUNE_TOKEN_FILE="")
     facts = dict(line.split(":", 1) for line in shown.out.splitlines() if ":" in line)
     assert facts["Parent"].strip().startswith("support version 1, SHA-256 ")
     assert facts["Reward accuracy"].strip() == "0.91"
     assert facts["Steps"].strip() == "55, the best is 40"
+
+
+def test_an_adapter_is_pulled_by_its_alias_and_compared(finetune: Finetune, tmp_path: Path) -> None:
+    files = adapter_files(salt=1)
+    target = tmp_path / "pulled"
+    store = open_store(f"file://{tmp_path}/blobs")
+    with serving(f"sqlite:///{tmp_path}/registry.db", store=store) as url:
+        with httpx.Client(base_url=f"{url}/api/v1/namespaces/ml") as http:
+            make_version(http, "u1", files)
+            make_version(http, "u2", adapter_files(salt=2))
+
+        def command(*arguments: str) -> Outcome:
+            return finetune("adapters", *arguments, "-n", "ml", FINETUNE_REGISTRY_URL=url, FINETUNE_TOKEN_FILE="")
+
+        assert command("alias", "support", "production", "1").out == "support@production is version 1\n"
+        assert command("alias", "support", "production", "2", "--expected=2").code == 1
+        assert command("pull", "support@production", "--to", str(target)).code == 0
+        assert {path.name: path.read_bytes() for path in target.iterdir()} == files
+        assert command("verify", "support@production", str(target)).code == 0
+        again = command("pull", "support@production", "--to", str(target))
+        assert (again.code, "exists already" in again.err) == (2, True)
+        (target / "adapter_config.json").write_bytes(b"{}")
+        damaged = command("verify", "support@1", str(target))
+        assert (damaged.code, "adapter_config.json is damaged" in damaged.err) == (1, True)
+        listed = command("list").out.splitlines()
+        assert listed[1].split()[:5] == ["support", "2", "Ready", "1.9011", "-31"]
+        assert "production" in command("show", "support@1").out
+        assert command("delete", "support@1").code == 1
+        assert command("alias", "support", "production", "--remove").code == 0
+        assert command("delete", "support@1").out == "deleted the files of support version 1\n"
+        gone = command("pull", "support@1", "--to", str(tmp_path / "other"))
+        assert (gone.code, "was deleted at" in gone.err) == (1, True)
+        blob = next(path for path in (tmp_path / "blobs").rglob("*") if path.is_file() and path.stat().st_size > 3000)
+        for path in (tmp_path / "blobs").rglob("*"):
+            if path.is_file() and path.stat().st_size == blob.stat().st_size:
+                path.write_bytes(b"x" * blob.stat().st_size)
+        rotten = command("pull", "support@2", "--to", str(tmp_path / "rotten"))
+        assert (rotten.code, "is damaged" in rotten.err) == (1, True)
+        assert not [path for path in tmp_path.iterdir() if "rotten" in path.name]
 
 
 def test_files_are_kept_beside_an_sqlite_database_and_elsewhere_where_that_is_said(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ HINTS: dict[str, str] = {
         "must exist and have the key."
     ),
     PARENT_ADAPTER_UNAVAILABLE: (
-        "Check spec.parentAdapter: finetune adapter list shows the registry's adapters, and the claim that holds the "
+        "Check spec.parentAdapter: finetune adapters list shows the registry's adapters, and the claim that holds the "
         "parent must exist in the run's namespace. Then create the run under a new name."
     ),
     ACCESS_DENIED: (

@@ -1,9 +1,9 @@
 """The `finetune` command: servers for the cluster's administrator, and commands for people.
 
     finetune operator                     serve TrainingRuns (settings: FINETUNE_* variables)
-    finetune registry serve|migrate       the registry
-    finetune dataset push|list            datasets in the registry
-    finetune adapter list|show            adapters in the registry
+    finetune registry serve|migrate|gc    the registry
+    finetune datasets ...                 push, list, show, delete datasets of the registry
+    finetune adapters ...                 list, show, pull, verify, alias, delete adapters of the registry
 
 Everything heavy is imported by the command that needs it, so that `--help` is immediate.
 """

@@ -144,7 +144,7 @@ class RegistryClient:
 
     async def get_dataset_version(self, namespace: str, name: str, version: int | None = None) -> DatasetVersion:
         """Facts about one version of a dataset; without a number, the newest."""
-        path = _path(namespace, "datasets", name, "versions", _version(version))
+        path = path_of(namespace, "datasets", name, "versions", _version(version))
         return await self._call(DatasetVersion, "GET", path)
 
     async def put_run(
@@ -190,15 +190,15 @@ class RegistryClient:
                 message=f"the run cannot be recorded: {_first_problem(error)}",
                 hint="use an operator and a CustomResourceDefinition of one release",
             ) from error
-        return await self._call(Run, "PUT", _path(namespace, "runs", uid), body=request)
+        return await self._call(Run, "PUT", path_of(namespace, "runs", uid), body=request)
 
     async def get_run(self, namespace: str, uid: str) -> Run:
         """A run with its latest progress and its adapter."""
-        return await self._call(Run, "GET", _path(namespace, "runs", uid))
+        return await self._call(Run, "GET", path_of(namespace, "runs", uid))
 
     async def put_outcome(self, namespace: str, uid: str, outcome: OutcomeRequest) -> RunOutcome:
         """Say what became of a run so far. Idempotent; the answer is what the registry knows now."""
-        return await self._call(RunOutcome, "PUT", _path(namespace, "runs", uid, "status"), body=outcome)
+        return await self._call(RunOutcome, "PUT", path_of(namespace, "runs", uid, "status"), body=outcome)
 
     async def list_unfinished(self) -> list[UnfinishedRun]:
         """The runs of all namespaces of which the registry knows no end, oldest first."""
@@ -213,7 +213,7 @@ class RegistryClient:
 
     async def get_result(self, namespace: str, uid: str) -> dict[str, Any]:
         """The training_config.json that the run's trainer stored; `RegistryNotFound` while there is none."""
-        text = await self._request("GET", _path(namespace, "runs", uid, "result"))
+        text = await self._request("GET", path_of(namespace, "runs", uid, "result"))
         return _parse(_JSON_OBJECT.validate_json, text)
 
     async def put_adapter(
@@ -248,7 +248,7 @@ class RegistryClient:
                 message=f"the trainer's result cannot be registered: {_first_problem(error)}",
                 hint="the trainer image does not fit this operator: use images of one release",
             ) from error
-        return await self._call(AdapterVersion, "PUT", _path(namespace, "runs", uid, "adapter"), body=request)
+        return await self._call(AdapterVersion, "PUT", path_of(namespace, "runs", uid, "adapter"), body=request)
 
     async def latest_progress(self, uids: Iterable[str]) -> dict[str, TrainerStatus]:
         """The latest progress of many runs of any namespace, by uid; runs without any are left out."""
@@ -273,7 +273,7 @@ class RegistryClient:
                 while block := file.read(UPLOAD_BLOCK_BYTES):
                     yield block
 
-        url = _path(namespace, "datasets", name, "versions")
+        url = path_of(namespace, "datasets", name, "versions")
         size = path.stat().st_size  # noqa: ASYNC240 - one call on a local file
         headers = {"Content-Type": "application/jsonl", "Content-Length": str(size)}
         async with self._open("POST", url, data=blocks(), headers=headers, streaming=True) as response:
@@ -291,7 +291,7 @@ class RegistryClient:
 
     async def read_dataset_rows(self, namespace: str, name: str, version: int | None = None) -> AsyncIterator[bytes]:
         """The rows as they were uploaded, in blocks of bytes that do not end at line ends."""
-        url = _path(namespace, "datasets", name, "versions", _version(version), "rows")
+        url = path_of(namespace, "datasets", name, "versions", _version(version), "rows")
         async with self._open("GET", url, streaming=True) as response:
             async for block in response.content.iter_any():
                 yield block
@@ -311,7 +311,7 @@ class RegistryClient:
 
     async def get_adapter_version(self, namespace: str, name: str, version: int | None = None) -> AdapterVersion:
         """One version of an adapter with its files; without a number, the newest."""
-        path = _path(namespace, "adapters", name, "versions", _version(version))
+        path = path_of(namespace, "adapters", name, "versions", _version(version))
         return await self._call(AdapterVersion, "GET", path)
 
     # How it is asked
@@ -319,7 +319,7 @@ class RegistryClient:
     async def _pages(self, kind: type[_T], namespace: str, *parts: str, **wanted: str) -> AsyncIterator[_T]:
         query = wanted
         while True:
-            page = await self._call(kind, "GET", _path(namespace, *parts), query=query)
+            page = await self._call(kind, "GET", path_of(namespace, *parts), query=query)
             yield page
             token = getattr(page, "continue_", None)
             if token is None:
@@ -470,7 +470,8 @@ class _FileToken:
         return self._token
 
 
-def _path(namespace: str, *parts: str) -> str:
+def path_of(namespace: str, *parts: str) -> str:
+    """The path of something in a namespace."""
     return "/".join(["/api/v1/namespaces", *(quote(part, safe="") for part in (namespace, *parts))])
 
 

@@ -296,7 +296,7 @@ def refuse_withheld(row: Any) -> None:
             f"{row.marked_time:%Y-%m-%d %H:%M:%SZ}{why}",
             hint="use another version"
             if row.mark == "Deleted"
-            else f"use another version, or release it: finetune adapters mark {row.name} {row.version} none",
+            else "use another version, or lift the mark: PATCH the version with mark null",
         )
 
 

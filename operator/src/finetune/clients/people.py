@@ -1,0 +1,105 @@
+"""What people's commands ask the registry beside what the operator asks: files, aliases, deletion.
+
+async with PeopleClient(base_url="http://127.0.0.1:8080") as registry:
+    version = await registry.pull("ml", "support", "production", Path("support"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from finetune.api.files import AdapterAlias, AliasRequest
+from finetune.api.registry import AdapterFile, AdapterVersion, adapter_digest
+
+from .registry import RegistryClient, path_of
+from .registry_errors import RegistryError
+
+
+class AdapterDamaged(RegistryError):  # noqa: N818 - reads as the condition that it is
+    """Files are not those that the registry recorded."""
+
+
+class PeopleClient(RegistryClient):
+    """A registry as people use it. Raises what `RegistryClient` raises, and `AdapterDamaged`."""
+
+    async def find_adapter(self, namespace: str, name: str, reference: str) -> AdapterVersion:
+        """A version by number, by alias, or `latest`."""
+        return await self._call(AdapterVersion, "GET", path_of(namespace, "adapters", name, "versions", reference))
+
+    async def pull(self, namespace: str, name: str, reference: str, target: Path) -> AdapterVersion:
+        """Fetch all files of a version into the new directory `target`, which appears once all of them were compared.
+
+        Raises `FileExistsError` when `target` is there already, and `AdapterDamaged`.
+        """
+        version = await self.find_adapter(namespace, name, reference)
+        temporary = _directory_beside(target)
+        try:
+            for file in version.files:
+                await self._fetch(namespace, version, file, temporary / file.path)
+            await asyncio.to_thread(_publish, temporary, target, version)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return version
+
+    async def _fetch(self, namespace: str, version: AdapterVersion, file: AdapterFile, to: Path) -> None:
+        path = path_of(namespace, "adapters", version.name, "versions", str(version.version), "files")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        async with self._open("GET", f"{path}/{file.path}", streaming=True) as response:
+            with to.open("wb") as out:
+                async for block in response.content.iter_chunked(1024 * 1024):
+                    await asyncio.to_thread(out.write, block)
+
+    async def point_alias(
+        self, namespace: str, name: str, alias: str, version: int, *, expected: int | None, protected: bool | None
+    ) -> AdapterAlias:
+        """Point an alias to a version; with `expected` only from there (0: only if it is new)."""
+        request = AliasRequest(version=version, expected=expected, protected=protected)
+        path = path_of(namespace, "adapters", name, "aliases", alias)
+        return await self._call(AdapterAlias, "PUT", path, body=request)
+
+    async def remove_alias(self, namespace: str, name: str, alias: str) -> None:
+        """Remove an alias; the version stays."""
+        await self._request("DELETE", path_of(namespace, "adapters", name, "aliases", alias))
+
+    async def delete_adapter(self, namespace: str, name: str, version: int) -> AdapterVersion:
+        """Delete the files of a version."""
+        path = path_of(namespace, "adapters", name, "versions", str(version))
+        return await self._call(AdapterVersion, "DELETE", path)
+
+    async def delete_dataset(self, namespace: str, name: str, version: int) -> None:
+        """Delete the rows of a version."""
+        await self._request("DELETE", path_of(namespace, "datasets", name, "versions", str(version)))
+
+
+def _directory_beside(target: Path) -> Path:
+    """A new directory in the one that `target` is to be in. Raises `FileExistsError` when there is a `target`."""
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "it exists already; give another directory with --to", str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+
+
+def _publish(temporary: Path, target: Path, version: AdapterVersion) -> None:
+    check_files(temporary, version)
+    temporary.chmod(0o755)
+    temporary.rename(target)
+
+
+def check_files(directory: Path, version: AdapterVersion) -> None:
+    """Compare each file with its digest, and all with the adapter's. Raises `AdapterDamaged`, naming the file."""
+    for file in version.files:
+        path = directory / file.path
+        if not path.is_file():
+            raise AdapterDamaged(f"{path} is missing")
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.sha256:
+            raise AdapterDamaged(f"{path} is damaged: its SHA-256 is {found}, and {file.sha256} was recorded")
+    if adapter_digest(version.files) != version.sha256:
+        raise AdapterDamaged(f"the registry's list of files does not give the adapter's SHA-256 {version.sha256}")
