@@ -14,21 +14,21 @@ TIMEOUT = o.SETTINGS.reference_timeout_seconds
 
 
 @pytest.mark.parametrize(
-    ("waited", "seldom", "pause"),
+    ("waited", "watched", "pause"),
     [
-        (0, SELDOM_SECONDS, SOON_SECONDS),
-        (60, SELDOM_SECONDS, 10),
-        (TIMEOUT - 3, SELDOM_SECONDS, 3),  # what expires is found in time
-        (TIMEOUT - 0.5, SELDOM_SECONDS, 1),
-        (TIMEOUT + 1, SELDOM_SECONDS, SELDOM_SECONDS),
-        (10 * TIMEOUT, SELDOM_SECONDS, SELDOM_SECONDS),
-        (60, WATCHED_SECONDS, 10),
-        (TIMEOUT + 60, WATCHED_SECONDS, 60),
-        (24 * 3600, WATCHED_SECONDS, WATCHED_SECONDS),
+        (0, False, SOON_SECONDS),
+        (60, False, 10),
+        (TIMEOUT - 3, False, 3),  # what expires is found in time
+        (TIMEOUT - 0.5, False, 1),
+        (TIMEOUT + 1, False, SELDOM_SECONDS),
+        (10 * TIMEOUT, False, SELDOM_SECONDS),
+        (60, True, TIMEOUT - 60),
+        (TIMEOUT + 60, True, WATCHED_SECONDS),
+        (24 * 3600, True, WATCHED_SECONDS),
     ],
 )
-def test_the_longer_a_run_waits_the_rarer_it_is_looked_at(waited: float, seldom: float, pause: float) -> None:
-    assert waiting_seconds(timedelta(seconds=waited), o.SETTINGS, seldom) == pytest.approx(pause)
+def test_the_longer_a_run_waits_the_rarer_it_is_looked_at(waited: float, watched: bool, pause: float) -> None:
+    assert waiting_seconds(timedelta(seconds=waited), o.SETTINGS, watched=watched) == pytest.approx(pause)
 
 
 @pytest.mark.parametrize(

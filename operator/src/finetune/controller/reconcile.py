@@ -48,7 +48,7 @@ TOLD_SECONDS = 12.0
 SELDOM_SECONDS = 30.0
 """The same for a run that has waited for minutes; watches wake it earlier."""
 WATCHED_SECONDS = 300.0
-"""The same where its pod says what it waits for: the watches tell of every change."""
+"""The same, from the beginning, where its pod says what it waits for: the watches tell of every change."""
 SHORTENED_SIZE = 1000
 """Statuses that are remembered because the API server keeps less of them; the whole is forgotten at once."""
 FAILURES_TOLD = 3
@@ -221,8 +221,7 @@ class Reconciler:
         pod, job = case.pod, case.job
         if status.waiting is not None:
             told = status.waiting.reason == reasons.UNSCHEDULABLE and pod is not None and pod.awaits_a_node
-            seldom = WATCHED_SECONDS if told else SELDOM_SECONDS
-            return waiting_seconds(self._now() - status.waiting.since, self._settings, seldom)
+            return waiting_seconds(self._now() - status.waiting.since, self._settings, watched=told)
         pending = job is not None and not job.suspended and (pod is None or pod.phase != "Running")
         untold = job is not None and bool(job.queue) and case.run.spec.suspend and case.seen.workload is None
         if pending and pod is not None:  # what only Events tell of; a long pull is asked for more seldom
@@ -239,13 +238,13 @@ class Reconciler:
                 _log.warning("%s/%s: Event not emitted: %s", run.namespace, run.name, described(error))
 
 
-def waiting_seconds(waited: timedelta, settings: Settings, seldom: float = SELDOM_SECONDS) -> float:
+def waiting_seconds(waited: timedelta, settings: Settings, *, watched: bool = False) -> float:
     """Seconds until a run that has waited so long is looked at again: the longer it waits the rarer, but in time.
 
     What expires must not be found long after its time, so that the pause is never longer than what is left of it.
     """
     seconds = waited.total_seconds()
-    pause = min(seldom, max(SOON_SECONDS, seconds / 6))
+    pause = WATCHED_SECONDS if watched else min(SELDOM_SECONDS, max(SOON_SECONDS, seconds / 6))
     left = settings.reference_timeout_seconds - seconds
     return max(1.0, min(pause, left)) if 0 < left < pause else pause
 
