@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from finetune.api.registry import DELETED
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict, NotFound
-from finetune.registry.schema import audit, contents, dataset_versions, metadata, namespaces, runs
+from finetune.registry.schema import audit, contents, dataset_versions, datasets, metadata, namespaces, runs
 
 from .common import now, record
 from .outcomes import FORGOTTEN_KEY
@@ -66,7 +66,8 @@ class NamespaceStore:
         """
 
         async def transaction(connection: AsyncConnection) -> dict[str, int]:
-            uploads = select(dataset_versions.c.content_id).where(belongs_to(dataset_versions, key))
+            mine = dataset_versions.c.dataset_id.in_(select(datasets.c.id).where(datasets.c.namespace == key))
+            uploads = select(dataset_versions.c.content_id).where(mine)
             ids = (await connection.execute(uploads)).scalars().all()
             counts = {}
             for table in reversed(metadata.sorted_tables):  # what refers to others goes before them

@@ -43,8 +43,8 @@ class OutcomeStore:
             if request.phase == DELETED:  # the rest is what was known of it
                 changes = {name: value for name, value in changes.items() if value is not None}
             changes["status_version"] = request.version or row.status_version
-            query = update(runs).where(runs.c.id == row.id).values(**changes).returning(runs)
-            stored = outcome_of((await connection.execute(query)).one())
+            change = update(runs).where(runs.c.id == row.id).values(**changes).returning(runs)
+            stored = outcome_of((await connection.execute(change)).one())
             assert stored is not None  # it has a phase now
             if request.ended:
                 await record(
