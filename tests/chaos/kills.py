@@ -1,7 +1,8 @@
 """Kills runs of the trainer at random moments, and compares what the resumed ones end with.
 
 A plan follows from its seed alone: what is trained, how the processes are started, and at which share of an
-uninterrupted run's time which signal comes, once or several times.
+uninterrupted run's time which signal comes, once or several times. Once a run has its tokens, its next processes see
+another date, as after midnight, and one of the chat templates prints it.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from model import exits
+from model.files import RunDirectory
 from model.training import cli
 from model.training.processes import interruption
-from tests.training.conftest import make_rows
-from tests.training.harness import DEADLINE_SECONDS, PROCESSES, TERMINATION_LOG, Run
+from model.training.rows.store import kept_moment, tokens_directory
+from tests.training.conftest import CHATML, make_rows
+from tests.training.harness import DEADLINE_SECONDS, PROCESSES, TERMINATION_LOG, Run, finish
 
 STEPS = 24
 STOP_SECONDS = 20.0
@@ -32,6 +36,9 @@ STOP_SECONDS = 20.0
 
 FRESH_SHARE = 0.12
 """Share of the plans whose processes import everything themselves, so that a signal meets the imports too."""
+
+DATED = CHATML.replace("Be brief.", "Today is {{ strftime_now('%d %b %Y') }}.")
+"""A template that prints the date, as Llama 3.2's does."""
 
 _USUAL: dict[str, Any] = {"max_steps": STEPS, "micro_batch_size": 2, "lora_dropout_percent": 20}
 
@@ -48,6 +55,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "dpo_loss": "IPO", "micro_batch_size": 1, "warmup_percent": 30,
     },
     "kto": {"method": "KTO", "learning_rate": "1e-2", "evaluation_steps": 5},
+    "dated": {"chat_template": DATED, "samples": 1, "evaluation_steps": 6, "checkpoint_steps": 3},
 }  # fmt: skip
 """Flags by what they are for; rows have different lengths, so each groups rows by length."""
 
@@ -109,23 +117,33 @@ class Uninterrupted:
     _runs: dict[str, tuple[Run, float]] = field(default_factory=dict)
     _import_seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        hour = datetime.now(UTC).hour
+        self.noon = 12 - hour
+        self.another_day = self.noon - 13 if self.noon > 0 else self.noon + 12
+
     def run(self, scenario: str) -> tuple[Run, float]:
         """Return a scenario's run, and the seconds that its process took without the imports."""
         if scenario not in self._runs:
             run = self._make(self.path / scenario, scenario)
             began = time.monotonic()
-            assert run.train() == exits.OK
+            assert finish(run.start(at, self.noon)) == exits.OK
             self._runs[scenario] = run, time.monotonic() - began
         return self._runs[scenario]
 
     def copy(self, path: Path, scenario: str) -> Run:
-        """Return the same run before its first process."""
+        """Return the same run before its first process, which makes the tokens."""
         original, _ = self.run(scenario)
         (path / "output").mkdir()
-        shutil.copytree(original.directory / "dataset", path / "output" / "dataset")
+        made = shutil.ignore_patterns("tokens*")
+        shutil.copytree(original.directory / "dataset", path / "output" / "dataset", ignore=made)
         run = Run(path, self.base_model)
         run.flags = original.flags | {"run_directory": run.directory}
         return run
+
+    def offset(self, run: Run) -> int:
+        """Return how many hours a run's next process sees the clock ahead of UTC: another date once it has tokens."""
+        return self.noon if kept_moment(tokens_directory(RunDirectory(run.directory))) is None else self.another_day
 
     def seconds(self, plan: Plan) -> float:
         """Return how long the plan's run takes when nobody interrupts it."""
@@ -146,7 +164,11 @@ class Uninterrupted:
 
     def _make(self, path: Path, scenario: str) -> Run:
         path.mkdir()
-        run = Run(path, self.base_model, **(_USUAL | SCENARIOS[scenario]))
+        flags = _USUAL | SCENARIOS[scenario]
+        if "chat_template" in flags:
+            (path / "template.jinja").write_text(flags["chat_template"])
+            flags |= {"chat_template": path / "template.jinja"}
+        run = Run(path, self.base_model, **flags)
         make = {"SFT": make_rows, "DPO": make_preferences, "KTO": make_labelled}[str(run.flags["method"])]
         return run.export(make(30))
 
@@ -178,9 +200,10 @@ class Attempt:
     ----------
     run: the run.
     plan: how to start the process.
+    offset: how many hours ahead of UTC it sees the clock.
     """
 
-    def __init__(self, run: Run, plan: Plan) -> None:
+    def __init__(self, run: Run, plan: Plan, offset: int) -> None:
         self._run = run
         (run.path / TERMINATION_LOG).unlink(missing_ok=True)
         self.began = time.monotonic()
@@ -188,11 +211,13 @@ class Attempt:
             if plan.fresh:
                 command = [sys.executable, "-m", "model.training.cli", *run.arguments()]
                 output = (run.path / "output.log").open("a")
-                self._popen = subprocess.Popen(command, stdout=output, stderr=output, env=environment())
+                self._popen = subprocess.Popen(
+                    command, stdout=output, stderr=output, env=environment() | {"TZ": zone(offset)}
+                )
                 self._process = None
                 return
-            target = hurried if plan.hurried else cli.run
-            self._process = PROCESSES.Process(target=target, args=(run.arguments(),))
+            target = hurried if plan.hurried else at
+            self._process = PROCESSES.Process(target=target, args=(run.arguments(), offset))
             self._process.start()
 
     def wait(self, seconds: float) -> int | None:
@@ -223,10 +248,22 @@ class Attempt:
         return code
 
 
-def hurried(arguments: list[str]) -> None:
-    """Train, but give up the step in progress as soon as SIGTERM comes."""
-    interruption.STEP_SECONDS = 0.0
+def zone(offset: int) -> str:
+    """Return the time zone in which it is so many hours later than in UTC; POSIX counts the other way."""
+    return f"XXX{-offset:+d}"
+
+
+def at(arguments: list[str], offset: int) -> None:
+    """Train where it is so many hours later than in UTC."""
+    os.environ["TZ"] = zone(offset)
+    time.tzset()
     cli.run(arguments)
+
+
+def hurried(arguments: list[str], offset: int) -> None:
+    """As `at`, but give up the step in progress as soon as SIGTERM comes."""
+    interruption.STEP_SECONDS = 0.0
+    at(arguments, offset)
 
 
 def carry_out(plan: Plan, runs: Uninterrupted, path: Path) -> None:
@@ -234,7 +271,7 @@ def carry_out(plan: Plan, runs: Uninterrupted, path: Path) -> None:
     run = runs.copy(path, plan.scenario)
     for kill in plan.kills:
         attempts = len(run.events("start"))
-        code = Attempt(run, plan).kill_at(kill.moment * runs.seconds(plan), kill.number)
+        code = Attempt(run, plan, runs.offset(run)).kill_at(kill.moment * runs.seconds(plan), kill.number)
         print(
             f"{plan.scenario}: {kill.number.name} at {kill.moment:.0%} -> {code} at step {max(run.steps(), default=0)}"
         )
@@ -242,7 +279,7 @@ def carry_out(plan: Plan, runs: Uninterrupted, path: Path) -> None:
         if code == exits.OK:
             break
     # A machine that is busy with much else must not fail the comparison.
-    assert Attempt(run, plan).wait(4 * DEADLINE_SECONDS) == exits.OK
+    assert Attempt(run, plan, runs.offset(run)).wait(4 * DEADLINE_SECONDS) == exits.OK
     check_same(run, runs.run(plan.scenario)[0])
 
 
