@@ -146,6 +146,29 @@ def test_a_question_is_what_the_answer_was_trained_to_follow(tokenizer: Any) -> 
     assert question.reference == "So it is."
 
 
+def test_a_text_is_continued_from_its_beginning(tokenizer: Any) -> None:
+    text = " ".join(f"word {number}" for number in range(40))
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    question = reader(tokenizer).read(exported({"text": text}))
+    assert question is not None
+    assert len(ids) > 128
+    assert question.ids == ids[:64]
+    assert question.prompt + str(question.reference) == text[: len(question.prompt + str(question.reference))]
+    assert question.cut == ("prompt", "reference")
+    assert reader(tokenizer).read(exported({"text": "x" * 3})) is not None
+    first = reader(tokenizer, max_length=40).read(exported({"text": text}))  # its first part
+    assert first is not None
+    assert first.ids == ids[:20]
+
+
+def test_a_bad_answer_is_no_reference(tokenizer: Any) -> None:
+    for label, reference in ((True, "So it is."), (False, None)):
+        question = reader(tokenizer).read(exported({"prompt": "Why?", "completion": "So it is.", "label": label}))
+        assert question is not None
+        assert question.ids == prompted(tokenizer, turns("Why?"))
+        assert (question.prompt, question.reference) == ("Why?", reference)
+
+
 def test_rows_that_were_cut_or_leave_no_room_are_asked_only_where_that_is_honest(tokenizer: Any) -> None:
     long = " ".join(["really"] * 60)
     row = exported({"prompt": "Why?", "completion": long})
@@ -314,3 +337,19 @@ def test_the_base_of_preferences_is_their_reference(base_model: Path, tokenizer:
     assert said(parent, tokenizer, samples[:1]) == told
     assert said(AutoModelForCausalLM.from_pretrained(base_model), tokenizer, samples[:1]) != told
     assert "The reference" in (run.directory / "adapter/README.md").read_text()
+
+
+def test_a_run_of_labelled_answers_asks_their_prompts(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    run = Run(tmp_path, base_model, method="KTO", max_steps=2, samples=2)
+    rows = [row | {"label": number % 2 == 0} for number, row in enumerate(make_rows(30))]
+    assert run.export(rows).train() == 0
+    samples = record(run)["samples"]
+    assert len(samples) == 2
+    for sample in samples:
+        row = rows[sample["row"] - 1]
+        assert (sample["prompt"], sample.get("reference")) == (
+            row["prompt"],
+            row["completion"] if row["label"] else None,
+        )
+    told = [sample["base"] for sample in samples[:1]]
+    assert said(AutoModelForCausalLM.from_pretrained(base_model), tokenizer, samples[:1]) == told
