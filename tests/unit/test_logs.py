@@ -191,7 +191,7 @@ def test_a_request_to_the_registry_is_one_line_without_contents(database_url: st
         client.get(f"{url}/healthz")
         client.get(f"{url}/metrics")
         client.post(f"{base}/datasets/{SECRET}/versions?token={TOKEN}", content=row)
-        client.post(f"{base}/datasets/{SECRET}/versions", content=f'{{"prompt": "{SECRET}", "completion": 3}}\n')
+        client.post(f"{base}/datasets/{SECRET}/versions", content=f'{{"prompt": "{SECRET}"\n')
         client.put(f"{base}/runs/{uuid.uuid4()}", json=run_document(spec={"x": SECRET}))
         client.get(f"{url}/{SECRET}/nothing")
         client.request(SECRET.upper(), f"{url}/healthz")
