@@ -252,11 +252,31 @@ def test_the_registry_understands_its_arguments() -> None:
         port=arguments.port,
         auth=arguments.auth,
         operator_user=arguments.operator_user,
+        store=arguments.store,
+        store_label=arguments.store_label,
+        file_bytes=arguments.max_file_bytes,
+        run_bytes=arguments.max_run_bytes,
     )
     settings.check()
+    assert (settings.store_url(), settings.store_label) == (
+        "file:///data/blobs",
+        "claim finetune-finetune-operator-registry",
+    )
+    assert (settings.file_bytes, settings.run_bytes) == (2 * 1024**3, 4 * 1024**3)
     assert arguments.log_format == "json"
     assert (settings.host, settings.port, settings.auth) == ("0.0.0.0", 8080, "kubernetes")
     assert registry["ports"] == [{"name": "http", "containerPort": settings.port}]
+
+
+@needs_helm
+def test_a_bucket_holds_the_files_and_its_secret_reaches_the_registry_alone() -> None:
+    bucket = ("--set", "registry.store.url=s3://adapters/team", "--set", "registry.store.existingSecret=bucket")
+    objects = render(*bucket, *POSTGRES)
+    registry = container_of(find(objects, "Deployment", "finetune-finetune-operator-registry"))
+    assert "--store=s3://adapters/team" in registry["args"]
+    assert not [argument for argument in registry["args"] if argument.startswith("--store-label")]
+    assert registry["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    assert "envFrom" not in container_of(find(objects, "Deployment", "finetune-finetune-operator"))
 
 
 @needs_helm
