@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tracemalloc
+from contextlib import nullcontext
 
 import pytest
 
 from finetune.registry.errors import InvalidRows
-from finetune.registry.jsonlines import MAX_LINE_BYTES, JsonLinesReader, RowFacts
+from finetune.registry.jsonlines import MAX_LINE_BYTES, MAX_LINE_VALUES, JsonLinesReader, RowFacts
 
 GOOD = b'{"prompt": "a", "completion": "\xc3\xa4"}\n{"prompt": "c", "completion": "d"}\n'
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -160,3 +161,40 @@ def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory() -> Non
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * MAX_LINE_BYTES
+
+
+HOSTILE = {
+    "text of wide characters": lambda size: ('{"prompt": "' + "x" * (size - 24) + '\N{GRINNING FACE}"}').encode(),
+    "objects": lambda size: b'{"x":[' + b"{}," * (size // 3 - 4) + b"{}]}",
+    "objects with a value": lambda size: b'{"x":[' + b'{"a":1},' * (size // 8 - 2) + b"{}]}",
+    "lists in objects": lambda size: b'{"x":[' + b'{"a":[]},' * (size // 9 - 2) + b"{}]}",
+    "numbers": lambda size: b'{"x":[' + b"7," * (size // 2 - 8) + b"7]}",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_line_takes_no_more_memory_than_what_the_registry_has(kind: str) -> None:
+    line = HOSTILE[kind](4 * 1024 * 1024)
+    reader = JsonLinesReader()
+    tracemalloc.start()
+    try:
+        with nullcontext() if kind.startswith("text") else pytest.raises(InvalidRows, match="more than 200000 values"):
+            reader.feed(line + b"\n")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * len(line)
+
+
+def test_commas_and_brackets_in_a_text_are_no_values() -> None:
+    text = ',[{\\"' * (MAX_LINE_VALUES // 2)
+    reader = JsonLinesReader()
+    reader.feed(f'{{"prompt": "{text}", "completion": "c"}}\n'.encode())
+    assert reader.finish().rows == 1
+
+
+def test_as_many_values_as_may_be_are_taken_and_one_more_is_not() -> None:
+    most = b'{"x":[' + b"7," * (MAX_LINE_VALUES - 2) + b"7]}\n"  # the object, the list, and the commas in it
+    JsonLinesReader().feed(most)
+    with pytest.raises(InvalidRows, match=r"line 1: has more than"):
+        JsonLinesReader().feed(most.replace(b"7]", b"7,7]"))

@@ -21,9 +21,13 @@ from finetune.api.registry import Shape
 
 from .errors import InvalidRows
 from .shapes import Form, form_of
-from .strictjson import decode
+from .strictjson import decode, has_more_values
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
+"""As in a run's export. Parsing a line takes up to ten times its length of memory, if its values are few; of many small
+ones it would be thirty times."""
+MAX_LINE_VALUES = 200_000
+"""Lists, objects, and what stands in them."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FROM_A_TABLE = "pandas: to_json(orient='records', lines=True)"
@@ -108,6 +112,11 @@ class JsonLinesReader:
 
     @staticmethod
     def _parse(line: bytes, number: int) -> dict[str, Any]:
+        if has_more_values(line, MAX_LINE_VALUES):
+            raise InvalidRows(
+                f"line {number}: has more than {MAX_LINE_VALUES} values",
+                hint="one row is one example: is this a whole dataset in one object, or a table of numbers?",
+            )
         try:
             row = decode(line)
         except ValueError as error:

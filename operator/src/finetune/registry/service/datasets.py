@@ -22,6 +22,7 @@ from .common import (
     rows_response,
     version_number,
 )
+from .pacing import paced
 
 router = APIRouter(prefix="/api/v1/namespaces/{namespace}/datasets", tags=["datasets"])
 
@@ -50,7 +51,7 @@ async def create_version(
     actor: Annotated[str, people("create", "datasets")],
 ) -> DatasetVersion:
     """Store JSON lines as a new version of a dataset. A line that is wrong is named, and nothing is stored."""
-    version, created = await services.datasets.add_version(namespace, name, request.stream(), actor=actor)
+    version, created = await services.datasets.add_version(namespace, name, paced(request.stream()), actor=actor)
     if created:
         services.metrics.uploaded(rows=version.rows, size=version.bytes)
     else:

@@ -20,9 +20,12 @@ from finetune.registry.schema import content_chunks, contents, dataset_versions,
 
 from .common import named, now, record
 from .series import Series
+from .turns import turn
 
 CHUNK_BYTES = 1024 * 1024
 ABANDONED_AFTER = timedelta(hours=1)
+UPLOADS_AT_ONCE = 8
+"""Each holds the begun line in memory."""
 DROPPED_AT_ONCE = 64
 MAX_NAMED = 5
 """Runs that a refusal names."""
@@ -33,6 +36,8 @@ class DatasetStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._checking = asyncio.Lock()
+        self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     async def add_version(
         self, namespace: str, name: str, blocks: AsyncIterator[bytes], *, actor: str
@@ -40,11 +45,17 @@ class DatasetStore:
         """Store JSON lines as a new version of a dataset; the dataset is made when missing.
 
         Returns the version and whether it is new: content that the dataset already has gives the old version.
-        Raises `InvalidRows` naming the line. Whatever goes wrong, nothing is left.
+        Raises `InvalidRows` naming the line, and `TooManyUploads`. Whatever goes wrong, nothing is left.
 
         The chunks go in by short transactions of their own, because a slow upload must not keep others from
         writing; nobody sees them before the last transaction attaches them to a version.
         """
+        async with turn(self._uploads, UPLOADS_AT_ONCE):
+            return await self._add(namespace, name, blocks, actor=actor)
+
+    async def _add(
+        self, namespace: str, name: str, blocks: AsyncIterator[bytes], *, actor: str
+    ) -> tuple[DatasetVersion, bool]:
         content = await self._database.write(_new_content)
         attached = False
         try:
@@ -64,11 +75,14 @@ class DatasetStore:
 
         number = 0
         async for chunk in _regroup(blocks, CHUNK_BYTES):
-            # In a thread: checking and compressing a chunk takes milliseconds that other requests need.
-            data = await asyncio.to_thread(check, chunk)
+            # In a thread: checking and compressing a chunk takes milliseconds that other requests need. One at a time:
+            # what a line takes of memory while it is parsed does not grow with the uploads.
+            async with self._checking:
+                data = await asyncio.to_thread(check, chunk)
             await self._store_chunk(content, number, data)
             number += 1
-        return await asyncio.to_thread(reader.finish)
+        async with self._checking:
+            return await asyncio.to_thread(reader.finish)
 
     async def _store_chunk(self, content: int, number: int, data: bytes) -> None:
         async def transaction(connection: AsyncConnection) -> None:
