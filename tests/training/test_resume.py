@@ -17,14 +17,15 @@ from tests.training import faults
 from tests.training.harness import Run, finish
 
 KILLS = {
-    7: ("sft", signal.SIGTERM),
-    56: ("sft", signal.SIGKILL),
+    50: ("sft", signal.SIGTERM),
+    92: ("sft", signal.SIGKILL),
     4: ("dpo", signal.SIGTERM),
     58: ("dpo", signal.SIGTERM),
-    92: ("dpo", signal.SIGKILL),
-    12: ("packing", signal.SIGTERM),
-    50: ("packing", signal.SIGTERM),
-    81: ("packing", signal.SIGKILL),
+    16: ("dpo", signal.SIGKILL),
+    12: ("kto", signal.SIGTERM),
+    81: ("kto", signal.SIGKILL),
+    7: ("packing", signal.SIGTERM),
+    56: ("packing", signal.SIGKILL),
     20: ("early-stopping", signal.SIGTERM),
     73: ("early-stopping", signal.SIGKILL),
 }

@@ -165,24 +165,14 @@ def test_a_checkpoint_of_other_settings_is_not_continued(run: Run) -> None:
     assert run.said()["result"]["resumedFromStep"] == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "before", "after", "reason"),
-    [
-        ("config.json", '"model_type"', '"remark": 1, "model_type"', "base_model_files"),
-        ("chat_template.jinja", "<|im_start|>", "<|im_start|> ", "tokens"),
-    ],
-)
-def test_a_base_model_that_was_replaced_is_not_trained_on_with_its_checkpoint(
-    run: Run, name: str, before: str, after: str, reason: str
-) -> None:
+def test_a_base_model_that_was_replaced_is_not_trained_on_with_its_checkpoint(run: Run) -> None:
     base = shutil.copytree(run.flags["base_model"], run.path / "base")
     run.flags = run.flags | {"base_model": base}
     run.stop_at(5, signal.SIGTERM)
-    text = (base / name).read_text()
-    assert before in text
-    (base / name).write_text(text.replace(before, after))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"remark": 1}))
     assert run.train() == 0
-    assert reason in run.events("resume")[0]["reason"]
+    assert "base_model_files" in run.events("resume")[0]["reason"]
     assert run.said()["result"]["resumedFromStep"] == 0
 
 
