@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def test_sigterm_ends_it_also_when_a_request_never_ends(tmp_path: Path) -> None:
             assert process.wait(timeout=60) == 0
             yield b""
 
-        with pytest.raises(httpx.TransportError):
+        with suppress(httpx.TransportError):  # what is answered to a request that was given up does not matter
             httpx.post(f"{url}/api/v1/namespaces/ml/datasets/d/versions", content=rows_that_never_end(), timeout=60)
     with registry_process(tmp_path) as (_, url):
         assert httpx.get(f"{url}/api/v1/namespaces/ml/datasets").json()["items"] == []
