@@ -110,7 +110,8 @@ def test_what_the_operator_makes_passes(operator: Operator) -> None:
     run = objects.run()
     owned = objects.run(output={"claim": {"retain": False}})
     mirrored = job(_set(trainer_of, image="mirror.local/trainer:1"))
-    for made in (job(), mirrored, build_collect_job(run, objects.SETTINGS), build_claim(run, objects.SETTINGS), build_claim(owned, objects.SETTINGS)):
+    claims = (build_claim(each, objects.SETTINGS) for each in (run, owned))
+    for made in (job(), mirrored, build_collect_job(run, objects.SETTINGS), *claims):
         assert operator.create(made) == ""
 
 
