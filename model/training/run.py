@@ -114,7 +114,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     model_loaded = process.timestamp()
     from model.training.ending import finish  # torch comes with it, as with the model
 
-    serving = look(settings, tokenizer, model)
+    serving = look(settings, tokenizer, model, texts=manifest["shape"] == "text")
     trainer = build.build_trainer(
         settings=settings, directory=directory, log=log, data=data, tokenizer=tokenizer, model=model, past=past
     )

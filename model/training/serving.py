@@ -39,7 +39,7 @@ class Serving:
     ends: tuple[int, ...] = ()
 
 
-def look(settings: TrainSettings, tokenizer: Any, model: Any = None) -> Serving:
+def look(settings: TrainSettings, tokenizer: Any, model: Any = None, *, texts: bool = False) -> Serving:
     """Return what is known about a run's adapter before it is trained.
 
     Parameters
@@ -50,13 +50,16 @@ def look(settings: TrainSettings, tokenizer: Any, model: Any = None) -> Serving:
         The base model's, with the chat template that is trained with.
     model
         The base model; None where it is not loaded.
+    texts
+        Whether the rows are learned as they stand: no chat template has a part in them.
     """
-    ends = stopping.find(tokenizer, settings.base_model, settings.base_model_revision)
-    warnings = basemodel.warnings_of(tokenizer, settings.base_model)
+    ends = stopping.find(tokenizer, settings.base_model, settings.base_model_revision, texts=texts)
+    template = None if texts else settings.chat_template
+    warnings = basemodel.warnings_of(tokenizer, settings.base_model, texts=texts)
     warnings += filter(None, [ends.warning(), stopping.untrained(model, ends) if model is not None else None])
-    warnings += of_template(settings.chat_template) + serving_warnings(of_settings(settings))
+    warnings += of_template(template) + serving_warnings(of_settings(settings))
     files: dict[str, str] = {}
-    if settings.chat_template is not None:
+    if template is not None:
         files[adapters.CHAT_TEMPLATE] = str(tokenizer.chat_template)
     if ends.runs_on:
         files[stopping.FILE] = json.dumps(ends.generation_config(origin.check(settings.base_model)), indent=2)

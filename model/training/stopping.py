@@ -70,9 +70,12 @@ class Stopping:
         )
 
 
-def find(tokenizer: Any, base_model: str, revision: str | None) -> Stopping:
-    """Return what ends an answer of a base model with this tokenizer and its chat template."""
-    learned = learned_end(tokenizer)
+def find(tokenizer: Any, base_model: str, revision: str | None, *, texts: bool = False) -> Stopping:
+    """Return what ends an answer of a base model with this tokenizer and its chat template.
+
+    Rows that are `texts`, learned as they stand, end with the tokenizer's end token.
+    """
+    learned = tokenizer.eos_token_id if texts else learned_end(tokenizer)
     text = "" if learned is None else str(tokenizer.convert_ids_to_tokens(learned))
     return Stopping(learned, text, _of_base(base_model, revision), tokenizer.eos_token_id)
 

@@ -103,6 +103,29 @@ def test_a_base_that_stops_elsewhere_is_told_everywhere(
     assert merged["top_p"] == 0.9
 
 
+def test_texts_end_with_the_tokenizer_s_token_whatever_the_template_says(
+    running_on: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    texts = [{"text": f"{row['prompt']} {row['completion']}"} for row in rows]
+    given = template(tmp_path, CHATML.replace("Be brief.", "Be kind."))
+    run = Run(tmp_path, running_on, max_steps=2, chat_template=given).export(texts)
+    assert run.train() == 0, run.said()
+    assert warnings(run) == []
+    assert {file.name for file in (run.directory / "adapter").iterdir()}.isdisjoint(
+        {"generation_config.json", "chat_template.jinja"}
+    )
+    assert verify(run.directory, str(running_on)).warnings == []
+    said = run_program(tmp_path, "validate", *run.arguments()[1:], f"--dataset={tmp_path}/rows.jsonl").output
+    assert not [each for each in json.loads(said)["warnings"] if "answers end" in each or "template" in each]
+
+
+def test_texts_need_no_chat_template(base: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    (base / "chat_template.jinja").unlink()
+    run = Run(tmp_path, base, max_steps=1).export([{"text": row["completion"] + row["prompt"]} for row in rows])
+    assert run.train() == 0, run.said()
+    assert warnings(run) == []
+
+
 def test_chat_stops_at_the_learned_token(
     running_on: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,7 +255,7 @@ def _count_tokens(settings: TrainSettings, manifest: dict[str, Any], found: Find
         found.failures.append(failure)
         return
     assert data.tokens is not None
-    found.warnings += serving.look(settings, tokenizer).warnings
+    found.warnings += serving.look(settings, tokenizer, texts=manifest["shape"] == "text").warnings
     report = token_report(
         settings, tokenizer, data.rows, data.held_out, figures=data.tokens.figures, moment=data.tokens.moment
     )

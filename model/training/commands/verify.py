@@ -132,7 +132,7 @@ def verify(path: Path, base_model: str | None) -> Findings:
     if not findings.problems:
         _check_numbers(adapter / "adapter_model.safetensors", findings)
     if base is not None and base.has_tokenizer:
-        _check_stopping(base, adapter, findings)
+        _check_stopping(base, adapter, findings, texts=_trained_on_texts(_run_of(path, adapter)))
     _check_record(path, adapter, findings)
     return findings
 
@@ -332,12 +332,25 @@ def _check_numbers(path: Path, findings: Findings) -> None:
         findings.warnings.append("it changes nothing: all of lora_B is zero, as before the first step")
 
 
-def _check_stopping(base: ModelFiles, adapter: Path, findings: Findings) -> None:
+def _run_of(path: Path, adapter: Path) -> RunDirectory:
+    """Return where the adapter's run is, if it is there."""
+    return RunDirectory(path if adapter != path else path.parent)
+
+
+def _trained_on_texts(run: RunDirectory) -> bool:
+    """Whether a run's rows are learned as they stand; False where that is not known."""
+    try:
+        return bool(read_json(run.manifest)["shape"] == "text")
+    except (FilesError, KeyError, TypeError):
+        return False
+
+
+def _check_stopping(base: ModelFiles, adapter: Path, findings: Findings, *, texts: bool) -> None:
     """Warn when answers end with a token at which a server of the base does not stop."""
     name, template = str(base.directory), adapters.own_template(adapter)
     try:
         tokenizer = basemodel.load_tokenizer(name, None, template)
-        found = stopping.find(tokenizer, name, None)
+        found = stopping.find(tokenizer, name, None, texts=texts)
     except FailureError as failure:
         findings.warnings.append(f"not looked at where answers end: {failure.message}")
         return
@@ -347,7 +360,7 @@ def _check_stopping(base: ModelFiles, adapter: Path, findings: Findings) -> None
 def _check_record(path: Path, adapter: Path, findings: Findings) -> None:
     files = digest_directory(adapter)
     findings.facts["sha256"] = combined_digest(files)
-    run = RunDirectory(path if adapter != path else path.parent)
+    run = _run_of(path, adapter)
     if not run.training_config.is_file():
         if adapter != path:
             findings.problems.append(f"{run.training_config} does not exist: the run has not finished")

@@ -124,10 +124,13 @@ def _problem_of_template(text: str) -> str | None:
     return None
 
 
-def warnings_of(tokenizer: Any, base_model: str) -> list[str]:
-    """Return what a person should know about a tokenizer before training with it, sentences without full stop."""
+def warnings_of(tokenizer: Any, base_model: str, *, texts: bool = False) -> list[str]:
+    """Return what a person should know about a tokenizer before training with it, sentences without full stop.
+
+    Rows that are `texts`, learned as they stand, need no chat template.
+    """
     found = []
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and not texts:
         found.append(
             f"{base_model} has no chat template: prompt and answer are joined as plain text, and a server must be "
             "asked in the same way; give one with --chat-template (baseModel.chatTemplate), or train an instruct model"
