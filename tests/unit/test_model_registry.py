@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ import pytest
 from model import registry
 from model.data import export
 from model.registry import RegistryRefusedError, RegistryUnavailableError, RunRegistry
+from tests.support.ports import free_port
 
 ROWS = b"".join(b'{"prompt": "p%d", "completion": "c"}\n' % number for number in range(20))
 BASE = "/api/v1/namespaces/ml/runs/u1"
@@ -169,6 +171,17 @@ def test_the_token_is_read_for_each_request(server: Server, token: Path) -> None
         ("PUT", f"{BASE}/result", "Bearer second"),
     ]
     assert server.calls[1][3] == b'{"result": {}}'
+
+
+def test_the_registry_is_not_asked_through_a_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod may have one for a hub; the registry is a service of the cluster, and its token is for nobody else."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv(name.upper(), f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # what urllib has read of the environment before
+    assert RunRegistry(url=server.url, namespace="ml", run_uid="u1").dataset() == server.metadata()
 
 
 def test_a_missing_token_is_a_refusal(server: Server, tmp_path: Path) -> None:
