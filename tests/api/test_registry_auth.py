@@ -292,6 +292,17 @@ def test_a_runs_pod_may_do_its_runs_work(world: World, namespace: str, operator:
     assert error_of(world.call("GET", f"{path}/dataset", token)) == (404, "NotFound")  # this run has none
 
 
+def test_a_result_is_read_by_who_may_read_runs(world: World, namespace: str, uid: str) -> None:
+    _, token = pod_token(world, namespace, uid)
+    path = f"namespaces/{namespace}/runs/{uid}/result"
+    assert world.call("PUT", path, token, json={"result": {"runUid": uid}}).status_code == 204
+    for name, resource, status in (("reader", "trainingruns", 200), ("other", "adapters", 403)):
+        world.account(namespace, name)
+        world.allow(namespace, name, resource=resource, verbs=["get"])
+        assert world.call("GET", path, world.token(namespace, name)).status_code == status
+        assert world.call("PUT", path, world.token(namespace, name), json={}).status_code in (401, 403)
+
+
 def test_a_runs_pod_reads_the_dataset_that_was_recorded(world: World, namespace: str, operator: str) -> None:
     world.account(namespace, "alice")
     world.allow(namespace, "alice", resource="datasets", verbs=["create"])

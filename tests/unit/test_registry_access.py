@@ -195,6 +195,7 @@ async def test_each_call_asks_for_its_own_callers(tmp_path: Path) -> None:
         "GET datasets/d/versions/1/rows": ("get", "datasets"),
         "GET runs": ("list", "trainingruns"),
         "GET runs/u": ("get", "trainingruns"),
+        "GET runs/u/result": ("get", "trainingruns"),
         "GET series?runs=u&metric=loss": ("list", "trainingruns"),
         "GET adapters": ("list", "adapters"),
         "GET adapters/a": ("get", "adapters"),

@@ -238,6 +238,38 @@ def test_an_adapter_is_shown_with_its_parent_and_its_rewards(finetune: Finetune,
     assert facts["Steps"].strip() == "55, the best is 40"
 
 
+def test_an_adapter_is_shown_with_the_sources_of_its_mix_and_its_sample_answers(
+    finetune: Finetune, tmp_path: Path
+) -> None:
+    sample = {
+        "row": 17,
+        "file": "a.jsonl",
+        "prompt": "Hi?\nYes?",
+        "base": "No\x1b[2J",
+        "adapter": "Hello",
+        "truncated": ["base"],
+    }
+    with serving(f"sqlite:///{tmp_path}/registry.db") as url:
+        document = adapter_document("mixed")
+        document["dataset"]["sources"] = [
+            {"name": "tickets", "version": 3, "rows": 70, "evaluationRows": 7, "found": 90, "dropped": 2},
+            {"name": "hub:org/chat", "rows": 30, "found": 30},
+        ]
+        base = f"{url}/api/v1/namespaces/ml/runs/mixed"
+        httpx.put(base, json=run_document()).raise_for_status()
+        httpx.put(f"{base}/result", json={"result": {"runUid": "mixed"}, "samples": [sample]}).raise_for_status()
+        httpx.put(f"{base}/adapter", json=document).raise_for_status()
+        shown = finetune("adapters", "show", "support", "-n", "ml", FINETUNE_REGISTRY_URL=url, FINETUNE_TOKEN_FILE="")
+    assert "\x1b" not in shown.out, "a pod's words must not move the terminal's cursor"
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert ["tickets", "3", "70", "7", "90", "2"] in lines
+    assert ["hub:org/chat", "-", "30", "0", "30", "0"] in lines
+    assert shown.out.endswith(
+        "Asked, as in row 17 of a.jsonl\n"
+        "            Hi?\n            Yes?\n  base      No\ufffd[2J ...\n  adapter   Hello\n"
+    )
+
+
 def test_an_adapter_is_pulled_by_its_alias_and_compared(finetune: Finetune, tmp_path: Path) -> None:
     files = adapter_files(salt=1)
     target = tmp_path / "pulled"
@@ -264,7 +296,8 @@ def test_an_adapter_is_pulled_by_its_alias_and_compared(finetune: Finetune, tmp_
         assert listed[1].split()[:5] == ["support", "2", "Ready", "1.9011", "-31"]
         assert "production" in command("show", "support@1").out
         assert command("delete", "support@1").code == 1
-        assert command("alias", "support", "production", "--remove").code == 0
+        assert command("alias", "support", "production", "--remove", "--expected=2").code == 1
+        assert command("alias", "support", "production", "--remove", "--expected=1").code == 0
         assert command("delete", "support@1").out == "deleted the files of support version 1\n"
         gone = command("pull", "support@1", "--to", str(tmp_path / "other"))
         assert (gone.code, "was deleted at" in gone.err) == (1, True)

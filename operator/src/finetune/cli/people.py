@@ -7,13 +7,14 @@ import asyncio
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.clients.people import PeopleClient
+    from finetune.clients.people import PeopleClient, Sample
     from finetune.clients.registry import AdapterVersion, DatasetVersion
 
 REGISTRY_URL = "FINETUNE_REGISTRY_URL"
@@ -22,6 +23,9 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 
 DATASET_COLUMNS = ("NAME", "VERSION", "ROWS", "BYTES", "SHAPE", "SHA256", "CREATED")
 ADAPTER_COLUMNS = ("NAME", "VERSION", "STATE", "LOSS", "VS BASE", "BASE MODEL", "RUN", "CREATED", "ALIASES")
+SOURCE_COLUMNS = ("SOURCE", "VERSION", "ROWS", "HELD OUT", "FOUND", "DROPPED")
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 Command = Callable[["PeopleClient", argparse.Namespace], Awaitable[str]]
 
@@ -228,7 +232,7 @@ async def _verify(client: PeopleClient, arguments: argparse.Namespace) -> str:
 async def _alias(client: PeopleClient, arguments: argparse.Namespace) -> str:
     name, alias = arguments.name, arguments.alias
     if arguments.remove:
-        await client.remove_alias(arguments.namespace, name, alias)
+        await client.remove_alias(arguments.namespace, name, alias, expected=arguments.expected)
         return f"removed {name}@{alias}"
     if arguments.version is None:
         found = await client.find_adapter(arguments.namespace, name, alias)
@@ -281,7 +285,45 @@ async def _show_adapter(client: PeopleClient, arguments: argparse.Namespace) -> 
         "Created": f"{item.created_time:%Y-%m-%d %H:%M:%SZ}",
     }
     files = _table(("FILE", "BYTES", "SHA256"), ((file.path, file.bytes, file.sha256) for file in item.files))
-    return "\n".join([_facts(facts), "", files])
+    parts = [_facts(facts), *_sources(item), files, *await _samples(client, arguments.namespace, item)]
+    return _printable("\n\n".join(parts))
+
+
+def _sources(item: AdapterVersion) -> list[str]:
+    """The sources of a mix, and what became of their rows."""
+    if not item.dataset.sources:
+        return []
+    rows = (
+        (each.name, each.version or "-", each.rows, each.evaluation_rows, each.found, each.dropped)
+        for each in item.dataset.sources
+    )
+    return [_table(SOURCE_COLUMNS, rows)]
+
+
+async def _samples(client: PeopleClient, namespace: str, item: AdapterVersion) -> list[str]:
+    """The answers to held-out prompts; who may not read the run is told so, and sees the rest."""
+    from finetune.clients.registry import RegistryError
+
+    try:
+        samples = await client.samples(namespace, item.run_uid)
+    except RegistryError as error:
+        return [f"Sample answers are not shown: {error}"]
+    return [_sample(each) for each in samples]
+
+
+def _sample(sample: Sample) -> str:
+    lines = [f"Asked, as in row {sample.row}" + (f" of {sample.file}" if sample.file else "")]
+    for name, title in (("prompt", ""), ("reference", "the row"), ("base", "base"), ("adapter", "adapter")):
+        text = getattr(sample, name)
+        if text is not None:
+            text += " ..." if name in sample.truncated else ""
+            lines.append(f"  {title:<10}" + text.replace("\n", "\n" + " " * 12))
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """The text without what moves a terminal's cursor or turns the direction of writing: a run's pod has written it."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def _facts(facts: Mapping[str, object]) -> str:

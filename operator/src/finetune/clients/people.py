@@ -15,14 +15,33 @@ import tempfile
 from pathlib import Path
 
 from finetune.api.files import AdapterAlias, AliasRequest
-from finetune.api.registry import AdapterFile, AdapterVersion, adapter_digest
+from finetune.api.registry import AdapterFile, AdapterVersion, Document, adapter_digest
 
 from .registry import RegistryClient, path_of
-from .registry_errors import RegistryError
+from .registry_errors import RegistryError, RegistryNotFound
 
 
 class AdapterDamaged(RegistryError):  # noqa: N818 - reads as the condition that it is
     """Files are not those that the registry recorded."""
+
+
+class Sample(Document):
+    """A held-out prompt, and what was answered: by its row, by the base model, and with the adapter."""
+
+    row: int
+    file: str | None = None
+    prompt: str
+    reference: str | None = None
+    base: str
+    adapter: str
+    truncated: tuple[str, ...] = ()
+    """Names of the texts that are not whole."""
+
+
+class _Samples(Document):
+    """What is read of a run's training_config.json."""
+
+    samples: tuple[Sample, ...] = ()
 
 
 class PeopleClient(RegistryClient):
@@ -31,6 +50,13 @@ class PeopleClient(RegistryClient):
     async def find_adapter(self, namespace: str, name: str, reference: str) -> AdapterVersion:
         """A version by number, by alias, or `latest`."""
         return await self._call(AdapterVersion, "GET", path_of(namespace, "adapters", name, "versions", reference))
+
+    async def samples(self, namespace: str, uid: str) -> tuple[Sample, ...]:
+        """The sample answers of a run; none where it made none, or has no result."""
+        try:
+            return (await self._call(_Samples, "GET", path_of(namespace, "runs", uid, "result"))).samples
+        except RegistryNotFound:
+            return ()
 
     async def pull(self, namespace: str, name: str, reference: str, target: Path) -> AdapterVersion:
         """Fetch all files of a version into the new directory `target`, which appears once all of them were compared.
@@ -63,9 +89,10 @@ class PeopleClient(RegistryClient):
         path = path_of(namespace, "adapters", name, "aliases", alias)
         return await self._call(AdapterAlias, "PUT", path, body=request)
 
-    async def remove_alias(self, namespace: str, name: str, alias: str) -> None:
-        """Remove an alias; the version stays."""
-        await self._request("DELETE", path_of(namespace, "adapters", name, "aliases", alias))
+    async def remove_alias(self, namespace: str, name: str, alias: str, *, expected: int | None) -> None:
+        """Remove an alias, with `expected` only if it points there; the version stays."""
+        query = {} if expected is None else {"expected": str(expected)}
+        await self._request("DELETE", path_of(namespace, "adapters", name, "aliases", alias), query=query)
 
     async def delete_adapter(self, namespace: str, name: str, version: int) -> AdapterVersion:
         """Delete the files of a version."""

@@ -33,7 +33,6 @@ from finetune.api.registry import (
     DatasetVersion,
     DatasetVersions,
     Document,
-    ErrorDocument,
     OutcomeRequest,
     Run,
     RunOutcome,
@@ -46,6 +45,7 @@ from finetune.api.registry import (
 )
 
 from .breaker import Breaker, Turn
+from .registry_answers import FileToken, failure_of, first_problem, parse
 from .registry_errors import (
     RegistryDenied,
     RegistryError,
@@ -85,7 +85,6 @@ TURN_SECONDS = 1.0
 
 _JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _T = TypeVar("_T", bound=Document)
-_P = TypeVar("_P")
 
 
 class RegistryClient:
@@ -111,7 +110,7 @@ class RegistryClient:
         if token is not None and token_file is not None:
             raise ValueError("give the registry client either token or token_file, not both")
         self._base_url = base_url.rstrip("/")
-        self._token = _FileToken(token_file) if token_file is not None else token
+        self._token = FileToken(token_file) if token_file is not None else token
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._streaming = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=60)
         self._ssl = ssl
@@ -187,7 +186,7 @@ class RegistryClient:
             raise RegistryRefused(
                 status=422,
                 reason="Invalid",
-                message=f"the run cannot be recorded: {_first_problem(error)}",
+                message=f"the run cannot be recorded: {first_problem(error)}",
                 hint="use an operator and a CustomResourceDefinition of one release",
             ) from error
         return await self._call(Run, "PUT", path_of(namespace, "runs", uid), body=request)
@@ -214,7 +213,7 @@ class RegistryClient:
     async def get_result(self, namespace: str, uid: str) -> dict[str, Any]:
         """The training_config.json that the run's trainer stored; `RegistryNotFound` while there is none."""
         text = await self._request("GET", path_of(namespace, "runs", uid, "result"))
-        return _parse(_JSON_OBJECT.validate_json, text)
+        return parse(_JSON_OBJECT.validate_json, text)
 
     async def put_adapter(
         self,
@@ -245,7 +244,7 @@ class RegistryClient:
             raise RegistryRefused(
                 status=422,
                 reason="Invalid",
-                message=f"the trainer's result cannot be registered: {_first_problem(error)}",
+                message=f"the trainer's result cannot be registered: {first_problem(error)}",
                 hint="the trainer image does not fit this operator: use images of one release",
             ) from error
         return await self._call(AdapterVersion, "PUT", path_of(namespace, "runs", uid, "adapter"), body=request)
@@ -257,7 +256,7 @@ class RegistryClient:
         for start in range(0, len(wanted), PROGRESS_BATCH):
             batch = ",".join(wanted[start : start + PROGRESS_BATCH])
             text = await self._request("GET", "/api/v1/progress", query={"runs": batch})
-            found.update(_readable(_parse(_ProgressItems.model_validate_json, text).items))
+            found.update(_readable(parse(_ProgressItems.model_validate_json, text).items))
         return found
 
     # What people ask
@@ -277,7 +276,7 @@ class RegistryClient:
         size = path.stat().st_size  # noqa: ASYNC240 - one call on a local file
         headers = {"Content-Type": "application/jsonl", "Content-Length": str(size)}
         async with self._open("POST", url, data=blocks(), headers=headers, streaming=True) as response:
-            version = _parse(DatasetVersion.model_validate_json, await response.text())
+            version = parse(DatasetVersion.model_validate_json, await response.text())
             return version, response.status == 201
 
     async def list_datasets(self, namespace: str) -> list[DatasetVersion]:
@@ -336,7 +335,7 @@ class RegistryClient:
         query: Mapping[str, str] | None = None,
     ) -> _T:
         text = await self._request(method, path, body=body, query=query)
-        return _parse(kind.model_validate_json, text)
+        return parse(kind.model_validate_json, text)
 
     async def _request(
         self, method: str, path: str, *, body: Document | None = None, query: Mapping[str, str] | None = None
@@ -426,7 +425,7 @@ class RegistryClient:
                 allow_redirects=False,
             ) as response:
                 if response.status >= 300:
-                    raise _failure(method, url, response.status, await response.text())
+                    raise failure_of(method, url, response.status, await response.text())
                 yield response
         except TimeoutError as error:
             raise RegistrySilent(self._silence("no answer in time")) from error
@@ -450,26 +449,6 @@ def _readable(items: Mapping[str, JsonValue]) -> dict[str, TrainerStatus]:
     return found
 
 
-class _FileToken:
-    """A token in a file, read again only when the file has changed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen: tuple[int, int] | None = None
-        self._token = ""
-
-    def __call__(self) -> str:
-        try:
-            stat = self._path.stat()
-            if (stat.st_ino, stat.st_mtime_ns) != self._seen:
-                self._token = self._path.read_text().strip()
-                self._seen = (stat.st_ino, stat.st_mtime_ns)
-        except (OSError, ValueError) as error:
-            message = f"cannot read the registry token {self._path}: {error}"
-            raise RegistryUnavailable(message) from error
-        return self._token
-
-
 def path_of(namespace: str, *parts: str) -> str:
     """The path of something in a namespace."""
     return "/".join(["/api/v1/namespaces", *(quote(part, safe="") for part in (namespace, *parts))])
@@ -477,42 +456,3 @@ def path_of(namespace: str, *parts: str) -> str:
 
 def _version(version: int | None) -> str:
     return "latest" if version is None else str(version)
-
-
-def _parse(validate: Callable[[str], _P], text: str) -> _P:
-    try:
-        return validate(text)
-    except ValidationError as error:
-        raise RegistryUnavailable(
-            f"the registry's answer is not understood: {_first_problem(error)}; is the address right?"
-        ) from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
-
-
-def _first_words(text: str) -> str:
-    """What a server that is no registry, or another version of it, said: it often names itself."""
-    return repr(" ".join(text.split())[:150])
-
-
-def _failure(method: str, url: str, status: int, text: str) -> RegistryError:
-    try:
-        detail = ErrorDocument.model_validate_json(text).error
-    except ValidationError:
-        detail = None
-    if status >= 500 or status in {408, 425, 429}:
-        said = detail.message if detail is not None else f"HTTP {status}: {_first_words(text)}"
-        return RegistryUnavailable(f"{method} {url}: {said}")
-    if detail is None:
-        return RegistryUnavailable(
-            f"{method} {url}: HTTP {status} and no error document but {_first_words(text)}; "
-            "is this the registry's address, and a registry of this version?"
-        )
-    if status in {401, 403}:
-        return RegistryDenied(f"{method} {url}: {detail.message} ({detail.hint})")
-    kind = RegistryNotFound if status == 404 else RegistryRefused
-    return kind(status=status, reason=detail.reason, message=detail.message, hint=detail.hint)

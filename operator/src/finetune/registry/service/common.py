@@ -123,12 +123,20 @@ async def may(request: Request, verb: str, resource: str, *, namespace: str, nam
     return True
 
 
-def run_callers(*, pod: bool = False, operator: bool = False) -> Any:
-    """A dependency that lets the run's pod pass, or the operator, or both; gives the caller's name."""
+def run_callers(*, pod: bool = False, operator: bool = False, readers: bool = False) -> Any:
+    """A dependency that lets the run's pod pass, the operator, and who may read runs; gives the caller's name."""
 
     async def dependency(request: Request, namespace: NamespacePath, uid: UidPath) -> str:
-        rule = Rule(namespace=namespace, operator=operator, run_uid=uid if pod else None)
-        return await _check(request, rule)
+        question = Question(verb="get", resource="trainingruns", namespace=namespace, name=uid)
+        return await _check(
+            request,
+            Rule(
+                namespace=namespace,
+                operator=operator,
+                run_uid=uid if pod else None,
+                people=question if readers else None,
+            ),
+        )
 
     return Depends(dependency)
 

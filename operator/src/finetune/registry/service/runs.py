@@ -179,7 +179,7 @@ async def put_result(
 
 @router.get(
     "/{uid}/result",
-    dependencies=[run_callers(pod=True, operator=True)],
+    dependencies=[run_callers(pod=True, operator=True, readers=True)],
     response_class=Response,
     responses={200: {"content": {"application/json": {}}}},
 )
