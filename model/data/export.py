@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from model import disks, flags
-from model.data.checks import empty_failure
+from model.data.checks import Problems, empty_failure
 from model.data.drawing import Drawing
 from model.data.formats import Content
 from model.data.parts import Part, check_shapes
@@ -183,10 +183,14 @@ def _verdict(report: Report, settings: ExportSettings) -> FailureError | None:
     problems, name = report.problems, report.name
     if problems.invalid_rows and settings.invalid_rows == "Fail":
         return problems.failure()
-    if report.rows + report.evaluation_rows == 0:
+    if not any(part.found for part in report.parts):
         return empty_failure(problems)
-    if unused := [part for part, counts in zip(report.parts, report.counts, strict=True) if not any(counts)]:
-        return _invalid("; ".join(map(_why_unused, unused)))
+    # Beside an empty source all weights come to nothing: it alone is to be named.
+    unused = [part for part in report.parts if not part.found] or [
+        part for part, counts in zip(report.parts, report.counts, strict=True) if not any(counts)
+    ]
+    if unused:
+        return _invalid("; ".join(_why_unused(part, problems) for part in unused))
     if report.duplicates.all_equal():
         return _invalid(f"{name} has {report.duplicates.rows} usable rows, all of them the same: check the source")
     if len(report.labels) == 1:
@@ -201,11 +205,12 @@ def _verdict(report: Report, settings: ExportSettings) -> FailureError | None:
     return None
 
 
-def _why_unused(part: Part) -> str:
+def _why_unused(part: Part, problems: Problems) -> str:
     """Say why a source of a mix gives nothing: it would be missed by nobody until the model answers."""
     if part.found:
         return f"{part.label} gives no row of its {part.found}: its weight is too small beside the others'"
-    invalid = f", {part.invalid} invalid" if part.invalid else ""
+    first = next((f" ({text})" for text in problems.shown if text.startswith(f"{part.label} ")), "")
+    invalid = f", {part.invalid} invalid{first}" if part.invalid else ""
     return f"{part.label} has no usable row{invalid}: mend it, or leave it out of the mix"
 
 

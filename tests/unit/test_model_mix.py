@@ -266,10 +266,13 @@ def test_a_source_for_another_method_is_named(mix: Mixer, tmp_path: Path) -> Non
 def test_a_source_that_gives_nothing_ends_the_export(mix: Mixer, tmp_path: Path, flags: list[str]) -> None:
     (tmp_path / "none.jsonl").write_bytes(b"\n" if not flags else b"{\n")
     none = {"source": "volume", "path": str(tmp_path / "none.jsonl")}
-    assert mix([mix.file("a.jsonl", "a", 3), none], *flags) == 3
-    invalid = ", 1 invalid" if flags else ""
-    said = f"mix[1] (none.jsonl) has no usable row{invalid}: mend it, or leave it out of the mix"
-    assert mix.message == said
+    invalid = ", 1 invalid (mix[1] (none.jsonl) row 1: not valid JSON: " if flags else ""
+    begin, end = f"mix[1] (none.jsonl) has no usable row{invalid}", ": mend it, or leave it out of the mix"
+    for weights in ({}, {"weight": 1}):  # beside an empty source all weights come to nothing
+        assert mix([{**mix.file("a.jsonl", "a", 3), **weights}, {**none, **weights}], *flags) == 3
+        assert mix.message.startswith(begin)
+        assert mix.message.endswith(end)
+        assert "mix[0]" not in mix.message
     sources = [{**mix.file("a.jsonl", "a", 9), "weight": 1}, {**mix.file("b.jsonl", "b", 9), "weight": 100}]
     assert mix(sources) == 3
     assert mix.message.startswith("mix[0] (a.jsonl) gives no row of its 9: its weight is too small beside the others'")
