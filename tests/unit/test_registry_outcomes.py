@@ -169,7 +169,7 @@ async def many(http: httpx.AsyncClient, client: RegistryClient, namespace: str) 
     uids = [await record(http, **each) for each in specs]
     words = [
         said("Succeeded", evaluationLoss="1.5", completionTime="2026-01-02T00:00:00Z"),
-        said("Succeeded", evaluationLoss="1.25", completionTime="2026-01-01T00:00:00Z"),
+        said("Succeeded", evaluationLoss="1.0", completionTime="2026-01-01T00:00:00Z"),
         said("Failed", reason="Diverged", message="loss is 100% NaN_", completionTime="2026-01-03T00:00:00Z"),
         said("Training"),
     ]

@@ -158,6 +158,6 @@ def _typed(value: Any, sort: str) -> Any:
     if sort == "finished":
         return datetime.fromisoformat(value).astimezone(UTC)
     kind = {"created": int, "name": str, "evaluationLoss": float}[sort]
-    if not isinstance(value, kind) or value in (True, False) or "\0" in str(value) or len(str(value)) > 63:
+    if not isinstance(value, kind) or isinstance(value, bool) or "\0" in str(value) or len(str(value)) > 63:
         raise ValueError(value)
     return value
