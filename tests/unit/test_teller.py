@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from kubernetes.aio import client
 
+from finetune.api.registry import OutcomeRequest, RunOutcome
 from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import ObjectMeta
 from finetune.clients.kubernetes import KubernetesClient
@@ -52,6 +56,65 @@ async def test_each_change_is_told_once(registry: RegistryClient) -> None:
     assert not teller._pending, "only the version is another one"
     teller.note(run(version="13"), status("Suspended"))
     assert len(teller._pending) == 1
+
+
+@pytest.fixture
+def api_server() -> Iterator[str]:
+    """Knows one run, with a status that another version of the operator has written."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            metadata = {"name": "support", "namespace": "ml", "uid": "u1", "resourceVersion": "7"}
+            status = {"phase": 7, "attempts": "many"}
+            kind = {"apiVersion": "finetune.dev/v1alpha1", "kind": "TrainingRun"}
+            body = json.dumps({**kind, "metadata": metadata, "status": status}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_arguments: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+
+
+async def test_a_status_that_cannot_be_read_does_not_end_the_telling(registry: RegistryClient, api_server: str) -> None:
+    """It would end the operator, and again at its next start."""
+    kubernetes = KubernetesClient(configuration=client.Configuration(host=api_server))
+    await registry.put_run("ml", "u2", **run_document(name="gone"))
+    teller = Teller(kubernetes=kubernetes, registry=registry, period_seconds=0)
+    await teller.tell()
+    await kubernetes.close()
+    told = {run.uid: run.outcome for run in await registry.list_runs("ml")}
+    assert told["u1"] is None
+    assert told["u2"] is not None
+    assert told["u2"].phase == "Deleted", "another run's uid stands under its name"
+
+
+async def test_what_the_registry_fails_at_does_not_hold_up_the_others(registry: RegistryClient) -> None:
+    """A database that refuses one run's values for its own reasons answers 5xx to that run for ever."""
+
+    class Poisoned(RegistryClient):
+        async def put_outcome(self, namespace: str, uid: str, outcome: OutcomeRequest) -> RunOutcome:
+            if uid == "poison":
+                raise RegistryUnavailable("500")
+            return await registry.put_outcome(namespace, uid, outcome)
+
+    teller = Teller(kubernetes=nowhere(), registry=Poisoned(base_url="http://127.0.0.1:9"), period_seconds=3600)
+    teller.note(run("poison"), status("Training"))
+    teller.note(run(), status("Training"))
+    for _ in range(2):
+        with pytest.raises(RegistryUnavailable):
+            await teller.tell()
+    known = (await registry.get_run("ml", "u1")).outcome
+    assert known is not None
+    assert known.phase == "Training"
+    assert list(teller._pending) == ["poison"]
 
 
 async def test_what_cannot_be_told_is_kept_in_bounds() -> None:

@@ -167,7 +167,13 @@ class Teller:
             self._add(_Word(each.namespace, each.name, each.uid, outcome))
             return
         self._told.pop(each.uid, None)
-        self.note(ObjectMeta.model_validate(metadata), TrainingRunStatus.model_validate(document.get("status") or {}))
+        try:
+            run = ObjectMeta.model_validate(metadata)
+            status = TrainingRunStatus.model_validate(document.get("status") or {})
+        except ValidationError as error:  # as another version of the operator has written it
+            _log.warning("%s/%s: its status cannot be read: %s", each.namespace, each.name, described(error))
+            return
+        self.note(run, status)
 
     def _add(self, word: _Word) -> None:
         self._pending.pop(word.uid, None)
@@ -182,6 +188,8 @@ class Teller:
             try:
                 await self._tell(word)
             except RegistryUnavailable:
+                if uid in self._pending:  # what the registry fails at for its own sake must not hold up the others
+                    self._pending.move_to_end(uid)
                 raise
             except Exception as error:  # noqa: BLE001 - what is refused is refused again, and must not hold up the others
                 _log.warning("%s/%s: its outcome cannot be told: %s", word.namespace, word.name, described(error))
