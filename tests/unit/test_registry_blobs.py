@@ -235,3 +235,30 @@ async def test_a_closed_folder_leaves_no_threads(tmp_path: Path) -> None:
         if thread.name.startswith("blobs"):
             thread.join(timeout=10)
     assert not any(thread.name.startswith("blobs") and thread.is_alive() for thread in threading.enumerate())
+
+
+async def test_room_that_an_upload_was_promised_is_not_promised_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight uploads that each fit would else leave nothing for the database together."""
+    real = os.statvfs(tmp_path)
+    room = os.statvfs_result((1, 1, 10**12, 256 * 1024**2 + 150, 256 * 1024**2 + 150, *tuple(real)[5:10]))
+    monkeypatch.setattr("finetune.registry.blobs.folder.os.statvfs", lambda _: room)
+    store, goes_on = FolderStore(tmp_path / "blobs"), asyncio.Event()
+    first, second = b"a" * 100, b"b" * 100
+    begun = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        begun.set()
+        await goes_on.wait()
+        yield first
+
+    upload = asyncio.create_task(store.put(hashlib.sha256(first).hexdigest(), slow(), size=100))
+    await begun.wait()
+    with pytest.raises(StorageFull, match="and 100 for uploads under way"):
+        await put(store, second)
+    goes_on.set()
+    await upload
+    await put(store, second)
+    assert len(await names(store)) == 2
+    await store.close()

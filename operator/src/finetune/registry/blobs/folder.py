@@ -40,22 +40,31 @@ class FolderStore:
         self._root = root
         self._seconds = seconds
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
+        self._promised = 0
+        """Bytes that uploads under way have yet to write."""
         self.name = f"{root} ({label})" if label else str(root)
 
     async def put(self, sha256: str, blocks: AsyncIterator[bytes], *, size: int) -> None:
         """See `BlobStore.put`."""
-        await self._run(self._check_room, size)
-        writing = await self._run(_Writing, self._path(sha256), DigestCheck(sha256, size))
-        done = False
+        self._promised += size
+        left = size
         try:
-            async for block in regrouped(blocks):
-                await self._run(writing.write, block)
-            await self._run(writing.publish)
-            done = True
+            await self._run(self._check_room, size, self._promised - size)
+            writing = await self._run(_Writing, self._path(sha256), DigestCheck(sha256, size))
+            done = False
+            try:
+                async for block in regrouped(blocks):
+                    await self._run(writing.write, block)
+                    left -= len(block)
+                    self._promised -= len(block)
+                await self._run(writing.publish)
+                done = True
+            finally:
+                if not done:
+                    # Not awaited with the deadline: whoever is cancelled here must not wait for a disk that hangs.
+                    self._threads.submit(writing.give_up)
         finally:
-            if not done:
-                # Not awaited with the deadline: whoever is cancelled here must not wait for a disk that hangs.
-                self._threads.submit(writing.give_up)
+            self._promised -= left
 
     async def read(self, sha256: str, *, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         """See `BlobStore.read`."""
@@ -121,15 +130,16 @@ class FolderStore:
         file.seek(start)
         return file
 
-    def _check_room(self, size: int) -> None:
+    def _check_room(self, size: int, promised: int) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
         disk = os.statvfs(self._root)
         reserve = min(RESERVE_BYTES, int(disk.f_frsize * disk.f_blocks * RESERVE_SHARE))
         free = disk.f_frsize * disk.f_bavail
-        if size > free - reserve:
+        if size > free - reserve - promised:
             raise StorageFull(
                 self.name,
-                f"{size} bytes are needed, {free} are free, of which {reserve} are kept for the database",
+                f"{size} bytes are needed, {free} are free, of which {reserve} are kept for the database "
+                f"and {promised} for uploads under way",
             )
 
     async def _run(self, work: Callable[..., _T], *arguments: object) -> _T:

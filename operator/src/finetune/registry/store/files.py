@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
@@ -31,6 +32,8 @@ from .turns import turn
 GARBAGE_AFTER = timedelta(hours=24)
 LEFTOVERS_AFTER = timedelta(hours=24)
 GARBAGE_BATCH = 500
+CLAIM = timedelta(minutes=10)
+"""How long marked garbage is its collector's: one that was killed, or stands still, leaves it to others after that."""
 UPLOADS_AT_ONCE = 8
 """Each holds a few blocks in memory; the next ones wait for their turn."""
 
@@ -163,8 +166,10 @@ class FileStore:
             values = {"bytes": size, "touched_time": now(), "stored": False, "deleting": False}
             if await insert_missing(connection, blobs, {"sha256": file.sha256, **values}):
                 return
-            query = update(blobs).where(blobs.c.sha256 == file.sha256, blobs.c.deleting.is_(False))
-            if not (await connection.execute(query.values(touched_time=now()))).rowcount:
+            this = update(blobs).where(blobs.c.sha256 == file.sha256)
+            kept = this.where(blobs.c.deleting.is_(False)).values(touched_time=now())
+            left = this.where(_left(now())).values(touched_time=now(), stored=False, deleting=False)
+            if not (await connection.execute(kept)).rowcount and not (await connection.execute(left)).rowcount:
                 raise StoreBusy(store.name, file.sha256)
 
         async def end(connection: AsyncConnection) -> None:
@@ -190,15 +195,22 @@ class FileStore:
         before = now() - older_than
         if dry_run:
             async with self._database.reading() as connection:
-                query = select(func.count(), func.coalesce(func.sum(blobs.c.bytes), 0)).where(_garbage(before))
+                query = select(func.count(), func.coalesce(func.sum(blobs.c.bytes), 0)).where(_removable(before))
                 count, size = (await connection.execute(query)).one()
             return Garbage(blobs=count, bytes=int(size))
         await self._database.write(lambda connection: _give_up(connection, before))
         count = size = 0
-        while marked := await self._database.write(lambda connection: _mark(connection, before)):
+        while True:
+            until = monotonic() + CLAIM.total_seconds() / 2
+            claim = now()
+            marked = await self._database.write(partial(_mark, before=before, claim=claim))
+            if not marked:
+                break
             for row in marked:
+                if monotonic() > until:
+                    break  # the rest of a store that is so slow is for the next time
                 await self.store.delete(row.sha256)
-                await self._database.write(partial(_forget, sha256=row.sha256))
+                await self._database.write(partial(_forget, sha256=row.sha256, claim=claim))
                 count, size = count + 1, size + row.bytes
         leftovers = await self.store.sweep(now() - LEFTOVERS_AFTER)
         return Garbage(blobs=count, bytes=size, leftovers=leftovers)
@@ -292,15 +304,25 @@ async def _give_up(connection: AsyncConnection, before: datetime) -> None:
     await connection.execute(delete(run_files).where(_given_up(before)))
 
 
-async def _mark(connection: AsyncConnection, before: datetime) -> list[Any]:
+def _left(time: datetime) -> ColumnElement[bool]:
+    """What a collector has marked and not removed for so long that it is not at it any more."""
+    return and_(blobs.c.deleting.is_(True), blobs.c.touched_time < time - CLAIM)
+
+
+def _removable(before: datetime) -> ColumnElement[bool]:
+    return or_(_left(now()), and_(blobs.c.deleting.is_(False), _garbage(before)))
+
+
+async def _mark(connection: AsyncConnection, *, before: datetime, claim: datetime) -> list[Any]:
     """Some garbage, marked so that nobody refers to it any more; also what an earlier time has marked and left."""
-    wanted = or_(blobs.c.deleting.is_(True), _garbage(before))
+    wanted = _removable(before)
     some = select(blobs.c.sha256).where(wanted).order_by(blobs.c.sha256).limit(GARBAGE_BATCH)
     digests = (await connection.execute(some)).scalars().all()
     # Asked once more of each row: who was faster has touched it.
-    query = update(blobs).where(blobs.c.sha256.in_(digests), wanted).values(deleting=True)
+    query = update(blobs).where(blobs.c.sha256.in_(digests), wanted).values(deleting=True, touched_time=claim)
     return list((await connection.execute(query.returning(blobs.c.sha256, blobs.c.bytes))).all())
 
 
-async def _forget(connection: AsyncConnection, sha256: str) -> None:
-    await connection.execute(delete(blobs).where(blobs.c.sha256 == sha256, blobs.c.deleting.is_(True)))
+async def _forget(connection: AsyncConnection, *, sha256: str, claim: datetime) -> None:
+    mine = and_(blobs.c.sha256 == sha256, blobs.c.deleting.is_(True), blobs.c.touched_time == claim)
+    await connection.execute(delete(blobs).where(mine))
