@@ -94,8 +94,10 @@ def test_a_mismatch_is_the_prompt_of_one_row_with_the_answer_of_another() -> Non
 
 
 def test_each_row_of_a_step_is_mismatched_with_the_one_before_it() -> None:
-    assert kto.mismatches([4, 9, 2]) == [(4, 2), (9, 4), (2, 9)]
-    assert kto.mismatches([4]) == kto.mismatches([]) == []
+    assert kto.mismatches([4, 9, 2], 10) == [(4, 2), (9, 4), (2, 9)]
+    assert kto.mismatches([4], 10) == [(4, 3)]
+    assert kto.mismatches([0], 10) == [(0, 9)]
+    assert kto.mismatches([0], 1) == kto.mismatches([], 0) == []
     assert kto.mean_divergence({}) == 0
     assert kto.mean_divergence({"divergence": -3.0, "mismatches": 2.0}) == 0
     assert kto.mean_divergence({"divergence": 3.0, "mismatches": 2.0}) == 1.5
@@ -110,6 +112,32 @@ def test_the_kl_has_no_dropout_and_draws_no_random_numbers(base_model: Path, tok
     assert first == second
     assert torch.equal(before[2], generators.states()[2])
     assert trainer.model.training
+
+
+def test_a_step_of_one_row_knows_how_far_the_policy_has_moved(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make(base_model, tokenizer, tmp_path, batch_size=10)
+    assert len(trainer.batches.rows_of_step(3)) == 1
+    trainer.state.global_step = 2
+    shake(trainer)
+    found = []
+    for factor in (0.1, -1.0):  # there, and as far the other way: one of the two is above 0
+        with torch.no_grad():
+            for name, weight in trainer.model.named_parameters():
+                if "lora_B.default" in name:
+                    weight.mul_(factor)
+        found.append(trainer._kl_of_step())
+    assert max(found) > 0
+
+
+def test_no_mismatched_row_is_longer_than_the_base_reads(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """The base has 512 positions: each row fits them, but a long prompt with a long answer does not."""
+    rows = TokenRows()
+    for asked, given in ((300, 10), (10, 300)):
+        rows.append([5] * (asked + given), [IGNORED] * asked + [5] * given, given > asked)
+    trainer = make(base_model, tokenizer, tmp_path, rows=rows, max_length=1024, packing="Disabled")
+    widths = [batch["input_ids"].shape[1] for batch in trainer._mismatched(rows, [(0, 1)])]
+    assert widths == [512]
+    assert trainer._kl_of_step() == 0  # nothing has moved yet
 
 
 class FullMemory(kto.LabelTrainer):

@@ -8,7 +8,9 @@ kl says how far the policy has moved altogether: the mean over mismatched answer
 another row, of how much likelier they have become, or 0 when that is negative. No gradient goes through it. TRL takes
 it over the rows of a forward pass; here it is taken over those of the optimizer step, before its first forward pass, so
 that neither the micro-batch nor the number of processes changes the loss. A row's mismatched answer is that of the row
-before it in the step, whose order follows from seed and epoch: a resumed run makes the same.
+before it in the step, whose order follows from seed and epoch: a resumed run makes the same. A row that is the last
+step of an epoch by itself takes the answer of the row before it in the dataset: without any, kl would be 0 however far
+the policy has moved.
 """
 
 from __future__ import annotations
@@ -93,7 +95,9 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         self._answer_tokens = 0
         self.start(parts, labelled_dataset(held_out), held_out.lengths)
         self.use_micro_batches(parts.batches.micro_batch_size)
-        self._held_out_mismatches = mismatches(self._held_out.order)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._mismatched_length = min(settings.max_length, positions or settings.max_length)
+        self._held_out_mismatches = mismatches(self._held_out.order, len(held_out))
         self._mismatched_reference = ReferenceLogps(len(held_out))
 
     def _prepare_dataset(self, dataset: Any, *_arguments: Any) -> Any:
@@ -118,7 +122,7 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _kl_of_step(self) -> float:
-        found = mismatches(self.batches.rows_of_step(self.state.global_step + 1))
+        found = mismatches(self.batches.rows_of_step(self.state.global_step + 1), len(self._rows))
         sums = self._divergence(self._rows, found, ReferenceLogps(0), stop=interruption.overdue)
         if interruption.overdue():
             if parallel.world().size == 1:
@@ -151,10 +155,12 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         return self.sums_over(self._mismatched(rows, found[place.rank :: place.size]), self._measure_kl(known), stop)
 
     def _mismatched(self, rows: TokenRows, found: Sequence[Mismatch]) -> Iterator[dict[str, torch.Tensor]]:
-        size, limit = self.args.per_device_train_batch_size, self.parts.settings.max_length
+        size = self.args.per_device_train_batch_size
         for start in range(0, len(found), size):
             share = found[start : start + size]
-            answered = [mismatched(rows, prompt, answer, limit, self._special_ids) for prompt, answer in share]
+            # Rows that fit the base's positions may be too long for them once they are mismatched.
+            limit, special = self._mismatched_length, self._special_ids
+            answered = [mismatched(rows, prompt, answer, limit, special) for prompt, answer in share]
             batch = self.parts.collator([{"input_ids": ids, "labels": labels} for ids, labels in answered])
             yield batch | {"row": torch.tensor([prompt for prompt, _ in share])}
 
@@ -231,9 +237,14 @@ def labelled_dataset(rows: TokenRows) -> Dataset:
     return concatenate_datasets([rows.as_dataset(), labels], axis=1)
 
 
-def mismatches(rows: Sequence[int]) -> list[Mismatch]:
-    """Return each row with the one before it, and the first with the last; a row alone has no other's answer."""
-    return [(row, rows[index - 1]) for index, row in enumerate(rows)] if len(rows) > 1 else []
+def mismatches(rows: Sequence[int], of: int) -> list[Mismatch]:
+    """Return each row with the one before it, and the first with the last.
+
+    A row alone is returned with the one before it among all `of` rows; the only row of all has no other's answer.
+    """
+    if len(rows) == 1:
+        return [(rows[0], (rows[0] - 1) % of)] if of > 1 else []
+    return [(row, rows[index - 1]) for index, row in enumerate(rows)]
 
 
 def mismatched(
