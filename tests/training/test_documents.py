@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -91,6 +92,20 @@ def test_long_texts_can_be_left_out_or_fail_the_run() -> None:
     assert (len(rows), rows.outcomes.too_long.first) == (1, ["row 11"])
     with pytest.raises(FailureError, match=r"row 11: has \d+ tokens, more than the 16 of maxLength"):
         encode(tokenizer, "a", "b " * 30, max_length=16, too_long="Fail")
+
+
+def test_of_long_texts_few_are_in_memory_at_once() -> None:
+    encoder = RowEncoder(make_tokenizer("plain"), max_length=512, too_long="Truncate")
+    rows, made = TokenRows(), []
+
+    def lines() -> Iterator[bytes]:
+        for number in range(12):
+            made.append(len(rows))
+            yield json.dumps({"text": "a" * 1_000_000, "row": number}).encode()
+
+    encoder.add(rows, lines(), "the dataset's", method="SFT")
+    assert 0 < made[8] < made[-1] < len(rows)
+    assert rows.outcomes.chunked.count == 12
 
 
 def test_a_tokenizer_without_an_end_token_is_refused() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ __all__ = ["IGNORED", "DigestedLines", "PreferenceRows", "RowEncoder", "TokenRow
 Content = dict[str, Any]
 
 _ROWS_AT_ONCE = 512
+_BYTES_AT_ONCE = 2 << 20
+"""Of rows that are tokenised together: the tokenizer takes up to a hundred times as much memory."""
 
 
 @dataclass(frozen=True)
@@ -372,9 +374,16 @@ class DigestedLines:
 
 
 def _batches(lines: Iterable[bytes], name: str, method: str) -> Iterator[list[Content]]:
-    numbered = enumerate(lines, 1)
-    while batch := list(islice(numbered, _ROWS_AT_ONCE)):
-        yield [_parse(line, number, name, method) for number, line in batch]
+    batch: list[Content] = []
+    size = 0
+    for number, line in enumerate(lines, 1):
+        batch.append(_parse(line, number, name, method))
+        size += len(line)
+        if len(batch) == _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 _NEEDED = {
