@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -15,15 +16,18 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, delete, insert, inspect, select, text, update
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.requests import Request
 
 from finetune.api.registry import RunRequest, StatusPost
 from finetune.registry import migrate as migrations
+from finetune.registry.blobs.errors import StorageFull
 from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
 from finetune.registry.errors import InvalidRows
 from finetune.registry.migrate import UnknownRevision, head, migrate
 from finetune.registry.schema import audit, content_chunks, contents, metadata
+from finetune.registry.service import failures
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.listing import RunLists
@@ -224,6 +228,32 @@ async def test_two_registries_over_one_database_wait_for_each_other(
     finally:
         await other.close()
     assert [created for _, created in answers] == [True] * 24
+
+
+async def test_rows_leave_a_disk_the_room_that_deleting_needs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload that fills it would stop all runs' progress, and could not even be removed."""
+    store = DatasetStore(database)
+    await store.add_version("ml", "first", one_block(pairs(3)), actor="test")
+    monkeypatch.setattr("finetune.registry.blobs.folder.RESERVE_SHARE", 1.0)
+    monkeypatch.setattr("finetune.registry.blobs.folder.RESERVE_BYTES", 2**60)
+    if database.is_sqlite:
+        with pytest.raises(StorageFull, match="are kept for deleting"):
+            await store.add_version("ml", "second", one_block(pairs(3)), actor="test")
+        await store.delete("ml", "first", 1, actor="test")
+    else:  # its disk is another machine's
+        await store.add_version("ml", "second", one_block(pairs(3)), actor="test")
+
+
+@pytest.mark.parametrize("words", ["database or disk is full", "no such table"])
+async def test_a_full_disk_of_the_database_is_called_so(words: str) -> None:
+    answer = await failures._database(
+        Request({"type": "http"}), OperationalError("x", None, sqlite3.OperationalError(words))
+    )
+    full = "full" in words
+    assert answer.status_code == (507 if full else 503)
+    assert (b"StorageFull" in answer.body) is full
 
 
 async def test_what_a_crash_left_of_uploads_is_removed(database: Database) -> None:

@@ -132,9 +132,7 @@ class FolderStore:
 
     def _check_room(self, size: int, promised: int) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
-        disk = os.statvfs(self._root)
-        reserve = min(RESERVE_BYTES, int(disk.f_frsize * disk.f_blocks * RESERVE_SHARE))
-        free = disk.f_frsize * disk.f_bavail
+        free, reserve = room(self._root)
         if size > free - reserve - promised:
             raise StorageFull(
                 self.name,
@@ -189,6 +187,12 @@ class _Writing:
         with self._lock:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def room(folder: Path) -> tuple[int, int]:
+    """How many bytes are free on the disk of a folder, and how many of them are kept for the database."""
+    disk = os.statvfs(folder)
+    return disk.f_frsize * disk.f_bavail, min(RESERVE_BYTES, int(disk.f_frsize * disk.f_blocks * RESERVE_SHARE))
 
 
 def _flush_folder(folder: Path) -> None:

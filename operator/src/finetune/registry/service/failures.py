@@ -17,6 +17,8 @@ from finetune.registry.errors import RegistryFault, TooManyRequests, Unauthorize
 
 log = logging.getLogger(__name__)
 
+DISK_FULL = "53100"
+"""PostgreSQL's SQLSTATE for it."""
 MAX_PROBLEMS = 10
 """Told of one document: what the caller wrote comes back in the answer, and must not fill it."""
 REASONS = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
@@ -87,7 +89,15 @@ async def _gone(_request: Request, _error: Exception) -> Response:
 
 async def _database(_request: Request, error: Exception) -> Response:
     # a server's or a driver's words about the connection; the statement and its values are left out
-    log.error("the database failed: %s", getattr(error, "orig", error))
+    cause = getattr(error, "orig", error)
+    log.error("the database failed: %s", cause)
+    if "disk is full" in str(cause) or getattr(cause, "sqlstate", None) == DISK_FULL:
+        return _answer(
+            507,
+            reason="StorageFull",
+            message="the disk of the registry's database is full",
+            hint="an administrator enlarges its claim: on a full disk nothing can be deleted either",
+        )
     return _answer(
         503,
         reason="Unavailable",

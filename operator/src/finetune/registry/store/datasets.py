@@ -13,9 +13,12 @@ from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.registry import DatasetVersion, DatasetVersions
+from finetune.registry.blobs.errors import StorageFull
+from finetune.registry.blobs.folder import room
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict
 from finetune.registry.jsonlines import JsonLinesReader, RowFacts
+from finetune.registry.metrics import sqlite_folder
 from finetune.registry.schema import content_chunks, contents, dataset_versions, datasets, runs
 
 from .common import named, now, record
@@ -23,6 +26,8 @@ from .series import Series
 from .turns import turn
 
 CHUNK_BYTES = 1024 * 1024
+WRITE_AHEAD_BYTES = 16 * 1024 * 1024
+"""What is written twice for a while: to SQLite's write-ahead log, and from there to its file."""
 ABANDONED_AFTER = timedelta(hours=1)
 UPLOADS_AT_ONCE = 8
 """Each holds the begun line in memory."""
@@ -45,7 +50,7 @@ class DatasetStore:
         """Store JSON lines as a new version of a dataset; the dataset is made when missing.
 
         Returns the version and whether it is new: content that the dataset already has gives the old version.
-        Raises `InvalidRows` naming the line, and `TooManyUploads`. Whatever goes wrong, nothing is left.
+        Raises `InvalidRows` naming the line, `TooManyUploads` and `StorageFull`. Whatever goes wrong, nothing is left.
 
         The chunks go in by short transactions of their own, because a slow upload must not keep others from
         writing; nobody sees them before the last transaction attaches them to a version.
@@ -70,6 +75,7 @@ class DatasetStore:
         reader = JsonLinesReader()
 
         def check(chunk: bytes) -> bytes:
+            _refuse_full(self._database)
             reader.feed(chunk)
             return zlib.compress(chunk, level=1)
 
@@ -210,6 +216,16 @@ class DatasetStore:
                 return
             yield await asyncio.to_thread(zlib.decompress, data)
             number += 1
+
+
+def _refuse_full(database: Database) -> None:
+    """On a full disk nothing can be deleted any more, nor any run's progress be taken. Raises `StorageFull`."""
+    folder = sqlite_folder(database)
+    if folder is None:
+        return
+    free, reserve = room(folder)
+    if free < reserve + WRITE_AHEAD_BYTES:
+        raise StorageFull(str(folder), f"{free} bytes are free, of which {reserve} are kept for deleting")
 
 
 async def _new_content(connection: AsyncConnection) -> int:
