@@ -278,4 +278,4 @@ async def test_nothing_is_said_of_a_run_that_no_operator_has_seen(kubectl: Kubec
         "status": "Progressing",
         "message": "No status yet; if this stays so, look at the operator's pod.",
     }
-    assert argocd.stored_run("new")["spec"] == run["spec"]
+    assert argocd.stored_run("new")["status"] == run["status"]

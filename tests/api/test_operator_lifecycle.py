@@ -167,6 +167,8 @@ async def test_a_restart_with_fifty_finished_runs_writes_nothing(kubectl: Kubect
                 sum(marked in (r["metadata"].get("annotations") or {}) for r in kubectl.items("trainingruns")) == 50
             ),
         )
+        for name in runs:
+            await world.told("Failed", name)  # beside the passes, and maybe after the mark
         await world.operator.kill()
         before = len(world.kubernetes.writes), len(world.registry.writes)
         await world.operator.start()

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
-from finetune.clients.registry import RegistryNotFound, RegistryUnavailable, Run
 from tests.support.databases import lose_the_database
-from tests.support.world import DEADLINE_SECONDS, EXPORTED, World, eventually, terminated, wait_until_ready
-
-
-async def told(world: World, phase: str, name: str = "support") -> Run:
-    """The run as the registry knows it, once its outcome has that phase."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    run: Run | None = None
-    while time.monotonic() < deadline:
-        try:
-            run = await world.client.get_run(world.kubectl.namespace, name)
-        except (RegistryNotFound, RegistryUnavailable):
-            run = None
-        if run is not None and run.outcome is not None and run.outcome.phase == phase:
-            return run
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"the registry was not told that {name} is {phase}: {run and run.outcome}")
+from tests.support.world import EXPORTED, World, eventually, terminated, wait_until_ready
 
 
 async def training(world: World) -> None:
@@ -43,12 +25,12 @@ def fail(world: World, **failure: Any) -> None:
 
 async def test_each_phase_and_the_result_are_told(world: World) -> None:
     await training(world)
-    run = await told(world, "Training")
+    run = await world.told("Training")
     assert run.outcome is not None
     assert (run.outcome.ended, run.outcome.attempts, run.base_model) == (False, 1, "m")
     world.finish_pod()
     done = await world.phase("Succeeded")
-    outcome = (await told(world, "Succeeded")).outcome
+    outcome = (await world.told("Succeeded")).outcome
     assert outcome is not None
     assert (outcome.ended, outcome.evaluation_loss, outcome.reason) == (True, "1.6", None)
     assert outcome.completion_time is not None
@@ -60,7 +42,7 @@ async def test_a_failure_is_told_with_all_that_helps(world: World) -> None:
     await training(world)
     fail(world, reason="Diverged", message="the loss is NaN", row=7)
     await world.phase("Failed")
-    outcome = (await told(world, "Failed")).outcome
+    outcome = (await world.told("Failed")).outcome
     assert outcome is not None
     assert (outcome.ended, outcome.reason, outcome.row) == (True, "Diverged", 7)
     assert "the loss is NaN" in (outcome.message or "")
@@ -70,16 +52,16 @@ async def test_a_failure_is_told_with_all_that_helps(world: World) -> None:
 async def test_a_run_that_never_was_recorded_is_known_when_it_has_failed(world: World) -> None:
     world.apply(dataset={"registry": {"name": "nothing-here"}})
     await world.phase("Failed")
-    run = await told(world, "Failed")
+    run = await world.told("Failed")
     assert run.outcome is not None
     assert (run.outcome.reason, run.dataset_name) == ("DatasetUnavailable", None)
 
 
 async def test_a_run_that_is_deleted_while_it_trains_does_not_seem_to_train_for_ever(world: World) -> None:
     await training(world)
-    await told(world, "Training")
+    await world.told("Training")
     world.kubectl("delete", "trainingrun", "support")
-    run = await told(world, "Deleted")
+    run = await world.told("Deleted")
     assert run.outcome is not None
     assert (run.outcome.ended, run.outcome.reason, run.outcome.attempts) == (True, "ObjectDeleted", 1)
     assert run.outcome.message == "the TrainingRun was deleted while it was Training"
@@ -91,7 +73,7 @@ async def test_what_happens_while_the_registry_is_away_is_told_when_it_is_back(w
     fail(world, reason="Diverged", message="the loss is NaN")
     await world.phase("Failed")
     await world.registry_server.start()
-    await told(world, "Failed")
+    await world.told("Failed")
 
 
 async def test_what_happens_while_both_are_away_is_told_after_all(world: World) -> None:
@@ -99,7 +81,7 @@ async def test_what_happens_while_both_are_away_is_told_after_all(world: World) 
     await training(world)
     world.apply("other")
     await eventually("its Job", lambda: world.job_of("other"))
-    await told(world, "Pending", "other")
+    await world.told("Pending", "other")
     await world.registry_server.kill()
     fail(world, reason="Diverged", message="the loss is NaN")
     await world.phase("Failed")
@@ -108,8 +90,8 @@ async def test_what_happens_while_both_are_away_is_told_after_all(world: World) 
     await world.registry_server.start()
     await wait_until_ready(f"{world.registry.url}/readyz")
     await world.operator.start()
-    await told(world, "Failed")
-    await told(world, "Deleted", "other")
+    await world.told("Failed")
+    await world.told("Deleted", "other")
 
 
 async def test_other_rows_under_the_number_of_a_runs_dataset_are_not_its_lineage(world: World, tmp_path: Path) -> None:

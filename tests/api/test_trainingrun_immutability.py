@@ -33,6 +33,7 @@ CHANGES: dict[str, Any] = {
     "parentAdapter": {"name": "other"},
     "resumeFrom": {"run": "other"},
     "dpo": {"beta": "0.5"},
+    "kto": {"beta": "0.5"},
     "lora": {"rank": 8},
     "quantization": "NF4",
     "output": {"claimName": "adapters"},

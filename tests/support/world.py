@@ -16,7 +16,8 @@ from typing import Any
 
 from aiohttp import ClientSession
 
-from finetune.clients.registry import RegistryClient
+from finetune.clients.registry import RegistryClient, RegistryNotFound, RegistryUnavailable
+from finetune.clients.registry import Run as RecordedRun
 from tests.support.kubectl import CommandError, Kubectl
 from tests.support.ports import free_port
 from tests.support.processes import Server, client_tls, plain_kubeconfig
@@ -85,6 +86,20 @@ class World:
         except AssertionError as error:
             raise AssertionError(f"{error}; {(self.run(name) or {}).get('status')}") from None
         return dict(found)
+
+    async def told(self, phase: str, name: str = "support") -> RecordedRun:
+        """The run as the registry knows it, once its outcome has that phase."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        run: RecordedRun | None = None
+        while time.monotonic() < deadline:
+            try:
+                run = await self.client.get_run(self.kubectl.namespace, name)
+            except (RegistryNotFound, RegistryUnavailable):
+                run = None
+            if run is not None and run.outcome is not None and run.outcome.phase == phase:
+                return run
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"the registry was not told that {name} is {phase}: {run and run.outcome}")
 
     def start_pod(self, name: str = "support") -> None:
         """Do what the Job controller and the kubelet do up to the moment at which the trainer runs."""
