@@ -124,7 +124,7 @@ def push_dataset(installation: Installation, team: Kubectl, name: str, file: str
     files = {each: ROWS / f"{each}.jsonl" for each in ("train", "held-out", "preferences")}
     make_dataset.main([f"--{each}={path}" for each, path in files.items()])
     with installation.registry(team) as registry:
-        print("    " + registry("dataset", "push", name, str(ROWS / file)).strip())
+        print("    " + registry("datasets", "push", name, str(ROWS / file)).strip())
 
 
 def held_out_prompts() -> list[str]:
@@ -229,8 +229,8 @@ def check(
     result = run["status"]["result"]
     with installation.registry(team) as registry:
         version = str(result["adapter"]["version"])
-        print(registry("adapter", "show", ADAPTER, version))
-        registered = registry.json("adapter", "show", ADAPTER, version)
+        print(registry("adapters", "show", ADAPTER, version))
+        registered = registry.json("adapters", "show", ADAPTER, version)
     with report.part("the adapter's files on the claim, and its answers beside the base model's"):
         digest, answers = look_at_adapter(installation, team, run)
     evaluation, base = float(result["evaluationLoss"]), float(result["baseEvaluationLoss"])

@@ -57,10 +57,10 @@ def prefer(installation: Installation, team: Kubectl, parent: Document, report: 
 def newest(installation: Installation, team: Kubectl, name: str) -> Document | None:
     """The newest version of an adapter; None when none is registered."""
     with installation.registry(team) as registry:
-        listed: list[Document] = registry.json("adapter", "list")
+        listed: list[Document] = registry.json("adapters", "list")
         if name not in {adapter["name"] for adapter in listed}:
             return None
-        found: Document = registry.json("adapter", "show", name)
+        found: Document = registry.json("adapters", "show", name)
     return found
 
 
@@ -90,8 +90,8 @@ def check(
     result = run["status"]["result"]
     with installation.registry(team) as registry:
         version = str(result["adapter"]["version"])
-        print(registry("adapter", "show", ADAPTER, version))
-        registered = registry.json("adapter", "show", ADAPTER, version)
+        print(registry("adapters", "show", ADAPTER, version))
+        registered = registry.json("adapters", "show", ADAPTER, version)
     with report.part("the adapter's files on the claim, and its answers beside the base model's"):
         digest, answers = demo.look_at_adapter(installation, team, run)
     accuracy = float(result["rewardAccuracy"])

@@ -54,7 +54,7 @@ def push(installation: Installation, team: Kubectl, folder: Path, count: int = 6
     file = folder / "rows.jsonl"
     file.write_text(lines(rows(count)))
     with installation.registry(team) as registry:
-        registry("dataset", "push", name, str(file))
+        registry("datasets", "push", name, str(file))
 
 
 def config_map(team: Kubectl, text: str, name: str = "rows") -> Document:

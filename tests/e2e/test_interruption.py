@@ -25,7 +25,7 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(
     assert [a["exitCode"] for a in done["status"]["attemptHistory"]] == [137, 0]
     assert done["status"]["resumedFromStep"] >= 20
     with installation.registry(tiny) as registry:
-        assert len(registry.json("adapter", "list", "run")) == 1
+        assert len(registry.json("adapters", "list", "run")) == 1
 
 
 def test_suspending_saves_and_resuming_goes_on_with_what_is_left_of_the_deadline(tiny: Kubectl) -> None:

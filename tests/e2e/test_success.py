@@ -41,8 +41,8 @@ def test_a_supervised_run_ends_with_a_registered_adapter(
         assert is_true(done, condition)
 
     with installation.registry(team) as registry:
-        listed = registry.json("adapter", "list", "sums")
-        found = registry.json("adapter", "show", "sums")
+        listed = registry.json("adapters", "list", "sums")
+        found = registry.json("adapters", "show", "sums")
     assert [version["version"] for version in listed] == [1]
     assert found["runUid"] == done["metadata"]["uid"]
     assert found["dataset"]["sha256"] == status["dataset"]["sha256"]
@@ -93,7 +93,7 @@ def test_preferences_on_top_of_an_adapter_for_chats(installation: Installation, 
     path = tmp_path / "pairs.jsonl"
     path.write_text(runs.lines(pairs))
     with installation.registry(tiny) as registry:
-        registry("dataset", "push", "pairs", str(path))
+        registry("datasets", "push", "pairs", str(path))
     dataset = {"registry": {"name": "pairs"}, "evaluation": {"maxRows": 8}}
     training = {"batchSize": 4, "maxLength": 128, "maxSteps": 6, "learningRate": "1e-2"}
     spec = {"parentAdapter": {"name": "first"}, "dpo": {"beta": "0.5"}, "dataset": dataset, "training": training}
@@ -107,7 +107,7 @@ def test_preferences_on_top_of_an_adapter_for_chats(installation: Installation, 
     assert float(status["result"]["evaluationLoss"]) < float(status["result"]["baseEvaluationLoss"])
     assert 0 <= float(status["result"]["rewardAccuracy"]) <= 1
     with installation.registry(tiny) as registry:
-        found = registry.json("adapter", "show", "preferred")
+        found = registry.json("adapters", "show", "preferred")
     assert (found["parent"], found["method"]) == (lineage, "DPO")
     trainer = runs.pods(tiny, "preferred")[-1]["spec"]["containers"][0]
     mounts = {mount["mountPath"]: mount for mount in trainer["volumeMounts"]}

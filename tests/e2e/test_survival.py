@@ -46,7 +46,7 @@ def test_an_operator_that_is_killed_again_and_again(
     done = runs.succeeded(tiny)
     assert len(tiny.items("jobs", "finetune.dev/run=run")) == 1
     with installation.registry(tiny) as registry:
-        versions = registry.json("adapter", "list", "run")
+        versions = registry.json("adapters", "list", "run")
     assert [version["id"] for version in versions] == [done["status"]["result"]["adapter"]["id"]]
 
 
@@ -68,7 +68,7 @@ def test_deleting_a_run_removes_its_pods_also_while_the_operator_is_away(
         scale(installation, OPERATOR, 1)
     assert tiny.find("persistentvolumeclaims", done["status"]["output"]["claimName"])
     with installation.registry(tiny) as registry:
-        found = registry.json("adapter", "show", "done")
+        found = registry.json("adapters", "show", "done")
     assert found["sha256"] == done["status"]["result"]["adapter"]["sha256"]
 
 
