@@ -52,7 +52,12 @@ def _replace(path: Path, lines: list[bytes]) -> None:
 
 
 def count_starts(path: Path) -> int:
-    """Return how often a trainer has started in this file's run directory, as the file tells."""
+    """Return how often a trainer has started in this file's run directory, as the file tells.
+
+    What is no regular file tells of none: a device may have no end.
+    """
+    if not path.is_file():
+        return 0
     with path.open("rb") as file:
         return sum(line.startswith(b'{"event": "start"') for line in file)
 
