@@ -42,7 +42,7 @@ def test_an_operator_that_is_killed_again_and_again(
     tiny.apply(runs.manifest())
     for phase in ("Pending", "Exporting", "Training"):
         runs.in_phase(tiny, phase, "Training", "Registering", "Succeeded")
-        runs.kill_process(cluster, tiny, "finetune.* operator$")
+        runs.kill_process(cluster, tiny, "finetune.* operator ")
     done = runs.succeeded(tiny)
     assert len(tiny.items("jobs", "finetune.dev/run=run")) == 1
     with installation.registry(tiny) as registry:
