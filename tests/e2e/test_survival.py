@@ -63,7 +63,7 @@ def test_deleting_a_run_removes_its_pods_also_while_the_operator_is_away(
     scale(installation, OPERATOR, 0)
     try:
         tiny("delete", "trainingrun", "done", "running", "--timeout=10s")
-        tiny.wait_for("no Job and no pod", lambda: not left_of_runs(tiny), seconds=10)
+        tiny.wait_for("no Job and no pod", lambda: not left_of_runs(tiny), seconds=60)  # a trainer saves first
     finally:
         scale(installation, OPERATOR, 1)
     assert tiny.find("persistentvolumeclaims", done["status"]["output"]["claimName"])
@@ -89,5 +89,5 @@ def test_with_the_registry_the_pod_and_the_operator_gone_the_claim_still_has_the
         scale(installation, OPERATOR, 1)
         scale(installation, REGISTRY, 1)
     done = runs.succeeded(tiny)
+    # The registry was away when the trainer ended, and its pod was gone when it came back: only the claim had this.
     assert done["status"]["result"]["adapter"]["version"] == 1
-    assert "CreateCollectJob" in installation.system("logs", OPERATOR)
