@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.controller.core import names
 from tests.cluster.base import Cluster
 from tests.e2e import runs
 from tests.support.installation import RELEASE, Installation
@@ -89,5 +90,7 @@ def test_with_the_registry_the_pod_and_the_operator_gone_the_claim_still_has_the
         scale(installation, OPERATOR, 1)
         scale(installation, REGISTRY, 1)
     done = runs.succeeded(tiny)
-    # The registry was away when the trainer ended, and its pod was gone when it came back: only the claim had this.
     assert done["status"]["result"]["adapter"]["version"] == 1
+    reader = names.collect_job_name(done["status"]["jobName"])  # gone by now; what the Job controller said of it is not
+    told = [each for each in tiny.json("get", "events")["items"] if each["involvedObject"]["name"] == reader]
+    assert "SuccessfulCreate" in {each["reason"] for each in told}
