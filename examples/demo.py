@@ -229,8 +229,8 @@ def check(
     result = run["status"]["result"]
     with installation.registry(team) as registry:
         version = str(result["adapter"]["version"])
-        print(registry("adapters", "show", ADAPTER, version))
-        registered = registry.json("adapters", "show", ADAPTER, version)
+        print(registry("adapters", "show", f"{ADAPTER}@{version}"))
+        registered = registry.json("adapters", "show", f"{ADAPTER}@{version}")
     with report.part("the adapter's files on the claim, and its answers beside the base model's"):
         digest, answers = look_at_adapter(installation, team, run)
     evaluation, base = float(result["evaluationLoss"]), float(result["baseEvaluationLoss"])
