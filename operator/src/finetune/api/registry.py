@@ -381,8 +381,9 @@ class AdapterVersion(Document):
     state: str = "Registered"
     """See `AdapterState` in `finetune.api.files`; a reader takes one that it does not know as it is."""
     state_reason: str | None = None
-    stored: bool = False
-    """Whether the registry's store has the files: then anybody who may read the adapter can pull them."""
+    stored: bool | None = None
+    """Whether the registry's store has the files: then anybody who may read the adapter can pull them. Absent in the
+    answer to a registration when there is no store."""
     aliases: list[str] = Field(default_factory=list)
     tags: dict[str, str] = Field(default_factory=dict)
     notes: str = ""
@@ -415,6 +416,10 @@ class Run(Document):
     """The adapter version recorded for the run to go on from."""
     spec: dict[str, JsonValue]
     created_time: Time
+    archived_time: Time | None = None
+    """Since when lists of people leave it out."""
+    tags: dict[str, str] | None = None
+    notes: str | None = None
     trainer_status: TrainerStatus | None = None
     metrics: list[str] = Field(default_factory=list)
     """Names of the metrics that have points, see `series`."""

@@ -180,6 +180,10 @@ runs = Table(
     Column("base_evaluation_loss", Float(53), nullable=True),
     Column("status_version", BigInteger, nullable=True),  # of the object that says so: an older one changes nothing
     Column("ended", Boolean, nullable=False),
+    # What people say of it.
+    Column("archived_time", UtcTime, nullable=True),  # lists leave it out unless they are asked for it
+    Column("tags", JSON(none_as_null=True), nullable=True),
+    Column("notes", Text, nullable=True),
     Index(None, "namespace", "id"),
     Index(None, "namespace", "name", "id"),
     Index(None, "namespace", "phase", "id"),
@@ -326,6 +330,15 @@ run_files = Table(
     Column("sha256", String(64), nullable=False, index=True),
     # Whether a run of the namespace has sent these bytes: who only knows the digest of others' gets nothing.
     Column("held", Boolean, nullable=False),
+)
+
+# People in a browser. The cookie's value is not stored, only its digest; nor is the token that it was given for.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("key_sha256", String(64), primary_key=True),
+    Column("person", JSON, nullable=False),
+    Column("expires_time", UtcTime, nullable=False, index=True),
 )
 
 audit = Table(

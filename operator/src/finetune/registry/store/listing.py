@@ -42,6 +42,9 @@ class RunFilter:
     """Name of a dataset of the registry, or `name/version`."""
     base_model: str | None = None
     name: str | None = None
+    method: str | None = None
+    archived: bool | None = None
+    """Whether somebody has archived it; None: either."""
     text: str | None = None
     """Stands in the name, the experiment, the base model, the reason or the message; case does not matter."""
     sort: str = "-created"
@@ -110,6 +113,10 @@ def _filtered(query: Select[Any], wanted: RunFilter) -> Select[Any]:
             query = query.where(dataset_versions.c.version == int(version))
     if wanted.base_model is not None:
         query = query.where(runs.c.base_model == wanted.base_model)
+    if wanted.method is not None:
+        query = query.where(runs.c.method == wanted.method)
+    if wanted.archived is not None:
+        query = query.where(runs.c.archived_time.is_not(None) if wanted.archived else runs.c.archived_time.is_(None))
     if wanted.name is not None:
         query = query.where(runs.c.name == wanted.name)
     if wanted.text:
