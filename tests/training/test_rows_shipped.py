@@ -78,10 +78,14 @@ def expected(name: str, tokenizer: Any, messages: list[dict[str, Any]], **given:
                 assert more
                 break
         answer = through[len(prompt) :].rstrip()
-        closing = SHIPPED[name].closing
+        closing = CALL_ENDS.get(name) if message.get("tool_calls") else None
+        closing = closing or SHIPPED[name].closing
         found.append((prompt, answer + tokenizer.eos_token if closing is None else ended(answer, closing)))
     return found
 
+
+CALL_ENDS = {"gptoss": "<|call|>"}
+"""What ends a turn that calls, where it is not what ends an answer."""
 
 HEADERS = {
     "deepseekv3": "<\uff5cAssistant\uff5c>",
