@@ -3,12 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := operator model tests examples images benchmarks deploy
+SOURCES := operator model tests examples images benchmarks deploy tools
 
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds argocd format
+.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds reference docs argocd format
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -80,6 +80,12 @@ format: $(VENV)/ready ## Format the sources
 
 crds: $(VENV)/ready ## Write the CustomResourceDefinition from the models
 	$(BIN)/python -m finetune.api.crd crds/finetune.dev_trainingruns.yaml charts/finetune-operator/files/finetune.dev_trainingruns.yaml
+
+reference: $(VENV)/ready ## Write the documentation's reference pages from the models
+	$(BIN)/python -m tools.reference
+
+docs: $(VENV)/ready ## Build the documentation's site into out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 argocd: $(VENV)/ready ## Write Argo CD's ConfigMap from the scripts in deploy/argocd
 	$(BIN)/python -m deploy.argocd.render
