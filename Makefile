@@ -8,7 +8,7 @@ SOURCES := operator model tests examples images benchmarks deploy tools
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds reference docs argocd format
+.PHONY: help demo demo-dpo chaos bench-training bench-quality test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds reference docs release argocd format
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,7 +20,10 @@ demo-dpo: $(VENV)/ready ## As demo; then a DPO run whose parent is the first run
 	$(BIN)/python -m examples.demo_dpo
 
 bench-training: $(VENV)/ready ## Speed beside TRL and a bare loop; BENCH=--quick for a first look
-	$(BIN)/python -m benchmarks.launch $(BENCH)
+	$(BIN)/python -m benchmarks.launch training $(BENCH)
+
+bench-quality: $(VENV)/ready ## What SFT, DPO and KTO learn from the demo's rows, over three seeds
+	$(BIN)/python -m benchmarks.launch quality $(BENCH)
 
 bench-operator: programs ## What a run costs the operator and the API server; BENCH="--quick --loads=a" for a first look
 	$(BIN)/python -m benchmarks.operator $(BENCH)
@@ -86,6 +89,9 @@ reference: $(VENV)/ready ## Write the documentation's reference pages from the m
 
 docs: $(VENV)/ready ## Build the documentation's site into out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+release: programs ## Fill dist/ with a release's files; VERSION=0.2.0
+	$(BIN)/python -m tools.release $(VERSION)
 
 argocd: $(VENV)/ready ## Write Argo CD's ConfigMap from the scripts in deploy/argocd
 	$(BIN)/python -m deploy.argocd.render

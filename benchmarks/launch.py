@@ -1,6 +1,7 @@
-"""Runs the benchmark of the training in the trainer's image, with the demo's base model: `make bench-training`.
+"""Runs a benchmark in the trainer's image, with the demo's base model: `make bench-training`, `make bench-quality`.
 
-The base model is made once, by the image that makes it in the demo. Arguments go to `benchmarks.training`.
+The base model is made once, by the image that makes it in the demo. The first argument names the benchmark, `training`
+or `quality`; the others go to `benchmarks.training` or `benchmarks.quality`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ def main() -> int:
     """Make the model, measure, and put the document where it belongs."""
     host_access.current()
     out = shell.REPOSITORY / "out"
+    name, *arguments = sys.argv[1:]
     work = out / "bench-training"
     try:
         trainer = build.build_known("trainer").tag
         code = 0 if (work / "models" / MODEL).is_dir() else make_model(work)
         if code == 0:
-            code = run_in_image(trainer, command(sys.argv[1:]), environment=os.environ, scratch=work)
+            code = run_in_image(trainer, command(name, arguments), environment=os.environ, scratch=work)
     except shell.CommandError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     if code == 0:
-        shutil.copyfile(work / "bench-training.json", out / "bench-training.json")
+        shutil.copyfile(work / f"bench-{name}.json", out / f"bench-{name}.json")
     return code
 
 
@@ -44,14 +46,14 @@ def make_model(work: Path) -> int:
     return run_in_image(tag, convert, environment={}, scratch=work)
 
 
-def command(arguments: list[str]) -> list[str]:
+def command(name: str, arguments: list[str]) -> list[str]:
     """Return the command inside the image."""
     return [
-        *("python", "-m", "benchmarks.training"),
+        *("python", "-m", f"benchmarks.{name}"),
         *(
             f"--base-model={SCRATCH}/models/{MODEL}",
-            f"--output={SCRATCH}/bench-training.json",
-            f"--work={SCRATCH}/work",
+            f"--output={SCRATCH}/bench-{name}.json",
+            f"--work={SCRATCH}/{name}",
         ),
         *arguments,
     ]
