@@ -16,7 +16,8 @@ from finetune.api.trainingrun import TrainingRun
 from finetune.controller.core.quantities import quantity
 from model.data.shapes import candidates
 from tests.cluster.kube_api import KubeApi
-from tests.support.rule_cases import ABSENT, CASES, DPO, KTO, Overrides, run_object
+from tests.support.rule_cases import CASES
+from tests.support.rule_objects import ABSENT, DPO, KTO, Overrides, run_object
 
 RUNS = "/apis/finetune.dev/v1alpha1/namespaces/default/trainingruns"
 
