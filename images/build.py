@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from images import host_access, shell
@@ -26,6 +27,8 @@ from images.shell import REPOSITORY
 
 PUBLIC_BASE = "python:3.13-slim"
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*_cache")
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+"""The time of all files in an image, so that the same inputs make the same layers."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ ARGPARSE = (
     "images.push",
     "images.run",
     "tests.cluster.__main__",
+    "tools.release",
+    "tools.sbom",
 )
 """Modules whose `main` parses `sys.argv` before it does anything."""
 WITHOUT_FLAGS = ("deploy.argocd.render", "finetune.api.crd", "mkdocs", "pytest", "tools.reference")
