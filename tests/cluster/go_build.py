@@ -61,6 +61,7 @@ PAUSE = Program("pause", "kube", "./pause")
 LOCAL_PATH = Program("local-path-provisioner", "kube", "github.com/rancher/local-path-provisioner")
 COREDNS = Program("coredns", "coredns", ".")
 HELM = Program("helm", "helm", "helm.sh/helm/v4/cmd/helm")
+HELM_3 = Program("helm3", "helm3", "helm.sh/helm/v3/cmd/helm")
 KUEUE = Program("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue")
 ARGOCD = Program("argocd", "argocd", "github.com/argoproj/argo-cd/v3/cmd")
 
@@ -70,8 +71,8 @@ CLIENTS = (KUBE, HELM)
 """What a user of any cluster needs."""
 ALL = (KUBE, PAUSE, LOCAL_PATH, COREDNS, HELM)
 """What the local cluster is made of."""
-TESTS = (*ALL, KUEUE)
-"""What the tests need beside that: the queue takes 3 minutes to build, which the demo need not wait for."""
+TESTS = (*ALL, HELM_3, KUEUE)
+"""What the tests need beside that, and the demo need not wait for: the queue alone takes 3 minutes to build."""
 
 
 def cache_key(sources: Path, program: Program) -> str:
