@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import ssl
 import time
 import urllib.error
 import urllib.parse
@@ -11,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +26,8 @@ SEND_TIMEOUT_SECONDS = 60.0
 RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 4.0)
 """Waits between attempts: a registry that restarts is back within them, one that is gone is reported soon."""
 
-_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""The registry is a service of the cluster: the proxy that a pod is given for a hub is not for it."""
+CA_VARIABLE = "FINETUNE_REGISTRY_CA"
+"""Variable with the certificate authorities of a registry that speaks HTTPS, as PEM text; without it: the system's."""
 
 T = TypeVar("T")
 
@@ -122,7 +125,7 @@ class RunRegistry:
     def _answer(self, request: urllib.request.Request, *, timeout: float) -> Iterator[http.client.HTTPResponse]:
         method = request.get_method()
         try:
-            with _WITHOUT_PROXY.open(request, timeout=timeout) as response:
+            with _opener(os.environ.get(CA_VARIABLE)).open(request, timeout=timeout) as response:
                 yield response
         except urllib.error.HTTPError as error:
             message = _error_message(error)
@@ -149,6 +152,13 @@ class RunRegistry:
         if self.token_file is not None:
             request.add_header("Authorization", f"Bearer {_read_token(self.token_file)}")
         return request
+
+
+@cache
+def _opener(authorities: str | None) -> urllib.request.OpenerDirector:
+    """The registry is a service of the cluster: the proxy that a pod is given for a hub is not for it."""
+    context = ssl.create_default_context(cadata=authorities) if authorities else None
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
 
 
 def retry(call: Callable[[], T], *, warn: Callable[[str], None]) -> T:

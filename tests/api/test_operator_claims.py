@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finetune.controller.core.names import FINISHED_ANNOTATION
 from tests.support.kubectl import Kubectl
-from tests.support.world import World, a_world, eventually, stamp
+from tests.support.world import World, a_world, container_status, eventually, stamp, terminated
 
 UNBOUND = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
 
@@ -63,3 +64,42 @@ async def test_a_claim_that_has_its_volume_by_now_is_not_what_a_pod_waits_for(ku
         )
         world.kubectl.apply(refusal(world, "base-models", 'storageclass.storage.k8s.io "missing" not found'))
         await eventually("the StorageClass", lambda: '"base-models": storageclass' in waits_for(world))
+
+
+def fail_in_the_export(world: World, name: str) -> None:
+    """The dataset has a row that is none; the Job controller gives up at once."""
+    world.create_pod(name)
+    refused = {"error": {"reason": "DatasetInvalid", "message": "row 7: not valid JSON", "row": 7}}
+    world.set_pod_status(name, "Failed", terminated(3, refused), {"waiting": {"reason": "PodInitializing"}})
+    world.set_job_condition(name, "Failed", reason="PodFailurePolicy")
+
+
+async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_another_run_names_it(world: World) -> None:
+    runs = ("alone", "shared", "trained")
+    for name in runs:
+        world.apply(name)
+    claims = {}
+    for name in runs:
+        job = await eventually("the Job", lambda name=name: world.job_of(name))
+        claims[name] = job["metadata"]["name"]  # the claim has the Job's name
+    world.apply("second", output={"claimName": claims["shared"]}, suspend=True)
+    world.start_pod("trained")
+    await world.phase("Training", "trained")
+    pod = world.kubectl.items("pods", "finetune.dev/run=trained")[0]["metadata"]["name"]
+    world.patch_status(
+        "pod", pod, {"phase": "Failed", "containerStatuses": [container_status("trainer", terminated(10))]}
+    )
+    world.set_job_condition("trained", "Failed", reason="BackoffLimitExceeded")
+    for name in ("alone", "shared"):
+        fail_in_the_export(world, name)
+    for name in runs:
+        await world.phase("Failed", name)
+        await eventually(
+            "the mark", lambda name=name: FINISHED_ANNOTATION in world.run(name)["metadata"]["annotations"]
+        )
+
+    def goes(name: str) -> bool:
+        claim = world.kubectl.find("persistentvolumeclaims", claims[name])
+        return claim is None or "deletionTimestamp" in claim["metadata"]  # it waits for the pods that use it
+
+    assert [name for name in runs if goes(name)] == ["alone"]

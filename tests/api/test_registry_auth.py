@@ -98,7 +98,7 @@ class World:
 
     def allow(self, namespace: str, account: str, *, resource: str, verbs: list[str]) -> str:
         """A Role for a service account, in its own namespace; returns the binding's path."""
-        name = f"{account}-{resource}-{uuid.uuid4().hex[:6]}"
+        name = f"{account}-{resource.replace('/', '-')}-{uuid.uuid4().hex[:6]}"
         rules = [{"apiGroups": ["finetune.dev"], "resources": [resource], "verbs": verbs}]
         self.create(f"{RBAC}/namespaces/{namespace}/roles", {"metadata": {"name": name}, "rules": rules})
         binding = {
@@ -243,6 +243,10 @@ def test_people_may_do_what_their_roles_allow(world: World, namespace: str) -> N
     world.allow(namespace, "alice", resource="datasets", verbs=["create", "get"])
     world.clock.now += 2.1  # so long a refusal is remembered
     assert world.call("POST", path, alice, content=pairs(1)).status_code == 201
+    assert world.call("GET", f"{path}/1", alice).status_code == 200
+    assert error_of(world.call("GET", f"{path}/1/rows", alice)) == (403, "Forbidden")  # what is known, not the rows
+    world.allow(namespace, "alice", resource="datasets/rows", verbs=["get"])
+    world.clock.now += 2.1
     assert world.call("GET", f"{path}/1/rows", alice).content == pairs(1)
     assert error_of(world.call("GET", f"namespaces/{namespace}/datasets", alice)) == (403, "Forbidden")
     assert error_of(world.call("GET", f"namespaces/{namespace}/adapters", alice)) == (403, "Forbidden")

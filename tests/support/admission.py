@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import json
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support.certificates import self_signed
 from tests.support.kubectl import Kubectl
 from tests.support.kubelet import RUN_LABEL
 from tests.support.world import eventually
@@ -78,7 +78,8 @@ class AdmissionServer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._certificate, self._key = folder / "webhook.crt", folder / "webhook.key"
+        self._folder = folder
+        self._certificate = folder / "webhook.crt"
         self.rules: dict[str, Deny | Inject] = {}
         """What becomes of new objects, by the run's name, or by their kind and it: `jobs/support`."""
         self.url = ""
@@ -86,9 +87,9 @@ class AdmissionServer:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[AdmissionServer]:
         """Listen on a free loopback port, see `url`."""
-        self._make_certificate()
+        made = self_signed(self._folder, "webhook")
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(self._certificate, self._key)
+        tls.load_cert_chain(made.certificate, made.key)
         application = web.Application()
         application.router.add_post("/", self._review)
         runner = web.AppRunner(application, shutdown_timeout=1)
@@ -107,23 +108,6 @@ class AdmissionServer:
         kubectl.apply(configuration(kubectl.namespace, resource, client, mutating=mutating))
         self.rules[PROBE] = Deny(NO_PROBES)
         await in_force(kubectl, resource, NO_PROBES)
-
-    def _make_certificate(self) -> None:
-        argv = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ]
-        names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-        files = ["-keyout", str(self._key), "-out", str(self._certificate)]
-        subprocess.run([*argv, *names, *files], check=True, capture_output=True)
 
     async def _review(self, request: web.Request) -> web.Response:
         review = await request.json()

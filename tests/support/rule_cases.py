@@ -388,6 +388,29 @@ CASES = [
         [{"scheduling.nodeSelector": {"a": "b c"}}, {"scheduling.nodeSelector": {"a": "-b"}}],
     ),
     Case(
+        "must be an image, such as registry.example.com/ml/trainer:1 or ...@sha256:...",
+        [{"image": "localhost:5000/ml/trainer:1"}, {"image": f"trainer@sha256:{'a' * 64}"}],
+        [{"image": value} for value in ("-x", "a b", "a\nb", "$(A)")],
+    ),
+    Case(
+        "every key must be the key of a label",
+        [{"podLabels": {"cost.example.com/team": "ml", "team": ""}}],
+        [{"podLabels": {key: "c"}} for key in ("a b", "a..b/x", "a" * 64, "A.com/x", "x/", "")],
+    ),
+    Case(
+        "every value must be the value of a label",
+        [{"podLabels": {"a": "b.c_d-e"}}],
+        [{"podLabels": {"a": "b c"}}, {"podLabels": {"a": "-b"}}],
+    ),
+    Case(
+        "labels of kubernetes.io, k8s.io and finetune.dev are set by the cluster, not by a run",
+        [{"podLabels": {"notkubernetes.io/x": "a", "finetune.devs/x": "a"}}],
+        [
+            {"podLabels": {key: "a"}}
+            for key in ("finetune.dev/run", "app.kubernetes.io/name", "kueue.x-k8s.io/queue-name", "a.k8s.io/b")
+        ],
+    ),
+    Case(
         NAME_MESSAGE,
         [{"experiment": "support-2.1"}, {"adapter": {"name": "support"}}],
         [
@@ -414,6 +437,7 @@ CASES = [
             {**CONFIG_MAP, "dataset.configMap.name": "x_y"},
             {**SQL, "dataset.sql.urlSecretRef.name": "DB"},
             store(credentialsSecretRef={"name": "a/b"}),
+            {"serviceAccountName": "A"},
         ],
     ),
     Case(

@@ -192,7 +192,7 @@ async def test_each_call_asks_for_its_own_callers(tmp_path: Path) -> None:
         "GET datasets": ("list", "datasets"),
         "GET datasets/d": ("get", "datasets"),
         "GET datasets/d/versions/1": ("get", "datasets"),
-        "GET datasets/d/versions/1/rows": ("get", "datasets"),
+        "GET datasets/d/versions/1/rows": ("get", "datasets/rows"),
         "GET runs": ("list", "trainingruns"),
         "GET runs/u": ("get", "trainingruns"),
         "GET runs/u/result": ("get", "trainingruns"),

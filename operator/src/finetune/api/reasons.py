@@ -152,6 +152,23 @@ HINTS: dict[str, str] = {
 
 FAILURE_REASONS: frozenset[str] = frozenset(HINTS)
 
+BEFORE_TRAINING: frozenset[str] = frozenset(
+    {
+        INVALID_SPEC,
+        DATASET_UNAVAILABLE,
+        DATASET_INVALID,
+        BASE_MODEL_UNAVAILABLE,
+        PARENT_ADAPTER_UNAVAILABLE,
+        ACCESS_DENIED,
+        GPU_UNAVAILABLE,
+        UNSCHEDULABLE,
+        IMAGE_PULL_FAILED,
+        CHECKPOINT_UNAVAILABLE,
+        POD_CREATION_REFUSED,
+    }
+)
+"""Failures of what a run needs to begin; with the others nobody may have seen that it did."""
+
 # Reasons of Accepted.
 SPEC_ACCEPTED = "SpecAccepted"
 WAITING_FOR_REFERENCE = "WaitingForReference"
@@ -179,6 +196,7 @@ NOT_SUSPENDED = "NotSuspended"
 RESUMED = "Resumed"
 
 # Reasons of status.waiting that are no failures: what the run waits for without an end of its own.
+PAUSED = "Paused"
 REGISTRY_UNAVAILABLE = "RegistryUnavailable"
 REGISTRY_REFUSED = "RegistryRefused"
 JOB_NAME_TAKEN = "JobNameTaken"
@@ -214,6 +232,7 @@ OTHER_REASONS: dict[str, str] = {
     SUSPENDED_BY_OTHER: "Somebody else suspended the run's Job; the operator waits until it is resumed.",
     NOT_SUSPENDED: "The run is not suspended, and never was.",
     RESUMED: "The run was suspended, and goes on.",
+    PAUSED: "The administrator lets no new runs start for now; the run starts by itself once that is over.",
     REGISTRY_UNAVAILABLE: "The registry does not answer, or fails; the operator asks again.",
     REGISTRY_REFUSED: "The registry refuses what the operator sends; the message has its words.",
     JOB_NAME_TAKEN: "Another object has the name of the run's Job or claim: delete it, and the run goes on.",

@@ -188,7 +188,8 @@ class OutputClaim(ApiModel):
     access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] = "ReadWriteOnce"
     """Access mode of the claim."""
     retain: bool = True
-    """Whether the claim, and with it the adapter, outlives the run. False: it is deleted with the run."""
+    """Whether the claim, and with it the adapter, outlives the run. False: it is deleted with the run. A run that
+    fails before it has trained leaves no claim either way."""
 
 
 class Output(ApiModel):
@@ -315,6 +316,23 @@ class Scheduling(ApiModel):
     """RuntimeClass of the pod, such as nvidia."""
 
 
+PodLabels = Annotated[
+    dict[str, Annotated[str, StringConstraints(max_length=63)]],
+    Field(max_length=32),
+    ruled(
+        rule(
+            f"self.all(k, k.matches('^{LABEL_KEY}$') && k.indexOf('/') <= {MAX_PREFIX})",
+            "every key must be the key of a label",
+        ),
+        rule(f"self.all(k, self[k].matches('^({LABEL_NAME})?$'))", "every value must be the value of a label"),
+        rule(
+            "!self.exists(k, k.matches('^([^/]*[-.])?(kubernetes[.]io|k8s[.]io|finetune[.]dev)/'))",
+            "labels of kubernetes.io, k8s.io and finetune.dev are set by the cluster, not by a run",
+        ),
+    ),
+]
+
+
 class TrainingRunSpec(ApiModel):
     """What to train, on what, and how. Immutable except suspend."""
 
@@ -358,6 +376,24 @@ class TrainingRunSpec(ApiModel):
     """What the run's pod asks for."""
     scheduling: Scheduling = Scheduling()
     """When, where and how the run's pod is scheduled."""
+    image: (
+        Annotated[
+            str,
+            StringConstraints(min_length=1, max_length=512),
+            matching(
+                "[A-Za-z0-9][-A-Za-z0-9._:/@]*",
+                "must be an image, such as registry.example.com/ml/trainer:1 or ...@sha256:...",
+            ),
+        ]
+        | None
+    ) = None
+    """Image of the run's pods, made from the trainer's; one of those that the administrator allows. Default: the
+    administrator's."""
+    service_account_name: ObjectName | None = None
+    """Service account of the run's pods, for what a cloud gives to it (workload identity); one of those that the
+    administrator allows. Default: the administrator's for the namespace."""
+    pod_labels: PodLabels = Field(default_factory=dict)
+    """Labels of the run's pods, such as a cost centre; keys that begin as the administrator allows."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3
     """How many failed attempts are repeated, each from the newest checkpoint. Preemptions and evictions do
     not count."""

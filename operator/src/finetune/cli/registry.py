@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from finetune.logs import Format, install
@@ -25,7 +26,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
     serve = commands.add_parser("serve", help="migrate the database, then serve the HTTP API until SIGTERM")
     _add_database(serve)
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; empty: all (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
     serve.add_argument(
         "--auth",
@@ -46,6 +47,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     serve.add_argument(
         "--max-run-bytes", type=int, default=4 * 1024**3, help="of all files of an adapter (default: %(default)s)"
     )
+    serve.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM, for HTTPS; default: HTTP")
+    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM, the certificate's key")
     add_log_format(serve)
     serve.set_defaults(handler=_serve)
 
@@ -124,6 +127,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             store_label=arguments.store_label,
             file_bytes=arguments.max_file_bytes,
             run_bytes=arguments.max_run_bytes,
+            tls_certificate=arguments.tls_certificate,
+            tls_key=arguments.tls_key,
         )
         settings.check()
     except (InvalidDatabaseURL, InvalidSettings, InvalidStoreURL) as error:

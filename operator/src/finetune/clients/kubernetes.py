@@ -235,6 +235,10 @@ class KubernetesClient:
         """Create a PersistentVolumeClaim. Raises AlreadyExistsError."""
         return await self._create(_CLAIMS, namespace, claim)
 
+    async def delete_claim(self, namespace: str, name: str, uid: str) -> None:
+        """Delete a PersistentVolumeClaim, which goes once no pod uses it; another claim of that name is left alone."""
+        await self._delete(_CLAIMS, namespace, name, uid, {})
+
     async def list_events(self, namespace: str, uid: str) -> list[Document]:
         """The Events about the object with this uid."""
         return await self._list(_EVENTS, namespace, {"fieldSelector": f"involvedObject.uid={uid}"})

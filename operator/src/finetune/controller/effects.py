@@ -6,6 +6,7 @@ A refusal is no exception here: it is classified, becomes part of the outcome, a
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -26,6 +27,7 @@ from finetune.api.trainingrun import TrainingRun
 from finetune.clients.kubernetes import (
     AlreadyExistsError,
     ConflictError,
+    ForbiddenError,
     KubernetesClient,
     KubernetesError,
     NotFoundError,
@@ -132,6 +134,8 @@ class Effects:
                 return await self._create_collect_job(case)
             case decide.RegisterAdapter():
                 return await self._register_adapter(case)
+            case decide.DeleteClaim():
+                return await self._delete_claim(case)
             case decide.MarkFinished():
                 return await self._mark_finished(case)
             case decide.DeleteJob():
@@ -293,6 +297,29 @@ class Effects:
             _log.info("claim %s exists already", output_claim_name(case.run))
         return _seen(case, claim_exists=True)
 
+    async def _delete_claim(self, case: Case) -> Case:
+        """Only the claim that bears the run's uid, and that no other run has been given."""
+        namespace, name = case.run.metadata.namespace, output_claim_name(case.run)
+        try:
+            claim = await self._kubernetes.get_claim(namespace, name)
+            labels = (claim or {}).get("metadata", {}).get("labels") or {}
+            mine = labels.get(names.RUN_UID_LABEL) == case.run.metadata.uid
+            if claim is not None and mine and not await self._is_named_by_others(case, name):
+                await self._kubernetes.delete_claim(namespace, name, claim["metadata"]["uid"])
+        except ConflictError:
+            _log.info("%s/%s: the claim %s is another one by now", namespace, case.run.metadata.name, name)
+        except ForbiddenError as error:  # it costs storage, and nothing else
+            _log.warning("%s/%s: claim %s not deleted: %s", namespace, case.run.metadata.name, name, described(error))
+        return _with(case, claim_deleted=True)
+
+    async def _is_named_by_others(self, case: Case, claim: str) -> bool:
+        async for page in self._kubernetes.list_unfinished_runs(case.run.metadata.namespace):
+            for other in page:
+                is_other = other["metadata"]["uid"] != case.run.metadata.uid
+                if is_other and json.dumps(claim) in json.dumps(other.get("spec")):
+                    return True
+        return False
+
     async def _create_job(self, case: Case) -> Case:
         run = case.run
         manifest = build_job(run, self._settings, case.outcome.parent, case.outcome.resume)
@@ -401,7 +428,7 @@ def _about(case: Case, action: decide.Action) -> str:
     """The object that an action is about, as `Kind/name`."""
     job = names.job_name(case.run.metadata.name, case.run.metadata.uid)
     match action:
-        case decide.CreateClaim():
+        case decide.CreateClaim() | decide.DeleteClaim():
             return f"PersistentVolumeClaim/{output_claim_name(case.run)}"
         case decide.CreateCollectJob():
             return f"Job/{names.collect_job_name(job)}"

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import signal
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
@@ -98,6 +99,7 @@ class Operator:
                 group.create_task(self._queue.run(), name="work queue"),
                 group.create_task(self._poll_progress_forever(), name="progress"),
                 group.create_task(self._teller.run(), name="outcomes"),
+                group.create_task(self._watch_authorities(), name="certificate authorities"),
                 *(group.create_task(served.run(), name="served namespace") for served in self._served.values()),
             ]
             port = self._settings.health_port or (PORT if "KUBERNETES_SERVICE_HOST" in os.environ else None)
@@ -181,6 +183,15 @@ class Operator:
         for key, uid in before.items():
             self._known.missed(key, uid)
 
+    async def _watch_authorities(self) -> None:
+        """Start anew once the registry's authorities have changed: new Jobs are given them, too."""
+        while self._settings.registry_ca is not None:
+            await asyncio.sleep(self._settings.resync_seconds)
+            if self._settings.read_authorities() not in (None, self._settings.registry_ca):
+                _log.info("the registry's certificate authorities have changed: starting anew")
+                self._stop.set()
+                return
+
     async def _poll_progress_forever(self) -> None:
         while True:
             await asyncio.sleep(self._settings.progress_seconds)
@@ -204,7 +215,8 @@ async def run_operator(settings: Settings) -> None:
 async def _clients(settings: Settings) -> AsyncIterator[tuple[KubernetesClient, RegistryClient]]:
     kubernetes = KubernetesClient(configuration=await load_configuration())
     token_file = Path(settings.registry_token_file) if settings.registry_token_file else None
-    registry = RegistryClient(base_url=settings.registry_url, token_file=token_file, breaker=Breaker())
+    tls = ssl.create_default_context(cadata=settings.registry_ca) if settings.registry_ca else None
+    registry = RegistryClient(base_url=settings.registry_url, token_file=token_file, ssl=tls, breaker=Breaker())
     try:
         yield kubernetes, registry
     finally:

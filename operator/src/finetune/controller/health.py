@@ -41,7 +41,7 @@ async def serve_health(ready: Callable[[], bool], metrics: CollectorRegistry, *,
     runner = web.AppRunner(application, handle_signals=False, shutdown_timeout=0.5, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - the kubelet asks from outside the pod
+        await web.TCPSite(runner, None, port).start()  # every address of both families: the kubelet asks from outside
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()

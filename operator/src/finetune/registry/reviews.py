@@ -57,7 +57,7 @@ class User:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Something that RBAC can allow: `verb` on `resource` of group finetune.dev."""
+    """Something that RBAC can allow: `verb` on `resource`, or `resource/subresource`, of group finetune.dev."""
 
     verb: str
     resource: str
@@ -149,7 +149,8 @@ class KubernetesReviews:
                         "group": "finetune.dev",
                         "version": "*",
                         "verb": question.verb,
-                        "resource": question.resource,
+                        "resource": question.resource.partition("/")[0],
+                        "subresource": question.resource.partition("/")[2],
                         "namespace": question.namespace,
                         "name": question.name,
                     },

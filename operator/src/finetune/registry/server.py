@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from .access import Access, KubernetesAccess, OpenAccess
@@ -33,6 +34,7 @@ class Settings:
     that may write, like `system:serviceaccount:finetune:operator`. `store` is where the files of adapters are kept, as
     in `open_store`; by default a folder beside an SQLite database, and nowhere with PostgreSQL;
     `store_label` says in messages what that is. `file_bytes` and `run_bytes` are as in `FileLimits`.
+    `tls_certificate` and `tls_key` are PEM files, for HTTPS; they are read again when they change.
     """
 
     database_url: str
@@ -44,6 +46,8 @@ class Settings:
     store_label: str | None = None
     file_bytes: int = FileLimits().file_bytes
     run_bytes: int = FileLimits().run_bytes
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
 
     def store_url(self) -> str | None:
         """Where files are kept; None: nowhere."""
@@ -59,6 +63,8 @@ class Settings:
             check_store_url(store)
         if not 0 < self.file_bytes <= self.run_bytes:
             raise InvalidSettings("--max-file-bytes must be more than 0, and --max-run-bytes at least as much")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise InvalidSettings("--tls-certificate and --tls-key belong together: give both, or neither for HTTP")
         if self.auth == "none" and not is_loopback(self.host):
             raise InvalidSettings(
                 f"--auth=none lets everybody in, so it listens on loopback only, not on {self.host}: "
@@ -84,6 +90,7 @@ def serve(settings: Settings) -> None:
     import uvicorn
 
     from .service.app import create_app
+    from .tls import RenewingServer
 
     settings.check()
     # uvicorn raises the signal that stopped it once more when it is done: then this ends the process, with 0.
@@ -113,8 +120,10 @@ def serve(settings: Settings) -> None:
         server_header=False,
         lifespan="on",
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
     )
-    uvicorn.Server(config).run()
+    RenewingServer(config).run()
 
 
 async def _access(settings: Settings) -> Access:

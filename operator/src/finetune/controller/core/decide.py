@@ -94,6 +94,11 @@ class RegisterAdapter:
 
 
 @dataclass(frozen=True)
+class DeleteClaim:
+    """Delete the output claim that was made for the run: it has failed before it trained, and nothing is on it."""
+
+
+@dataclass(frozen=True)
 class MarkFinished:
     """Write the end on the run a second time, where it outlives the status."""
 
@@ -127,6 +132,7 @@ Action = (
     | FetchResult
     | CreateCollectJob
     | RegisterAdapter
+    | DeleteClaim
     | MarkFinished
     | DeleteJob
     | SetTTL
@@ -168,6 +174,8 @@ def _start(case: Case) -> Action | None:
         if case.result is not None:
             return None if outcome.adapter is not None else RegisterAdapter()
     if outcome.dataset.missing or outcome.parent_missing:
+        return None
+    if case.settings.paused:
         return None
     if run.spec.resume_from is not None and outcome.resume is None:
         return None if outcome.resume_missing else FindResume()
@@ -275,6 +283,8 @@ def _clean_up(case: Case) -> Action | None:
     """After the final status is stored: no Job goes on, and the ended one gets its time to live."""
     run, seen = case.run, case.seen
     if not is_marked(run) and not case.outcome.mark_refused:
+        if _has_an_empty_claim(case) and not case.outcome.claim_deleted:
+            return DeleteClaim()  # before the mark, which is written once
         return MarkFinished()
     if seen.collect_job is not None:
         return DeleteJob(seen.collect_job.name, seen.collect_job.uid)
@@ -288,6 +298,13 @@ def _clean_up(case: Case) -> Action | None:
     finished = job.finished or case.now
     since = max(0, round((case.now - finished).total_seconds()))
     return SetTTL(since + run.spec.job_ttl_seconds)
+
+
+def _has_an_empty_claim(case: Case) -> bool:
+    """The claim that the operator made holds nothing that anybody would miss: the run ended before any training."""
+    failure = case.run.status.failure
+    own = case.run.spec.output.claim_name is None
+    return own and failure is not None and failure.reason in reasons.BEFORE_TRAINING and not case.trained
 
 
 def lingers(case: Case) -> timedelta:

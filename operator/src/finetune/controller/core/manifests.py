@@ -98,14 +98,14 @@ def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
     directory = f"{names.OUTPUT_MOUNT}/{names.output_path(run.experiment, run.metadata.uid)}"
     resources: Document = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
     container = {
-        **_container(names.COLLECT_CONTAINER, settings),
+        **_container(names.COLLECT_CONTAINER, run, settings),
         "command": ["python", "-m", "model.training.cli"],
         "args": ["collect", f"--run-directory={directory}"],
         "resources": _with_cpu_limit(resources, run, settings),
         "volumeMounts": [mount("output", names.OUTPUT_MOUNT, read_only=True), *scratch_mounts()],
     }
     pod: Document = {
-        **_pod_security(settings),
+        **_pod_security(run, settings),
         "restartPolicy": "Never",
         "containers": [container],
         "volumes": [claim_volume("output", output_claim_name(run), read_only=True), *scratch_volumes()],
@@ -116,7 +116,7 @@ def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
         "backoffLimit": COLLECT_RETRIES,
         "podFailurePolicy": collect_failure_policy(),
         "podReplacementPolicy": "Failed",
-        "template": {"metadata": {"labels": labels}, "spec": pod},
+        "template": {"metadata": {"labels": {**run.spec.pod_labels, **labels}}, "spec": pod},
     }
     name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
     return settings.pod_defaults.apply(_job(run, name, names.ROLE_COLLECT, job), settings.registry_url)
@@ -145,7 +145,7 @@ def _job(run: TrainingRun, name: str, role: str, spec: Document) -> Document:
 
 def _template(run: TrainingRun, settings: Settings, parent: ParentView | None, resume: ResumeStatus | None) -> Document:
     pod: Document = {
-        **_pod_security(settings),
+        **_pod_security(run, settings),
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": settings.termination_grace_seconds,
         "initContainers": [_export_container(run, settings, parent)],
@@ -154,7 +154,7 @@ def _template(run: TrainingRun, settings: Settings, parent: ParentView | None, r
         **_placement(run),
     }
     labels = names.run_labels(run.metadata.name, run.metadata.uid, names.ROLE_TRAIN)
-    return {"metadata": {"labels": labels}, "spec": pod}
+    return {"metadata": {"labels": {**run.spec.pod_labels, **labels}}, "spec": pod}
 
 
 def _placement(run: TrainingRun) -> Document:
@@ -183,7 +183,7 @@ def _with_cpu_limit(resources: Document, run: TrainingRun, settings: Settings) -
 
 def _export_container(run: TrainingRun, settings: Settings, parent: ParentView | None) -> Document:
     """The export; it runs alone, so that the trainer's memory is its own to use and costs the pod nothing."""
-    container = _container(names.EXPORT_CONTAINER, settings)
+    container = _container(names.EXPORT_CONTAINER, run, settings)
     container["env"] += source_secrets(run)
     memory = max(EXPORT_MEMORY, run.spec.resources.memory, key=quantity)
     resources: Document = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": memory}}
@@ -203,7 +203,7 @@ def _trainer_container(
     limits: Document = {"memory": resources.memory}
     if resources.gpus:
         limits[resources.gpu_resource_name] = str(resources.gpus)
-    container = _container(names.TRAINER_CONTAINER, settings)
+    container = _container(names.TRAINER_CONTAINER, run, settings)
     container["env"] += [*model_secrets(run), *callback_variables(run, settings)]
     wanted = {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": limits}
     return {
@@ -220,15 +220,16 @@ def _literal(arguments: list[str]) -> list[str]:
     return [argument.replace("$", "$$") for argument in arguments]
 
 
-def _container(name: str, settings: Settings) -> Document:
+def _container(name: str, run: TrainingRun, settings: Settings) -> Document:
     variables = {
         "HOME": HOME,
         "HF_HOME": f"{names.OUTPUT_MOUNT}/cache/huggingface",
         "HF_ENDPOINT": settings.hub_endpoint,
+        names.REGISTRY_CA_VARIABLE: settings.registry_ca,
     }
     return {
         "name": name,
-        "image": settings.trainer_image,
+        "image": run.spec.image or settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "env": [{"name": name, "value": value} for name, value in variables.items() if value],
@@ -240,16 +241,15 @@ def _container(name: str, settings: Settings) -> Document:
     }
 
 
-def _pod_security(settings: Settings) -> Document:
+def _pod_security(run: TrainingRun, settings: Settings) -> Document:
+    ids = {"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID} if settings.fixed_ids else {}
     return {
-        "serviceAccountName": settings.service_account_name,
+        "serviceAccountName": run.spec.service_account_name or settings.service_account_of(run.metadata.namespace),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
+            **ids,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },

@@ -14,6 +14,8 @@ ROLE_COLLECT = "collect"
 
 SUSPENDED_BY_ANNOTATION = "finetune.dev/suspended-by"
 """On the Job, or on Kueue's Workload: the uid of the run whose `spec.suspend` suspended it; else somebody else did."""
+REGISTRY_CA_VARIABLE = "FINETUNE_REGISTRY_CA"
+"""Variable of the runs' containers: the certificate authorities of the registry, as PEM text."""
 FINISHED_ANNOTATION = "finetune.dev/finished"
 """On the TrainingRun: how it ended, see `core/mark.py`."""
 

@@ -142,9 +142,10 @@ def _foreign(labels: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in labels.items() if not key.startswith(OWN_DOMAIN)}
 
 
-def _from_json(value: object) -> object:
+def from_json(value: object) -> object:
+    """A document, also where a variable of the environment holds it as text."""
     return json.loads(value) if isinstance(value, str) else value
 
 
-FromEnvironment = Annotated[PodDefaults, BeforeValidator(_from_json)]
+FromEnvironment = Annotated[PodDefaults, BeforeValidator(from_json)]
 """Pod defaults as a variable of the environment holds them: a JSON document."""

@@ -89,6 +89,8 @@ class Outcome:
     """The call that was refused; nothing more is done in this pass."""
     recorded_again: bool = False
     """The registry did not know the run any more, and was told of it anew."""
+    claim_deleted: bool = False
+    """The claim of a run that never trained is gone, or was none of ours."""
     mark_refused: bool = False
     """The mark of the end could not be written; the rest of the cleaning up goes on."""
 

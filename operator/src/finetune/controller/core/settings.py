@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from finetune.api.status import MAX_ATTEMPT_HISTORY
 
-from .pod_defaults import FromEnvironment, PodDefaults
+from .allowed import Allowed, AllowedFromEnvironment
+from .pod_defaults import FromEnvironment, PodDefaults, from_json
 
 ENVIRONMENT_PREFIX = "FINETUNE_"
 
@@ -23,6 +26,10 @@ class Settings(BaseModel):
     """Base URL of the registry, for the operator and for the runs' pods."""
     registry_token_file: str | None = None
     """File with the operator's token for the registry; none for a registry without authentication."""
+    registry_ca_file: str | None = None
+    """File with the certificate authorities of a registry that speaks HTTPS; none for those of the system."""
+    registry_ca: str | None = None
+    """The same as text, which the runs' pods are given; read from the file."""
     trainer_image: str
     """Image of export, trainer and collect."""
     image_pull_policy: str = "IfNotPresent"
@@ -38,6 +45,14 @@ class Settings(BaseModel):
     """The cluster's GPUs are pretended: let the trainer use the CPU. For test clusters."""
     service_account_name: str = "default"
     """Service account of the runs' pods; it needs no rights."""
+    service_accounts: Annotated[dict[str, str], BeforeValidator(from_json)] = Field(default_factory=dict)
+    """The same for single namespaces, by their names; FINETUNE_SERVICE_ACCOUNTS is a JSON document."""
+    allowed: AllowedFromEnvironment = Allowed()
+    """What runs may choose for themselves; FINETUNE_ALLOWED is a JSON document."""
+    fixed_ids: bool = True
+    """Whether the runs' pods have a fixed user and group; not where the cluster assigns them (OpenShift)."""
+    paused: bool = False
+    """Make no new Jobs; what trains goes on. For maintenance."""
     cpu_limit: str | None = None
     """CPU limit of the containers of runs that name none; none by default: what is idle on the node may be used."""
     pod_defaults: FromEnvironment = PodDefaults()
@@ -57,6 +72,10 @@ class Settings(BaseModel):
     linger_seconds: float = Field(default=30.0, ge=0)
     """What containers beside a trainer that has ended get to end as well: log shippers flush, meshes drain."""
 
+    def service_account_of(self, namespace: str) -> str:
+        """The service account of the pods of runs that name none."""
+        return self.service_accounts.get(namespace, self.service_account_name)
+
     @property
     def linger(self) -> timedelta:
         """The same as a time."""
@@ -72,4 +91,14 @@ class Settings(BaseModel):
                 values[name] = value
         namespaces = environment.get(f"{ENVIRONMENT_PREFIX}WATCH_NAMESPACES", "")
         values["watch_namespaces"] = tuple(part.strip() for part in namespaces.split(",") if part.strip())
-        return cls.model_validate(values)
+        settings = cls.model_validate(values)
+        return settings.model_copy(update={"registry_ca": settings.read_authorities()})
+
+    def read_authorities(self) -> str | None:
+        """What `registry_ca_file` holds now; None where there is none, or it cannot be read."""
+        if self.registry_ca_file is None:
+            return None
+        try:
+            return Path(self.registry_ca_file).read_text()
+        except OSError:
+            return None

@@ -96,7 +96,7 @@ async def delete_version(
 
 @router.get(
     "/{name}/versions/{version}/rows",
-    dependencies=[people("get", "datasets")],
+    dependencies=[people("get", "datasets/rows")],
     response_class=StreamingResponse,
     responses={200: {"content": {"application/jsonl": {}}}},
 )

@@ -12,12 +12,13 @@ from datetime import timedelta
 from finetune.controller.core.case import Case
 from finetune.controller.core.findings import Finding, Verdict
 
-from . import collect, containers, jobs, placement, pods, queue, references, trainer
+from . import administrator, collect, containers, jobs, placement, pods, queue, references, trainer
 
 Policy = Callable[[Case], Finding | None]
 
 POLICIES: tuple[Policy, ...] = (
     # Ends come first: what has failed waits for nothing.
+    administrator.not_allowed,
     references.parent_of_another_base,
     collect.unreadable,
     jobs.deadline_exceeded,
@@ -27,6 +28,7 @@ POLICIES: tuple[Policy, ...] = (
     references.dataset_missing,
     references.parent_missing,
     references.resume_missing,
+    administrator.paused,
     jobs.call_refused,
     jobs.lost,
     jobs.name_taken,
