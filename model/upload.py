@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from model import exits
+from model.exits import FailureError
 from model.registry import RegistryRefusedError, RegistryUnavailableError, RunRegistry
 
 DELAYS_SECONDS = (1.0, 5.0, 15.0)
@@ -52,6 +54,24 @@ def send(
         else:
             return True
     raise AssertionError("unreachable: the last attempt returns")
+
+
+def send_later(registry: RunRegistry, directory: Path, files: Sequence[dict[str, Any]]) -> None:
+    """Send the files of a run that has ended without that; the Job that does so tries again after a while.
+
+    Raises
+    ------
+    FailureError
+        When the registry is away, or refuses them for good.
+    """
+    try:
+        _send_missing(registry, directory, files)
+    except RegistryRefusedError as error:
+        message = f"the registry does not take the adapter's files, which stay on the claim: {error}"
+        raise FailureError(exits.INVALID_CONFIGURATION, "RegistryRefused", message) from error
+    except RegistryUnavailableError as error:
+        message = f"the adapter's files could not be sent to the registry yet: {error}"
+        raise FailureError(exits.UNAVAILABLE, "RegistryUnavailable", message) from error
 
 
 def _send_missing(registry: RunRegistry, directory: Path, files: Sequence[dict[str, Any]]) -> None:

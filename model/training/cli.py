@@ -55,6 +55,15 @@ class CollectSettings(flags.Settings):
     )
 
 
+class SendSettings(CollectSettings):
+    """Which run's adapter to send, and where to."""
+
+    registry_url: str = Field(description="Base URL of the registry")
+    registry_token_file: Path | None = Field(None, description="File with the token for the registry")
+    namespace: str = Field(description="The run's namespace")
+    run_uid: str = Field(description="The run's uid")
+
+
 class ChatSettings(flags.Settings):
     """What to ask the base model and the adapter."""
 
@@ -251,6 +260,19 @@ def collect(arguments: Sequence[str]) -> None:
     print(json.dumps(result_document(training_config)))
 
 
+def send(arguments: Sequence[str]) -> None:
+    """Send a finished run's adapter to the registry."""
+    settings = flags.parse(SendSettings, arguments)
+    directory = RunDirectory(settings.run_directory)
+    from model import upload
+    from model.registry import RunRegistry
+    from model.training.result import read_training_config
+
+    files = read_training_config(directory)["result"]["adapter"]["files"]
+    registry = RunRegistry(settings.registry_url, settings.namespace, settings.run_uid, settings.registry_token_file)
+    upload.send_later(registry, directory.adapter, files)
+
+
 def schema(arguments: Sequence[str]) -> None:
     """Print the JSON schema of the file for --config."""
     flags.parse(flags.Settings, arguments)
@@ -276,6 +298,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command(verify, VerifySettings, "RUN-OR-ADAPTER [--base-model=DIRECTORY]"),
     "merge": Command(merge, MergeSettings, "RUN-OR-ADAPTER --output=DIRECTORY [--flag=value ...]"),
     "collect": Command(collect, CollectSettings, "RUN"),
+    "send": Command(send, SendSettings, "RUN --registry-url=URL --namespace=NAMESPACE --run-uid=UID"),
     "schema": Command(schema, flags.Settings, ""),
 }
 

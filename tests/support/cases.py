@@ -43,7 +43,7 @@ def look(
         "events": event_views(more.pop("events", ())),
         "collect_pods": tuple(pod_view(pod) for pod in more.pop("collect_pods", ())),
     }
-    for name, view in (("collect_job", job_view), ("workload", workload_view)):
+    for name, view in (("collect_job", job_view), ("send_job", job_view), ("workload", workload_view)):
         document = more.pop(name, None)
         views[name] = view(document) if document else None
     seen = Seen(**views, **more)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.support.kubectl import Kubectl
 from tests.support.kubelet import RUN_LABEL, Document, Kubelet, Play
 from tests.support.processes import client_tls
-from tests.support.watching import RUN_UID, Record, recording
+from tests.support.watching import ROLE, RUN_UID, Record, recording
 from tests.support.world import EXPORTED, World, a_world, result_of
 
 
@@ -29,6 +29,7 @@ USUAL = {
     "export": Play(words=EXPORTED),
     "trainer": Play(seconds=0.2, words=result_of_pod),
     "collect": Play(words=result_of_pod),
+    "send": Play(),
 }
 """What the project's containers do in a test that says nothing else."""
 
@@ -54,11 +55,11 @@ class Managed:
             assert [each.version for each in found] == [1], f"{name} has {len(found)} versions"
 
     def pods_of(self, name: str) -> int:
-        """How many pods a run has had."""
+        """How many pods a run has had, without those that send its files afterwards."""
         uids = {
             each["metadata"]["uid"]
             for _, each in self.record.of("pods")
-            if (each["metadata"].get("labels") or {}).get(RUN_LABEL) == name
+            if (labels := each["metadata"].get("labels") or {}).get(RUN_LABEL) == name and labels.get(ROLE) != "send"
         }
         return len(uids)
 

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.api.status import ResumeStatus
 from finetune.controller.core import names
-from finetune.controller.core.manifests import build_claim, build_collect_job, build_job
+from finetune.controller.core.manifests import build_claim, build_collect_job, build_job, build_send_job
 from finetune.controller.core.settings import Settings
 from finetune.controller.core.storage import output_claim_name
 from finetune.controller.core.views import ParentView
@@ -78,6 +78,10 @@ def test_a_job_that_goes_on_from_another_run_is_what_was_reviewed() -> None:
 
 def test_the_collect_job_is_what_was_reviewed() -> None:
     assert build_collect_job(o.run(), o.SETTINGS) == json.loads((GOLDEN / "collect_job.json").read_text())
+
+
+def test_the_send_job_is_what_was_reviewed() -> None:
+    assert build_send_job(o.run(), o.SETTINGS) == json.loads((GOLDEN / "send_job.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune.controller.core import decide
-from finetune.controller.core.exits import collect_failure_policy, pod_failure_policy
+from finetune.controller.core.exits import claim_failure_policy, pod_failure_policy
 from finetune.controller.core.views import AdapterView, pod_view
 from tests.support import objects as o
 from tests.support.cases import action, again, failed, failure, look, status, stored, waiting, waits_for
@@ -109,7 +109,7 @@ def test_only_our_containers_exit_codes_end_the_job() -> None:
     rules = pod_failure_policy()["rules"]
     named = [rule["onExitCodes"].get("containerName") for rule in rules if "onExitCodes" in rule]
     assert set(named) == {"export", "trainer"}
-    collecting = [rule for rule in collect_failure_policy()["rules"] if "onExitCodes" in rule]
+    collecting = [rule for rule in claim_failure_policy("collect")["rules"] if "onExitCodes" in rule]
     assert [rule["onExitCodes"]["containerName"] for rule in collecting] == ["collect"]
 
 

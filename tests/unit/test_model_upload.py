@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import pytest
 
 from finetune.registry.blobs import open_store
 from finetune.registry.blobs.folder import FolderStore
-from model import upload
+from model import exits, upload
+from model.files import FileDigest, RunDirectory, combined_digest
 from model.registry import RunRegistry
+from model.training import cli
 from tests.support.adapters import adapter_files, listing, registered
 from tests.support.ports import free_port
 from tests.support.registry import run_document, serving
@@ -99,6 +102,34 @@ def test_a_registry_that_is_away_is_said_and_left(tmp_path: Path) -> None:
     assert "stay on the claim" in said[-1]
 
 
+def test_what_a_finished_run_could_not_send_is_sent_from_its_claim(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of the send Job: its exit code says whether another attempt makes sense."""
+    files = adapter_files(salt=4)
+    registry = recorded(url)
+    run = RunDirectory(tmp_path)
+    run.adapter.mkdir()
+    listed = written(run.adapter, files)
+    digest = combined_digest([FileDigest(**each) for each in listed])
+    adapter = {"sha256": digest, "bytes": sum(each["bytes"] for each in listed), "files": listed}
+    run.training_config.write_text(json.dumps({"schemaVersion": 1, "result": {"adapter": adapter}}))
+    monkeypatch.setenv("TERMINATION_LOG", str(tmp_path / "last-words"))
+
+    def send(url: str, uid: str = registry.run_uid) -> int:
+        return cli.main(["send", str(tmp_path), f"--registry-url={url}", "--namespace=ml", f"--run-uid={uid}"])
+
+    registering = registered(registry.run_uid, files, name="later")
+    version = httpx.put(f"{url}/api/v1/namespaces/ml/runs/{registry.run_uid}/adapter", json=registering).json()
+    assert (version["state"], version["stored"]) == ("Registered", False)
+    assert send(f"http://127.0.0.1:{free_port()}") == exits.UNAVAILABLE
+    assert "RegistryUnavailable" in (tmp_path / "last-words").read_text()
+    assert send(url, uid=str(uuid.uuid4())) == exits.INVALID_CONFIGURATION  # not known: in vain for ever
+    assert send(url) == exits.OK
+    found = httpx.get(f"{url}/api/v1/namespaces/ml/runs/{registry.run_uid}").json()["adapter"]
+    assert (found["state"], found["stored"]) == ("Ready", True)
+
+
 def test_an_answer_that_means_nothing_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunRegistry, "_request", lambda self, *_: urllib.request.Request(f"{self.url}/healthz"))
     said: list[str] = []
@@ -113,7 +144,11 @@ def test_a_registry_without_a_store_is_no_trouble(tmp_path: Path) -> None:
     said: list[str] = []
     with serving(f"sqlite:///{tmp_path}/registry.db") as url:
         registry = recorded(url)
-        assert not upload.send(registry, tmp_path, written(tmp_path, adapter_files()), warn=said.append)
+        files = adapter_files()
+        assert not upload.send(registry, tmp_path, written(tmp_path, files), warn=said.append)
+        run = f"{url}/api/v1/namespaces/ml/runs/{registry.run_uid}"
+        # The operator must know that nothing can be sent later, either.
+        assert httpx.put(f"{run}/adapter", json=registered(registry.run_uid, files)).json()["stored"] is None
     assert said == []
 
 

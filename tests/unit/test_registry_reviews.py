@@ -131,6 +131,7 @@ async def test_a_cluster_without_reviews_lets_nobody_in(reviews: KubernetesRevie
         ("t-support-8d59cd30-collect", True),
         ("support-8d59cd30", False),
         ("t-support-8d59cd31", False),
+        ("t-support-8d59cd30-send", True),
         ("t-support-8d59cd30-other", False),
         ("t-8d59cd30", True),
     ],

@@ -382,7 +382,7 @@ class AdapterVersion(Document):
     """See `AdapterState` in `finetune.api.files`; a reader takes one that it does not know as it is."""
     state_reason: str | None = None
     stored: bool | None = None
-    """Whether the registry's store has the files: then anybody who may read the adapter can pull them. Absent in the
+    """Whether the registry's store has the files: then anybody who may read the adapter can pull them. Null in the
     answer to a registration when there is no store."""
     aliases: list[str] = Field(default_factory=list)
     tags: dict[str, str] = Field(default_factory=dict)

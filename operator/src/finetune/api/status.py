@@ -195,6 +195,9 @@ class AdapterStatus(ApiModel):
     """Size of the files in bytes."""
     reference: ShortText | None = None
     """Name and version in one word, such as support/3."""
+    stored: bool | None = None
+    """Whether the registry's store has the files, so that they can be pulled: false while a Job sends them from the
+    claim. Absent when they are on the claim alone."""
 
 
 class Measurements(ApiModel):

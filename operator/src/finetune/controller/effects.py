@@ -37,7 +37,7 @@ from finetune.logs import described
 
 from .core import decide, names
 from .core.case import Case
-from .core.manifests import build_claim, build_collect_job, build_job
+from .core.manifests import build_claim, build_collect_job, build_job, build_send_job
 from .core.mark import mark_of, spec_without_suspend
 from .core.messages import Message, message_or_none
 from .core.policies.jobs import doing
@@ -132,6 +132,10 @@ class Effects:
                 return await self._fetch_result(case)
             case decide.CreateCollectJob():
                 return await self._create_collect_job(case)
+            case decide.CreateSendJob():
+                return await self._create_send_job(case)
+            case decide.AskStored():
+                return await self._ask_stored(case)
             case decide.RegisterAdapter():
                 return await self._register_adapter(case)
             case decide.DeleteClaim():
@@ -161,7 +165,8 @@ class Effects:
         adapter = recorded.adapter or await self._adapter_before_restore(case.run)
         if adapter is not None:  # it was done before its status was lost
             stored = _message_of_adapter(adapter)
-            return _with(case, adapter=_adapter_view(adapter), stored_result=stored, result_asked=True)
+            view = dataclasses.replace(_adapter_view(adapter), stored=adapter.stored or None)  # nothing is sent anew
+            return _with(case, adapter=view, stored_result=stored, result_asked=True)
         if recorded.parent_adapter is None:
             return case
         return await self._with_parent(case, recorded.parent_adapter)
@@ -269,6 +274,14 @@ class Effects:
             await self._record_again(case)
             return _with(case, recorded_again=True)
         return _with(case, adapter=_adapter_view(adapter))
+
+    async def _ask_stored(self, case: Case) -> Case:
+        run = case.run.metadata
+        try:
+            known = await self._registry.get_run(run.namespace, run.uid)
+        except RegistryNotFound:  # it has lost its database since
+            return _with(case, stored=False)
+        return _with(case, stored=known.adapter is not None and bool(known.adapter.stored))
 
     # The children
 
@@ -392,6 +405,19 @@ class Effects:
                 return _seen(case, name_taken=taken)
         return _seen(case, collect_job=job_view(job))
 
+    async def _create_send_job(self, case: Case) -> Case:
+        namespace, manifest = case.run.metadata.namespace, build_send_job(case.run, self._settings)
+        try:
+            job = await self._kubernetes.create_job(namespace, manifest)
+        except AlreadyExistsError as error:
+            found = await self._kubernetes.get_job(namespace, manifest["metadata"]["name"])
+            if found is None:
+                raise StaleError(str(error)) from error
+            if job_view(found).owner_uid != case.run.metadata.uid:
+                return _with(case, stored=False)  # somebody else has the name: the files stay on the claim
+            job = found
+        return _seen(case, send_job=job_view(job))
+
     async def _delete_job(self, case: Case, action: decide.DeleteJob) -> Case:
         await self._kubernetes.delete_job(case.run.metadata.namespace, action.name, action.uid)
         if case.seen.collect_job is not None and action.uid == case.seen.collect_job.uid:
@@ -432,9 +458,11 @@ def _about(case: Case, action: decide.Action) -> str:
             return f"PersistentVolumeClaim/{output_claim_name(case.run)}"
         case decide.CreateCollectJob():
             return f"Job/{names.collect_job_name(job)}"
+        case decide.CreateSendJob():
+            return f"Job/{names.send_job_name(job)}"
         case decide.RegisterAdapter():
             return f"Adapter/{case.run.adapter_name}"
-        case decide.RecordRun() | decide.FetchResult():
+        case decide.RecordRun() | decide.FetchResult() | decide.AskStored():
             return f"Run/{case.run.metadata.name}"
         case decide.FindResume():
             return f"TrainingRun/{case.run.spec.resume_from.run if case.run.spec.resume_from else ''}"
@@ -454,6 +482,7 @@ def _adapter_view(adapter: AdapterVersion) -> AdapterView:
         uri=adapter.uri,
         sha256=adapter.sha256,
         bytes=adapter.bytes,
+        stored=adapter.stored,
     )
 
 

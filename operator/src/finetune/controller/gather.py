@@ -21,7 +21,7 @@ from finetune.clients.kubernetes import KubernetesClient, KubernetesError
 from finetune.logs import described
 
 from .core import names
-from .core.case import Case, is_finished
+from .core.case import Case, awaits_files, is_finished
 from .core.seen import Outcome, Seen
 from .core.settings import Settings
 from .core.storage import claim_names, output_claim_name
@@ -76,7 +76,9 @@ class Gatherer:
         ours = job is not None and _is_ours(job, run)
         if is_finished(run.status):  # only what is left to clean up matters; after a restart there are many of these
             self._known.was_read(key, uid, document if ours else None, (), before)
-            return Seen(job=job if ours else None, collect_job=await self._get_collect_job(run))
+            own = job if ours else None
+            sender = await self._get_child(run, names.send_job_name(name)) if awaits_files(run.status) else None
+            return Seen(job=own, collect_job=await self._get_collect_job(run), send_job=sender)
         if job is None and run.status.job_name is None:
             self._known.was_read(key, uid, None, (), before)
             return await self._before_job(run)
@@ -155,6 +157,9 @@ class Gatherer:
 
     async def _get_collect_job(self, run: TrainingRun) -> JobView | None:
         name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
+        return await self._get_child(run, name)
+
+    async def _get_child(self, run: TrainingRun, name: str) -> JobView | None:
         document = await self._kubernetes.get_job(run.metadata.namespace, name)
         job = job_view(document) if document else None
         return job if job is not None and job.owner_uid == run.metadata.uid else None

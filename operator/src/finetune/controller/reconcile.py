@@ -29,7 +29,7 @@ from .core.mark import restored_status
 from .core.refusals import Answer, Doing, classify
 from .core.seen import Outcome
 from .core.settings import Settings
-from .core.status import next_status, restamp, troubled_status
+from .core.status import next_status, restamp, troubled_status, with_stored
 from .effects import Effects, StaleError
 from .gather import Gatherer
 from .known import KnownRuns
@@ -124,7 +124,8 @@ class Reconciler:
                 return 0.0
             case = await self._recalled(run) or await self._act(run)
             if is_finished(run.status):
-                await self._write(document, restamp(document["status"], run.metadata.generation))
+                known = with_stored(document["status"], case.outcome.stored)
+                await self._write(document, restamp(known, run.metadata.generation))
                 return self._requeue_after(case, run.status)
             status = next_status(case)
             stored = run.status if status == run.status else await self._write(document, status.to_dict())

@@ -226,7 +226,7 @@ REFUSALS = (_RefusedError, Unauthorized)
 
 def is_job_name(name: str, run_uid: str) -> bool:
     """Whether the operator calls a run's Jobs so; see docs/contract.md, Names."""
-    return name.startswith("t-") and name.removesuffix("-collect").endswith(
+    return name.startswith("t-") and name.removesuffix("-collect").removesuffix("-send").endswith(
         f"-{hashlib.sha256(run_uid.encode()).hexdigest()[:8]}"
     )
 

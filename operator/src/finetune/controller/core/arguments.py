@@ -86,6 +86,16 @@ def trainer_arguments(
     return ["train", *_render(flags), *pretended]
 
 
+def collect_arguments(run: TrainingRun) -> list[str]:
+    """Arguments of the command that repeats a finished run's last words."""
+    return ["collect", *_render({"run-directory": _run_directory(run)})]
+
+
+def send_arguments(run: TrainingRun, settings: Settings) -> list[str]:
+    """Arguments of the command that sends a finished run's adapter to the registry."""
+    return ["send", *_render({"run-directory": _run_directory(run), **_registry_flags(run, settings)})]
+
+
 def _mixed(mixed: MixedDataset, mount: str) -> str:
     """A source of a mix as the export reads it: JSON of its flags, in camelCase."""
     given: dict[str, object] = {

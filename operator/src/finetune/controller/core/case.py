@@ -114,6 +114,11 @@ def is_finished(status: TrainingRunStatus) -> bool:
     return finished is not None and finished.status == "True"
 
 
+def awaits_files(status: TrainingRunStatus) -> bool:
+    """The adapter's files are on the claim alone, and are being sent to the registry's store."""
+    return status.result is not None and status.result.adapter.stored is False
+
+
 def active_time(known: ActiveTime | None, job: JobView | None, attempts: tuple[Attempt, ...]) -> ActiveTime | None:
     """How long the Job was active, from its own times alone, so that no clock but the Job controller's matters.
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from finetune.api import conditions, reasons
 
-from .case import Case, active_time, is_finished
+from .case import Case, active_time, awaits_files, is_finished
 from .mark import is_marked
 from .policies import collect as collect_policy
 from .policies import failure_of, queue
@@ -89,6 +89,16 @@ class CreateCollectJob:
 
 
 @dataclass(frozen=True)
+class CreateSendJob:
+    """Send the adapter's files from the claim: the trainer could not."""
+
+
+@dataclass(frozen=True)
+class AskStored:
+    """Ask the registry whether it has the adapter's files by now."""
+
+
+@dataclass(frozen=True)
 class RegisterAdapter:
     """Register the adapter; idempotent by the run's uid."""
 
@@ -131,6 +141,8 @@ Action = (
     | DeletePod
     | FetchResult
     | CreateCollectJob
+    | CreateSendJob
+    | AskStored
     | RegisterAdapter
     | DeleteClaim
     | MarkFinished
@@ -139,7 +151,7 @@ Action = (
 )
 
 
-Creation = CreateClaim | CreateJob | CreateCollectJob
+Creation = CreateClaim | CreateJob | CreateCollectJob | CreateSendJob
 """Actions that make a new object: a 404 or a conflict speaks of its namespace or a quota, not of the object."""
 
 
@@ -288,7 +300,21 @@ def _clean_up(case: Case) -> Action | None:
         return MarkFinished()
     if seen.collect_job is not None:
         return DeleteJob(seen.collect_job.name, seen.collect_job.uid)
-    job = seen.job
+    return _end_job(case) or _send(case)
+
+
+def _send(case: Case) -> Action | None:
+    """The files get into the registry's store, if only later: a Job tries for hours, and then it is asked once."""
+    job, outcome = case.seen.send_job, case.outcome
+    if not awaits_files(case.run.status) or outcome.stored is not None:
+        return None
+    if job is None:
+        return CreateSendJob()
+    return AskStored() if job.ended else None
+
+
+def _end_job(case: Case) -> Action | None:
+    run, job = case.run, case.seen.job
     if job is None or job.deleting:
         return None
     if not job.ended:

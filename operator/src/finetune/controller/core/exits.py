@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.api import reasons
 
-from .names import COLLECT_CONTAINER, EXPORT_CONTAINER, TRAINER_CONTAINER
+from .names import EXPORT_CONTAINER, TRAINER_CONTAINER
 
 INTERRUPTED = 75
 LOST_PEERS = 76
@@ -58,9 +58,9 @@ def pod_failure_policy() -> dict[str, Any]:
     return {"rules": [_DISRUPTION, *rules]}
 
 
-def collect_failure_policy() -> dict[str, Any]:
-    """The collect Job's: no interruption counts, and what it read and found missing is final."""
-    return {"rules": [_DISRUPTION, _on_exit_codes("FailJob", COLLECT_CONTAINER, (2, 10))]}
+def claim_failure_policy(container: str) -> dict[str, Any]:
+    """Of a Job that reads the claim: no interruption counts, and what it read and found missing is final."""
+    return {"rules": [_DISRUPTION, _on_exit_codes("FailJob", container, (2, 10))]}
 
 
 _DISRUPTION: dict[str, Any] = {

@@ -9,13 +9,14 @@ from finetune.api.status import ResumeStatus
 from finetune.api.trainingrun import OutputClaim, TrainingRun
 
 from . import names
-from .arguments import export_arguments, trainer_arguments
+from .arguments import collect_arguments, export_arguments, send_arguments, trainer_arguments
 from .environment import callback_variables, model_secrets, source_secrets
-from .exits import collect_failure_policy, pod_failure_policy
+from .exits import claim_failure_policy, pod_failure_policy
 from .quantities import quantity
 from .settings import Settings
 from .storage import (
     HOME,
+    TOKEN,
     claim_volume,
     export_mounts,
     mount,
@@ -23,6 +24,7 @@ from .storage import (
     pod_volumes,
     scratch_mounts,
     scratch_volumes,
+    token_volume,
     trainer_mounts,
 )
 from .views import ParentView
@@ -33,7 +35,12 @@ USER_ID = 10001
 EXPORT_MEMORY = "1Gi"
 """Least memory limit of the export."""
 COLLECT_RETRIES = 20
-"""Pods of the collect Job that fail before it is made anew; none of them is a verdict."""
+"""Pods of the collect Job that fail before it is made anew; none of them is a verdict. The send Job has as many: with
+Kubernetes' pauses between them, that waits for a registry for an hour and a half."""
+SEND_SECONDS = 6 * 3600
+"""How long the send Job may take at most, also where its pod never starts."""
+SEND_TTL_SECONDS = 600
+"""How long the send Job stays when it has ended: whoever asks later asks the registry."""
 
 
 def owner_reference(run: TrainingRun) -> Document:
@@ -95,12 +102,30 @@ def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
     It is placed like the training, for the claim may be reachable only there, and is as patient: no interruption
     counts, and a pod that never ran is no verdict. Its own exit codes are.
     """
-    directory = f"{names.OUTPUT_MOUNT}/{names.output_path(run.experiment, run.metadata.uid)}"
+    name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
+    container = _container(names.COLLECT_CONTAINER, run, settings)
+    job = _reading_job(run, settings, name, names.ROLE_COLLECT, {**container, "args": _literal(collect_arguments(run))})
+    return settings.pod_defaults.apply(job, settings.registry_url)
+
+
+def build_send_job(run: TrainingRun, settings: Settings) -> Document:
+    """The same for a run that has succeeded while the registry lacks its files: it sends them from the claim."""
+    name = names.send_job_name(names.job_name(run.metadata.name, run.metadata.uid))
+    container = _container(names.SEND_CONTAINER, run, settings)
+    container |= {"args": _literal(send_arguments(run, settings))}
+    job = _reading_job(run, settings, name, names.ROLE_SEND, container)
+    pod = job["spec"]["template"]["spec"]
+    pod["containers"][0]["volumeMounts"].append(mount(TOKEN, names.TOKEN_DIRECTORY, read_only=True))
+    pod["volumes"].append(token_volume(run))
+    job["spec"] |= {"activeDeadlineSeconds": SEND_SECONDS, "ttlSecondsAfterFinished": SEND_TTL_SECONDS}
+    return settings.pod_defaults.apply(job, settings.registry_url)
+
+
+def _reading_job(run: TrainingRun, settings: Settings, name: str, role: str, container: Document) -> Document:
     resources: Document = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
     container = {
-        **_container(names.COLLECT_CONTAINER, run, settings),
+        **container,
         "command": ["python", "-m", "model.training.cli"],
-        "args": ["collect", f"--run-directory={directory}"],
         "resources": _with_cpu_limit(resources, run, settings),
         "volumeMounts": [mount("output", names.OUTPUT_MOUNT, read_only=True), *scratch_mounts()],
     }
@@ -111,15 +136,17 @@ def build_collect_job(run: TrainingRun, settings: Settings) -> Document:
         "volumes": [claim_volume("output", output_claim_name(run), read_only=True), *scratch_volumes()],
         **_placement(run),
     }
-    labels = names.run_labels(run.metadata.name, run.metadata.uid, names.ROLE_COLLECT)
+    labels = names.run_labels(run.metadata.name, run.metadata.uid, role)
     job = {
         "backoffLimit": COLLECT_RETRIES,
-        "podFailurePolicy": collect_failure_policy(),
+        "podFailurePolicy": claim_failure_policy(container["name"]),
         "podReplacementPolicy": "Failed",
-        "template": {"metadata": {"labels": {**run.spec.pod_labels, **labels}}, "spec": pod},
+        "template": {
+            "metadata": {"labels": {**run.spec.pod_labels, **labels}},
+            "spec": pod,
+        },
     }
-    name = names.collect_job_name(names.job_name(run.metadata.name, run.metadata.uid))
-    return settings.pod_defaults.apply(_job(run, name, names.ROLE_COLLECT, job), settings.registry_url)
+    return _job(run, name, role, job)
 
 
 def _job(run: TrainingRun, name: str, role: str, spec: Document) -> Document:

@@ -19,7 +19,7 @@ from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import TrainingRun
 
 from . import names
-from .case import is_finished
+from .case import awaits_files, is_finished
 
 VERSION = 1
 _LEFT_OUT = ("conditions", "observedGeneration", "attemptHistory", "lossHistory", "warnings", "waiting")
@@ -44,12 +44,14 @@ def is_marked(run: TrainingRun) -> bool:
 
 
 def is_settled(run: Mapping[str, Any]) -> bool:
-    """A run as the API gives it has ended, its end is marked and of its generation: nothing is left to be written.
+    """A run as the API gives it has ended, its end is marked and of its generation: nothing is left to be done.
 
     Only a mark of this very object counts here; whether another one is the run's own takes reading the whole of it.
     """
     metadata, status = run["metadata"], run.get("status") or {}
     if not has_finished(run) or status.get("observedGeneration") != metadata.get("generation"):
+        return False
+    if (status.get("result") or {}).get("adapter", {}).get("stored") is False:
         return False
     try:
         mark = json.loads((metadata.get("annotations") or {}).get(names.FINISHED_ANNOTATION, ""))
@@ -96,8 +98,16 @@ def _status_in(run: TrainingRun) -> TrainingRunStatus | None:
     document = _document_in(run)
     if document is None:
         return None
-    status = TrainingRunStatus.model_validate(document.get("status") or {})
+    status = _without_sending(TrainingRunStatus.model_validate(document.get("status") or {}))
     return status if status.result is not None or status.failure is not None else None
+
+
+def _without_sending(status: TrainingRunStatus) -> TrainingRunStatus:
+    """What was being sent when the mark was made is sent by now, or never: a restored run's claim is another one."""
+    if status.result is None or not awaits_files(status):
+        return status
+    adapter = status.result.adapter.model_copy(update={"stored": None})
+    return status.model_copy(update={"result": status.result.model_copy(update={"adapter": adapter})})
 
 
 def _identity(run: TrainingRun) -> str:

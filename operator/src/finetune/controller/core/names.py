@@ -11,6 +11,7 @@ RUN_UID_LABEL = "finetune.dev/run-uid"
 ROLE_LABEL = "finetune.dev/role"
 ROLE_TRAIN = "train"
 ROLE_COLLECT = "collect"
+ROLE_SEND = "send"
 
 SUSPENDED_BY_ANNOTATION = "finetune.dev/suspended-by"
 """On the Job, or on Kueue's Workload: the uid of the run whose `spec.suspend` suspended it; else somebody else did."""
@@ -27,6 +28,7 @@ PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 EXPORT_CONTAINER = "export"
 TRAINER_CONTAINER = "trainer"
 COLLECT_CONTAINER = "collect"
+SEND_CONTAINER = "send"
 
 OUTPUT_MOUNT = "/output"
 BASE_MODEL_MOUNT = "/models/base"
@@ -53,6 +55,11 @@ def job_name(run_name: str, uid: str) -> str:
 def collect_job_name(job: str) -> str:
     """The name of the Job that reads the result from the claim."""
     return f"{job}-collect"
+
+
+def send_job_name(job: str) -> str:
+    """The name of the Job that sends the adapter's files from the claim to the registry's store."""
+    return f"{job}-send"
 
 
 def output_path(experiment: str, uid: str) -> str:

@@ -31,6 +31,8 @@ class Seen:
     """Events of the Job, the pod and the claims that the run waits for."""
     collect_job: JobView | None = None
     collect_pods: tuple[PodView, ...] = ()
+    send_job: JobView | None = None
+    """Looked for when the status says that the registry lacks the files."""
     workload: WorkloadView | None = None
     """What Kueue says of the Job; looked for when somebody else suspended it."""
     workload_hidden: str = ""
@@ -89,6 +91,8 @@ class Outcome:
     """The call that was refused; nothing more is done in this pass."""
     recorded_again: bool = False
     """The registry did not know the run any more, and was told of it anew."""
+    stored: bool | None = None
+    """Whether the registry's store has the adapter's files; None when it was not asked."""
     claim_deleted: bool = False
     """The claim of a run that never trained is gone, or was none of ours."""
     mark_refused: bool = False

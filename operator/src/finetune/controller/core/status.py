@@ -53,6 +53,18 @@ def restamp(status: Mapping[str, Any], generation: int) -> dict[str, Any]:
     return {**status, "observedGeneration": generation, "conditions": stamped}
 
 
+def with_stored(status: Mapping[str, Any], stored: bool | None) -> dict[str, Any]:
+    """A finished status, as the API gives it, with what the registry has said of the files; None: nothing new.
+
+    When they could not be sent, nothing is said of them any more: they are on the claim.
+    """
+    if stored is None:
+        return dict(status)
+    adapter = {key: value for key, value in status["result"]["adapter"].items() if key != "stored"}
+    adapter |= {"stored": True} if stored else {}
+    return {**status, "result": {**status["result"], "adapter": adapter}}
+
+
 def next_status(case: Case) -> TrainingRunStatus:
     """The status that follows from what was seen; what a container has posted and does not fit is left out of it."""
     run, seen, old, now = case.run, case.seen, case.run.status, case.now
@@ -404,6 +416,7 @@ def _result(case: Case) -> dict[str, object]:
                 sha256=adapter.sha256,
                 bytes=adapter.bytes,
                 reference=f"{adapter.name}/{adapter.version}",
+                stored=adapter.stored,
             ),
         ),
     }

@@ -22,6 +22,7 @@ HOME = "/home/finetune"
 TOKEN_SECONDS = 3600
 
 OUTPUT = "output"
+TOKEN = "token"  # noqa: S105 - a volume's name
 BASE_MODEL = "base-model"
 SOURCE = "source"
 PARENT_ADAPTER = "parent-adapter"
@@ -54,14 +55,9 @@ def resume_directory(run: TrainingRun, resume: ResumeStatus) -> str:
 
 def pod_volumes(run: TrainingRun, parent: ParentView | None, resume: ResumeStatus | None = None) -> list[Document]:
     """The volumes of the training pod."""
-    token = {
-        "audience": f"finetune.dev/runs/{run.metadata.uid}",
-        "expirationSeconds": TOKEN_SECONDS,
-        "path": "token",
-    }
     volumes = [
         claim_volume(OUTPUT, output_claim_name(run)),
-        {"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        token_volume(run),
         {"name": SHARED_MEMORY, "emptyDir": {"medium": "Memory", "sizeLimit": run.spec.resources.shared_memory}},
     ]
     claims = _claims(run, parent, resume)
@@ -72,6 +68,16 @@ def pod_volumes(run: TrainingRun, parent: ParentView | None, resume: ResumeStatu
         item = {"key": config_map.key, "path": config_map.key}
         volumes.append({"name": name, "configMap": {"name": config_map.name, "items": [item]}})
     return [*volumes, *scratch_volumes()]
+
+
+def token_volume(run: TrainingRun) -> Document:
+    """The run's token for the registry, which Kubernetes renews."""
+    token = {
+        "audience": f"finetune.dev/runs/{run.metadata.uid}",
+        "expirationSeconds": TOKEN_SECONDS,
+        "path": "token",
+    }
+    return {"name": TOKEN, "projected": {"sources": [{"serviceAccountToken": token}]}}
 
 
 def config_maps(run: TrainingRun) -> dict[str, ConfigMapDataset | ConfigMapKey]:
@@ -106,7 +112,7 @@ def source_places(run: TrainingRun) -> list[tuple[SourcePlace, DatasetSource]]:
 def export_mounts(run: TrainingRun, parent: ParentView | None) -> list[Document]:
     """The mounts of the container `export`."""
     claims = _claims(run, parent)
-    mounts = [mount(OUTPUT, names.OUTPUT_MOUNT), mount("token", names.TOKEN_DIRECTORY, read_only=True)]
+    mounts = [mount(OUTPUT, names.OUTPUT_MOUNT), mount(TOKEN, names.TOKEN_DIRECTORY, read_only=True)]
     for place, source in source_places(run):
         if source.volume or source.config_map:
             mounts.append(mount(_volume_of(place.role, claims), place.path, read_only=True))
@@ -118,7 +124,7 @@ def trainer_mounts(run: TrainingRun, parent: ParentView | None, resume: ResumeSt
     claims = _claims(run, parent, resume)
     mounts = [
         mount(OUTPUT, names.OUTPUT_MOUNT),
-        mount("token", names.TOKEN_DIRECTORY, read_only=True),
+        mount(TOKEN, names.TOKEN_DIRECTORY, read_only=True),
         mount(SHARED_MEMORY, "/dev/shm"),  # noqa: S108 - PyTorch's workers share tensors there
     ]
     if BASE_MODEL in claims:

@@ -272,6 +272,8 @@ class AdapterView:
     uri: str
     sha256: str
     bytes: int
+    stored: bool | None = None
+    """Whether the registry's store has the files; None: it has no store."""
 
 
 @dataclass(frozen=True)

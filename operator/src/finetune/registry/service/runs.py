@@ -201,7 +201,8 @@ async def put_adapter(
     """Register the adapter of a finished run. Idempotent: one run makes one version."""
     version, created = await services.adapters.register(namespace, uid, body, actor=actor)
     response.status_code = 201 if created else 200
-    return version
+    # Without a store nothing can be sent either, which the operator must know.
+    return version if services.files.is_kept else version.model_copy(update={"stored": None})
 
 
 @series_router.get("/series", dependencies=[people("list", "trainingruns")])
