@@ -29,14 +29,19 @@ async def open_access() -> Access:
 
 @contextmanager
 def serving(
-    database_url: str, *, access: Callable[[], Awaitable[Access]] = open_access, store: BlobStore | None = None
+    database_url: str,
+    *,
+    access: Callable[[], Awaitable[Access]] = open_access,
+    store: BlobStore | None = None,
+    host: str = "127.0.0.1",
+    **settings: Any,
 ) -> Iterator[str]:
-    """Migrate the database and serve it from a thread; gives the base URL."""
+    """Migrate the database and serve it from a thread; gives the base URL. `settings` are those of `create_app`."""
     url = parse_url(database_url)
     migrate(url)
-    app = create_app(database_url=url, access=access, store=store)
+    app = create_app(database_url=url, access=access, store=store, **settings)
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5)
+        uvicorn.Config(app, host=host, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5)
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), name="registry")
     thread.start()
@@ -46,7 +51,7 @@ def serving(
             if not thread.is_alive() or time.monotonic() > deadline:
                 raise RuntimeError("the registry did not start; its log says why")
             thread.join(timeout=0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://{host}:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

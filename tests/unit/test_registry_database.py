@@ -29,6 +29,7 @@ from finetune.registry.migrate import UnknownRevision, head, migrate
 from finetune.registry.schema import audit, content_chunks, contents, metadata
 from finetune.registry.service import failures
 from finetune.registry.store.adapters import AdapterStore
+from finetune.registry.store.contents import Contents
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.listing import RunLists
 from finetune.registry.store.outcomes import OutcomeStore
@@ -205,7 +206,7 @@ async def one_block(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def test_uploads_that_were_refused_or_known_leave_nothing(database: Database) -> None:
-    store = DatasetStore(database)
+    store = DatasetStore(database, Contents(database, None))
     for content in (pairs(2), pairs(2), pairs(2) + b"oops"):
         with suppress(InvalidRows):
             await store.add_version("ml", "tickets", one_block(content), actor="me")
@@ -234,7 +235,7 @@ async def test_rows_leave_a_disk_the_room_that_deleting_needs(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An upload that fills it would stop all runs' progress, and could not even be removed."""
-    store = DatasetStore(database)
+    store = DatasetStore(database, Contents(database, None))
     await store.add_version("ml", "first", one_block(pairs(3)), actor="test")
     monkeypatch.setattr("finetune.registry.blobs.folder.RESERVE_SHARE", 1.0)
     monkeypatch.setattr("finetune.registry.blobs.folder.RESERVE_BYTES", 2**60)
@@ -257,7 +258,7 @@ async def test_a_full_disk_of_the_database_is_called_so(words: str) -> None:
 
 
 async def test_what_a_crash_left_of_uploads_is_removed(database: Database) -> None:
-    store = DatasetStore(database)
+    store = DatasetStore(database, Contents(database, None))
     await store.add_version("ml", "tickets", one_block(pairs(2)), actor="me")
     now = datetime.now(UTC)
 

@@ -26,7 +26,8 @@ from finetune.registry.migrate import migrate
 from finetune.registry.schema import blobs as blobs_table
 from finetune.registry.schema import runs
 from finetune.registry.store.common import now
-from finetune.registry.store.files import CLAIM, FileLimits, FileStore
+from finetune.registry.store.files import FileLimits, FileStore
+from finetune.registry.store.garbage import CLAIM
 from finetune.registry.store.runs import RunStore
 from tests.support.adapters import adapter_files, announce, listing, make_version, registered, safetensors, send
 from tests.support.registry import run_document, serving

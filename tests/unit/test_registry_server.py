@@ -333,6 +333,8 @@ def test_garbage_is_counted_and_removed_by_a_command(finetune: Finetune, tmp_pat
     assert (planned.code, planned.out) == (0, f"0 files of 0 bytes would be removed from {tmp_path}/blobs\n")
     assert finetune("registry", "gc", database).out.startswith("0 files of 0 bytes removed")
     assert finetune("registry", "gc", "--database-url=postgresql://u@h/d").code == 2
+    assert finetune("registry", "contents", database, "--into=database").out.startswith("0 pieces of datasets' rows")
+    assert finetune("registry", "contents", "--database-url=postgresql://u@h/d", "--into=store").code == 2
 
 
 def test_a_namespace_is_listed_and_forgotten_with_the_command_line(finetune: Finetune, tmp_path: Path) -> None:

@@ -9,9 +9,13 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.logs import Format, install
+
+if TYPE_CHECKING:
+    from finetune.registry.blobs import BlobStore
+    from finetune.registry.database import Database
 
 DATABASE_URL = "FINETUNE_DATABASE_URL"
 STORE = "FINETUNE_STORE"
@@ -47,6 +51,15 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     serve.add_argument(
         "--max-run-bytes", type=int, default=4 * 1024**3, help="of all files of an adapter (default: %(default)s)"
     )
+    serve.add_argument(
+        "--namespace-bytes", type=int, help="of a namespace's datasets and adapters together (default: no limit)"
+    )
+    serve.add_argument(
+        "--keep-versions",
+        type=int,
+        help="of each adapter so many newest versions are kept, and those with an alias; older ones are deleted "
+        "(default: all are kept)",
+    )
     serve.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM, for HTTPS; default: HTTP")
     serve.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM, the certificate's key")
     add_log_format(serve)
@@ -63,6 +76,18 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     collect.add_argument("--dry-run", action="store_true", help="only say how many there are")
     add_log_format(collect)
     collect.set_defaults(handler=_collect_garbage)
+
+    contents = commands.add_parser("contents", help="move datasets' rows into the store or the database, and exit")
+    contents.add_argument(
+        "--into",
+        choices=("store", "database"),
+        required=True,
+        help="database: an older registry finds them there; store: what `serve` does by itself",
+    )
+    _add_database(contents)
+    _add_store(contents)
+    add_log_format(contents)
+    contents.set_defaults(handler=_move_contents)
 
     listed = commands.add_parser("namespaces", help="list the namespaces that have rows, and the former ones' keys")
     _add_database(listed)
@@ -127,6 +152,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             store_label=arguments.store_label,
             file_bytes=arguments.max_file_bytes,
             run_bytes=arguments.max_run_bytes,
+            namespace_bytes=arguments.namespace_bytes,
+            keep_versions=arguments.keep_versions,
             tls_certificate=arguments.tls_certificate,
             tls_key=arguments.tls_key,
         )
@@ -153,11 +180,35 @@ def _migrate(arguments: argparse.Namespace) -> int:
 
 
 def _collect_garbage(arguments: argparse.Namespace) -> int:
+    async def collect(database: Database, store: BlobStore) -> str:
+        from finetune.registry.store import garbage
+
+        found = await garbage.collect(database, store, dry_run=arguments.dry_run)
+        done = "would be removed" if arguments.dry_run else "removed"
+        return f"{found.blobs} files of {found.bytes} bytes {done} from {store.name}"
+
+    return _on_store(arguments, collect)
+
+
+def _move_contents(arguments: argparse.Namespace) -> int:
+    async def move(database: Database, store: BlobStore) -> str:
+        from finetune.registry.store.contents import Contents
+
+        contents = Contents(database, store)
+        if arguments.into == "store":
+            return f"{await contents.move_into_store()} pieces of datasets' rows moved into {store.name}"
+        return f"{await contents.move_into_database()} pieces of datasets' rows moved out of {store.name}"
+
+    return _on_store(arguments, move)
+
+
+def _on_store(arguments: argparse.Namespace, action: Callable[[Database, BlobStore], Awaitable[str]]) -> int:
+    """Do something with a migrated database and its store, and print what was done."""
     from finetune.registry.blobs import InvalidStoreURL, open_store
     from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
     from finetune.registry.errors import RegistryFault
+    from finetune.registry.migrate import migrate
     from finetune.registry.server import Settings
-    from finetune.registry.store.files import FileStore, Garbage
 
     settings = Settings(database_url=_database_url(arguments), store=_store(arguments))
     try:
@@ -168,22 +219,20 @@ def _collect_garbage(arguments: argparse.Namespace) -> int:
     except (InvalidDatabaseURL, InvalidStoreURL) as error:
         return _fail(error, code=2)
 
-    async def collect() -> Garbage:
+    async def run() -> str:
         database = Database(url)
-        files = FileStore(database, opened)
         try:
-            return await files.collect_garbage(dry_run=arguments.dry_run)
+            return await action(database, opened)
         finally:
-            await files.close()
+            await opened.close()
             await database.close()
 
-    def run() -> None:
-        garbage = asyncio.run(collect())
-        done = "would be removed" if arguments.dry_run else "removed"
-        print(f"{garbage.blobs} files of {garbage.bytes} bytes {done} from {opened.name}")
+    def act() -> None:
+        migrate(url)
+        print(asyncio.run(run()))
 
     try:
-        return _on_database(run, arguments.log_format)
+        return _on_database(act, arguments.log_format)
     except RegistryFault as error:
         return _fail(f"{error.message}\nhint: {error.hint}", code=1)
 

@@ -113,6 +113,16 @@ content_chunks = Table(
     Column("data", LargeBinary, nullable=False),  # zlib, about 1 MiB before compression
 )
 
+# The chunks that are in the store, each a blob of zlib's bytes; as long as a row is there, the store keeps its blob.
+content_blobs = Table(
+    "content_blobs",
+    metadata,
+    Column("content_id", ForeignKey("contents.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("sha256", String(64), nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False),
+)
+
 datasets = Table(
     "datasets",
     metadata,

@@ -33,7 +33,8 @@ class Settings:
     `database_url` as in `parse_url`; `auth` is `none` (loopback only) or `kubernetes`; `operator_user` is the user
     that may write, like `system:serviceaccount:finetune:operator`. `store` is where the files of adapters are kept, as
     in `open_store`; by default a folder beside an SQLite database, and nowhere with PostgreSQL;
-    `store_label` says in messages what that is. `file_bytes` and `run_bytes` are as in `FileLimits`.
+    `store_label` says in messages what that is. `file_bytes`, `run_bytes` and `namespace_bytes` are as in `FileLimits`,
+    `keep_versions` as in `create_app`.
     `tls_certificate` and `tls_key` are PEM files, for HTTPS; they are read again when they change.
     """
 
@@ -46,6 +47,8 @@ class Settings:
     store_label: str | None = None
     file_bytes: int = FileLimits().file_bytes
     run_bytes: int = FileLimits().run_bytes
+    namespace_bytes: int | None = None
+    keep_versions: int | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
 
@@ -65,6 +68,8 @@ class Settings:
             raise InvalidSettings("--max-file-bytes must be more than 0, and --max-run-bytes at least as much")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise InvalidSettings("--tls-certificate and --tls-key belong together: give both, or neither for HTTP")
+        if any(each is not None and each < 1 for each in (self.namespace_bytes, self.keep_versions)):
+            raise InvalidSettings("--namespace-bytes and --keep-versions must be more than 0; without them all is kept")
         if self.auth == "none" and not is_loopback(self.host):
             raise InvalidSettings(
                 f"--auth=none lets everybody in, so it listens on loopback only, not on {self.host}: "
@@ -108,7 +113,10 @@ def serve(settings: Settings) -> None:
         database_url=url,
         access=access,
         store=None if store is None else open_store(store, label=settings.store_label),
-        limits=FileLimits(file_bytes=settings.file_bytes, run_bytes=settings.run_bytes),
+        limits=FileLimits(
+            file_bytes=settings.file_bytes, run_bytes=settings.run_bytes, namespace_bytes=settings.namespace_bytes
+        ),
+        keep_versions=settings.keep_versions,
     )
     config = uvicorn.Config(
         app,

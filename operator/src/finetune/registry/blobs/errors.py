@@ -14,7 +14,8 @@ class StorageFull(RegistryFault):
     def __init__(self, store: str, detail: str) -> None:
         super().__init__(
             f"the registry's store {store} is full: {detail}",
-            hint="enlarge it, or delete adapter versions and run `finetune registry gc`; both work on a full store",
+            hint="enlarge it, or delete versions of datasets or adapters (finetune datasets delete, finetune adapters "
+            "delete): that works on a full store, and frees it at once",
         )
 
 

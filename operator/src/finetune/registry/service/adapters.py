@@ -75,7 +75,9 @@ async def delete_version(
     actor: Annotated[str, people("delete", "adapters")],
 ) -> AdapterVersion:
     """Delete the files of a version. Refused while an alias points to it or an unfinished run goes on from it."""
-    return await services.states.delete(namespace, name, int(version), actor=actor)
+    deleted = await services.states.delete(namespace, name, int(version), actor=actor)
+    await services.files.release(deleted.files)
+    return deleted
 
 
 @router.get("/{name}/aliases", dependencies=[people("get", "adapters")])

@@ -14,26 +14,28 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from finetune.api.registry import ErrorDocument
-from finetune.logs import described
 from finetune.metrics import page
 from finetune.registry.access import Access
 from finetune.registry.blobs import BlobStore
 from finetune.registry.database import Database
-from finetune.registry.errors import RegistryFault, Unavailable
+from finetune.registry.errors import Unavailable
 from finetune.registry.limits import PostLimits
 from finetune.registry.metrics import RegistryMetrics
 from finetune.registry.migrate import head, is_new_enough
 from finetune.registry.store.adapters import AdapterStore
+from finetune.registry.store.contents import Contents
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.files import FileLimits, FileStore
 from finetune.registry.store.listing import RunLists
 from finetune.registry.store.namespaces import NamespaceStore
 from finetune.registry.store.outcomes import OutcomeStore
 from finetune.registry.store.points import PointStore
+from finetune.registry.store.quota import Quota
 from finetune.registry.store.runs import RunStore
 from finetune.registry.store.states import AdapterStates
 
 from . import adapters, datasets, files, runs
+from .cleaning import clean_forever
 from .common import Services, services_of
 from .description import describe_documents
 from .failures import add_failure_handlers
@@ -42,8 +44,6 @@ from .observed import Observed
 
 log = logging.getLogger(__name__)
 
-CLEAN_EVERY_SECONDS = 3600
-
 
 def create_app(
     *,
@@ -51,12 +51,15 @@ def create_app(
     access: Callable[[], Awaitable[Access]],
     store: BlobStore | None = None,
     limits: FileLimits | None = None,
+    keep_versions: int | None = None,
 ) -> FastAPI:
     """The registry over a migrated database. `access` is called once, in the event loop that serves.
 
-    Without a `store` it keeps no files of adapters.
+    Without a `store` it keeps no files of adapters. Of each adapter the `keep_versions` newest versions and those with
+    an alias are kept; None: all.
     """
     metrics = RegistryMetrics()
+    chosen = limits or FileLimits()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,7 +69,7 @@ def create_app(
             database=database,
             metrics=metrics,
             access=await access(),
-            datasets=DatasetStore(database),
+            datasets=DatasetStore(database, Contents(database, store), Quota(database, chosen.namespace_bytes)),
             namespaces=NamespaceStore(database),
             limits=PostLimits(),
             runs=RunStore(database),
@@ -75,10 +78,10 @@ def create_app(
             points=PointStore(database),
             adapters=AdapterStore(database),
             states=AdapterStates(database),
-            files=FileStore(database, store, limits),
+            files=FileStore(database, store, chosen),
         )
         app.state.services = services
-        cleaner = asyncio.create_task(_clean(services))
+        cleaner = asyncio.create_task(clean_forever(services, keep_versions=keep_versions))
         try:
             yield
         finally:
@@ -139,18 +142,3 @@ async def _readyz(request: Request) -> dict[str, str]:
             f"the database has schema {found}, this registry needs {head()}", hint="run: finetune registry migrate"
         )
     return {"status": "ready", "schema": found}
-
-
-async def _clean(services: Services) -> None:
-    while True:
-        try:
-            dropped = await services.datasets.drop_abandoned()
-            if dropped:
-                log.info("removed %d abandoned uploads", dropped)
-            if services.files.is_kept:
-                garbage = await services.files.collect_garbage(dry_run=False)
-                if garbage.blobs:
-                    log.info("removed %d files that nothing needs, %d bytes", garbage.blobs, garbage.bytes)
-        except (SQLAlchemyError, RegistryFault) as error:
-            log.warning("could not clean up, next try in an hour: %s", described(error))
-        await asyncio.sleep(CLEAN_EVERY_SECONDS)

@@ -65,6 +65,8 @@ async def file_response(
         headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
     status = 200 if part is None else 206
     if request.method == "HEAD":
+        async for _ in await opener(start, min(1, length)):  # a file that is lost is told as GET tells it
+            pass
         return Response(status_code=status, headers=headers, media_type=media_type)
     blocks = await opener(start, length)
     return StreamingResponse(blocks, status_code=status, headers=headers, media_type=media_type)

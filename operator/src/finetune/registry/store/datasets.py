@@ -1,37 +1,29 @@
-"""Datasets: named series of immutable versions; the rows are kept as compressed chunks of bytes."""
+"""Datasets: named series of immutable versions. Their rows are in `contents`."""
 
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator
-from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.registry import DatasetVersion, DatasetVersions
-from finetune.registry.blobs.errors import StorageFull
-from finetune.registry.blobs.folder import room
+from finetune.registry.blobs.base import regrouped
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict
 from finetune.registry.jsonlines import JsonLinesReader, RowFacts
-from finetune.registry.metrics import sqlite_folder
-from finetune.registry.schema import content_chunks, contents, dataset_versions, datasets, runs
+from finetune.registry.schema import contents, dataset_versions, datasets, runs
 
 from .common import named, now, record
+from .contents import Contents, touch
+from .quota import Quota
 from .series import Series
 from .turns import turn
 
-CHUNK_BYTES = 1024 * 1024
-WRITE_AHEAD_BYTES = 16 * 1024 * 1024
-"""What is written twice for a while: to SQLite's write-ahead log, and from there to its file."""
-ABANDONED_AFTER = timedelta(hours=1)
 UPLOADS_AT_ONCE = 8
 """Each holds the begun line in memory."""
-DROPPED_AT_ONCE = 64
 MAX_NAMED = 5
 """Runs that a refusal names."""
 
@@ -39,8 +31,10 @@ MAX_NAMED = 5
 class DatasetStore:
     """Stores datasets and gives them back."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, contents: Contents, quota: Quota | None = None) -> None:
         self._database = database
+        self._contents = contents
+        self._quota = quota or Quota(database, None)
         self._checking = asyncio.Lock()
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
@@ -50,52 +44,37 @@ class DatasetStore:
         """Store JSON lines as a new version of a dataset; the dataset is made when missing.
 
         Returns the version and whether it is new: content that the dataset already has gives the old version.
-        Raises `InvalidRows` naming the line, `TooManyUploads` and `StorageFull`. Whatever goes wrong, nothing is left.
-
-        The chunks go in by short transactions of their own, because a slow upload must not keep others from
-        writing; nobody sees them before the last transaction attaches them to a version.
+        Raises `InvalidRows` naming the line, `TooManyUploads`, `QuotaExceeded` and `StorageFull`. Whatever goes wrong,
+        nothing is left. Nobody sees the chunks before the last transaction attaches them to a version.
         """
         async with turn(self._uploads, UPLOADS_AT_ONCE):
-            return await self._add(namespace, name, blocks, actor=actor)
+            return await self._add(namespace, name, self._quota.within(namespace, blocks), actor=actor)
 
     async def _add(
         self, namespace: str, name: str, blocks: AsyncIterator[bytes], *, actor: str
     ) -> tuple[DatasetVersion, bool]:
-        content = await self._database.write(_new_content)
+        content = await self._contents.begin()
         attached = False
         try:
             facts = await self._store_rows(content, blocks)
             version, attached = await self._attach(namespace, name, content, facts, actor=actor)
         finally:
             if not attached:
-                await asyncio.shield(self._drop(content))
+                await asyncio.shield(self._contents.drop(content))
         return version, attached
 
     async def _store_rows(self, content: int, blocks: AsyncIterator[bytes]) -> RowFacts:
         reader = JsonLinesReader()
-
-        def check(chunk: bytes) -> bytes:
-            _refuse_full(self._database)
-            reader.feed(chunk)
-            return zlib.compress(chunk, level=1)
-
         number = 0
-        async for chunk in _regroup(blocks, CHUNK_BYTES):
-            # In a thread: checking and compressing a chunk takes milliseconds that other requests need. One at a time:
-            # what a line takes of memory while it is parsed does not grow with the uploads.
+        async for chunk in regrouped(blocks, self._contents.chunk_bytes):
+            # In a thread: checking a chunk takes milliseconds that other requests need. One at a time: what a line
+            # takes of memory while it is parsed does not grow with the uploads.
             async with self._checking:
-                data = await asyncio.to_thread(check, chunk)
-            await self._store_chunk(content, number, data)
+                await asyncio.to_thread(reader.feed, chunk)
+            await self._contents.append(content, number, chunk)
             number += 1
         async with self._checking:
             return await asyncio.to_thread(reader.finish)
-
-    async def _store_chunk(self, content: int, number: int, data: bytes) -> None:
-        async def transaction(connection: AsyncConnection) -> None:
-            await _touch(connection, content, attached=False)
-            await connection.execute(insert(content_chunks).values(content_id=content, number=number, data=data))
-
-        await self._database.write(transaction)
 
     async def _attach(
         self, namespace: str, name: str, content: int, facts: RowFacts, *, actor: str
@@ -108,7 +87,7 @@ class DatasetStore:
             existing = (await connection.execute(same)).first()
             if existing is not None and existing.deleted_time is None:
                 return _version(existing), False
-            await _touch(connection, content, attached=True)
+            await touch(connection, content, attached=True)
             if existing is not None:
                 await _bring_back(connection, existing, content, namespace=namespace, actor=actor)
                 return _version((await connection.execute(same)).one()), True
@@ -158,27 +137,16 @@ class DatasetStore:
             return int(row.content_id)
 
         content = await self._database.write(transaction)
-        while content is not None and await self._database.write(partial(_drop_chunks, content=content)):
-            pass
-
-    async def _drop(self, content: int) -> None:
-        async def transaction(connection: AsyncConnection) -> None:
-            await connection.execute(delete(contents).where(contents.c.id == content, contents.c.attached.is_(False)))
-
-        await self._database.write(transaction)
+        if content is not None:
+            await self._contents.empty(content)
 
     async def drop_abandoned(self) -> int:
         """Remove the chunks of uploads that a crash has cut short; returns how many uploads there were."""
+        return await self._contents.drop_abandoned()
 
-        async def transaction(connection: AsyncConnection) -> int:
-            result = await connection.execute(
-                delete(contents).where(
-                    contents.c.attached.is_(False), contents.c.touched_time < now() - ABANDONED_AFTER
-                )
-            )
-            return result.rowcount
-
-        return await self._database.write(transaction)
+    async def move_into_store(self) -> int:
+        """See `Contents.move_into_store`."""
+        return await self._contents.move_into_store()
 
     async def newest(self, namespace: str, *, after: str | None = None) -> DatasetVersions:
         """The newest version of each dataset, sorted by name."""
@@ -198,50 +166,11 @@ class DatasetStore:
             return _version(await DATASETS.find(connection, namespace, name, version))
 
     async def rows(self, namespace: str, name: str, version: int | None) -> tuple[DatasetVersion, AsyncIterator[bytes]]:
-        """One version and its rows, byte for byte, in blocks. Raises `NotFound` before the first block."""
+        """One version and its rows, byte for byte, in blocks. Raises `NotFound` and `BlobMissing` before the first."""
         async with self._database.reading() as connection:
             row = await DATASETS.find(connection, namespace, name, version)
-        return _version(row), self._chunks(row.content_id)
-
-    async def _chunks(self, content: int) -> AsyncIterator[bytes]:
-        # One short transaction per chunk: a slow reader must hold neither a connection nor a snapshot.
-        number = 0
-        while True:
-            query = select(content_chunks.c.data).where(
-                content_chunks.c.content_id == content, content_chunks.c.number == number
-            )
-            async with self._database.reading() as connection:
-                data = (await connection.execute(query)).scalar_one_or_none()
-            if data is None:
-                return
-            yield await asyncio.to_thread(zlib.decompress, data)
-            number += 1
-
-
-def _refuse_full(database: Database) -> None:
-    """On a full disk nothing can be deleted any more, nor any run's progress be taken. Raises `StorageFull`."""
-    folder = sqlite_folder(database)
-    if folder is None:
-        return
-    free, reserve = room(folder)
-    if free < reserve + WRITE_AHEAD_BYTES:
-        raise StorageFull(str(folder), f"{free} bytes are free, of which {reserve} are kept for deleting")
-
-
-async def _new_content(connection: AsyncConnection) -> int:
-    values = {"touched_time": now(), "attached": False}
-    result = await connection.execute(insert(contents).values(**values).returning(contents.c.id))
-    return int(result.scalar_one())
-
-
-async def _touch(connection: AsyncConnection, content: int, *, attached: bool) -> None:
-    query = update(contents).where(contents.c.id == content)
-    result = await connection.execute(query.values(attached=attached, touched_time=now()))
-    if result.rowcount != 1:
-        raise Conflict(
-            "the upload stood still for an hour and was given up",
-            hint="upload again; check the connection when it stops again",
-        )
+        await self._contents.check(row.content_id)
+        return _version(row), self._contents.read(row.content_id)
 
 
 async def _bring_back(connection: AsyncConnection, row: Any, content: int, *, namespace: str, actor: str) -> None:
@@ -261,14 +190,6 @@ async def _refuse_needed(connection: AsyncConnection, row: Any) -> None:
             f"{', '.join(names)}",
             hint="wait for the run, or delete it",
         )
-
-
-async def _drop_chunks(connection: AsyncConnection, *, content: int) -> bool:
-    """Delete some chunks of a content; whether there were any. A long deletion would keep others from writing."""
-    chunk = content_chunks.c
-    some = select(chunk.number).where(chunk.content_id == content).order_by(chunk.number).limit(DROPPED_AT_ONCE)
-    query = delete(content_chunks).where(chunk.content_id == content, chunk.number.in_(some))
-    return (await connection.execute(query)).rowcount > 0
 
 
 async def _record_version(connection: AsyncConnection, action: str, row: Any, *, namespace: str, actor: str) -> None:
@@ -312,15 +233,3 @@ def _version(row: Any) -> DatasetVersion:
         shape=row.shape,
         created_time=row.created_time,
     )
-
-
-async def _regroup(blocks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """The same bytes in chunks of `size`; the last one is shorter."""
-    waiting = bytearray()
-    async for block in blocks:
-        waiting += block
-        while len(waiting) >= size:
-            yield bytes(waiting[:size])
-            del waiting[:size]
-    if waiting:
-        yield bytes(waiting)

@@ -1,39 +1,33 @@
 """The bytes of adapters' files: announced by a run, sent once, held as long as a version needs them.
 
-A blob has its row before it has its object, and loses its object before its row. So whatever is killed, every object
-has a row, and a row without an object is only one that was never said to be stored. A run's row in `run_files` keeps
-its blob: garbage is what no such row names, and what nobody has touched for a day.
+A run's row in `run_files` keeps its blob, see `garbage`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from time import monotonic
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import and_, delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.files import ADAPTER_FILE_NAMES, MissingFiles, RunFiles
 from finetune.api.registry import AdapterFile
 from finetune.registry.blobs import BlobStore
-from finetune.registry.blobs.errors import NoStore, StoreBusy, TooLarge
+from finetune.registry.blobs.errors import NoStore, TooLarge
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict, DigestMismatch, Invalid, NotFound
 from finetune.registry.schema import adapter_files, adapter_versions, blobs, run_files, runs
 
-from .common import insert_missing, now, record, run_missing
+from . import garbage
+from .common import now, record, run_missing
+from .quota import Quota
 from .turns import turn
 
-GARBAGE_AFTER = timedelta(hours=24)
-LEFTOVERS_AFTER = timedelta(hours=24)
-GARBAGE_BATCH = 500
-CLAIM = timedelta(minutes=10)
-"""How long marked garbage is its collector's: one that was killed, or stands still, leaves it to others after that."""
 UPLOADS_AT_ONCE = 8
 """Each holds a few blocks in memory; the next ones wait for their turn."""
 
@@ -44,15 +38,8 @@ class FileLimits:
 
     file_bytes: int = 2 * 1024**3
     run_bytes: int = 4 * 1024**3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Garbage:
-    """What was, or would be, removed."""
-
-    blobs: int
-    bytes: int
-    leftovers: int = 0
+    namespace_bytes: int | None = None
+    """Of a namespace's rows and files together; None: as much as there is room for."""
 
 
 class FileStore:
@@ -63,6 +50,7 @@ class FileStore:
         self._store = store
         self._limits = limits or FileLimits()
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._quota = Quota(database, self._limits.namespace_bytes)
 
     @property
     def is_kept(self) -> bool:
@@ -85,8 +73,8 @@ class FileStore:
         """Take note of the files that a run has made; returns which of them are to be sent.
 
         Idempotent; other files take the place of those that were announced before. What a run of the same namespace
-        has sent is not sent again. Raises `NotFound`, `Invalid`, `TooLarge`, and `Conflict` when the run's adapter is
-        registered with other files.
+        has sent is not sent again. Raises `NotFound`, `Invalid`, `TooLarge`, `QuotaExceeded`, and `Conflict` when the
+        run's adapter is registered with other files.
         """
         self._check(self.store, request.files)
 
@@ -94,6 +82,8 @@ class FileStore:
             run = await _locked_run(connection, namespace, uid)
             await _refuse_others(connection, run, request.files)
             held = await _held(connection, namespace, {file.sha256 for file in request.files})
+            wanted = {(file.sha256, file.bytes) for file in request.files} - held
+            await self._quota.check(connection, namespace, sum(size for _, size in wanted))
             await connection.execute(delete(run_files).where(run_files.c.run_id == run.id))
             rows = [
                 {**file.model_dump(), "run_id": run.id, "held": (file.sha256, file.bytes) in held}
@@ -162,58 +152,26 @@ class FileStore:
             )
         store = self.store
 
-        async def begin(connection: AsyncConnection) -> None:
-            values = {"bytes": size, "touched_time": now(), "stored": False, "deleting": False}
-            if await insert_missing(connection, blobs, {"sha256": file.sha256, **values}):
-                return
-            this = update(blobs).where(blobs.c.sha256 == file.sha256)
-            kept = this.where(blobs.c.deleting.is_(False)).values(touched_time=now())
-            left = this.where(_left(now())).values(touched_time=now(), stored=False, deleting=False)
-            if not (await connection.execute(kept)).rowcount and not (await connection.execute(left)).rowcount:
-                raise StoreBusy(store.name, file.sha256)
-
         async def end(connection: AsyncConnection) -> None:
             run = await _locked_run(connection, namespace, uid)
-            await connection.execute(
-                update(blobs).where(blobs.c.sha256 == file.sha256).values(bytes=size, stored=True, touched_time=now())
-            )
+            await garbage.note_stored(connection, file.sha256, size=size)
             sent = and_(run_files.c.run_id == run.id, run_files.c.sha256 == file.sha256)
             await connection.execute(update(run_files).where(sent).values(held=True))
             await settle(connection, run, actor=actor)
 
         async with turn(self._uploads, UPLOADS_AT_ONCE):
-            await self._database.write(begin)
+            await self._database.write(partial(garbage.claim, sha256=file.sha256, size=size, store=store))
             await store.put(file.sha256, blocks, size=size)
             await self._database.write(end)
 
-    async def collect_garbage(self, *, dry_run: bool, older_than: timedelta = GARBAGE_AFTER) -> Garbage:
-        """Remove the blobs that nothing needs, and what cut uploads left; with `dry_run` only count them.
+    async def collect_garbage(self, *, dry_run: bool, older_than: timedelta = garbage.GARBAGE_AFTER) -> garbage.Garbage:
+        """See `garbage.collect`. Raises `NoStore`."""
+        return await garbage.collect(self._database, self.store, dry_run=dry_run, older_than=older_than)
 
-        Ended runs without an adapter give up what they have sent. Raises the errors of the store: what is removed by
-        then stays removed, the rest is for the next time.
-        """
-        before = now() - older_than
-        if dry_run:
-            async with self._database.reading() as connection:
-                query = select(func.count(), func.coalesce(func.sum(blobs.c.bytes), 0)).where(_removable(before))
-                count, size = (await connection.execute(query)).one()
-            return Garbage(blobs=count, bytes=int(size))
-        await self._database.write(lambda connection: _give_up(connection, before))
-        count = size = 0
-        while True:
-            until = monotonic() + CLAIM.total_seconds() / 2
-            claim = now()
-            marked = await self._database.write(partial(_mark, before=before, claim=claim))
-            if not marked:
-                break
-            for row in marked:
-                if monotonic() > until:
-                    break  # the rest of a store that is so slow is for the next time
-                await self.store.delete(row.sha256)
-                await self._database.write(partial(_forget, sha256=row.sha256, claim=claim))
-                count, size = count + 1, size + row.bytes
-        leftovers = await self.store.sweep(now() - LEFTOVERS_AFTER)
-        return Garbage(blobs=count, bytes=size, leftovers=leftovers)
+    async def release(self, files: Sequence[AdapterFile]) -> None:
+        """Remove the bytes of files that were deleted, unless others need them. Raises the errors of the store."""
+        if self._store is not None:
+            await garbage.release(self._database, self._store, [file.sha256 for file in files])
 
 
 async def settle(connection: AsyncConnection, run: Any, *, actor: str) -> bool:
@@ -286,43 +244,3 @@ async def _held(connection: AsyncConnection, namespace: str, digests: set[str]) 
         query = update(blobs).where(there).values(touched_time=now()).returning(blobs.c.sha256, blobs.c.bytes)
         held |= {(row.sha256, row.bytes) for row in await connection.execute(query)}
     return held
-
-
-def _garbage(before: datetime) -> ColumnElement[bool]:
-    needed = exists().where(run_files.c.sha256 == blobs.c.sha256, ~_given_up(before))
-    return and_(blobs.c.touched_time < before, ~needed)
-
-
-def _given_up(before: datetime) -> ColumnElement[bool]:
-    """Rows of `run_files` whose run has ended without an adapter."""
-    registered = exists().where(adapter_versions.c.run_id == run_files.c.run_id)
-    ended = exists().where(runs.c.id == run_files.c.run_id, runs.c.ended.is_(True), runs.c.created_time < before)
-    return and_(~registered, ended)
-
-
-async def _give_up(connection: AsyncConnection, before: datetime) -> None:
-    await connection.execute(delete(run_files).where(_given_up(before)))
-
-
-def _left(time: datetime) -> ColumnElement[bool]:
-    """What a collector has marked and not removed for so long that it is not at it any more."""
-    return and_(blobs.c.deleting.is_(True), blobs.c.touched_time < time - CLAIM)
-
-
-def _removable(before: datetime) -> ColumnElement[bool]:
-    return or_(_left(now()), and_(blobs.c.deleting.is_(False), _garbage(before)))
-
-
-async def _mark(connection: AsyncConnection, *, before: datetime, claim: datetime) -> list[Any]:
-    """Some garbage, marked so that nobody refers to it any more; also what an earlier time has marked and left."""
-    wanted = _removable(before)
-    some = select(blobs.c.sha256).where(wanted).order_by(blobs.c.sha256).limit(GARBAGE_BATCH)
-    digests = (await connection.execute(some)).scalars().all()
-    # Asked once more of each row: who was faster has touched it.
-    query = update(blobs).where(blobs.c.sha256.in_(digests), wanted).values(deleting=True, touched_time=claim)
-    return list((await connection.execute(query.returning(blobs.c.sha256, blobs.c.bytes))).all())
-
-
-async def _forget(connection: AsyncConnection, *, sha256: str, claim: datetime) -> None:
-    mine = and_(blobs.c.sha256 == sha256, blobs.c.deleting.is_(True), blobs.c.touched_time == claim)
-    await connection.execute(delete(blobs).where(mine))
