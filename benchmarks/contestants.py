@@ -107,8 +107,8 @@ def train_bare(task: Task, steps: int) -> None:
     lora.lora_dropout = task.dropout_percent / 100
     model = get_peft_model(base, lora)
     adapter_layers.fuse(model)
-    if not use_segments(model, longest_row=1):
-        raise SystemExit(f"{task.base_model} does not attend by segments: the loop and the trainer would differ")
+    if reason := use_segments(model, longest_row=1):
+        raise SystemExit(f"{task.base_model} does not attend by segments ({reason}): loop and trainer would differ")
     model.train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE[task.method], weight_decay=0.0, fused=True)

@@ -98,7 +98,7 @@ def batches(task: Task) -> list[list[dict[str, Any]]]:
     from model.files import RunDirectory
     from model.training import build
     from model.training.config import TrainSettings
-    from model.training.loop.batches import StepBatches
+    from model.training.loop.batches import MicroBatch, StepBatches
     from model.training.weights import basemodel
 
     values = {flag[2:].partition("=")[0].replace("-", "_"): flag.partition("=")[2] for flag in task.flags(steps=1)}
@@ -107,7 +107,7 @@ def batches(task: Task) -> list[list[dict[str, Any]]]:
     tokenizer = basemodel.load_tokenizer(settings.base_model, None)
     data = build.read_data(settings, directory, build.read_manifest(directory), tokenizer)
     size = settings.batch_size
-    order = StepBatches(data.rows.lengths, batch_size=size, micro_batch_size=size, seed=settings.seed)
+    order = StepBatches(data.rows.lengths, batch_size=size, micro_batch=MicroBatch(size), seed=settings.seed)
     rows: Any = data.rows
     examples = pairs_of(rows) if task.method == "DPO" else list(rows.as_dataset())
     return [[examples[number] for number in batch] for batch in order if len(batch) == size]

@@ -24,8 +24,8 @@ from model.training.rows.tokens import PreferenceRows, TokenRows, sequences_of
 from model.training.weights import adapters, basemodel, origin
 
 if TYPE_CHECKING:
-    from model.training.loop.layout import Layout
     from model.training.loop.parts import TrainerParts
+    from model.training.processes.laps import Laps
 
 MANIFEST_KEYS = ("version", "bytes", "sha256", "sources")
 METHODS = {"preference": "DPO", "preference-messages": "DPO", "unpaired": "KTO", "unpaired-messages": "KTO"}
@@ -287,23 +287,22 @@ def build_trainer(
     tokenizer: Any,
     model: Any,
     past: Resumption,
+    laps: Laps,
 ) -> Any:
-    """Return the trainer, which goes on from what earlier attempts have left."""
-    from model.training.loop import fitting
+    """Return the trainer, which goes on from what earlier attempts have left; the `start` line has the laps."""
+    from model.training.loop import computing
     from model.training.loop.batches import StepBatches
-    from model.training.loop.layout import Collator, Layout
     from model.training.loop.parts import TrainerParts
 
     state = past.checkpoint.state if past.checkpoint else RunState()
     cuda = process.uses_cuda(settings.gpus)
-    # How a step is cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise.
-    given = settings.micro_batch_size or state.micro_batch_size
-    state.micro_batch_size = given or _first_micro_batch_size(settings, data, cuda=cuda)
-    settings = settings.model_copy(update={"micro_batch_size": state.micro_batch_size})
+    collator = computing.make_collator(model, settings, tokenizer, data.longest_row, cuda=cuda)
     batches = StepBatches(
         data.rows.lengths,
         batch_size=settings.batch_size,
-        micro_batch_size=state.micro_batch_size,
+        micro_batch=computing.first_micro_batch(
+            settings, state, data.rows.lengths, padded=not collator.joins, cuda=cuda
+        ),
         seed=settings.seed,
         world=parallel.world(),
     )
@@ -312,26 +311,29 @@ def build_trainer(
         settings=settings,
         total_steps=count_steps(settings, data),
         batches=batches,
-        collator=Collator(_pad_token_id(tokenizer), choose_layout(model, settings, data.longest_row, cuda=cuda)),
+        collator=collator,
         checkpoints=past.store,
         log=log,
         poster=StatusPoster(registry.post_status) if registry else None,
         state=state,
-        probe=cuda and not given,
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
     warnings = [
-        fitting.on_cpu(trainer, data.longest_sequence * len(data.sequences)) if not given and not cuda else None,
-        compare_arithmetic(trainer, cuda=cuda),
+        computing.fit(
+            trainer,
+            data.longest_sequence * len(data.sequences),
+            cuda=cuda,
+            resumed=past.checkpoint is not None,
+        ),
+        computing.compare_arithmetic(trainer, cuda=cuda),
         evaluation_cost(settings, data),
     ]
-    padded = parts.collator.layout is Layout.PADDED
     report = token_report(
         settings,
         tokenizer,
         data.rows,
         data.held_out,
-        batches=batches.of_all() if padded else None,
+        batches=None if collator.joins else batches.of_all(),
         figures=data.tokens.figures if data.tokens else None,
         moment=data.tokens.moment if data.tokens else None,
     )
@@ -341,25 +343,22 @@ def build_trainer(
         {
             "the step gone on from": past.step,
             "the number of steps": parts.total_steps,
-            "the micro-batch": trainer.batches.micro_batch_size,
-            "the layout": str(parts.collator.layout),
+            "the micro-batch": [batches.micro_batch.rows, batches.micro_batch.tokens],
+            "what is computed again": state.recompute,
+            "the layout": str(collator.layout),
             "the precision": settings.precision,
         }
     )
-    _announce(trainer, data, past, report.document(), [warning for warning in warnings if warning])
+    laps.lap("trainer")
+    _announce(trainer, data, past, report.document(), [warning for warning in warnings if warning], laps)
     return trainer
 
 
-def _first_micro_batch_size(settings: TrainSettings, data: Data, *, cuda: bool) -> int:
-    from model.training.loop.footprint import choose_micro_batch_size
-
-    share = math.ceil(settings.batch_size / parallel.world().size)
-    return choose_micro_batch_size(share, data.longest_sequence * len(data.sequences), cuda=cuda)
-
-
-def _announce(trainer: Any, data: Data, past: Resumption, token_document: dict[str, Any], warnings: list[str]) -> None:
+def _announce(  # noqa: PLR0917 - what is told, in its order
+    trainer: Any, data: Data, past: Resumption, token_document: dict[str, Any], warnings: list[str], laps: Laps
+) -> None:
     """Tell what is going to be trained on, how, and from where."""
-    import torch
+    from model.training.loop import computing
 
     parts: TrainerParts = trainer.parts
     if past.skipped and past.checkpoint is None:
@@ -372,10 +371,8 @@ def _announce(trainer: Any, data: Data, past: Resumption, token_document: dict[s
         evaluationRows=len(data.held_out),
         tokens=sum(data.rows.lengths),
         longestRow=data.longest_sequence,
-        microBatchSize=parts.batches.micro_batch_size,
-        layout=str(parts.collator.layout),
-        precision=parts.settings.precision,
-        threads=torch.get_num_threads(),
+        **computing.how_computed(parts.state),
+        startSeconds=laps.seconds,
         tokenReport=token_document,
     )
     for name, reason in past.skipped:
@@ -402,62 +399,6 @@ def trainer_class(settings: TrainSettings) -> Any:
     return SupervisedTrainer
 
 
-def choose_layout(model: Any, settings: TrainSettings, longest_row: int, *, cuda: bool) -> Layout:
-    """Return how a micro-batch's rows are laid out: joined where that was asked for, or where it pays.
-
-    Joined they are only when a trial shows that no row sees another. The model's attention is told to keep them apart.
-
-    It pays where attention skips what lies outside a row: ours on a CPU, flash attention on a GPU. Any other computes
-    the whole square of a joined sequence, which costs more than the padding of rows that are sorted within a step.
-
-    Raises
-    ------
-    FailureError
-        When it was asked for, and the model mixes joined rows up.
-    """
-    from model.training.loop.attention import mixes_joined_rows, use_segments
-    from model.training.loop.layout import Layout
-
-    if settings.packing == "Disabled":
-        return Layout.PADDED
-    if not cuda and use_segments(model, longest_row=longest_row):
-        return Layout.SEGMENTED
-    attention = str(getattr(model.config.get_text_config(), "_attn_implementation", None))
-    if settings.packing == "Auto" and not (cuda and "flash" in attention):
-        return Layout.PADDED
-    if cuda:
-        model.cuda()  # where the trainer takes it in any case: flash attention can be tried nowhere else
-    reason = mixes_joined_rows(model)
-    if reason is None:
-        return Layout.JOINED
-    if settings.packing == "Auto":
-        return Layout.PADDED
-    raise FailureError(
-        exits.INVALID_CONFIGURATION,
-        "InvalidSpec",
-        f"--packing=Enabled: {settings.base_model} cannot train on joined rows, {reason}: set training.packing "
-        "(--packing) to Disabled",
-    )
-
-
-def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
-    """Note how this attempt computes; return a warning when the one before did otherwise."""
-    import torch
-
-    state: RunState = trainer.run_state
-    now = {
-        "device": "GPU" if cuda else "CPU",
-        "precision": trainer.parts.settings.precision,
-        "layout": str(trainer.parts.collator.layout),
-        "threads": torch.get_num_threads(),
-    }
-    before, state.arithmetic = state.arithmetic, now
-    changed = [f"{key} {before[key]} then, {now[key]} now" for key in now if before.get(key, now[key]) != now[key]]
-    if not changed:
-        return None
-    return f"the checkpoint was made in another way ({', '.join(changed)}): the result will not be the same to the bit"
-
-
 def fingerprint(settings: TrainSettings, data: Data) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be continued."""
     base_directory = origin.check(settings.base_model)
@@ -477,8 +418,3 @@ def _early_stopping(settings: TrainSettings) -> str | None:
     if settings.early_stopping_patience is None:
         return None
     return f"after {settings.early_stopping_patience} evaluations, one every {settings.evaluation_steps} steps"
-
-
-def _pad_token_id(tokenizer: Any) -> int:
-    token = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return int(token or 0)

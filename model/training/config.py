@@ -84,7 +84,7 @@ class TrainSettings(flags.Settings):
     )
     precision: Literal["Auto", "BFloat16", "Float32"] = Field("Auto", description="Type of the base's weights")
     gradient_checkpointing: Literal["Auto", "Enabled", "Disabled"] = Field(
-        "Auto", description="Compute activations twice to save memory; Auto: on with a GPU"
+        "Auto", description="Compute activations twice to save memory; Auto: on a GPU, as far as its memory asks for it"
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random")
     checkpoint_steps: Positive = Field(200, description="Steps between checkpoints")

@@ -17,6 +17,7 @@ from model.files import FileDigest, RunDirectory, digest_directory, write_json, 
 from model.result import as_failure, decimal
 from model.training import build
 from model.training.config import TrainSettings
+from model.training.loop import computing
 from model.training.loop.checkpoint import RunState
 from model.training.loop.held_out import check_finite
 from model.training.processes import hang, parallel
@@ -98,6 +99,7 @@ def finish(
     document = build_document(
         settings, result=result, files=files, dataset=data.document, timings=state.timings, history=state.history()
     )
+    document["arithmetic"] = computing.how_computed(state)
     if past.origin is not None:
         document["resumedFrom"] = past.origin
     if samples:

@@ -19,6 +19,7 @@ from model.training.loop import guessing
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
 from model.training.output.progress import PeerLog, ProgressLog
 from model.training.processes import hang, interruption, parallel, process
+from model.training.processes.laps import Laps
 from model.training.serving import look
 from model.training.weights import adapters, basemodel, hub, origin
 
@@ -90,6 +91,7 @@ def finished_document(
 
 
 def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | PeerLog) -> dict[str, Any]:
+    laps = Laps(process.start_time())
     _clean_up(directory)
     settings = adapters.with_parent(settings)
     base_directory = origin.check(settings.base_model)
@@ -98,25 +100,36 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         basemodel.read_ahead(base_directory)
     manifest = build.read_manifest(directory)
+    laps.lap("process")
     build.check_devices(settings)
     parallel.connect(cuda=process.uses_cuda(settings.gpus))
     settings = _pinned(settings)
     if settings.gpus == 0:
         basemodel.leave_out_bitsandbytes()
+    laps.lap("torch")
     tokenizer, settings = build.load_tokenizer(settings, directory, log)
     data = build.read_data(settings, directory, manifest, tokenizer, log)
     _check_early_stopping(settings, len(data.held_out))
     settings = build.with_evaluation_steps(settings, data)
+    laps.lap("tokens")
     past = build.look_back(settings, directory, data, log)  # before the weights are there: it may end the run
     interruption.note_saved(past.step)  # not that of a checkpoint which cannot be gone on from
     settings = settings.model_copy(update={"precision": build.choose_precision(settings)})
     model = build.load_model(settings, data)
     model_loaded = process.timestamp()
+    laps.lap("weights")
     from model.training.ending import finish  # torch comes with it, as with the model
 
     serving = look(settings, tokenizer, model, texts=manifest["shape"] == "text")
     trainer = build.build_trainer(
-        settings=settings, directory=directory, log=log, data=data, tokenizer=tokenizer, model=model, past=past
+        settings=settings,
+        directory=directory,
+        log=log,
+        data=data,
+        tokenizer=tokenizer,
+        model=model,
+        past=past,
+        laps=laps,
     )
     for warning in serving.warnings:
         log.emit("warning", step=past.step, message=warning)

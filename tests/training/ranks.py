@@ -16,7 +16,6 @@ import torch
 
 from model.training import build, cli, launch
 from model.training.loop import checkpoint
-from model.training.loop.layout import count_rows
 from model.training.loop.parts import StepGivenUpError
 from model.training.loop.sft import SupervisedTrainer
 from model.training.processes import interruption, parallel
@@ -52,7 +51,7 @@ class SmallSecondDevice(SupervisedTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run out of memory when there are more."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if parallel.world().rank == 1 and count_rows(inputs) > 1:
+        if parallel.world().rank == 1 and inputs["shape"].rows > 1:
             raise torch.OutOfMemoryError("injected")
         return loss
 

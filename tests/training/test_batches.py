@@ -9,32 +9,24 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from model.training.loop.batches import StepBatches  # noqa: E402 - torch first, or there is nothing to import
+from model.training.loop.batches import MicroBatch, StepBatches  # noqa: E402 - torch first, or there is nothing to import
 from model.training.loop.footprint import choose_micro_batch_size  # noqa: E402 - as above
-from model.training.loop.layout import (  # noqa: E402 - as above
-    NOT_OF_TOKENS,
-    Collator,
-    Layout,
-    PairCollator,
-    count_rows,
-    count_tokens,
-    learned_counts,
-    learned_tokens,
-    shared_prompt,
-    split,
-)
+from model.training.loop.layout import Collator, Layout, PairCollator, shared_prompt  # noqa: E402 - as above
 from model.training.rows.tokens import IGNORED  # noqa: E402 - as above
 
 END = 2
 LENGTHS = random.Random(1).choices(range(5, 90), k=100)
 
 
-def make(lengths: list[int] = LENGTHS, batch_size: int = 8, micro: int = 3, seed: int = 1) -> StepBatches:
-    return StepBatches(lengths, batch_size=batch_size, micro_batch_size=micro, seed=seed)
+def make(lengths: list[int] = LENGTHS, batch_size: int = 8, seed: int = 1) -> StepBatches:
+    return StepBatches(lengths, batch_size=batch_size, micro_batch=MicroBatch(3), seed=seed)
 
 
 def test_every_row_comes_once_an_epoch() -> None:
-    assert sorted(row for micro in make() for row in micro) == list(range(100))
+    batches = make()
+    assert sorted(row for step in batches for row in step) == list(range(100))
+    assert [len(step) for step in batches] == [8] * 12 + [4]
+    assert len(batches) == batches.steps_per_epoch == 13
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
@@ -46,20 +38,29 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert list(other_seed) != list(first)
 
 
-def test_a_step_has_its_rows_in_micro_batches_of_which_the_last_is_smaller() -> None:
-    batches = make()
-    sizes = [len(micro) for micro in batches]
-    assert sizes[:6] == [3, 3, 2, 3, 3, 2]
-    assert sizes[-2:] == [3, 1]  # 100 rows leave 4 for the last step
-    assert len(batches) == len(sizes)
-    assert (batches.steps_per_epoch, batches.micro_batches_per_step) == (13, 3)
+@pytest.mark.parametrize(
+    ("micro_batch", "parts", "expected"),
+    [
+        (MicroBatch(3), 1, [[0, 1, 2], [3, 4, 5], [6]]),
+        (MicroBatch(3), 2, [[0, 1], [2], [3, 4], [5], [6]]),
+        (MicroBatch(3), 4, [[0], [1], [2], [3], [4], [5], [6]]),
+        (MicroBatch(1, 100), 1, [[0], [1, 2], [3, 4, 5, 6]]),  # 100, 60 + 40, 30 + 20 + 10 + 5
+        (MicroBatch(1, 100), 2, [[0], [1], [2], [3, 4], [5, 6]]),  # what fits nowhere is alone
+        (MicroBatch(1, 100, padded=True), 1, [[0], [1], [2, 3], [4, 5, 6]]),  # 2 x 40 and 3 x 20, not 3 x 40
+        (MicroBatch(2, 1000), 1, [[0, 1, 2, 3, 4, 5, 6]]),  # short rows are as many as fit
+    ],
+)
+def test_what_goes_through_the_model_at_once(micro_batch: MicroBatch, parts: int, expected: list[list[int]]) -> None:
+    lengths = [100, 60, 40, 30, 20, 10, 5]
+    assert micro_batch.cut(range(7), lengths, parts=parts) == expected
+    assert micro_batch.cut([], lengths) == []
 
 
 def test_a_token_weighs_as_much_in_each_step_as_chance_has_it() -> None:
     """A step's loss is a mean over its tokens: steps of short rows would give theirs a multiple of the weight."""
     draw = random.Random(7)
     lengths = [round(draw.lognormvariate(5.3, 0.8)) for _ in range(16_000)]
-    batches = make(lengths, batch_size=16, micro=16)
+    batches = make(lengths, batch_size=16)
     tokens = sorted(sum(lengths[row] for row in rows) for rows in batches)
     order = draw.sample(range(16_000), 16_000)
     by_chance = sorted(sum(lengths[row] for row in order[start : start + 16]) for start in range(0, 16_000, 16))
@@ -80,16 +81,14 @@ def test_the_last_step_of_an_epoch_is_no_shorter_sort_of_rows() -> None:
 
 
 def last_step(epoch: int) -> list[int]:
-    batches = make(micro=8)
+    batches = make()
     batches.epoch = epoch
     return list(batches)[-1]
 
 
-def test_rows_of_a_step_are_sorted_by_length_for_its_micro_batches() -> None:
-    batches = list(make())
-    for start in range(0, len(batches), 3):
-        step = [LENGTHS[row] for micro in batches[start : start + 3] for row in micro]
-        assert step == sorted(step, reverse=True)
+def test_rows_of_a_step_are_sorted_by_length() -> None:
+    for step in make():
+        assert [LENGTHS[row] for row in step] == sorted((LENGTHS[row] for row in step), reverse=True)
 
 
 def rows(*lengths: int) -> list[dict[str, Any]]:
@@ -98,59 +97,32 @@ def rows(*lengths: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_padding_is_masked_by_length_though_it_is_the_end_token() -> None:
-    batch = Collator(END, Layout.PADDED)(rows(3, 5))
-    assert batch["input_ids"].tolist() == [[10, 11, END, END, END], [10, 11, 12, 13, END]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch["labels"].tolist() == [[IGNORED, 11, END, IGNORED, IGNORED], [IGNORED, 11, 12, 13, END]]
+@pytest.mark.parametrize(
+    ("width", "positions", "padding"), [(1, None, 0), (4, None, 3), (4, 9, 3), (4, 6, 1), (4, 5, 0), (4, 4, 0)]
+)
+def test_padding_is_at_the_end_and_never_learned_though_it_is_the_end_token(
+    width: int, positions: int | None, padding: int
+) -> None:
+    batch = Collator(END, Layout.PADDED, width=width, positions=positions)(rows(3, 5))
+    more = [END] * padding
+    assert batch["input_ids"].tolist() == [[10, 11, END, END, END, *more], [10, 11, 12, 13, END, *more]]
+    assert batch["targets"].tolist() == [11, END, 11, 12, 13, END]
+    second = 5 + padding
+    assert batch["places"].tolist() == [0, 1, *range(second, second + 4)]
+    assert (batch["counts"].tolist(), batch["shape"].learned, batch["shape"].tokens) == ([2, 4], (2, 4), 8)
+    assert "attention_mask" not in batch
 
 
 def test_joined_rows_keep_their_positions() -> None:
-    batch = Collator(END, Layout.JOINED)(rows(3, 4))
+    batch = Collator(END, Layout.SEGMENTED)(rows(3, 4))
     assert batch["input_ids"].tolist() == [[10, 11, END, 10, 11, 12, END]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3]]
-    assert batch["labels"].tolist() == [[IGNORED, 11, END, IGNORED, 11, 12, END]]
-
-
-@pytest.mark.parametrize("layout", Layout)
-def test_batches_are_split_between_rows(layout: Layout) -> None:
-    batch = Collator(END, layout)(rows(3, 4, 5))
-    assert count_rows(batch) == 3
-    assert count_tokens(batch) == 12
-    parts = split(batch, 2)
-    assert [count_rows(part) for part in parts] == [2, 1]
-    assert_joined(parts, batch)
-
-
-def assert_joined(parts: list[dict[str, Any]], batch: dict[str, Any]) -> None:
-    """The parts are the batch, cut."""
-    for name, tensor in batch.items():
-        along_tokens = "segments" in batch and name not in NOT_OF_TOKENS
-        assert torch.equal(torch.cat([part[name] for part in parts], dim=1 if along_tokens else 0), tensor)
-
-
-@pytest.mark.parametrize("layout", Layout)
-def test_a_pair_stays_together_in_every_part(layout: Layout) -> None:
-    batch = PairCollator(Collator(END, layout))(make_pairs(3, 9, 4, 8, 5, 7, 6, 6, 7, 5))
-    assert learned_counts(batch).tolist() == [2, 8, 3, 7, 4, 6, 5, 5, 6, 4]
-    for parts, expected in ((1, [10]), (2, [6, 4]), (4, [4, 4, 2]), (8, [2, 2, 2, 2, 2])):
-        cut = split(batch, parts, rows_per_example=2)
-        assert [count_rows(part) for part in cut] == expected
-        assert [len(part["pair"]) * 2 for part in cut] == expected
-        assert torch.cat([learned_counts(part) for part in cut]).tolist() == learned_counts(batch).tolist()
-        assert_joined(cut, batch)
-
-
-def make_pairs(*lengths: int) -> list[dict[str, Any]]:
-    """Pairs from the lengths of chosen and rejected rows in turn."""
-    laid_out = rows(*lengths)
-    return [
-        {
-            "pair": number,
-            **{f"{side}_{name}": row[name] for side, row in (("chosen", a), ("rejected", b)) for name in a},
-        }
-        for number, (a, b) in enumerate(zip(laid_out[::2], laid_out[1::2], strict=True))
-    ]
+    assert batch["targets"].tolist() == [11, END, 11, 12, END]
+    assert batch["places"].tolist() == [0, 1, 3, 4, 5]
+    segments = batch["segments"]
+    assert (segments.rows, segments.queries.tolist(), segments.places) == (((3, 0), (4, 0)), [0, 3, 7], None)
+    assert segments.keys is segments.queries  # by which kernels know the simple case
+    assert batch["shape"].tokens == 7
 
 
 def test_answers_share_their_prompt() -> None:
@@ -164,12 +136,13 @@ def test_answers_share_their_prompt() -> None:
     batch = PairCollator(Collator(END, Layout.SEGMENTED))([pair])
     assert batch["input_ids"].tolist() == [[7, 8, 9, 10, END, 11, 12, END]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
-    assert batch["segments"].tolist() == [[5, 0], [3, 3]]
-    assert learned_counts(batch).tolist() == [2, 3]
-    assert count_tokens(batch) == 11
-    tokens, places = learned_tokens(batch)
-    assert tokens.tolist() == [10, END, 11, 12, END]
-    assert places.tolist() == [2, 3, 2, 5, 6]  # both first tokens are predicted at the prompt's end
+    segments = batch["segments"]
+    assert (segments.rows, segments.longest_own, segments.longest) == (((5, 0), (3, 3)), 5, 6)
+    assert (segments.queries.tolist(), segments.keys.tolist()) == ([0, 5, 8], [0, 5, 11])
+    assert segments.places.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
+    assert (batch["shape"].learned, batch["shape"].tokens, batch["pair"]) == ((2, 3), 11, [0])
+    assert batch["targets"].tolist() == [10, END, 11, 12, END]
+    assert batch["places"].tolist() == [2, 3, 2, 5, 6]  # both first tokens are predicted at the prompt's end
 
 
 @pytest.mark.parametrize(
@@ -189,7 +162,7 @@ def test_what_is_shared_ends_before_the_first_learned_token(
 
 
 def test_the_micro_batch_follows_from_the_longest_row() -> None:
-    assert choose_micro_batch_size(16, 100, cuda=False) == 8
+    assert choose_micro_batch_size(32, 100, cuda=False) == 20
     assert choose_micro_batch_size(16, 1024, cuda=False) == 2
     assert choose_micro_batch_size(16, 9000, cuda=False) == 1
     assert choose_micro_batch_size(2, 100, cuda=False) == 2

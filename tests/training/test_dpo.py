@@ -22,6 +22,7 @@ from model.files import combined_digest, digest_directory  # noqa: E402 - as abo
 from model.training.loop import generators, reference  # noqa: E402 - as above
 from model.training.loop.attention import use_segments  # noqa: E402 - as above
 from model.training.loop.dpo import PreferenceTrainer  # noqa: E402 - as above
+from model.training.loop.layout import Batch, Collator, Layout  # noqa: E402 - as above
 from model.training.loop.scoring import sequence_logps  # noqa: E402 - as above
 from model.training.weights.adapters import Reference  # noqa: E402 - as above
 from tests.training.harness import BASE_MODEL_NAME, Run  # noqa: E402 - as above
@@ -43,8 +44,8 @@ def make(base_model: Path, tokenizer: Any, path: Path, kind: Any = None, **chang
     return make_trainer(settings, tokenizer, PAIRS, kind=kind)
 
 
-def first_batch(trainer: Any) -> dict[str, torch.Tensor]:
-    return next(iter(trainer.get_train_dataloader()))
+def first_batch(trainer: Any) -> Batch:
+    return trainer.data_collator([trainer.examples[pair] for pair in next(iter(trainer.batches))])
 
 
 def test_the_reference_has_no_dropout_and_draws_no_random_numbers(
@@ -67,7 +68,7 @@ def test_the_reference_has_no_dropout_and_draws_no_random_numbers(
     plain = AutoModelForCausalLM.from_pretrained(base_model).eval()
     with pytest.raises(ValueError, match="attends by segments"):
         sequence_logps(plain, batch)
-    assert use_segments(plain, longest_row=100)
+    assert use_segments(plain, longest_row=100) is None
     assert torch.allclose(logps, sequence_logps(plain, batch)[0], atol=1e-4)
 
 
@@ -158,7 +159,7 @@ def test_the_evaluation_is_the_mean_over_all_pairs(
         found.append(trainer.final_evaluation())
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-4)
-    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(21)])
+    batch = trainer.data_collator([trainer.examples[index] for index in range(21)])
     with torch.no_grad():
         policy, tokens = sequence_logps(trainer.model.eval(), batch)
         with Reference(trainer.model)():
@@ -288,8 +289,8 @@ def prefers(base_model: Path, adapter: Path, row: dict[str, Any]) -> None:
             turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
             prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
             ids = tokenizer.apply_chat_template(turns)["input_ids"]
-            labels = torch.tensor([[-100] * len(prompt) + ids[len(prompt) :]])
-            batch = {"input_ids": torch.tensor([ids]), "labels": labels}
+            labels = [-100] * len(prompt) + ids[len(prompt) :]
+            batch = Collator(0, Layout.PADDED)([{"input_ids": ids, "labels": labels}])
             with torch.no_grad():
                 found.append(float(sequence_logps(model, batch)[0]))
         return found[0] - found[1]

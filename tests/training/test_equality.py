@@ -32,6 +32,7 @@ from tests.training.trainers import (  # noqa: E402 - as above
 )
 
 CLOSE = 1e-9
+pytestmark = pytest.mark.usefixtures("exact_norms")
 MICRO_BATCHES = (1, 2, 3, 5, 8)
 ROWS = random_rows(21)
 PAIRS = random_pairs(21)
@@ -109,9 +110,7 @@ def steps_of(trainer: Any) -> Iterator[list[int]]:
     batches = trainer.batches
     for epoch in range(-(-trainer.parts.total_steps // batches.steps_per_epoch)):
         batches.epoch = epoch
-        order = [example for micro in batches for example in micro]
-        size = trainer.parts.settings.batch_size
-        yield from (order[start : start + size] for start in range(0, len(order), size))
+        yield from batches
     batches.epoch = 0
 
 
@@ -216,7 +215,6 @@ FIRST_LOSSES = {"Sigmoid": math.log(2), "IPO": 25.0, "Hinge": 1.0, "RobustSigmoi
 """What a policy that is the reference loses, with beta 0.1."""
 
 
-@pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize(
     ("loss", "micro_batch_size"),
     [*(("Sigmoid", size) for size in MICRO_BATCHES), ("IPO", 3), ("Hinge", 3), ("RobustSigmoid", 3)],
@@ -234,7 +232,6 @@ def test_dpo(base_model: Path, tokenizer: Any, tmp_path: Path, loss: str, micro_
     assert loop.losses[-1] < loop.losses[0]
 
 
-@pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize("changes", [{"dpo_sft_weight": 0.5}, {"dpo_beta": 0.7}, {"gradient_checkpointing": "Enabled"}])
 @pytest.mark.parametrize("micro_batch_size", [3, 8])
 def test_dpo_otherwise(
@@ -262,7 +259,6 @@ def test_dpo_of_padded_rows(
     assert_equal(trainer, model, pair_mean(model, load_base(base_model), settings))
 
 
-@pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize("remembered", [True, False])
 def test_dpo_compares_with_the_parent(
     base_model: Path, tokenizer: Any, parent: Path, monkeypatch: pytest.MonkeyPatch, remembered: bool

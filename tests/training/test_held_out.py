@@ -12,7 +12,6 @@ torch = pytest.importorskip("torch")
 from model import exits  # noqa: E402 - torch first, or there is nothing to import
 from model.exits import FailureError  # noqa: E402 - as above
 from model.training.build import Data, load_model, trainer_class  # noqa: E402 - as above
-from model.training.loop.layout import count_rows  # noqa: E402 - as above
 from model.training.rows.tokens import TokenRows  # noqa: E402 - as above
 from tests.training.trainers import make_settings, make_trainer, random_pairs, random_rows, shake  # noqa: E402 - as above
 
@@ -25,9 +24,9 @@ def small(kind: Any) -> Any:
         passes: list[int]
 
         def measure(self, batch: dict[str, Any]) -> dict[str, float]:
-            self.passes.append(count_rows(batch))
+            self.passes.append(batch["shape"].rows)
             sums: dict[str, float] = super().measure(batch)
-            if count_rows(batch) > self.limit:
+            if batch["shape"].rows > self.limit:
                 raise torch.OutOfMemoryError("injected")
             return sums
 

@@ -135,7 +135,7 @@ def test_no_mismatched_row_is_longer_than_the_base_reads(base_model: Path, token
     for asked, given in ((300, 10), (10, 300)):
         rows.append([5] * (asked + given), [IGNORED] * asked + [5] * given, given > asked)
     trainer = make(base_model, tokenizer, tmp_path, rows=rows, max_length=1024, packing="Disabled")
-    widths = [batch["input_ids"].shape[1] for batch in trainer._mismatched(rows, [(0, 1)])]
+    widths = [len(row["input_ids"]) for group in trainer._mismatched(rows, [(0, 1)]) for row in group]
     assert widths == [512]
     assert trainer._kl_of_step() == 0  # nothing has moved yet
 
@@ -183,7 +183,7 @@ def test_the_evaluation_is_the_mean_over_all_rows(
         found.append(trainer.final_evaluation())
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-4, abs=1e-6)
-    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(21)])
+    batch = trainer.data_collator([trainer.examples[index] for index in range(21)])
     with torch.no_grad():
         policy = sequence_logps(trainer.model.eval(), batch)[0]
         with trainer._as_reference():

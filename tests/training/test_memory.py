@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 
 from model import exits
 from model.exits import FailureError
-from model.training.loop import fitting, memory
-from model.training.loop.layout import count_rows
+from model.training.loop import computing, fitting, memory
+from model.training.loop.batches import MicroBatch
+from model.training.loop.checkpoint import RunState
 from model.training.loop.memory import HostMemory, container_limit, find_rows, free_bytes
+from model.training.loop.recompute import Recompute, choices
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.trainer import TrainingLoop
+from model.training.rows.tokens import TokenRows
 from tests.training.harness import Run
 from tests.training.trainers import difference, events, make_settings, make_trainer, random_rows, weights
 
@@ -23,12 +27,13 @@ GIB = 1 << 30
 
 
 class FakeDevice:
-    """A GPU of so many bytes, of which each example takes some."""
+    """A GPU of so many bytes, of which each example takes some; a pass takes as long as is said."""
 
-    def __init__(self, per_row: int, fixed: int = 10, total: int = 100) -> None:
+    def __init__(self, per_row: int, fixed: int = 10, total: int = 100, seconds: Sequence[float] = ()) -> None:
         self.per_row, self.fixed, self.all = per_row, fixed, total
         self.tried: list[int] = []
         self.held = 0
+        self.times = list(seconds)
 
     def attempt(self, rows: int) -> None:
         """Hold so many examples for a moment."""
@@ -49,6 +54,11 @@ class FakeDevice:
     def empty(self) -> None:
         """Give it back."""
         self.held = 0
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        """Do it, and say how long it took."""
+        work()
+        return self.times.pop(0)
 
 
 @pytest.mark.parametrize(
@@ -71,49 +81,100 @@ def test_what_fits_a_gpu(device: FakeDevice, most: int, reserve: int, expected: 
     assert device.held == 0
 
 
-class OneTooMany(SupervisedTrainer):
-    """A GPU that holds only so many rows at once, wherever they come from."""
+def test_what_fits_without_the_margin_alone_is_nothing_where_more_can_be_computed_again() -> None:
+    """Later a step that does not fit could not be cut any further."""
+    device = FakeDevice(85)
+    assert find_rows(device.attempt, device, start=8, most=8, reserve=0, tightly=False) == 0
 
-    limit: int
+
+class OneTooMany(SupervisedTrainer):
+    """A GPU that holds only so many rows at once, wherever they come from: the more, the more is computed again."""
+
+    limits: Sequence[int]
+    """With none, half and all of the layers computed again."""
     passes: list[int]
     error: BaseException = torch.OutOfMemoryError("injected")
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run out of memory when there are more rows, after random numbers were drawn and with gradients there."""
-        rows = count_rows(inputs)
+        rows = inputs["shape"].rows
         self.passes.append(rows)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if rows > self.limit:
+        if rows > self.limits[sum(layer.gradient_checkpointing for layer in model.get_base_model().model.layers)]:
             raise self.error
         return loss
 
 
-def trained_after_probe(base_model: Path, tokenizer: Any, directory: Path, limit: int) -> Any:
-    """Train with dropout on a made-up GPU; the probe starts at eight rows."""
+def probed(
+    base_model: Path, tokenizer: Any, directory: Path, limits: Sequence[int], seconds: Sequence[float], **changes: Any
+) -> Any:
+    """A trainer with dropout after the search on a made-up GPU, which starts at eight rows."""
     settings = make_settings(base_model, directory, batch_size=8, lora_dropout_percent=10, max_steps=3)
     trainer = make_trainer(settings, tokenizer, random_rows(24), kind=OneTooMany)
-    trainer.limit, trainer.passes = limit, []
-    trainer.parts = dataclasses.replace(trainer.parts, probe=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "CudaDevice", lambda: FakeDevice(0, total=GIB))
-        trainer.train()
+    trainer.limits, trainer.passes = limits, []
+    unsettled = settings.model_copy(update={"micro_batch_size": None, **changes})
+    trainer.parts = dataclasses.replace(trainer.parts, settings=unsettled)
+    device = FakeDevice(0, total=GIB, seconds=seconds)
+    fitting.on_gpu(trainer, choices(unsettled.gradient_checkpointing, trainer.model, cuda=True), device)
+    assert not device.times
     return trainer
 
 
-def test_the_probe_finds_the_micro_batch_and_changes_nothing_else(
-    base_model: Path, tokenizer: Any, tmp_path: Path
-) -> None:
-    probed = trained_after_probe(base_model, tokenizer, tmp_path / "probed", 3)
-    assert probed.passes[:3] == [8, 4, 2]
-    assert probed.passes[3:] == [2] * 12
-    assert events(probed, "probe")[0]["microBatchSize"] == 2
-    assert probed.parts.settings.micro_batch_size == probed.run_state.micro_batch_size == 2
-    assert not events(probed, "outOfMemory")
+NONE, HALF, ALL = Recompute
 
+
+@pytest.mark.parametrize(
+    "case",  # the rows that fit, the seconds of each choice, the rows of each pass, and what is kept
+    [
+        ([8, 8, 8], [], [8], (8, NONE)),  # nothing is faster than to compute nothing again
+        ([2, 8, 8], [2, 9, 9], [8, 4, 2, 2, 8, 8, 8, 8], (2, NONE)),  # 4 times as many rows in 4.5 times the time
+        ([2, 8, 8], [2, 3, 9], [8, 4, 2, 2, 8, 8, 8, 8], (8, HALF)),
+        ([1, 2, 8], [4, 8, 4], [8, 4, 2, 1, 1, 8, 4, 2, 2, 8, 8], (8, ALL)),
+        ([0, 0, 1], [5], [8, 4, 2, 1, 8, 4, 2, 1, 8, 4, 2, 1, 1], (1, ALL)),
+    ],
+)
+def test_what_trains_most_tokens_a_second_is_kept(base_model: Path, tokenizer: Any, tmp_path: Path, case: Any) -> None:
+    limits, seconds, passes, expected = case
+    trainer = probed(base_model, tokenizer, tmp_path, limits, seconds)
+    assert trainer.passes == passes
+    (told,) = events(trainer, "probe")
+    assert (told["microBatchSize"], told["recompute"]) == expected
+    state, now = trainer.run_state, trainer.batches.micro_batch
+    assert (state.micro_batch_size, state.recompute) == (now.rows, told["recompute"]) == expected
+    layers = trainer.model.get_base_model().model.layers
+    assert sum(layer.gradient_checkpointing for layer in layers) == list(Recompute).index(expected[1])
+
+
+@pytest.mark.parametrize(
+    "case",  # gradientCheckpointing, microBatchSize, the rows that fit, and what is done
+    [
+        ("Enabled", None, [8, 8, 8], (8, ALL)),
+        ("Disabled", None, [8, 8, 8], (8, NONE)),
+        ("Auto", 4, [2, 4, 8], (4, HALF)),  # a micro-batch that was given stays
+        ("Auto", 4, [2, 2, 2], (4, ALL)),  # though it must be redone in parts
+    ],
+)
+def test_what_was_asked_for_is_done(base_model: Path, tokenizer: Any, tmp_path: Path, case: Any) -> None:
+    setting, given, limits, expected = case
+    changes = {"gradient_checkpointing": setting, "micro_batch_size": given}
+    settings = make_settings(base_model, tmp_path, batch_size=8, max_steps=1, **changes)
+    trainer = make_trainer(settings, tokenizer, random_rows(24), kind=OneTooMany)
+    trainer.limits, trainer.passes = limits, []
+    possible = choices(setting, trainer.model, cuda=True)
+    fitting.on_gpu(trainer, possible, FakeDevice(0, total=GIB, seconds=[1, 1, 1]))
+    assert (trainer.batches.micro_batch.rows, trainer.run_state.recompute) == expected
+
+
+def test_the_probe_changes_nothing_else(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = probed(base_model, tokenizer, tmp_path / "probed", [3, 3, 3], [1, 2, 2])
+    trainer.passes.clear()
+    trainer.train()
+    assert trainer.passes == [2] * 12
+    assert not events(trainer, "outOfMemory")
     told = make_settings(base_model, tmp_path / "told", batch_size=8, lora_dropout_percent=10, max_steps=3)
     plain = make_trainer(told.model_copy(update={"micro_batch_size": 2}), tokenizer, random_rows(24))
     plain.train()
-    assert difference(weights(probed.model), weights(plain.model)) == 0
+    assert difference(weights(trainer.model), weights(plain.model)) == 0
 
 
 @pytest.mark.parametrize(
@@ -131,7 +192,7 @@ def test_a_step_is_redone_in_parts_whichever_library_found_no_memory(
     for directory, limit in (("whole", 8), ("parts", 2)):
         settings = make_settings(base_model, tmp_path / directory, batch_size=8, max_steps=2)
         trainer = make_trainer(settings, tokenizer, random_rows(24), kind=OneTooMany, double=True)
-        trainer.limit, trainer.passes, trainer.error = limit, [], error
+        trainer.limits, trainer.passes, trainer.error = [limit], [], error
         trainer.train()
         made.append(trainer)
     assert made[1].passes == [8, 4, *[2] * 8]
@@ -140,8 +201,32 @@ def test_a_step_is_redone_in_parts_whichever_library_found_no_memory(
 
 def test_a_gpu_that_does_not_even_hold_one_row(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(FailureError, match="does not fit the GPU's memory") as caught:
-        trained_after_probe(base_model, tokenizer, tmp_path, 0)
+        probed(base_model, tokenizer, tmp_path, [0, 0, 0], [])
     assert caught.value.code == exits.GPU_OUT_OF_MEMORY
+
+
+def test_short_rows_go_through_the_model_as_many_as_have_the_tokens(
+    base_model: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """What fits is found with the longest ones; a step of short ones is a pass by itself."""
+    lengths = [100] * 2 + [10] * 14
+    rows = TokenRows()
+    for length in lengths:
+        rows.append([5] * length, [5] * length)
+    settings = make_settings(base_model, tmp_path, batch_size=8, micro_batch_size=None, epochs=1)
+    state = RunState()
+    found = computing.first_micro_batch(settings, state, lengths, padded=False, cuda=True)
+    assert (found.rows, found.tokens) == (state.micro_batch_size, state.micro_batch_tokens) == (8, 800)
+    assert [len(group) for group in found.cut(range(16), lengths)] == [16]
+    trainer = make_trainer(settings, tokenizer, rows)
+    trainer.batches.micro_batch = found
+    trainer.use_micro_batches(1)
+    assert (trainer.run_state.micro_batch_size, trainer.run_state.micro_batch_tokens) == (1, 100)
+    assert [len(group) for group in trainer.batches.cut(range(16))] == [1, 1, 10, 4]
+    again = computing.first_micro_batch(settings, trainer.run_state, lengths, padded=False, cuda=True)
+    assert again == trainer.batches.micro_batch  # in the next attempt, too
+    told = settings.model_copy(update={"micro_batch_size": 3})
+    assert computing.first_micro_batch(told, trainer.run_state, lengths, padded=False, cuda=True) == MicroBatch(3)
 
 
 def test_what_fits_a_cpu() -> None:
@@ -183,8 +268,7 @@ def test_a_run_on_a_cpu_keeps_to_the_limit(
         patch.undo()
     rows, warns = expected
     assert (warning is not None) == warns
-    assert trainer.batches.micro_batch_size == trainer.args.per_device_train_batch_size == rows
-    assert trainer.args.gradient_accumulation_steps == 4 // rows
+    assert trainer.batches.micro_batch.rows == rows
     trainer.train()
     assert trainer.state.global_step == 3
 

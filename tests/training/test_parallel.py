@@ -14,7 +14,7 @@ import pytest
 
 from model import exits
 from model.training import cli, launch
-from model.training.loop.batches import StepBatches
+from model.training.loop.batches import MicroBatch, StepBatches
 from model.training.processes import parallel
 from model.training.processes.parallel import World
 from tests.training import harness, ranks
@@ -72,18 +72,17 @@ def test_a_step_that_one_process_gives_up_is_given_up_by_all(base_model: Path, t
 def test_each_row_of_a_step_goes_to_one_process(size: int, micro: int) -> None:
     lengths = [10 + row % 7 for row in range(ROWS)]
     shares = [
-        StepBatches(lengths, batch_size=5, micro_batch_size=micro, seed=1, world=World(rank, size))
+        StepBatches(lengths, batch_size=5, micro_batch=MicroBatch(micro), seed=1, world=World(rank, size))
         for rank in range(size)
     ]
     dealt = [list(share) for share in shares]
     assert {len(batches) for batches in dealt} == {len(shares[0])}
     assert sorted(row for batches in dealt for batch in batches for row in batch) == list(range(ROWS))
-    assert sorted(map(tuple, shares[0].of_all())) == sorted(tuple(b) for batches in dealt for b in batches if b)
-    steps = shares[0].micro_batches_per_step
-    whole = list(StepBatches(lengths, batch_size=5, micro_batch_size=5, seed=1))
-    for step, expected in enumerate(whole):
-        rows = [row for batches in dealt for batch in batches[step * steps : (step + 1) * steps] for row in batch]
-        assert sorted(rows) == sorted(expected)
+    cut = [tuple(group) for batches in dealt for batch in batches for group in shares[0].cut(batch)]
+    assert sorted(map(tuple, shares[0].of_all())) == sorted(cut)
+    assert max(map(len, cut)) <= micro
+    for step, expected in enumerate(StepBatches(lengths, batch_size=5, micro_batch=MicroBatch(5), seed=1)):
+        assert sorted(row for batches in dealt for row in batches[step]) == sorted(expected)
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,11 @@ def test_a_micro_batch_that_was_found_stays(run: Run) -> None:
     newest = max(run.directory.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     state = json.loads((newest / "run_state.json").read_text())
     assert state["micro_batch_size"] == run.events("start")[0]["microBatchSize"] == 4
-    rewrite(newest, "run_state.json", {**state, "micro_batch_size": 2})
+    assert state["micro_batch_tokens"] == run.events("start")[0]["microBatchTokens"]
+    rewrite(newest, "run_state.json", {**state, "micro_batch_size": 2, "micro_batch_tokens": 77})
     assert run.train() == 0
-    assert run.events("start")[1]["microBatchSize"] == 2
+    assert (run.events("start")[1]["microBatchSize"], run.events("start")[1]["microBatchTokens"]) == (2, 77)
+    assert json.loads((run.directory / "training_config.json").read_text())["arithmetic"]["microBatchTokens"] == 77
 
 
 def test_a_checkpoint_that_was_computed_in_another_way_is_told(run: Run) -> None:
@@ -68,7 +70,10 @@ def test_a_checkpoint_that_was_computed_in_another_way_is_told(run: Run) -> None
     newest = max(run.directory.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     state = json.loads((newest / "run_state.json").read_text())
     told = [event["message"] for event in run.events("warning")]
-    assert state["arithmetic"] == {"device": "CPU", "precision": ANY, "layout": "Segmented", "threads": 1}
+    assert state["arithmetic"] == {
+        "device": "CPU", "precision": ANY, "layout": "Segmented", "attention": "RowByRow", "recompute": "None",
+        "threads": 1,
+    }  # fmt: skip
     other = "BFloat16" if state["arithmetic"]["precision"] == "Float32" else "Float32"
     rewrite(newest, "run_state.json", {**state, "arithmetic": {**state["arithmetic"], "precision": other}})
     assert run.train() == 0

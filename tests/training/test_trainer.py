@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from model.training import build  # noqa: E402 - torch first, or there is nothing to import
-from model.training.loop import memory  # noqa: E402 - as above
-from model.training.processes import interruption  # noqa: E402 - torch first, or there is nothing to import
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,
     events,
@@ -53,21 +48,23 @@ def test_the_learning_rate_goes_on_after_a_resume(
     assert difference(weights(trainer.model), weights(again.model)) == 0
 
 
-def test_a_steps_time_ends_when_the_gpu_is_done(
+def test_the_device_is_asked_once_a_step(
     base_model: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make(base_model, tokenizer, tmp_path)
-    trainer.start_clock()
+    """Each time the host would wait until a GPU has done all that it was given."""
+    trainer = make(base_model, tokenizer, tmp_path, max_steps=3, micro_batch_size=2)
+    asked: list[int] = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy"):
+        plain = getattr(torch.Tensor, name)
 
-    def work_for_a_minute() -> None:
-        trainer._step_started -= 60
+        def counted(self: Any, *arguments: Any, plain: Any = plain, **options: Any) -> Any:
+            if trainer.state.global_step < 2 and self.dtype.is_floating_point and self.device.type == "cpu":
+                asked.append(trainer.state.global_step)
+            return plain(self, *arguments, **options)
 
-    monkeypatch.setattr(torch.cuda, "synchronize", work_for_a_minute)
-    trainer.stop_clock()
-    assert trainer._step_seconds < 60
-    monkeypatch.setattr(type(trainer.args), "device", torch.device("cuda"))
-    trainer.stop_clock()
-    assert trainer._step_seconds > 60
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    trainer.train()
+    assert asked == [0, 1]
 
 
 def test_the_time_that_loading_takes_is_the_steps(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -82,42 +79,3 @@ def test_the_time_that_loading_takes_is_the_steps(base_model: Path, tokenizer: A
     trainer.train_from(None)
     # Two minutes up to rounding; the library loads a batch ahead, whichever step waits for it.
     assert sum(line["tokens"] / line["tokensPerSecond"] for line in events(trainer, "train")) > 100
-
-
-def test_sigterm_ends_the_search_for_what_fits(
-    base_model: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(interruption, "_phase", interruption._Phase())
-    tried: list[int] = []
-
-    class Gpu:
-        def total(self) -> int:
-            return 1 << 40
-
-        def peak(self) -> float:
-            tried.append(len(tried))
-            interruption.request()
-            return math.inf
-
-        def empty(self) -> None:
-            pass
-
-    monkeypatch.setattr(memory, "CudaDevice", Gpu)
-    trainer = make(base_model, tokenizer, tmp_path, max_steps=2)
-    trainer.parts = dataclasses.replace(trainer.parts, probe=True)
-    trainer.train_from(None)
-    assert tried == [0]
-    assert not events(trainer, "probe")
-    assert not events(trainer, "train")
-
-
-@pytest.mark.parametrize(("generation", "expected"), [(7, "Float32"), (8, "BFloat16"), (9, "BFloat16")])
-def test_a_gpu_that_emulates_bfloat16_trains_in_float32(
-    base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generation: int, expected: str
-) -> None:
-    """As a V100 or T4 does, of which torch says that it can."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(major=generation))
-    settings = make_settings(base_model, tmp_path, precision="Auto", gpus=1)
-    assert build.choose_precision(settings) == expected

@@ -12,9 +12,9 @@ import torch
 
 from model.training import build
 from model.training.config import TrainSettings
-from model.training.loop.batches import StepBatches
+from model.training.loop import computing
+from model.training.loop.batches import MicroBatch, StepBatches
 from model.training.loop.checkpoint import CheckpointStore, RunState
-from model.training.loop.layout import Collator
 from model.training.loop.parts import TrainerParts
 from model.training.output.progress import ProgressLog
 from model.training.processes import parallel
@@ -93,10 +93,11 @@ def make_trainer(
         model = model.double()
     if settings.parent_adapter is not None:
         model = adapters.attach_parent(model, settings)
+    collator = computing.make_collator(model, settings, tokenizer, max(examples.lengths), cuda=False)
     batches = StepBatches(
         examples.lengths,
         batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size or settings.batch_size,
+        micro_batch=MicroBatch(settings.micro_batch_size or settings.batch_size, padded=not collator.joins),
         seed=settings.seed,
         world=parallel.world(),
     )
@@ -104,15 +105,15 @@ def make_trainer(
         settings=settings,
         total_steps=settings.max_steps or (settings.epochs or 1) * batches.steps_per_epoch,
         batches=batches,
-        collator=Collator(
-            tokenizer.pad_token_id, build.choose_layout(model, settings, max(examples.lengths), cuda=False)
-        ),
+        collator=collator,
         checkpoints=CheckpointStore(settings.run_directory / "checkpoints", {}),
         log=ProgressLog(io.StringIO(), settings.run_directory / "metrics.jsonl"),
         poster=None,
         state=RunState(),
     )
-    return (kind or build.trainer_class(settings))(model, tokenizer, examples, examples, parts)
+    trainer = (kind or build.trainer_class(settings))(model, tokenizer, examples, examples, parts)
+    computing.fit(trainer, max(examples.lengths), cuda=False, resumed=False)
+    return trainer
 
 
 def shake(trainer: Any) -> None:

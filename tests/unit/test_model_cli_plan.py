@@ -35,7 +35,7 @@ def settings(**changes: Any) -> TrainSettings:
 
 def test_the_micro_batch_is_lowered_to_the_memory(base: ModelFiles) -> None:
     roomy = plan.rows_at_once(settings(), base, 200, cuda=False, room=8 * GIB)
-    assert roomy == plan.rows_at_once(settings(), base, 200, cuda=False, room=None) == 8
+    assert roomy == plan.rows_at_once(settings(), base, 200, cuda=False, room=None) == 10
     memory = plan.memory_by_part(settings(), base, 200, cuda=False)
     row = memory["activations"] + memory["logits"]
     room = round((sum(memory.values()) + 2.5 * row) / 0.9)

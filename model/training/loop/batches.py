@@ -1,9 +1,10 @@
-"""Which rows a step trains on, and in which micro-batches."""
+"""Which rows a step trains on, and which of them go through the model at once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
@@ -13,26 +14,70 @@ from model.training.processes.parallel import World
 ALONE = World()
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """How much goes through the model at once."""
+
+    rows: int
+    """So many examples; with `tokens`, so many of the longest ones."""
+    tokens: int | None = None
+    """So many tokens, however many examples they are: short ones would leave a GPU idle. None: count examples."""
+    padded: bool = False
+    """Whether examples are filled up to the longest among them."""
+
+    def cut(self, examples: Sequence[int], lengths: Sequence[int], *, parts: int = 1) -> list[list[int]]:
+        """Cut examples, in their order, into as few groups as fit; one that fits nowhere is a group of its own.
+
+        Parameters
+        ----------
+        examples
+            Their numbers.
+        lengths
+            The tokens of each example of the run.
+        parts
+            Into how many groups each group that would fit is cut at most, since the memory ran out.
+        """
+        groups: list[list[int]] = []
+        tokens = longest = 0
+        for example in examples:
+            longest, tokens = max(longest, lengths[example]), tokens + lengths[example]
+            group = groups[-1] if groups else []
+            if group and self._fits(len(group) + 1, longest, tokens):
+                group.append(example)
+            else:
+                groups.append([example])
+                longest = tokens = lengths[example]
+        halved = ((group, math.ceil(len(group) / parts)) for group in groups)
+        return [group[start : start + size] for group, size in halved for start in range(0, len(group), size)]
+
+    def _fits(self, rows: int, longest: int, tokens: int) -> bool:
+        if self.tokens is None:
+            return rows <= self.rows
+        return (rows * longest if self.padded else tokens) <= self.tokens
+
+
 class StepBatches(Sampler[list[int]]):
-    """The micro-batches of each optimizer step; their order depends on the seed and the epoch alone.
+    """The rows of each optimizer step; their order depends on the seed and the epoch alone.
 
     Each step takes `batch_size` rows, drawn at random without replacement; only the last step of an epoch has fewer.
-    Within the step they are sorted by length, so that micro-batches of `micro_batch_size` rows, the last of them
-    smaller when it does not divide, need little padding. Steps of rows of one length would need less still, but the
-    loss is a mean over the step's tokens: a token among short rows would then weigh many times one among long rows.
-    A resumed run sees the same rows in the same order without anything being stored about them.
+    Within the step they are sorted by length, so that those that go through the model together need little padding.
+    Steps of rows of one length would need less still, but the loss is a mean over the step's tokens: a token among
+    short rows would then weigh many times one among long rows. A resumed run sees the same rows in the same order
+    without anything being stored about them.
 
     Parameters
     ----------
     lengths
         Tokens of each row.
-    batch_size, micro_batch_size
-        Rows of an optimizer step and of a forward pass.
+    batch_size
+        Rows of an optimizer step.
+    micro_batch
+        How much goes through the model at once.
     seed
         Seed of the order.
     world
-        Which of several processes this is: a step's rows are dealt over them one by one, from the longest on. All
-        make the same number of micro-batches; where rows do not divide, the last ones of some are smaller or empty.
+        Which of several processes this is: a step's rows are dealt over them one by one, from the longest on. Where
+        they do not divide, some processes have one fewer, or none.
     """
 
     def __init__(
@@ -40,14 +85,14 @@ class StepBatches(Sampler[list[int]]):
         lengths: Sequence[int],
         *,
         batch_size: int,
-        micro_batch_size: int,
+        micro_batch: MicroBatch,
         seed: int,
         world: World = ALONE,
     ) -> None:
         self._world = world
         self.lengths = lengths
         self._batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch = micro_batch
         self._seed = seed
         self._known: tuple[int, list[list[int]]] | None = None
         self.epoch = 0
@@ -62,29 +107,22 @@ class StepBatches(Sampler[list[int]]):
         """The optimizer steps of one pass over the rows."""
         return math.ceil(len(self.lengths) / self._batch_size)
 
-    @property
-    def micro_batches_per_step(self) -> int:
-        """The forward passes of a full step."""
-        return math.ceil(self.rows_per_step / self.micro_batch_size)
-
     def __len__(self) -> int:
-        full, rest = divmod(len(self.lengths), self._batch_size)
-        last = math.ceil(math.ceil(rest / self._world.size) / self.micro_batch_size)
-        return full * self.micro_batches_per_step + last
+        return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._steps(self.epoch):
-            share = batch[self._world.rank :: self._world.size]
-            for start in range(0, math.ceil(len(batch) / self._world.size), self.micro_batch_size):
-                yield share[start : start + self.micro_batch_size]
+        """Return this process's rows of each step of the epoch."""
+        return (rows[self._world.rank :: self._world.size] for rows in self._steps(self.epoch))
+
+    def cut(self, rows: Sequence[int], *, parts: int = 1) -> list[list[int]]:
+        """Return a step's rows by forward pass, each in so many parts."""
+        return self.micro_batch.cut(rows, self.lengths, parts=parts)
 
     def of_all(self) -> Iterator[list[int]]:
-        """Return the micro-batches of all processes that have a row."""
+        """Return the micro-batches of all processes."""
         for batch in self._steps(self.epoch):
             for rank in range(self._world.size):
-                share = batch[rank :: self._world.size]
-                for start in range(0, len(share), self.micro_batch_size):
-                    yield share[start : start + self.micro_batch_size]
+                yield from self.cut(batch[rank :: self._world.size])
 
     def rows_of_step(self, step: int) -> list[int]:
         """Return all processes' rows of a step, the longest first; steps are counted from 1 over all epochs."""

@@ -44,8 +44,9 @@ class StepEnd(TrainerCallback):
         self._trainer.start_step()
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_rest: Any) -> None:
-        """Ask for what is due; the trainer logs, evaluates and saves in this order."""
+        """Let the step be told, and ask for what is due; the trainer evaluates and saves in this order."""
         self._trainer.stop_clock()
+        self._trainer.finish_step()
         last = state.global_step >= state.max_steps
         due = self._evaluation_is_due(state.global_step, last=last)
         if self._trainer.interrupted():

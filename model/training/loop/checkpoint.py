@@ -64,7 +64,11 @@ class RunState:
     """An interruption cut this step's evaluation short."""
     stopped_early: bool = False
     micro_batch_size: int | None = None
-    """Examples per forward pass. How a step is cut decides the last bits of its sums."""
+    """Examples per forward pass, the longest ones. How a step is cut decides the last bits of its sums."""
+    micro_batch_tokens: int | None = None
+    """Tokens per forward pass, however many examples they are; None where examples are counted."""
+    recompute: str | None = None
+    """Which layers are computed again on the way back, see `recompute.Recompute`."""
     parts_per_batch: int = 1
     """Parts that each forward pass is cut into since the memory ran out."""
     left_out: int = 0
@@ -72,7 +76,7 @@ class RunState:
     left_out_in_a_row: list[int] = field(default_factory=list)
     """Those among them that were made last, without another in between."""
     arithmetic: dict[str, Any] = field(default_factory=dict)
-    """How the attempt that saved it computed: device, precision, packing, threads."""
+    """How the attempt that saved it computed: device, precision, layout, threads."""
 
     def record_step(self, step: int, loss: float, weight: int, total_steps: int) -> None:
         """Take a finished step into account."""

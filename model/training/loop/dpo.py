@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
 from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
 from model.training.config import TrainSettings
 from model.training.loop.arguments import common_arguments
-from model.training.loop.layout import PairCollator, learned_counts
+from model.training.loop.examples import PairExamples
+from model.training.loop.layout import Batch, PairCollator, Step
 from model.training.loop.parts import TrainerParts
 from model.training.loop.reference import ComparingLoop, ReferenceLogps
 from model.training.processes import parallel
@@ -82,32 +82,25 @@ class PreferenceTrainer(ComparingLoop, DPOTrainer):
                 args=DPOConfig(
                     **common_arguments(parts), max_length=None, disable_dropout=settings.lora_dropout_percent == 0
                 ),
-                train_dataset=pair_dataset(pairs),
+                train_dataset=pairs.chosen.as_dataset(),  # TRL asks for one and never looks at it
                 processing_class=tokenizer,
                 data_collator=PairCollator(parts.collator),
                 peft_config=new_adapter(settings, model) if settings.parent_adapter is None else None,
             )
-        self._chosen_tokens = self._answer_tokens = 0
-        self.start(parts, pair_dataset(held_out), held_out.lengths)
+        self._chosen_tokens = 0
+        self.start(parts, PairExamples(pairs), PairExamples(held_out))
 
     def _prepare_dataset(self, dataset: Any, *_arguments: Any) -> Any:
         return dataset  # it is tokenised
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """Return the micro-batches of a step and the number of its pairs."""
-        samples, pairs = super().get_batch_samples(*args, **kwargs)
-        self._chosen_tokens, self._answer_tokens = parallel.totals(self._chosen_tokens, self._answer_tokens)
-        self._learned_tokens = self._answer_tokens
-        return samples, pairs
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], _device: torch.device) -> Any:
-        """Return the number of this process's pairs of the step, and keep those of its answers' tokens."""
-        tokens = torch.cat([learned_counts(batch) for batch in batch_samples]).view(-1, 2)
-        self._chosen_tokens, self._answer_tokens = int(tokens[:, 0].sum()), int(tokens.sum())
-        return len(tokens)
+    def count_items(self, step: Step) -> int:
+        """Return the number of this process's pairs of the step, and find out that of all chosen answers' tokens."""
+        chosen = sum(sum(batch["shape"].learned[::2]) for batch in step.micro_batches)
+        (self._chosen_tokens,) = parallel.totals(chosen)
+        return len(step.rows)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the pairs' losses over the step's pairs, and the chosen answers' over the step's chosen tokens."""
         settings = self.parts.settings
@@ -120,22 +113,21 @@ class PreferenceTrainer(ComparingLoop, DPOTrainer):
         self._measured.append(_rewards(pairs, settings))
         return (loss, None) if return_outputs else loss
 
-    def _compare(self, model: Any, batch: dict[str, torch.Tensor], known: ReferenceLogps) -> Pairs:
-        return Pairs(*self.compared(model, batch, batch["pair"].tolist(), known))
+    def _compare(self, model: Any, batch: Batch, known: ReferenceLogps) -> Pairs:
+        return Pairs(*self.compared(model, batch, batch["pair"], known))
 
-    def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def measure(self, batch: Batch) -> Mapping[str, Any]:
         """Return the sums of the pairs' losses and rewards and of the chosen answers' losses, and the reference's."""
         settings = self.parts.settings
         pairs = self._compare(self.model, batch, self._held_out_reference)
         unchanged = Pairs(pairs.reference, pairs.reference, pairs.tokens)
-        sums = _rewards(pairs, settings) | {
+        return _rewards(pairs, settings) | {
             "chosenTokens": pairs.tokens[:, 0].sum(),
             "loss": pair_losses(pairs, settings).sum(),
             "chosenLoss": -pairs.policy[:, 0].sum(),
             "referenceLoss": pair_losses(unchanged, settings).sum(),
             "referenceChosenLoss": -pairs.reference[:, 0].sum(),
         }
-        return {name: float(value) for name, value in sums.items()}
 
     def mean_loss(self, sums: Mapping[str, float]) -> float:
         """Return the mean loss of a pair, with the share of the chosen answers' tokens."""
@@ -147,8 +139,7 @@ class PreferenceTrainer(ComparingLoop, DPOTrainer):
 
     def step_metrics(self) -> dict[str, float]:
         """Return the share of the step's pairs that are told apart the right way, and by how much on average."""
-        sums = {name: sum(float(part[name]) for part in self._measured) for name in self._measured[0]}
-        return _mean_rewards(sums)
+        return _mean_rewards(self._sums)
 
     def final_evaluation(self) -> dict[str, float]:
         """Return the policy's loss over the held-out pairs, the reference's, and the rewards."""
@@ -158,15 +149,6 @@ class PreferenceTrainer(ComparingLoop, DPOTrainer):
             "baseEvaluationLoss": self._mean(sums, "referenceLoss", "referenceChosenLoss"),
             **_mean_rewards(sums),
         }
-
-
-def pair_dataset(pairs: PreferenceRows) -> Dataset:
-    """Return the pairs as `PairCollator` takes them."""
-    sides = [
-        rows.as_dataset().rename_columns({"input_ids": f"{side}_input_ids", "labels": f"{side}_labels"})
-        for side, rows in (("chosen", pairs.chosen), ("rejected", pairs.rejected))
-    ]
-    return concatenate_datasets([Dataset.from_dict({"pair": range(len(pairs))}), *sides], axis=1)
 
 
 def _rewards(pairs: Pairs, settings: TrainSettings) -> dict[str, Any]:

@@ -13,7 +13,6 @@ ACTIVATIONS_HIDDEN, ACTIVATIONS_INNER, ACTIVATIONS_DROPOUT_HIDDEN = 14, 4, 5
 """Values kept per token and layer, in units of the hidden and the inner size: measured on Llama's layers."""
 LOGITS_BYTES = 12
 """Per token and word of the vocabulary: the logits, their logarithms and the gradient, in float32."""
-CPU_MICRO_BATCH_ROWS = 8
 CPU_MICRO_BATCH_TOKENS = 2048
 GPU_MICRO_BATCH_TOKENS = 16384
 
@@ -54,10 +53,8 @@ def activation_bytes_per_token(
 
 
 def choose_micro_batch_size(batch_size: int, longest: int, *, cuda: bool) -> int:
-    """Return how many rows go through the model at once, from the longest row's tokens."""
-    if cuda:
-        return max(1, min(batch_size, GPU_MICRO_BATCH_TOKENS // longest))
-    return max(1, min(batch_size, CPU_MICRO_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS // longest))
+    """Return how many of the longest rows go through the model at once, from their tokens."""
+    return max(1, min(batch_size, (GPU_MICRO_BATCH_TOKENS if cuda else CPU_MICRO_BATCH_TOKENS) // longest))
 
 
 def _value(config: Mapping[str, Any], names: Sequence[str]) -> int:

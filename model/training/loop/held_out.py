@@ -1,9 +1,9 @@
-"""The held-out examples: laid out in batches, each measured in as many parts as the memory asks for."""
+"""The held-out examples, by forward pass, each measured in as many parts as the memory asks for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ import torch
 from model import exits, gpus
 from model.exits import FailureError
 from model.training.loop import memory
-from model.training.loop.layout import Batch, Collator, LabelCollator, PairCollator, count_rows, split
+from model.training.loop.batches import MicroBatch
+from model.training.loop.examples import Examples, PairExamples
 from model.training.processes import parallel
 
 Sums = dict[str, float]
@@ -23,34 +24,30 @@ class HeldOut:
     Parameters
     ----------
     examples
-        A `datasets.Dataset` whose items the collator takes.
-    lengths
-        The number of tokens of each of them.
-    rows_per_example
-        Rows that go through the model together: 2 for pairs.
+        As the collator takes them.
     """
 
-    def __init__(self, examples: Any, lengths: Sequence[int], *, rows_per_example: int) -> None:
-        self._examples, self._lengths = examples, lengths
-        self._rows_per_example = rows_per_example
+    def __init__(self, examples: Examples | PairExamples) -> None:
+        self._examples = examples
         self._parts = 1
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def batches(self, collator: Collator | PairCollator | LabelCollator, size: int) -> Iterator[Batch]:
-        """Return this process's batches of so many examples, the longest first."""
-        order, world = self.order, parallel.world()
-        for start in range(world.rank * size, len(order), world.size * size):
-            yield collator([self._examples[row] for row in order[start : start + size]])
+    def groups(self, micro_batch: MicroBatch) -> list[list[dict[str, Any]]]:
+        """Return this process's examples by forward pass, the longest first."""
+        world = parallel.world()
+        cut = micro_batch.cut(self.order, self._examples.lengths)[world.rank :: world.size]
+        return [[self._examples[row] for row in rows] for rows in cut]
 
     @property
     def order(self) -> list[int]:
         """The examples by number, the longest first."""
-        return sorted(range(len(self._lengths)), key=lambda row: -self._lengths[row])
+        lengths = self._examples.lengths
+        return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
-    def measure(self, batch: Batch, measure: Callable[[Batch], Sums], *, max_length: int) -> Sums:
-        """Return a batch's sums; when the GPU's memory does not suffice, from halves, and so from then on.
+    def measure(self, group: Sequence[Any], measure: Callable[[Sequence[Any]], Sums], *, max_length: int) -> Sums:
+        """Return the sums of a forward pass; when the GPU's memory does not suffice, from halves, and so from then on.
 
         Held-out examples may be longer than those that the size of a batch was found with.
 
@@ -60,21 +57,21 @@ class HeldOut:
             When not even one example fits.
         """
         while True:
-            parts = split(batch, self._parts, rows_per_example=self._rows_per_example)
+            size = math.ceil(len(group) / self._parts)
             try:
-                return total([measure(part) for part in parts])
+                return total([measure(group[start : start + size]) for start in range(0, len(group), size)])
             except RuntimeError as error:
                 if not gpus.out_of_memory(error):
                     raise
-                if len(parts) * self._rows_per_example >= count_rows(batch):
+                if size == 1:
                     raise memory.too_large(max_length) from error
             self._parts *= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
-def total(shares: Sequence[Sums]) -> Sums:
-    """Return the sums of the sums by name."""
+def total(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums of the sums by name; those of a device stay there."""
     return {name: sum(share[name] for share in shares) for name in (shares[0] if shares else ())}
 
 

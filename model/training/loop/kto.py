@@ -15,17 +15,17 @@ the policy has moved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
 from trl import KTOConfig, KTOTrainer
 
 from model.training.config import TrainSettings
 from model.training.loop.arguments import common_arguments
-from model.training.loop.layout import LabelCollator, count_rows, learned_counts
+from model.training.loop.examples import Examples
+from model.training.loop.layout import Batch, LabelCollator, Row, Step
 from model.training.loop.parts import StepGivenUpError, TrainerParts
 from model.training.loop.reference import ComparingLoop, ReferenceLogps
 from model.training.processes import hang, interruption, parallel
@@ -71,19 +71,13 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
 
     def __init__(self, model: Any, tokenizer: Any, rows: TokenRows, held_out: TokenRows, parts: TrainerParts) -> None:
         settings = parts.settings
-        arguments = common_arguments(parts)
-        # TRL mismatches the answers of a forward pass, and wants two of them; ours are those of the step.
-        at_once = max(2, arguments.pop("per_device_train_batch_size"))
         with in_float32(model):
             super().__init__(
                 model=model,
                 args=KTOConfig(
-                    **arguments,
-                    per_device_train_batch_size=at_once,
-                    max_length=None,
-                    disable_dropout=settings.lora_dropout_percent == 0,
+                    **common_arguments(parts), max_length=None, disable_dropout=settings.lora_dropout_percent == 0
                 ),
-                train_dataset=labelled_dataset(rows),
+                train_dataset=rows.as_dataset(),
                 processing_class=tokenizer,
                 data_collator=LabelCollator(parts.collator),
                 peft_config=new_adapter(settings, model) if settings.parent_adapter is None else None,
@@ -92,9 +86,7 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         self._rows, self._held_out_rows = rows, held_out
         self._kl: float | None = None
         self._held_out_kl = 0.0
-        self._answer_tokens = 0
-        self.start(parts, labelled_dataset(held_out), held_out.lengths)
-        self.use_micro_batches(parts.batches.micro_batch_size)
+        self.start(parts, Examples(rows), Examples(held_out))
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._mismatched_length = min(settings.max_length, positions or settings.max_length)
         self._held_out_mismatches = mismatches(self._held_out.order, len(held_out))
@@ -104,18 +96,15 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         return dataset  # it is tokenised
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """Return the micro-batches of a step and the number of its rows."""
+        """Return the step's rows, laid out, and their number."""
         self._kl = None
-        samples, rows = super().get_batch_samples(*args, **kwargs)
-        (self._learned_tokens,) = parallel.totals(self._answer_tokens)
-        return samples, rows
+        return super().get_batch_samples(*args, **kwargs)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], _device: torch.device) -> Any:
-        """Return the number of this process's rows of the step, and keep that of its answers' tokens."""
-        self._answer_tokens = sum(int(learned_counts(batch).sum()) for batch in batch_samples)
-        return sum(count_rows(batch) for batch in batch_samples)
+    def count_items(self, step: Step) -> int:
+        """Return the number of this process's rows of the step."""
+        return len(step.rows)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Go forward and backward; before the step's first forward pass all processes find out its kl."""
         if self._kl is None:
             self._kl = self._kl_of_step()
@@ -152,27 +141,32 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
             Is asked before each forward pass whether to leave out the rest.
         """
         place = parallel.world()
-        return self.sums_over(self._mismatched(rows, found[place.rank :: place.size]), self._measure_kl(known), stop)
+        groups = self._mismatched(rows, found[place.rank :: place.size])
+        return self.sums_over(groups, self._lay_out, self._measure_kl(known), stop)
 
-    def _mismatched(self, rows: TokenRows, found: Sequence[Mismatch]) -> Iterator[dict[str, torch.Tensor]]:
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(found), size):
-            share = found[start : start + size]
-            # Rows that fit the base's positions may be too long for them once they are mismatched.
-            limit, special = self._mismatched_length, self._special_ids
-            answered = [mismatched(rows, prompt, answer, limit, special) for prompt, answer in share]
-            batch = self.parts.collator([{"input_ids": ids, "labels": labels} for ids, labels in answered])
-            yield batch | {"row": torch.tensor([prompt for prompt, _ in share])}
+    def _mismatched(self, rows: TokenRows, found: Sequence[Mismatch]) -> list[list[Row]]:
+        """Return the mismatched rows by forward pass."""
+        # Rows that fit the base's positions may be too long for them once they are mismatched.
+        limit, special = self._mismatched_length, self._special_ids
+        made: list[Row] = []
+        for prompt, answer in found:
+            ids, labels = mismatched(rows, prompt, answer, limit, special)
+            made.append({"input_ids": ids, "labels": labels, "row": prompt})
+        lengths = [len(row["input_ids"]) for row in made]
+        return [[made[index] for index in group] for group in self.batches.micro_batch.cut(range(len(made)), lengths)]
 
-    def _measure_kl(self, known: ReferenceLogps) -> Callable[[dict[str, torch.Tensor]], dict[str, float]]:
-        def measure(batch: dict[str, torch.Tensor]) -> dict[str, float]:
-            policy, reference, _ = self.compared(self.model, batch, batch["row"].tolist(), known)
-            return {"divergence": float((policy - reference).sum()), "mismatches": float(len(policy))}
+    def _lay_out(self, rows: Sequence[Row]) -> Batch:
+        return self.parts.collator(rows) | {"row": [row["row"] for row in rows]}
+
+    def _measure_kl(self, known: ReferenceLogps) -> Callable[[Batch], Mapping[str, Any]]:
+        def measure(batch: Batch) -> Mapping[str, Any]:
+            policy, reference, _ = self.compared(self.model, batch, batch["row"], known)
+            return {"divergence": (policy - reference).sum(), "mismatches": len(policy)}
 
         return measure
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the answers' losses over the step's rows."""
         settings = self.parts.settings
@@ -182,8 +176,8 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         self._measured.append(_rewards(answers, settings))
         return (loss, None) if return_outputs else loss
 
-    def _answers(self, model: Any, batch: dict[str, torch.Tensor], known: ReferenceLogps) -> Answers:
-        policy, reference, _ = self.compared(model, batch, batch["row"].tolist(), known)
+    def _answers(self, model: Any, batch: Batch, known: ReferenceLogps) -> Answers:
+        policy, reference, _ = self.compared(model, batch, batch["row"], known)
         return Answers(policy.flatten(), reference.flatten(), batch["desirable"])
 
     def held_out_sums(self, *, stop_when_interrupted: bool = False) -> dict[str, float]:
@@ -200,16 +194,15 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         self._held_out_kl = mean_divergence(parallel.total_sums(sums))
         return super().held_out_sums(stop_when_interrupted=stop_when_interrupted)
 
-    def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def measure(self, batch: Batch) -> Mapping[str, Any]:
         """Return the sums of the answers' losses and rewards, and the loss of a policy that is the reference."""
         settings = self.parts.settings
         answers = self._answers(self.model, batch, self._held_out_reference)
         unchanged = Answers(answers.reference, answers.reference, answers.desirable)
-        sums = _rewards(answers, settings) | {
+        return _rewards(answers, settings) | {
             "loss": answer_losses(answers, self._held_out_kl, settings).sum(),
             "referenceLoss": answer_losses(unchanged, 0.0, settings).sum(),
         }
-        return {name: float(value) for name, value in sums.items()}
 
     def mean_loss(self, sums: Mapping[str, float]) -> float:
         """Return the mean loss of an answer."""
@@ -217,8 +210,7 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
 
     def step_metrics(self) -> dict[str, float]:
         """Return the mean rewards of the step's good and bad answers, what is between them, and kl."""
-        sums = {name: sum(float(part[name]) for part in self._measured) for name in self._measured[0]}
-        return _mean_rewards(sums) | {"kl": self._kl or 0.0}
+        return _mean_rewards(self._sums) | {"kl": self._kl or 0.0}
 
     def final_evaluation(self) -> dict[str, float]:
         """Return the policy's loss over the held-out rows, the reference's, the rewards and kl."""
@@ -229,12 +221,6 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
             **_mean_rewards(sums),
             "kl": self._held_out_kl,
         }
-
-
-def labelled_dataset(rows: TokenRows) -> Dataset:
-    """Return the rows as `LabelCollator` takes them."""
-    labels = Dataset.from_dict({"row": range(len(rows)), "desirable": [bool(label) for label in rows.desirable]})
-    return concatenate_datasets([rows.as_dataset(), labels], axis=1)
 
 
 def mismatches(rows: Sequence[int], of: int) -> list[Mismatch]:
@@ -273,8 +259,8 @@ def _rewards(answers: Answers, settings: TrainSettings) -> dict[str, Any]:
         return {
             "desirable": good.sum(),
             "undesirable": (~good).sum(),
-            "desirableReward": rewards[good].sum(),
-            "undesirableReward": rewards[~good].sum(),
+            "desirableReward": rewards.where(good, 0.0).sum(),
+            "undesirableReward": rewards.where(~good, 0.0).sum(),
         }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import resource
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,9 @@ class Device(Protocol):
     def empty(self) -> None:
         """Give back what is held for later, and count the peak anew."""
 
+    def seconds(self, work: Callable[[], None]) -> float:
+        """Do some work there and return how long it took."""
+
 
 class CudaDevice:
     """The current CUDA device."""
@@ -143,8 +147,20 @@ class CudaDevice:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
+    def seconds(self, work: Callable[[], None]) -> float:
+        """Do some work there, wait until it is done, and return how long it took."""
+        import torch
 
-def find_rows(attempt: Callable[[int], None], device: Device, *, start: int, most: int, reserve: int) -> int:
+        torch.cuda.synchronize()
+        began = time.monotonic()
+        work()
+        torch.cuda.synchronize()
+        return time.monotonic() - began
+
+
+def find_rows(
+    attempt: Callable[[int], None], device: Device, *, start: int, most: int, reserve: int, tightly: bool = True
+) -> int:
     """Return how many examples fit a GPU: doubled or halved from `start`, `most` at most; 0 when not even one does.
 
     Parameters
@@ -160,6 +176,8 @@ def find_rows(attempt: Callable[[int], None], device: Device, *, start: int, mos
         Where to end.
     reserve
         Bytes that will be needed beside that later on, by the optimizer.
+    tightly
+        Whether one example may fit without the margin, for want of anything better.
     """
 
     def fits(rows: int) -> bool:
@@ -175,7 +193,7 @@ def find_rows(attempt: Callable[[int], None], device: Device, *, start: int, mos
         if fits(rows):
             return rows
     # One that fits without the margin may do: later a step is redone in halves, and only one that cannot be is fatal.
-    return 1 if _used(attempt, device, 1) < math.inf else 0
+    return 1 if tightly and _used(attempt, device, 1) < math.inf else 0
 
 
 def too_large(max_length: int) -> FailureError:

@@ -17,6 +17,7 @@ from model import exits
 from model.exits import FailureError
 from model.files import RunDirectory
 from model.training.loop import generators
+from model.training.loop.layout import to_device
 from model.training.loop.scoring import token_losses
 from model.training.processes import hang, parallel
 from model.training.rows import store
@@ -62,7 +63,7 @@ def leave_out(trainer: Any, step: int, loss: float, norm: float) -> None:
     ends = state.record_left_out(step) >= IN_A_ROW or nothing_learned
     found = diagnose(trainer, state.left_out_in_a_row if ends else [step])
     directory = RunDirectory(settings.run_directory)
-    names, numbers = places(directory, trainer.train_dataset, found.named, trainer.processing_class)
+    names, numbers = places(directory, trainer.examples, found.named, trainer.processing_class)
     trainer.parts.log.emit("warning", step=step, message=_warning(step, loss, norm, found, names))
     if ends or found.base_alone:
         if state.last_steps:
@@ -88,9 +89,8 @@ def diagnose(trainer: Any, steps: Sequence[int]) -> Diagnosis:
 
 def _is_finite(trainer: Any, row: int) -> bool:
     hang.alive()
-    batch = trainer.data_collator([trainer.train_dataset[row]])
-    moved = {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
-    return bool(token_losses(trainer.model, moved, reduction="sum").isfinite())
+    batch = to_device(trainer.data_collator([trainer.examples[row]]), trainer.args.device)
+    return bool(token_losses(trainer.model, batch, reduction="sum").isfinite())
 
 
 def _warning(step: int, loss: float, norm: float, found: Diagnosis, names: Sequence[str]) -> str:
@@ -132,7 +132,7 @@ def places(directory: RunDirectory, rows: Any, numbers: Sequence[int], tokenizer
     directory
         The run's, with the exported lines.
     rows
-        All rows as tokens, a `datasets.Dataset`.
+        All rows as tokens, see `examples`.
     numbers
         Which ones, from 0.
     tokenizer

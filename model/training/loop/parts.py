@@ -27,5 +27,3 @@ class TrainerParts:
     log: ProgressLog | PeerLog
     poster: StatusPoster | None
     state: RunState
-    probe: bool = False
-    """Whether the micro-batch is to be found on the GPU before the first step."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.training.loop.layout import Batch
 from model.training.loop.parts import TrainerParts
 from model.training.loop.scoring import sequence_logps
 from model.training.loop.trainer import TrainingLoop
@@ -60,17 +60,17 @@ class ReferenceLogps:
 class ComparingLoop(TrainingLoop):
     """The training loop with a reference, which draws no noise and whose numbers are computed once where that pays."""
 
-    def start(self, parts: TrainerParts, held_out: Any, lengths: Sequence[int]) -> None:
+    def start(self, parts: TrainerParts, examples: Any, held_out: Any) -> None:
         """Take over, see `TrainingLoop.start`."""
-        super().start(parts, held_out, lengths)
+        super().start(parts, examples, held_out)
         self._as_reference = Reference(self.model)
         # The reference's numbers never change: those of an example that comes again are remembered.
         comes_again = parts.total_steps > parts.batches.steps_per_epoch and parallel.world().size == 1
-        self._reference = ReferenceLogps(len(self.train_dataset) if comes_again else 0)
+        self._reference = ReferenceLogps(len(self.examples) if comes_again else 0)
         self._held_out_reference = ReferenceLogps(len(held_out))
 
     def compared(
-        self, model: Any, batch: dict[str, torch.Tensor], numbers: list[int], known: ReferenceLogps
+        self, model: Any, batch: Batch, numbers: list[int], known: ReferenceLogps
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return log-probabilities of a batch's learned tokens by row: the policy's, the reference's, and their number.
 

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from model.training.loop.attention import uses_segments
-from model.training.loop.layout import learned_counts, learned_tokens
-
-FOR_THE_MODEL = ("input_ids", "attention_mask", "position_ids")
+from model.training.loop.attention import inputs_of, uses_segments
+from model.training.loop.layout import Batch
 
 
-def token_losses(model: Any, batch: dict[str, torch.Tensor], *, reduction: str = "none") -> torch.Tensor:
+def token_losses(model: Any, batch: Batch, *, reduction: str = "none") -> torch.Tensor:
     """Return the negative log-probability of each learned token, (learned tokens,), or their sum.
 
     TRL's own head scores every position off CUDA, and on CUDA it needs a C compiler. Here the output layer is shown
@@ -33,33 +31,24 @@ def token_losses(model: Any, batch: dict[str, torch.Tensor], *, reduction: str =
     Raises
     ------
     ValueError
-        When rows share a prompt and the model would not see it.
+        When rows are joined and the model would not keep them apart.
     """
-    tokens, places = learned_tokens(batch)
-    inputs: dict[str, Any] = {name: batch[name] for name in FOR_THE_MODEL if name in batch}
-    if "segments" in batch:
-        segments = [(own, shared) for own, shared in batch["segments"].tolist()]
-        if uses_segments(model):
-            inputs["segments"] = segments
-        elif any(shared for _, shared in segments):
-            raise ValueError(
-                "rows that share a prompt need a model that attends by segments: see attention.use_segments"
-            )
-    with _shown_to_output_layer(model.get_output_embeddings(), places):
-        logits = model(**inputs, use_cache=False).logits[0]
+    if "segments" in batch and not uses_segments(model):
+        raise ValueError("joined rows need a model that attends by segments: see attention.use_segments")
+    with _shown_to_output_layer(model.get_output_embeddings(), batch["places"]):
+        logits = model(**inputs_of(batch), use_cache=False).logits[0]
     if logits.dtype != torch.float64:
         logits = logits.float()
-    return cross_entropy(logits, tokens, reduction=reduction)
+    return cross_entropy(logits, batch["targets"], reduction=reduction)
 
 
-def sequence_logps(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def sequence_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each row's log-probability of its learned tokens and their number, both (rows,).
 
     A row's sum is its own: which rows go through the model beside it does not enter.
     """
-    counts = learned_counts(batch)
     losses = token_losses(model, batch)
-    return -torch.stack([part.sum() for part in losses.split(counts.tolist())]), counts
+    return -torch.stack([part.sum() for part in losses.split(batch["shape"].learned)]), batch["counts"]
 
 
 @contextlib.contextmanager

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from trl import SFTConfig, SFTTrainer
 
 from model.training.loop.arguments import common_arguments
-from model.training.loop.layout import learned_counts
+from model.training.loop.examples import Examples
+from model.training.loop.layout import Batch
 from model.training.loop.parts import TrainerParts
 from model.training.loop.scoring import token_losses
 from model.training.loop.trainer import TrainingLoop
@@ -45,20 +45,19 @@ class SupervisedTrainer(TrainingLoop, SFTTrainer):
                 data_collator=parts.collator,
                 peft_config=new_adapter(parts.settings, model) if parts.settings.parent_adapter is None else None,
             )
-        self.start(parts, held_out.as_dataset(), held_out.lengths)
+        self.start(parts, Examples(rows), Examples(held_out))
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the sum of the learned tokens' losses over `num_items_in_batch`."""
-        total = token_losses(model, inputs, reduction="sum")
-        loss = total / (learned_counts(inputs).sum() if num_items_in_batch is None else num_items_in_batch)
+        items = sum(inputs["shape"].learned) if num_items_in_batch is None else num_items_in_batch
+        loss = token_losses(model, inputs, reduction="sum") / items
         return (loss, None) if return_outputs else loss
 
-    def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def measure(self, batch: Batch) -> Mapping[str, Any]:
         """Return the summed loss and the number of the learned tokens."""
-        loss = float(token_losses(self.model, batch, reduction="sum"))
-        return {"loss": loss, "tokens": float(learned_counts(batch).sum())}
+        return {"loss": token_losses(self.model, batch, reduction="sum"), "tokens": sum(batch["shape"].learned)}
 
     def mean_loss(self, sums: Mapping[str, float]) -> float:
         """Return the mean loss of a learned token."""

@@ -1,18 +1,21 @@
 """The training loop that the methods share: TRL's, with what it leaves to wish for put right.
 
-Losses are means over tokens, within a step and over the held-out rows. A step is redone in smaller parts when
-the GPU's memory does not suffice. Checkpoints are whole or absent, progress is told in JSON lines.
+Losses are means over tokens, within a step and over the held-out rows. What the library takes for a batch is here all
+rows of an optimizer step; `_forward_backward` sends them through the model in micro-batches, and again in smaller ones
+when the GPU's memory does not suffice. Checkpoints are whole or absent, progress is told in JSON lines.
+
+The host gives the device a whole step to do and waits for it once, in `_clip_grad_norm`, when the step's rows and those
+of the next one are there: that is where loss and norm are read.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +24,39 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState, set_seed
 
 from model import gpus
-from model.training.loop import fitting, generators, memory, nonfinite
+from model.training.loop import generators, memory, nonfinite
+from model.training.loop.batches import MicroBatch
 from model.training.loop.callbacks import StepEnd
 from model.training.loop.checkpoint import Checkpoint, generator_name
-from model.training.loop.held_out import HeldOut, check_finite
-from model.training.loop.layout import count_rows, count_tokens, split
+from model.training.loop.held_out import HeldOut, check_finite, total
+from model.training.loop.layout import Batch, Step, read, to_device
 from model.training.loop.parts import StepGivenUpError, TrainerParts
 from model.training.loop.schedule import share_of_peak
 from model.training.output.progress import RunStatus
 from model.training.processes import hang, interruption, parallel
+from model.training.processes.process import timestamp
 from model.training.weights import adapter_layers
 
 
 class TrainingLoop(Trainer):
     """What a method's trainer has beside its loss. It stands before TRL's class in the list of bases.
 
-    Call `start` at the end of the construction. A method gives `compute_loss`, `measure` and `mean_loss`.
+    Call `start` at the end of the construction. A method gives `compute_loss`, `measure` and `mean_loss`, and
+    `count_items` where its loss is divided by something else than the learned tokens.
     """
 
     rows_per_example = 1
     lr_scheduler: Any
 
-    def start(self, parts: TrainerParts, held_out: Any, lengths: Sequence[int]) -> None:
+    def start(self, parts: TrainerParts, examples: Any, held_out: Any) -> None:
         """Take over: from now on the loop follows `parts`.
 
         Parameters
         ----------
         parts
             What the loop works with.
-        held_out
-            Examples to evaluate on, a `datasets.Dataset` whose items the collator takes.
-        lengths
-            The number of tokens of each of them.
+        examples, held_out
+            What to train on and what to evaluate on, see `examples`.
         """
         # Our loss is divided by the step's items, whatever the model's own and TRL's do.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
@@ -60,14 +64,19 @@ class TrainingLoop(Trainer):
         self.parts = parts
         self.batches = parts.batches
         self.run_state = parts.state
-        self._held_out = HeldOut(held_out, lengths, rows_per_example=self.rows_per_example)
+        self._held_out = HeldOut(held_out)
         self._status = RunStatus(parts.poster, parts.log.attempt)
         self._saved_step = 0
+        self.examples = examples
+        self._ahead: Step | None = None
+        self._iterator: Iterator[list[int]] = iter(())
         self._step_items = self._step_tokens = self._learned_tokens = self._padded_tokens = 0
         self._step_started = self._step_seconds = 0.0
         self._step_generators: tuple[Any, ...] = ()
         self._measured: list[dict[str, Any]] = []
+        self._sums: dict[str, float] = {}
         self._step_loss: Any = 0.0
+        self._rate = self._norm = 0.0
         self._left_out = False
         self._given_up = self._interrupted = False
         parallel.share(self.trained)
@@ -108,37 +117,37 @@ class TrainingLoop(Trainer):
         return best
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of micro-batches; its own generator keeps it from drawing from the training's.
+        """Return the loader of the steps' rows; its own generator keeps it from drawing from the training's."""
+        self._ahead = None
+        rows = range(len(self.batches.lengths))
+        return DataLoader(rows, batch_sampler=self.batches, collate_fn=list, generator=torch.Generator())
 
-        The loop asks for it when the model is as it will be trained, and before it counts micro-batches: what fits a
-        GPU is found here.
-        """
-        if self.parts.probe:
-            fitting.on_gpu(self)
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=self.batches,
-            collate_fn=self.data_collator,
-            generator=torch.Generator(),
-            pin_memory=self.args.device.type == "cuda",
-        )
-
-    def use_micro_batches(self, size: int) -> None:
-        """Send that many examples through the model at once from now on; not to be called during training."""
-        self.batches.micro_batch_size = self.run_state.micro_batch_size = size
-        settings = self.parts.settings.model_copy(update={"micro_batch_size": size})
-        self.parts = dataclasses.replace(self.parts, settings=settings)
-        self.args.per_device_train_batch_size = self._train_batch_size = size
-        self.args.gradient_accumulation_steps = self.batches.micro_batches_per_step
+    def use_micro_batches(self, rows: int) -> None:
+        """Send that many of the longest examples through the model at once from now on, or as many tokens."""
+        before = self.batches.micro_batch
+        tokens = None if before.tokens is None else rows * max(self.batches.lengths)
+        self.batches.micro_batch = MicroBatch(rows, tokens, before.padded)
+        self.run_state.micro_batch_size, self.run_state.micro_batch_tokens = rows, tokens
 
     def try_backward(self, rows: Sequence[int]) -> None:
         """Send examples forward and backward, and leave nothing of it behind but random numbers that were drawn."""
-        batch = self.data_collator([self.train_dataset[row] for row in rows])
         try:
-            super().training_step(self.model, batch, len(rows))
+            self._train_on(self.model, self._laid_out(rows), len(rows))
         finally:
             self.model.zero_grad()
             self._measured.clear()
+
+    def _laid_out(self, rows: Sequence[int]) -> Batch:
+        batch: Batch = self.data_collator([self.examples[row] for row in rows])
+        return batch
+
+    def _train_on(self, model: Any, batch: Batch, items: Any) -> torch.Tensor:
+        """Go forward and backward with a micro-batch, and return its share of the step's loss."""
+        if not model.training:
+            model.train()
+        loss: torch.Tensor = self.compute_loss(model, to_device(batch, self.args.device), num_items_in_batch=items)
+        loss.backward()
+        return loss.detach()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Let the learning rate follow the settings' schedule."""
@@ -153,71 +162,97 @@ class TrainingLoop(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """Return the micro-batches of a step and the number of items that its loss is divided by.
-
-        Items are the tokens that it learns; a method whose items are others counts those tokens besides.
-        """
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[int]], _num_batches: int, _device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Return the step's rows, laid out, and the number of items that its loss is divided by."""
         self.start_clock()
-        samples, items = super().get_batch_samples(*args, **kwargs)
-        self._measured.clear()
+        self._iterator = epoch_iterator
+        step, self._ahead = self._ahead or self._load(next(epoch_iterator)), None
+        if step.parts != self.run_state.parts_per_batch:  # another process has run out of memory since
+            step = self._load(step.rows)
         self._step_loss = 0.0
-        full = [batch for batch in samples if count_rows(batch)]
-        self._step_items, self._step_tokens, self._padded_tokens = parallel.totals(
-            int(items),
-            sum(count_tokens(batch) for batch in full),
-            sum(batch["input_ids"].numel() for batch in full),
+        shapes = [batch["shape"] for batch in step.micro_batches]
+        items, learned = self.count_items(step), sum(sum(shape.learned) for shape in shapes)
+        self._step_items, self._learned_tokens, self._step_tokens, self._padded_tokens = parallel.totals(
+            items,
+            learned,
+            sum(shape.tokens for shape in shapes),
+            sum(batch["input_ids"].numel() for batch in step.micro_batches),
         )
-        self._learned_tokens = self._step_items
-        return samples, items if parallel.world().size == 1 else self._step_items
+        return [step], self._step_items
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Go forward and backward; when the GPU's memory does not suffice, again in halves, and so from then on.
+    def _load(self, rows: list[int]) -> Step:
+        parts = self.run_state.parts_per_batch
+        return Step(rows, parts, [self._laid_out(group) for group in self.batches.cut(rows, parts=parts)])
 
-        The loss is divided by the step's tokens whatever the parts, so that the gradient stays the same.
+    def count_items(self, step: Step) -> int:
+        """Return by how many items this process's share of the step's loss is divided: the tokens that it learns."""
+        return sum(sum(batch["shape"].learned) for batch in step.micro_batches)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Go forward and backward with a step; when the GPU's memory does not suffice, again in smaller parts.
+
+        From then on micro-batches are cut like that. The loss is divided by the step's items whatever the parts, so
+        that the gradient stays the same.
         """
-        if self._given_up or not count_rows(inputs):
-            return torch.zeros((), device=self.args.device)  # and take part in what all do at the step's end
-        try:
-            loss = self._step_in_parts(model, inputs, num_items_in_batch)
-        except StepGivenUpError:
-            if parallel.world().size == 1:
-                raise
-            self._given_up = True  # the others are to hear of it
-            return torch.zeros((), device=self.args.device)
-        self._step_loss = self._step_loss + loss
-        return loss
+        if not self._given_up:
+            try:
+                self._step_loss = self._forward_backward(model, inputs, num_items_in_batch)
+            except StepGivenUpError:
+                if parallel.world().size == 1:
+                    raise
+                self._given_up = True  # the others are to hear of it, at the step's end, in which all take part
+        return torch.as_tensor(self._step_loss, device=self.args.device)
 
-    def _step_in_parts(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
-        before = [None if p.grad is None else p.grad.clone() for p in self.trained]
-        measured = len(self._measured)
+    def _forward_backward(self, model: Any, step: Step, items: Any) -> Any:
         while True:
-            with_generators = generators.states()
-            loss = self._try_in_parts(model, inputs, num_items_in_batch)
-            if loss is not None:
+            self._measured.clear()
+            loss: Any = 0.0
+            try:
+                for batch in step.micro_batches:
+                    if interruption.overdue():
+                        raise StepGivenUpError
+                    loss = loss + self._train_on(model, batch, items)
+                    hang.alive()
+            except RuntimeError as error:
+                if not gpus.out_of_memory(error):
+                    raise
+                if all(batch["shape"].rows <= self.rows_per_example for batch in step.micro_batches):
+                    raise memory.too_large(self.parts.settings.max_length) from error
+            else:
                 return loss
             # Only now is the exception gone, and with it the traceback that kept the activations alive.
-            for parameter, gradient in zip(self.trained, before, strict=True):
-                parameter.grad = None if gradient is None else gradient.clone()
-            generators.restore(with_generators)
-            del self._measured[measured:]
+            self.model.zero_grad()
+            generators.restore(self._step_generators)
             if self.args.device.type == "cuda":
                 torch.cuda.empty_cache()  # blocks of other sizes would stand in the way
             self.run_state.parts_per_batch *= 2
             self.parts.log.emit(
                 "outOfMemory", step=self.state.global_step + 1, partsPerBatch=self.run_state.parts_per_batch
             )
+            step = self._load(step.rows)
+
+    def _load_ahead(self) -> None:
+        """Lay the next step's rows out, while the device is still busy with this one's."""
+        if self.state.global_step + 1 < self.state.max_steps and (rows := next(self._iterator, None)) is not None:
+            self._ahead = self._load(rows)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Add up the gradients of all processes first; throw them away afterwards when they are no numbers."""
+        del model
+        self._load_ahead()
         self._agree()
         parallel.add_gradients(self.trained)
-        norm = super()._clip_grad_norm(model)
-        self._left_out = not (math.isfinite(norm) and math.isfinite(self._step_loss))
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.args.max_grad_norm)
+        found = read({"loss": self._step_loss, "norm": norm, **self._sums})
+        self._step_loss, self._norm, self._sums = found.pop("loss"), found.pop("norm"), found
+        self._left_out = not (math.isfinite(self._norm) and math.isfinite(self._step_loss))
         if self._left_out:
             for parameter in self.trained:
                 parameter.grad = None  # the optimizer passes over what has none: no weight and no moment changes
-        return norm
+        self._rate = self._get_learning_rate()
+        return self._norm
 
     def _agree(self) -> None:
         """Let all processes know of each one's share of the step, and do the same from here on.
@@ -228,11 +263,12 @@ class TrainingLoop(Trainer):
             When one of them has given the step up.
         """
         self._interrupted = interruption.requested()
+        self._sums = total(self._measured)
         if parallel.world().size == 1:
             return
-        measured = [{name: float(value) for name, value in part.items()} for part in self._measured]
-        mine = self._given_up, self._interrupted, self.run_state.parts_per_batch, float(self._step_loss), measured
-        given_up, interrupted, parts, losses, parts_measured = zip(*parallel.gather(mine), strict=True)
+        sums = read({"loss": self._step_loss, **self._sums})
+        mine = self._given_up, self._interrupted, self.run_state.parts_per_batch, sums
+        given_up, interrupted, parts, shares = zip(*parallel.gather(mine), strict=True)
         if self._interrupted or any(interrupted):
             self._interrupted = True
             interruption.request()
@@ -242,8 +278,8 @@ class TrainingLoop(Trainer):
         if max(parts) > self.run_state.parts_per_batch:  # so that the next attempt cuts as this one does
             self.run_state.parts_per_batch = max(parts)
             self.parts.log.emit("outOfMemory", step=self.state.global_step + 1, partsPerBatch=max(parts))
-        self._step_loss = sum(losses)
-        self._measured[:] = [part for share in parts_measured for part in share]
+        self._sums = {name: sum(share.get(name, 0.0) for share in shares) for share in shares for name in share}
+        self._step_loss = self._sums.pop("loss")
 
     def interrupted(self) -> bool:
         """Whether the run is to stop after the step in progress; all processes get the same answer."""
@@ -253,24 +289,6 @@ class TrainingLoop(Trainer):
     def trained(self) -> list[torch.nn.Parameter]:
         """The adapter's weights; found once, for looking through all modules takes a percent of a small step."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def _try_in_parts(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor | None:
-        parts = split(inputs, self.run_state.parts_per_batch, rows_per_example=self.rows_per_example)
-        total: Any = 0.0
-        try:
-            for part in parts:
-                if interruption.overdue():
-                    raise StepGivenUpError
-                total = total + super().training_step(model, part, num_items_in_batch)
-                hang.alive()
-        except RuntimeError as error:
-            if not gpus.out_of_memory(error):
-                raise
-            if len(parts) * self.rows_per_example >= count_rows(inputs):
-                raise memory.too_large(self.parts.settings.max_length) from error
-            return None
-        loss: torch.Tensor = total
-        return loss
 
     def start_step(self) -> None:
         """Note the random numbers that the step starts with."""
@@ -284,25 +302,26 @@ class TrainingLoop(Trainer):
 
     def stop_clock(self) -> None:
         """Stop the step's clock, before evaluation and checkpoint."""
-        if self.args.device.type == "cuda":
-            torch.cuda.synchronize()  # the way back is still going on there
         self._step_seconds = time.monotonic() - self._step_started
 
-    def log(self, logs: dict[str, float], *_start_time: float | None) -> None:
-        """Record and report a finished step; what the trainer logs besides is left out.
+    def log(self, *_logs: Any) -> None:
+        """Leave out what the library would log: `finish_step` tells of a step."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Count none: the library would look through all modules for each step."""
+        del inputs
+        return 0
+
+    def finish_step(self) -> None:
+        """Record and report a finished step.
 
         Raises
         ------
         FailureError
             When steps without a finite loss and gradient end the run; what was learned before is saved.
         """
-        if "loss" not in logs:
-            return
-        step, loss, norm = self.state.global_step, float(self._step_loss), logs["grad_norm"]
-        if "firstStepTime" not in self.run_state.timings:
-            from model.training.processes.process import timestamp
-
-            self.run_state.timings["firstStepTime"] = timestamp()
+        step, loss, norm = self.state.global_step, self._step_loss, self._norm
+        self.run_state.timings.setdefault("firstStepTime", timestamp())
         self.run_state.tokens += self._step_tokens
         self.run_state.learned_tokens += self._learned_tokens
         self.run_state.padded_tokens += self._padded_tokens
@@ -311,12 +330,12 @@ class TrainingLoop(Trainer):
             nonfinite.leave_out(self, step, loss, norm)
             return
         self.run_state.record_step(step, loss, self._step_items, self.parts.total_steps)
-        self._report(step, loss, norm, logs["learning_rate"])
+        self._report(step, loss, norm)
 
-    def _report(self, step: int, loss: float, norm: float, learning_rate: float) -> None:
+    def _report(self, step: int, loss: float, norm: float) -> None:
         measured = {
             "loss": loss,
-            "learningRate": learning_rate,
+            "learningRate": self._rate,
             "gradientNorm": norm,
             "tokensPerSecond": round(self._step_tokens / self._step_seconds, 1),
             **self.step_metrics(),
@@ -357,7 +376,7 @@ class TrainingLoop(Trainer):
             self.control.should_save = self.control.should_training_stop = True
         return {"eval_loss": loss}
 
-    def measure(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    def measure(self, batch: Batch) -> Mapping[str, Any]:
         """Return a held-out batch's share of the sums that `mean_loss` divides; gradients are off."""
         raise NotImplementedError
 
@@ -382,25 +401,32 @@ class TrainingLoop(Trainer):
 
     def held_out_sums(self, *, stop_when_interrupted: bool = False) -> dict[str, float]:
         """Measure all held-out examples; nothing when SIGTERM came in between and `stop_when_interrupted`."""
-        batches = self._held_out.batches(self.data_collator, self.args.per_device_train_batch_size)
         with hang.during("in an evaluation"):
-            sums = self.sums_over(batches, self.measure, lambda: stop_when_interrupted and interruption.requested())
+            sums = self.sums_over(
+                self._held_out.groups(self.batches.micro_batch),
+                self.data_collator,
+                self.measure,
+                lambda: stop_when_interrupted and interruption.requested(),
+            )
         if stop_when_interrupted and parallel.interrupted():
             return {}
         return parallel.total_sums(sums)
 
     def sums_over(
         self,
-        batches: Iterable[dict[str, torch.Tensor]],
-        measure: Callable[[dict[str, torch.Tensor]], dict[str, float]],
+        groups: Iterable[Sequence[Any]],
+        collate: Callable[[Sequence[Any]], Batch],
+        measure: Callable[[Batch], Mapping[str, Any]],
         stop: Callable[[], bool],
     ) -> dict[str, float]:
         """Add up what this process measures, without gradients and dropout; the random numbers stay the training's.
 
         Parameters
         ----------
-        batches
-            This process's.
+        groups
+            This process's examples by forward pass.
+        collate
+            Lays out the examples of a forward pass.
         measure
             Returns a batch's share of the sums, by name.
         stop
@@ -410,12 +436,14 @@ class TrainingLoop(Trainer):
         self.model.eval()
         sums: dict[str, float] = {}
         try:
-            with generators.untouched(), torch.no_grad(), self.compute_loss_context_manager():
-                for batch in batches:
+            with generators.untouched(), torch.no_grad():
+                for group in groups:
                     if stop():
                         break
                     found = self._held_out.measure(
-                        batch, lambda part: measure(self._prepare_inputs(part)), max_length=limit
+                        group,
+                        lambda part: read(measure(to_device(collate(part), self.args.device))),
+                        max_length=limit,
                     )
                     sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
                     hang.alive()

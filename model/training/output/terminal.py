@@ -127,7 +127,9 @@ class Display:
         parts = [f"{fields['rows']:,} rows", f"{fields['tokens']:,} tokens", f"longest {fields['longestRow']:,}"]
         if fields.get("evaluationRows"):
             parts.insert(1, f"{fields['evaluationRows']:,} held out")
-        parts += [f"{fields['microBatchSize']} rows at once", str(fields["precision"])]
+        tokens = fields.get("microBatchTokens")
+        at_once = f"{tokens:,} tokens" if tokens else f"{fields['microBatchSize']} rows"
+        parts += [f"{at_once} at once", str(fields["precision"])]
         self._say(", ".join(parts))
         from tqdm import tqdm
 

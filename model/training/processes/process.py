@@ -26,8 +26,10 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
     "OMP_WAIT_POLICY": "passive",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
-"""Read by the libraries when they are imported: no progress bars, nobody is told, and threads that wait sleep.
+"""Read by the libraries when they are imported: no progress bars, nobody is told, and threads that wait sleep. Micro-
+batches all differ in size: a GPU's memory is to be taken in pieces that grow, or it would end in gaps.
 
 Threads that spin while they wait are a few percent faster alone, and ten times slower beside another busy process.
 """
