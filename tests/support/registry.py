@@ -43,6 +43,7 @@ def serving(
     server = uvicorn.Server(
         uvicorn.Config(app, host=host, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5)
     )
+    app.state.is_stopping = lambda: server.should_exit
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), name="registry")
     thread.start()
     try:

@@ -1,9 +1,11 @@
-"""The `finetune` command: servers for the cluster's administrator, and commands for people.
+"""The `finetune` command, which is `kubectl finetune` as well: commands for people, and the servers.
 
+    finetune run|list|status|watch|logs|compare|suspend|resume|retry|delete     runs
+    finetune datasets ...                 push, list, show, diff, delete datasets of the registry
+    finetune adapters ...                 list, show, pull, verify, alias, delete adapters of the registry
+    finetune login|doctor|completion      to begin with
     finetune operator                     serve TrainingRuns (settings: FINETUNE_* variables)
     finetune registry serve|migrate|gc    the registry
-    finetune datasets ...                 push, list, show, delete datasets of the registry
-    finetune adapters ...                 list, show, pull, verify, alias, delete adapters of the registry
 
 Everything heavy is imported by the command that needs it, so that `--help` is immediate.
 """
@@ -11,36 +13,55 @@ Everything heavy is imported by the command that needs it, so that `--help` is i
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
 
-from finetune.logs import install
-
 from . import people, registry
+from .session import add_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong usage)."""
-    parser = argparse.ArgumentParser(prog="finetune", description="Fine-tune language models on Kubernetes.")
+    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["__complete"]:
+        from .completion import complete
+
+        print("\n".join(complete(given[1:])))
+        return 0
+    arguments = build_parser().parse_args(given)
+    try:
+        result: int = arguments.handler(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    called = "kubectl finetune" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "finetune"  # noqa: PTH119
+    parser = argparse.ArgumentParser(prog=called, description="Fine-tune language models on Kubernetes.")
+    add_options(parser, inner=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    people.add_commands(subparsers)
     operator = subparsers.add_parser("operator", help="serve TrainingRuns; settings are FINETUNE_* variables")
     registry.add_log_format(operator)
     operator.set_defaults(handler=_operator)
     registry.add_commands(subparsers)
-    people.add_commands(subparsers)
-    arguments = parser.parse_args(argv)
-    result: int = arguments.handler(arguments)
-    return result
+    return parser
 
 
 def _operator(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from pydantic import ValidationError
 
     from finetune.controller.core.settings import Settings
     from finetune.controller.handlers import run_operator
     from finetune.controller.watch import quiet_logs
+    from finetune.logs import install
 
     install(arguments.log_format)
     quiet_logs()

@@ -1,4 +1,4 @@
-"""What people's commands ask the registry beside what the operator asks: files, aliases, deletion.
+"""What people's commands ask the registry beside what the operator asks: files, aliases, deletion, curves.
 
 async with PeopleClient(base_url="http://127.0.0.1:8080") as registry:
     version = await registry.pull("ml", "support", "production", Path("support"))
@@ -12,13 +12,23 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from finetune.api.files import AdapterAlias, AliasRequest
-from finetune.api.registry import AdapterFile, AdapterVersion, Document, adapter_digest
+import aiohttp
+from yarl import URL
 
+from finetune.api.files import AdapterAlias, AliasRequest
+from finetune.api.registry import AdapterFile, AdapterVersion, Document, Run, Runs, SeriesList, adapter_digest
+
+from .kubeconfig import Connection
 from .registry import RegistryClient, path_of
 from .registry_errors import RegistryError, RegistryNotFound
+
+TOKEN_HEADER = "X-Finetune-Token"  # noqa: S105 - the name of a header
+PAGE_SIZE = 100
 
 
 class AdapterDamaged(RegistryError):  # noqa: N818 - reads as the condition that it is
@@ -45,7 +55,78 @@ class _Samples(Document):
 
 
 class PeopleClient(RegistryClient):
-    """A registry as people use it. Raises what `RegistryClient` raises, and `AdapterDamaged`."""
+    """A registry as people use it. Raises what `RegistryClient` raises, and `AdapterDamaged`.
+
+    `through` is the API server whose service proxy `base_url` is: it keeps `Authorization` for itself, so that the
+    registry's own token goes in a header of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        token: Callable[[], str] | None = None,
+        token_file: Path | None = None,
+        through: Connection | None = None,
+    ) -> None:
+        super().__init__(
+            base_url=base_url, token=token, token_file=token_file, timeout=30, ssl=through.tls if through else None
+        )
+        self._through = through
+        if through is not None:
+            self._transport = {"server_hostname": through.server_hostname, "proxy": through.proxy}
+
+    def _credentials(self) -> dict[str, str]:
+        if self._through is None:
+            return super()._credentials()
+        own = {} if self._token is None else {TOKEN_HEADER: self._token()}
+        return {**self._through.credentials(), **own}
+
+    @asynccontextmanager
+    async def passed_on(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The registry's answer to somebody else's request, whatever it is, as it comes: neither unpacked nor followed.
+
+        `path` is as it is sent, with its query.
+        """
+        async with aiohttp.ClientSession(timeout=self._streaming, auto_decompress=False) as http:
+            sent = {**headers, **self._credentials()}
+            tls = self._ssl if self._ssl is not None else True
+            url = URL(self._base_url + path, encoded=True)
+            async with http.request(
+                method, url, data=body or None, headers=sent, ssl=tls, allow_redirects=False, **self._transport
+            ) as answer:
+                yield answer
+
+    async def newest_runs(self, namespace: str, *, limit: int, **wanted: str) -> tuple[list[Run], bool]:
+        """The first runs that fit, newest first unless `sort` is given, and whether there are more."""
+        found: list[Run] = []
+        async for page in self._pages(Runs, namespace, "runs", **wanted, limit=str(min(limit, PAGE_SIZE))):
+            found += page.items
+            if len(found) >= limit:
+                return found[:limit], len(found) > limit or page.continue_ is not None
+        return found, False
+
+    async def series(self, namespace: str, run: str, metrics: str, *, points: int = 240) -> SeriesList:
+        """The curves of a run (uid or name), at most so many points each; `metrics` are separated by commas."""
+        query = {"runs": run, "metric": metrics, "points": str(points)}
+        return await self._call(SeriesList, "GET", path_of(namespace, "series"), query=query)
+
+    async def rows(self, namespace: str, name: str, version: int | None) -> AsyncIterator[bytes]:
+        """The rows of a version, one by one; blank lines are none."""
+        rest = b""
+        async for block in self.read_dataset_rows(namespace, name, version):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield line.strip()
+        if rest.strip():
+            yield rest.strip()
+
+    async def count_rows(self, namespace: str, name: str, version: int | None) -> Counter[bytes]:
+        """How often each row of a version occurs, by a digest of it."""
+        return Counter([row_digest(row) async for row in self.rows(namespace, name, version)])
 
     async def find_adapter(self, namespace: str, name: str, reference: str) -> AdapterVersion:
         """A version by number, by alias, or `latest`."""
@@ -102,6 +183,11 @@ class PeopleClient(RegistryClient):
     async def delete_dataset(self, namespace: str, name: str, version: int) -> None:
         """Delete the rows of a version."""
         await self._request("DELETE", path_of(namespace, "datasets", name, "versions", str(version)))
+
+
+def row_digest(row: bytes) -> bytes:
+    """What tells rows apart; 16 bytes of a dataset's every row are kept in memory."""
+    return hashlib.blake2b(row, digest_size=16).digest()
 
 
 def _directory_beside(target: Path) -> Path:

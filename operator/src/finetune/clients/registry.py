@@ -119,6 +119,7 @@ class RegistryClient:
         """Told of every call: its method, its error, and how many seconds it took."""
         self._turns = asyncio.Semaphore(CALLS_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
+        self._transport: dict[str, Any] = {}  # more of aiohttp's words for each request
 
     async def __aenter__(self) -> Self:
         return self
@@ -394,6 +395,10 @@ class RegistryClient:
         """The same words for every call: they end up in the status of runs, and must not change with each pass."""
         return f"{self._base_url} does not answer: {why}; is the registry up?"
 
+    def _credentials(self) -> dict[str, str]:
+        """The headers that say who calls."""
+        return {} if self._token is None else {"Authorization": f"Bearer {self._token()}"}
+
     @asynccontextmanager
     async def _open(
         self,
@@ -409,9 +414,7 @@ class RegistryClient:
         """Send one request and yield the answer if it is a success. Converts every error of the transport."""
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout, raise_for_status=False)
-        sent = dict(headers or {})
-        if self._token is not None:
-            sent["Authorization"] = f"Bearer {self._token()}"
+        sent = {**(headers or {}), **self._credentials()}
         url = self._base_url + path
         try:
             async with self._session.request(
@@ -423,6 +426,7 @@ class RegistryClient:
                 timeout=self._streaming if streaming else limits or self._timeout,
                 ssl=self._ssl if self._ssl is not None else True,
                 allow_redirects=False,
+                **self._transport,
             ) as response:
                 if response.status >= 300:
                     raise failure_of(method, url, response.status, await response.text())

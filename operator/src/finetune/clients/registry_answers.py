@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from finetune.api.registry import ErrorDocument
 
 from .registry_errors import RegistryDenied, RegistryError, RegistryNotFound, RegistryRefused, RegistryUnavailable
 
 _P = TypeVar("_P")
+_JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 class FileToken:
@@ -58,12 +59,25 @@ def _first_words(text: str) -> str:
     return repr(" ".join(text.split())[:150])
 
 
+def _status_message(text: str) -> str | None:
+    """What the API server says in the registry's place; None for everybody else's answer."""
+    try:
+        found = _JSON_OBJECT.validate_json(text)
+    except ValidationError:
+        return None
+    return str(found.get("message") or "nothing") if found.get("kind") == "Status" else None
+
+
 def failure_of(method: str, url: str, status: int, text: str) -> RegistryError:
     """The error that an answer which is no success stands for."""
     try:
         detail = ErrorDocument.model_validate_json(text).error
     except ValidationError:
         detail = None
+    by_proxy = None if detail is not None else _status_message(text)
+    if by_proxy is not None:
+        kind = RegistryDenied if status in {401, 403} else RegistryUnavailable
+        return kind(f"the API server, asked to pass a call on to the registry, says: {by_proxy}")
     if status >= 500 or status in {408, 425, 429}:
         said = detail.message if detail is not None else f"HTTP {status}: {_first_words(text)}"
         return RegistryUnavailable(f"{method} {url}: {said}")
@@ -74,5 +88,5 @@ def failure_of(method: str, url: str, status: int, text: str) -> RegistryError:
         )
     if status in {401, 403}:
         return RegistryDenied(f"{method} {url}: {detail.message} ({detail.hint})")
-    kind = RegistryNotFound if status == 404 else RegistryRefused
-    return kind(status=status, reason=detail.reason, message=detail.message, hint=detail.hint)
+    refusal = RegistryNotFound if status == 404 else RegistryRefused
+    return refusal(status=status, reason=detail.reason, message=detail.message, hint=detail.hint)

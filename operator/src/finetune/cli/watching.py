@@ -1,0 +1,289 @@
+"""`finetune watch` and `finetune logs`: how a run goes, until it ends.
+
+The exit code of `watch` is 0 when the run has succeeded, 1 when it has failed or is gone, and 130 when it was
+interrupted, which leaves the run alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from .curve import bar, curve
+from .output import duration, number, painted, phase_colour, printable
+from .runs import card, panel
+from .session import Session, UsageError, note
+from .views import RunView, of_object
+
+if TYPE_CHECKING:
+    from finetune.clients.cluster import Cluster
+
+POLL_SECONDS = 2.0
+SERIES_SECONDS = 6.0
+STEPS_A_LINE = 10
+"""Without a terminal a line is written for so many percent of progress."""
+CONTAINERS = ("export", "trainer", "collect")
+"""The project's containers, in the order in which they run."""
+
+Document = dict[str, Any]
+
+
+@dataclass
+class Curves:
+    """What the registry has of a run's course."""
+
+    losses: tuple[float, ...] = ()
+    evaluation: str | None = None
+
+
+async def watch(session: Session, arguments: argparse.Namespace) -> int:
+    """Show a run until it ends; the exit code says how it ended."""
+    return await follow(session, arguments.name, namespace=session.namespace)
+
+
+async def follow(session: Session, name: str, *, namespace: str) -> int:
+    """Show a run until it ends, on a terminal in place, otherwise a line for each change."""
+    from finetune.clients.cluster import runs_path
+    from finetune.clients.kubernetes_errors import KubernetesError, NotFoundError
+
+    cluster = await session.cluster()
+    view = of_object(await cluster.get(runs_path(namespace, name)))
+    screen = Screen(terminal=sys.stdout.isatty())
+    curves, asked = Curves(), 0.0
+    clock = asyncio.get_running_loop().time
+    while True:
+        if view.phase == "Training" and clock() - asked >= SERIES_SECONDS:
+            curves, asked = await _curves(session, namespace, view, curves), clock()
+        screen.show(view, curves)
+        if view.is_over:
+            screen.end(view)
+            return 0 if view.phase == "Succeeded" else 1
+        await asyncio.sleep(POLL_SECONDS)
+        try:
+            found = of_object(await cluster.get(runs_path(namespace, name)))
+        except NotFoundError:
+            note(f"{name} was deleted; `finetune status {name}` says what the registry knows of it")
+            return 1
+        except KubernetesError as error:
+            if error.status and error.status < 500 and error.status != 429:
+                raise
+            continue  # the API server is away for a moment, and the run goes on without us
+        if found.uid != view.uid:
+            note(f"{name} was deleted, and there is another run of that name now")
+            return 1
+        view = found
+
+
+async def _curves(session: Session, namespace: str, view: RunView, known: Curves) -> Curves:
+    """The loss so far; what was known where the registry does not say."""
+    from finetune.clients.kubernetes_errors import KubernetesError
+    from finetune.clients.registry_errors import RegistryError
+
+    try:
+        found = await (await session.registry()).series(namespace, view.uid, "loss,evaluationLoss")
+    except (RegistryError, KubernetesError, UsageError):
+        return known
+    by_metric = {each.metric: each.values for each in found.items}
+    evaluation = by_metric.get("evaluationLoss")
+    return Curves(tuple(by_metric.get("loss", ())), str(evaluation[-1]) if evaluation else None)
+
+
+class Screen:
+    """Where a run is shown: lines that are written over, or one line after the other."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        self._terminal = terminal
+        self._drawn = 0
+        self._said: object = None
+
+    def show(self, view: RunView, curves: Curves) -> None:
+        """Show how the run is now."""
+        if not self._terminal:
+            if (key := _noteworthy(view)) != self._said:
+                self._said = key
+                print(line(view, curves.evaluation, on=False), flush=True)
+            return
+        width = shutil.get_terminal_size().columns
+        lines = [line(view, curves.evaluation)]
+        lines += [painted(each, "blue") for each in curve(curves.losses or view.losses, width=max(20, width - 12))]
+        if trouble := panel(view):
+            lines += trouble.split("\n")
+        up = f"\x1b[{self._drawn}F" if self._drawn else ""
+        # Wrapping would make more lines than are counted; it is off while these are written.
+        text = "".join(f"\x1b[2K{each}\n" for each in lines)
+        sys.stdout.write(f"{up}\x1b[0J\x1b[?7l{text}\x1b[?7h")
+        sys.stdout.flush()
+        self._drawn = len(lines)
+
+    def end(self, view: RunView) -> None:
+        """Say how it ended, and what to do next."""
+        print("\n" + card(view, now=datetime.now(UTC)))
+        if view.phase == "Succeeded" and view.adapter:
+            name, _, version = view.adapter.partition("/")
+            print(f"\nfetch it:  finetune adapters pull {name}@{version}")
+
+
+def _noteworthy(view: RunView) -> object:
+    percent = view.percent // STEPS_A_LINE if view.percent is not None and view.phase == "Training" else None
+    return view.phase, view.reason, view.attempts, percent
+
+
+def line(view: RunView, evaluation: str | None = None, *, on: bool | None = None) -> str:
+    """A run in a line."""
+    words = [view.name, painted(view.phase, phase_colour(view.phase), on=on)]
+    if view.attempts and view.attempts > 1:
+        words.append(f"attempt {view.attempts}")
+    if view.percent is not None:
+        words.append(f"{bar(view.percent)} {view.percent} %")
+    if view.step is not None:
+        words.append(f"step {view.step}" + (f"/{view.total_steps}" if view.total_steps else ""))
+    if view.loss:
+        words.append(f"loss {number(view.loss)}")
+    held_out = view.evaluation_loss or evaluation
+    if held_out:
+        words.append(f"held-out {number(held_out)}" + (f" ({view.change} vs base)" if view.change else ""))
+    if not view.is_over:
+        if view.tokens_per_second:
+            words.append(f"{number(view.tokens_per_second)} tok/s")
+        if view.remaining is not None:
+            words.append(f"{duration(view.remaining)} left")
+        if view.reason:
+            words.append(f"{view.reason}: {printable(view.message or '')}")
+    return "  ".join(words)
+
+
+async def logs(session: Session, arguments: argparse.Namespace) -> int:
+    """Print what a run's containers have written; with `-f` from attempt to attempt until the run ends."""
+    from finetune.clients.cluster import runs_path
+
+    cluster = await session.cluster()
+    view = of_object(await cluster.get(runs_path(session.namespace, arguments.name)))
+    reader = Reader(cluster, session.namespace, view.uid, only=arguments.container, tail=arguments.tail)
+    if arguments.follow:
+        await reader.follow(arguments.name)
+        return 0
+    pods = await reader.pods()
+    if not pods:
+        raise UsageError(_no_pods(view))
+    wanted = pods if arguments.attempt is None else pods[arguments.attempt - 1 : arguments.attempt]
+    if not wanted:
+        raise UsageError(f"{view.name} has {len(pods)} pods left; --attempt={arguments.attempt} is none of them")
+    for pod in wanted if arguments.attempt else wanted[-1:]:
+        await reader.read(pod, follow=False)
+    return 0
+
+
+def _no_pods(view: RunView) -> str:
+    if view.is_over:
+        return (
+            f"the pods of {view.name} are gone: they are kept for spec.jobTTLSeconds after the end; "
+            f"`finetune status {view.name}` says what is kept of it"
+        )
+    return f"{view.name} has no pod yet ({view.phase}{f': {view.message}' if view.message else ''}); -f waits for it"
+
+
+class Reader:
+    """Reads the logs of a run's pods, each container once."""
+
+    def __init__(self, cluster: Cluster, namespace: str, uid: str, *, only: str | None, tail: int | None) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._uid = uid
+        self._only = only
+        self._tail = tail
+        self._done: set[tuple[str, str]] = set()
+        self._waited = ""
+
+    async def pods(self) -> list[Document]:
+        """The run's pods, oldest first."""
+        from finetune.clients.cluster import UID_LABEL
+
+        path = f"/api/v1/namespaces/{self._namespace}/pods"
+        found = await self._cluster.items(path, labelSelector=f"{UID_LABEL}={self._uid}")
+        return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+    async def follow(self, name: str) -> None:
+        """Print what is written until the run has ended and all of it was printed."""
+        from finetune.clients.cluster import runs_path
+        from finetune.clients.kubernetes_errors import NotFoundError
+
+        while True:
+            try:
+                view = of_object(await self._cluster.get(runs_path(self._namespace, name)))
+            except NotFoundError:
+                note(f"{name} was deleted")
+                return
+            fresh = [await self.read(pod, follow=True) for pod in await self.pods()]
+            if any(fresh):
+                continue
+            if view.is_over or view.uid != self._uid:
+                return
+            self._wait_for(view)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def read(self, pod: Document, *, follow: bool) -> bool:
+        """Print the logs of a pod's containers that have begun; whether there were any that were not printed before."""
+        fresh = False
+        for container in self._containers(pod):
+            key = (pod["metadata"]["uid"], container)
+            if key not in self._done and has_begun(pod, container):
+                self._done.add(key)
+                fresh = True
+                await self._print(pod["metadata"]["name"], container, follow=follow)
+        return fresh
+
+    async def _print(self, pod: str, container: str, *, follow: bool) -> None:
+        """Print a container's log; after a broken connection it goes on where it was."""
+        from finetune.clients.kubernetes_errors import KubernetesError
+
+        print(painted(f"==> {pod} {container}", "bold"), file=sys.stderr, flush=True)
+        printed = 0
+        while True:
+            seen = 0
+            try:
+                async for text in self._cluster.log(self._namespace, pod, container, follow=follow, tail=self._tail):
+                    seen += 1
+                    if seen > printed:
+                        print(printable(text), flush=True)
+                        printed = seen
+            except KubernetesError as error:
+                if error.status or not follow or self._tail:
+                    note(f"the log of {pod} {container} cannot be read: {error.message}")
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            return
+
+    def _containers(self, pod: Document) -> Sequence[str]:
+        named = [each["name"] for part in ("initContainers", "containers") for each in pod["spec"].get(part) or ()]
+        if self._only is None:
+            return [each for each in CONTAINERS if each in named]
+        if self._only not in named:
+            raise UsageError(
+                f"pod {pod['metadata']['name']} has no container {self._only!r}; it has {', '.join(named)}"
+            )
+        return [self._only]
+
+    def _wait_for(self, view: RunView) -> None:
+        """Say once what the run waits for."""
+        words = f"{view.phase}{f': {view.message}' if view.message else ''}"
+        if words != self._waited:
+            self._waited = words
+            note(f"waiting; the run is {words}")
+
+
+def has_begun(pod: Document, container: str) -> bool:
+    """Whether a container runs or has run."""
+    status = pod.get("status") or {}
+    listed: Iterable[Document] = [
+        *(status.get("initContainerStatuses") or ()),
+        *(status.get("containerStatuses") or ()),
+    ]
+    state: Document = next((each.get("state") or {} for each in listed if each["name"] == container), {})
+    return "running" in state or "terminated" in state

@@ -1,0 +1,173 @@
+"""What people's commands need of a cluster: a registry behind a Service, a person's kubeconfig, a kubelet with logs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from finetune.cli.main import main
+from finetune.registry.access import REGISTRY_AUDIENCE, Access, KubernetesAccess
+from finetune.registry.reviews import KubernetesReviews
+from tests.cluster.kube_api import KubeApi
+from tests.support.registry import serving
+
+REGISTRY = "finetune-operator-registry"
+REGISTRY_LABELS = {"app.kubernetes.io/name": "finetune-operator", "app.kubernetes.io/component": "registry"}
+ABSENT = ("FINETUNE_REGISTRY_URL", "FINETUNE_REGISTRY_SERVICE", "FINETUNE_TOKEN_FILE", "XDG_CONFIG_HOME")
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Person:
+    """Somebody at a terminal, with a home and a kubeconfig."""
+
+    environment: dict[str, str]
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Said:
+        """Run `finetune ARGUMENTS`."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in (
+                "FINETUNE_REGISTRY_URL",
+                "FINETUNE_REGISTRY_SERVICE",
+                "FINETUNE_TOKEN_FILE",
+                "XDG_CONFIG_HOME",
+            ):
+                patch.delenv(name, raising=False)
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            patch.setattr("sys.stdin", io.StringIO(stdin))
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    code = main(list(arguments))
+                except SystemExit as ended:  # argparse
+                    code = int(ended.code or 0)
+        return Said(code, out.getvalue(), err.getvalue())
+
+
+def own_address() -> str:
+    """An address of this machine that is not the loopback's: the API server passes nothing on to that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # nothing is sent
+        return str(probe.getsockname()[0])
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A registry behind a Service of an API server, whose tokens it checks."""
+
+    api: KubeApi
+    namespace: str
+    url: str
+
+    def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object; one that exists is left as it is."""
+        code, answer = self.api.request("POST", path, body)
+        assert code in {200, 201, 409}, answer
+        return dict(answer)
+
+    def token(self, account: str) -> str:
+        """A token of an account of the registry's namespace, of the registry's audience."""
+        path = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/{account}/token"
+        return str(self.create(path, {"spec": {"audiences": [REGISTRY_AUDIENCE]}})["status"]["token"])
+
+
+@contextlib.contextmanager
+def installed(api: KubeApi, kubeconfig: Path, folder: Path, *, namespace: str) -> Iterator[Installed]:
+    """Serve a registry and put it behind a Service with the chart's labels."""
+    operator = f"system:serviceaccount:{namespace}:operator"
+
+    async def access() -> Access:
+        from kubernetes.aio import client, config
+
+        configuration = client.Configuration()
+        await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+        return KubernetesAccess(KubernetesReviews(configuration), operator_user=operator)
+
+    with serving(f"sqlite:///{folder}/registry.db", access=access, host=own_address()) as url:
+        made = Installed(api=api, namespace=namespace, url=url)
+        made.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+        made.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "operator"}})
+        address = urlsplit(url)
+        port = {"name": "http", "port": address.port, "protocol": "TCP"}
+        service = {
+            "metadata": {"name": REGISTRY, "labels": REGISTRY_LABELS},
+            "spec": {"ports": [{"name": "http", "port": 8080, "targetPort": address.port}]},
+        }
+        made.create(f"/api/v1/namespaces/{namespace}/services", service)
+        _registry_pod(made, str(address.hostname))
+        target = {"kind": "Pod", "namespace": namespace, "name": REGISTRY}
+        subset = {"addresses": [{"ip": address.hostname, "targetRef": target}], "ports": [port]}
+        endpoints = {"metadata": {"name": REGISTRY}, "subsets": [subset]}
+        made.create(f"/api/v1/namespaces/{namespace}/endpoints", endpoints)
+        yield made
+
+
+def _registry_pod(made: Installed, address: str) -> None:
+    """A pod with the registry's address: the API server passes calls on to addresses of pods only."""
+    pods = f"/api/v1/namespaces/{made.namespace}/pods"
+    spec = {"nodeName": "nowhere", "containers": [{"name": "registry", "image": "i"}]}
+    made.create(pods, {"metadata": {"name": REGISTRY}, "spec": spec})
+    status = {"status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}}
+    patch = "application/merge-patch+json"
+    code, answer = made.api.request("PATCH", f"{pods}/{REGISTRY}/status", status, content_type=patch)
+    assert code == 200, answer
+
+
+@dataclass
+class LogServer:
+    """What of a kubelet the API server asks for a container's log."""
+
+    logs: dict[str, str] = field(default_factory=dict)
+    """By `pod/container`."""
+    port: int = 0
+
+    @contextlib.contextmanager
+    def serving(self, certificate: Path) -> Iterator[LogServer]:
+        """Serve on the loopback; `certificate` is any pair, for the API server does not check it here."""
+        logs = self.logs
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = urlsplit(self.path).path
+                text = logs.get("/".join(path.split("/")[3:5]), "").encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the standard library's name
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, name="logs")
+        thread.start()
+        self.port = server.server_address[1]
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
