@@ -106,6 +106,8 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     settings = _pinned(settings)
     if settings.gpus == 0:
         basemodel.leave_out_bitsandbytes()
+    if process.uses_cuda(settings.gpus):
+        process.give_memory_back()
     laps.lap("torch")
     tokenizer, settings = build.load_tokenizer(settings, directory, log)
     data = build.read_data(settings, directory, manifest, tokenizer, log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -206,3 +207,26 @@ def test_libraries_that_are_missing_are_named_with_what_installs_them() -> None:
     ) as told:
         process.check_packages(lambda name: name not in ("torch", "trl"))
     assert (told.value.code, told.value.reason) == (2, "InvalidSpec")
+
+
+HOLDING = """
+import gc
+from model.training.loop.memory import resident_bytes
+from model.training.processes import process
+{before}
+held = [bytes(range(256)) * 1024 for _ in range(400)]
+with_them = resident_bytes()
+del held
+gc.collect()
+print(with_them - resident_bytes())
+"""
+
+
+@pytest.mark.parametrize(("before", "gives"), [("", False), ("process.give_memory_back()", True)])
+def test_memory_goes_back_to_the_kernel_where_it_is_told_to(before: str, *, gives: bool) -> None:
+    """With the settings of the trainer's image, which hold what was freed."""
+    tunables = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
+    environment = os.environ | {"GLIBC_TUNABLES": tunables, "PYTHONPATH": str(Path(__file__).parents[2])}
+    code = HOLDING.format(before=before)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 90 << 20) == gives

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.util
 import math
@@ -35,6 +36,10 @@ Threads that spin while they wait are a few percent faster alone, and ten times 
 """
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""From malloc.h."""
+
+
 def quiet() -> None:
     """Keep the libraries from telling a person what only their own users can act on; to be called before any import.
 
@@ -60,6 +65,18 @@ def prepare() -> TextIO:
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     return output
+
+
+def give_memory_back() -> None:
+    """Let freed memory go back to the kernel, as it does without the image's settings.
+
+    Those hold whole tensors for the next step, which pays on a CPU. A GPU's steps happen elsewhere, and what weights
+    were read into would be held for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other libraries do so anyway
+    if mallopt is not None:
+        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            mallopt(option, 128 << 10)
 
 
 def check_packages(find: Callable[[str], object] = importlib.util.find_spec) -> None:
