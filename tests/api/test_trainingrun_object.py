@@ -163,6 +163,7 @@ def full_status() -> TrainingRunStatus:
             final_loss="1.8342",
             evaluation_loss="1.9011",
             base_evaluation_loss="2.77",
+            loss_change="-31 %",
             reward_accuracy="0.91",
             reward_margin="1.3",
             steps=55,
@@ -220,12 +221,13 @@ def test_the_table_tells_what_a_run_is_and_how_far(api: KubeApi, kubectl: Kubect
         "MODEL": "smollm2",
         "PROGRESS%": "12",
         "LOSS": "2.31",
+        "VS-BASE": "",
         "ADAPTER": "",
         "MESSAGE": "",
     }
     put_status(api, {**run, "metadata": api.get(f"{RUNS}/minimal")["metadata"]}, full_status())
     row = columns(kubectl("get", "trun", "minimal", "-o", "wide"))
-    assert row["LOSS"] == "1.8342"
+    assert (row["LOSS"], row["VS-BASE"]) == ("1.9011", "-31 %")
     assert (row["ADAPTER"], row["VERSION"], row["DATASET"]) == ("docs/3", "3", "docs")
     assert (row["GPUS"], row["ATTEMPTS"], row["DURATION"]) == ("1", "2", "120")
 

@@ -56,6 +56,18 @@ def test_the_phase_of_an_active_run(pod: dict[str, Any] | None, phase: str) -> N
     assert condition(status, "Stalled") is None
 
 
+@pytest.mark.parametrize(
+    ("spec", "warned"),
+    [({}, True), ({"adapter": {"name": "support"}}, False), ({"experiment": "support"}, False)],
+)
+def test_an_adapter_that_will_never_have_a_second_version_is_told(spec: dict[str, Any], warned: bool) -> None:
+    run = o.run(name="support-1", **spec)
+    for seen in (look(run, o.job()), look(run)):
+        accepted = status_of(seen).condition("Accepted")
+        assert accepted is not None
+        assert ("set spec.adapter.name" in accepted.message) is warned
+
+
 def test_a_success_has_the_result_the_adapter_and_the_conditions() -> None:
     status = succeeded()
     assert status.result is not None

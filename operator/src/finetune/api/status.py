@@ -225,6 +225,8 @@ class Measurements(ApiModel):
 class Result(Measurements):
     """What a successful run has to show."""
 
+    loss_change: ShortText | None = None
+    """The evaluation loss against the base model's, such as -31 %."""
     adapter: AdapterStatus
     """The registered adapter version."""
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from finetune.api import conditions, reasons
 from finetune.api.conditions import Condition, ConditionStatus, set_condition
 from finetune.api.fields import MAX_DECIMAL, clip
+from finetune.api.losses import loss_change
 from finetune.api.status import (
     MAX_CONDITIONS,
     MAX_EARLIER_WAITS,
@@ -42,6 +43,12 @@ from .views import whole_number
 
 MAXIMUM_SECONDS = 10**9
 """Of a remaining time that is believed: thirty years."""
+
+
+_ADAPTER_OF_ONE_RUN = (
+    "; its adapter is named after the run, so that there will be no version 2 of it: set spec.adapter.name to collect "
+    "the results of several runs under one name"
+)
 
 
 def restamp(status: Mapping[str, Any], generation: int) -> dict[str, Any]:
@@ -244,7 +251,10 @@ def _accepted(case: Case, failure: Finding | None, waiting: Finding | None) -> t
         # False: it waits for what must appear in time. What may take as long as it takes is Unknown.
         status: ConditionStatus = "False" if waiting.verdict is Verdict.EXPIRE else "Unknown"
         return status, reasons.WAITING_FOR_REFERENCE, waiting.message
-    return "True", reasons.SPEC_ACCEPTED, "the run's Job exists" if case.seen.job else "the spec is valid"
+    message = "the run's Job exists" if case.seen.job else "the spec is valid"
+    if case.run.spec.adapter is None and case.run.spec.experiment is None:
+        message += _ADAPTER_OF_ONE_RUN
+    return "True", reasons.SPEC_ACCEPTED, message
 
 
 def _dataset_ready(case: Case, failure: Finding | None, waiting: Finding | None) -> tuple[ConditionStatus, str, str]:
@@ -408,6 +418,7 @@ def _result(case: Case) -> dict[str, object]:
         "loss_history": message.loss_history[:MAX_LOSS_HISTORY],
         "result": Result(
             **result.model_dump(include=set(Measurements.model_fields)),
+            loss_change=loss_change(result.evaluation_loss, result.base_evaluation_loss),
             adapter=AdapterStatus(
                 id=adapter.id,
                 name=adapter.name,
