@@ -9,13 +9,16 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.logs import Format, install
 
 if TYPE_CHECKING:
+    from sqlalchemy import URL
+
     from finetune.registry.blobs import BlobStore
     from finetune.registry.database import Database
+    from finetune.registry.store.namespaces import NamespaceStore
 
 DATABASE_URL = "FINETUNE_DATABASE_URL"
 STORE = "FINETUNE_STORE"
@@ -25,11 +28,13 @@ ADMINISTRATOR = "administrator"
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `registry` and its sub-commands; each sets `handler`, a function from the arguments to an exit code."""
+    from . import keeping  # which uses what is here
+
     registry = subparsers.add_parser("registry", help="the registry of datasets, runs and adapters")
     commands = registry.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="migrate the database, then serve the HTTP API until SIGTERM")
-    _add_database(serve)
+    add_database(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on; empty: all (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
     serve.add_argument(
@@ -44,7 +49,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="USER",
         help="the user that may record runs and register adapters: system:serviceaccount:<namespace>:<name>",
     )
-    _add_store(serve)
+    add_store(serve)
     serve.add_argument(
         "--max-file-bytes", type=int, default=2 * 1024**3, help="of one file of an adapter (default: %(default)s)"
     )
@@ -66,13 +71,13 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     serve.set_defaults(handler=_serve)
 
     migrate = commands.add_parser("migrate", help="bring the database to this version's schema and exit")
-    _add_database(migrate)
+    add_database(migrate)
     add_log_format(migrate)
     migrate.set_defaults(handler=_migrate)
 
     collect = commands.add_parser("gc", help="remove the files that no adapter version and no run needs, and exit")
-    _add_database(collect)
-    _add_store(collect)
+    add_database(collect)
+    add_store(collect)
     collect.add_argument("--dry-run", action="store_true", help="only say how many there are")
     add_log_format(collect)
     collect.set_defaults(handler=_collect_garbage)
@@ -84,27 +89,28 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         required=True,
         help="database: an older registry finds them there; store: what `serve` does by itself",
     )
-    _add_database(contents)
-    _add_store(contents)
+    add_database(contents)
+    add_store(contents)
     add_log_format(contents)
     contents.set_defaults(handler=_move_contents)
 
     listed = commands.add_parser("namespaces", help="list the namespaces that have rows, and the former ones' keys")
-    _add_database(listed)
+    add_database(listed)
     add_log_format(listed)
     listed.set_defaults(handler=_namespaces)
 
     forget = commands.add_parser("forget", help="delete everything of a namespace but its audit trail")
     forget.add_argument("namespace", help="its name, or the key of a former one")
-    _add_database(forget)
+    add_database(forget)
     add_log_format(forget)
     forget.set_defaults(handler=_forget)
 
     adopt = commands.add_parser("adopt", help="give a former namespace's rows to the one that has its name now")
     adopt.add_argument("key", help='as "finetune registry namespaces" shows it')
-    _add_database(adopt)
+    add_database(adopt)
     add_log_format(adopt)
     adopt.set_defaults(handler=_adopt)
+    keeping.add_commands(commands)
 
 
 def add_log_format(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +123,8 @@ def add_log_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_database(parser: argparse.ArgumentParser) -> None:
+def add_database(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says which database."""
     parser.add_argument(
         "--database-url",
         metavar="URL",
@@ -126,7 +133,8 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_store(parser: argparse.ArgumentParser) -> None:
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which store."""
     parser.add_argument(
         "--store",
         metavar="URL",
@@ -237,12 +245,33 @@ def _on_store(arguments: argparse.Namespace, action: Callable[[Database, BlobSto
         return _fail(f"{error.message}\nhint: {error.hint}", code=1)
 
 
+def on_backup(arguments: argparse.Namespace, action: Callable[[URL, BlobStore | None], str]) -> int:
+    """Do something with a database that may be empty, and its store if it has one; print what was done."""
+    from finetune.registry.backup import BackupError
+    from finetune.registry.blobs import InvalidStoreURL, open_store
+    from finetune.registry.database import InvalidDatabaseURL, parse_url
+    from finetune.registry.errors import RegistryFault
+    from finetune.registry.server import Settings
+
+    settings = Settings(database_url=_database_url(arguments), store=_store(arguments))
+    try:
+        url, store = parse_url(settings.database_url), settings.store_url()
+        opened = None if store is None else open_store(store, label=arguments.store_label)
+    except (InvalidDatabaseURL, InvalidStoreURL) as error:
+        return _fail(error, code=2)
+    try:
+        return _on_database(lambda: print(action(url, opened)), arguments.log_format)
+    except BackupError as error:
+        return _fail(error, code=1)
+    except RegistryFault as error:
+        return _fail(f"{error.message}\nhint: {error.hint}", code=1)
+
+
 def _store(arguments: argparse.Namespace) -> str | None:
     return arguments.store or os.environ.get(STORE) or None
 
 
 def _namespaces(arguments: argparse.Namespace) -> int:
-    from finetune.registry.store.namespaces import NamespaceStore
 
     async def show(store: NamespaceStore) -> None:
         for row in await store.listed():
@@ -253,7 +282,6 @@ def _namespaces(arguments: argparse.Namespace) -> int:
 
 
 def _forget(arguments: argparse.Namespace) -> int:
-    from finetune.registry.store.namespaces import NamespaceStore
 
     async def forget(store: NamespaceStore) -> None:
         counts = await store.forget(arguments.namespace, actor=ADMINISTRATOR)
@@ -264,7 +292,6 @@ def _forget(arguments: argparse.Namespace) -> int:
 
 
 def _adopt(arguments: argparse.Namespace) -> int:
-    from finetune.registry.store.namespaces import NamespaceStore
 
     async def adopt(store: NamespaceStore) -> None:
         print(f"given to namespace {await store.adopt(arguments.key, actor=ADMINISTRATOR)}")
@@ -272,14 +299,17 @@ def _adopt(arguments: argparse.Namespace) -> int:
     return _on_namespaces(arguments, adopt)
 
 
-def _on_namespaces(arguments: argparse.Namespace, action: Callable[[Any], Awaitable[None]]) -> int:
-    """Do something with the namespaces of a migrated database; what it refuses is one line and a hint."""
-    import asyncio
+def _on_namespaces(arguments: argparse.Namespace, action: Callable[[NamespaceStore], Awaitable[None]]) -> int:
+    from finetune.registry.store.namespaces import NamespaceStore
 
+    return on_database(arguments, lambda database: action(NamespaceStore(database)))
+
+
+def on_database(arguments: argparse.Namespace, action: Callable[[Database], Awaitable[None]]) -> int:
+    """Do something with a migrated database; what it refuses is one line and a hint."""
     from finetune.registry.database import Database, InvalidDatabaseURL, parse_url
     from finetune.registry.errors import RegistryFault
     from finetune.registry.migrate import migrate
-    from finetune.registry.store.namespaces import NamespaceStore
 
     try:
         url = parse_url(_database_url(arguments))
@@ -289,7 +319,7 @@ def _on_namespaces(arguments: argparse.Namespace, action: Callable[[Any], Awaita
     async def run() -> None:
         database = Database(url)
         try:
-            await action(NamespaceStore(database))
+            await action(database)
         finally:
             await database.close()
 

@@ -55,7 +55,7 @@ def migrate(url: URL) -> tuple[str | None, str]:
     A newer schema that this code can work with is left as it is: so a release can be taken back. Raises
     `UnknownRevision` when the database is too new for this code, and SQLAlchemy's errors when it does not answer.
     """
-    engine = _create_engine(url)
+    engine = synchronous_engine(url)
     try:
         with engine.connect() as connection, connection.begin():
             if engine.dialect.name == "postgresql":
@@ -118,7 +118,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
             return
 
 
-def _create_engine(url: URL) -> Engine:
+def synchronous_engine(url: URL) -> Engine:
     """A synchronous engine for the same database: Alembic knows no other."""
     if url.get_backend_name() != "sqlite":
         return create_engine(url, poolclass=NullPool)

@@ -34,7 +34,7 @@ from finetune.registry.store.quota import Quota
 from finetune.registry.store.runs import RunStore
 from finetune.registry.store.states import AdapterStates
 
-from . import adapters, datasets, files, runs
+from . import adapters, audit, datasets, files, runs
 from .cleaning import clean_forever
 from .common import Services, services_of
 from .description import describe_documents
@@ -101,7 +101,7 @@ def create_app(
         redoc_url=None,
         responses={"4XX": {"model": ErrorDocument}, "5XX": {"model": ErrorDocument}},
     )
-    for module in (datasets, runs, adapters, files):
+    for module in (datasets, runs, adapters, files, audit):
         app.include_router(module.router)
     for router in (runs.series_router, runs.operator_router):
         app.include_router(router)

@@ -1,0 +1,115 @@
+"""`finetune registry backup`, `restore` and `audit`: an administrator's commands on the database itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import registry
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+    from finetune.registry.blobs import BlobStore
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to those of `registry`."""
+    backup = commands.add_parser("backup", help="write all rows, and with --files the store's files, into one file")
+    backup.add_argument("file", type=Path, help="a new file; it appears whole or not at all")
+    backup.add_argument("--files", action="store_true", help="the files of the store, too: as large as the store")
+    _finish(backup)
+    backup.set_defaults(handler=_back_up)
+
+    restore = commands.add_parser("restore", help="fill an empty database, and the store, from a backup")
+    restore.add_argument("file", type=Path, help="what `finetune registry backup` wrote, from either kind of database")
+    _finish(restore)
+    restore.set_defaults(handler=_restore)
+
+    audit = commands.add_parser("audit", help="list who did what, newest first")
+    audit.add_argument("namespace", nargs="?", help="its name, or a former one's key (default: all)")
+    audit.add_argument("--actor", help="who")
+    audit.add_argument("--action", help="what, such as CreateDatasetVersion or DeleteAdapter")
+    audit.add_argument("--subject", help="to what: a name, or name/version")
+    audit.add_argument("--since", type=_time, metavar="TIME", help="not before this time, such as 2026-11-28T10:00")
+    audit.add_argument("--limit", type=_count, default=100, help="so many entries (default: %(default)s)")
+    audit.add_argument("-o", "--output", choices=("table", "json"), default="table", help="(default: %(default)s)")
+    registry.add_database(audit)
+    registry.add_log_format(audit)
+    audit.set_defaults(handler=_audit)
+
+
+def _finish(parser: argparse.ArgumentParser) -> None:
+    registry.add_database(parser)
+    registry.add_store(parser)
+    registry.add_log_format(parser)
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _back_up(arguments: argparse.Namespace) -> int:
+    def act(url: URL, store: BlobStore | None) -> str:
+        from finetune.registry.backup import back_up, back_up_files
+        from finetune.registry.migrate import migrate
+
+        migrate(url)
+        counts = back_up(url, arguments.file)
+        files = asyncio.run(back_up_files(store, arguments.file)) if store is not None and arguments.files else 0
+        beside = "" if arguments.files or store is None else f"; back up the store now, too: {store.name}"
+        return f"{arguments.file}: {sum(counts.values())} rows and {files} files{beside}"
+
+    return registry.on_backup(arguments, act)
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    def act(url: URL, store: BlobStore | None) -> str:
+        from finetune.registry.backup import restore, restore_files
+
+        files = asyncio.run(restore_files(arguments.file, store)) if store is not None else 0
+        counts = restore(arguments.file, url)
+        return f"restored {sum(counts.values())} rows and {files} files"
+
+    return registry.on_backup(arguments, act)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from finetune.api.audit import AuditEntry
+    from finetune.registry.database import Database
+    from finetune.registry.store.audit import AuditFilter, AuditLog
+
+    async def entries(database: Database) -> list[AuditEntry]:
+        names = ("namespace", "actor", "action", "subject", "since")
+        wanted = AuditFilter(**{name: getattr(arguments, name) for name in names})
+        found: list[AuditEntry] = []
+        before: int | None = None
+        while len(found) < arguments.limit:
+            page = await AuditLog(database).page(wanted, before=before, limit=min(arguments.limit - len(found), 200))
+            found += page.items
+            if page.continue_ is None:
+                break
+            before = int(page.continue_)
+        return found
+
+    async def show(database: Database) -> None:
+        for each in await entries(database):
+            if arguments.output == "json":
+                print(each.model_dump_json(by_alias=True))
+                continue
+            details = json.dumps(each.details, ensure_ascii=False, sort_keys=True)
+            time = f"{each.time:%Y-%m-%dT%H:%M:%SZ}"
+            print("  ".join((time, each.actor, each.action, each.namespace, each.subject, details)))
+
+    return registry.on_database(arguments, show)
