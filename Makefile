@@ -8,7 +8,7 @@ SOURCES := operator model tests examples images benchmarks deploy tools
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training bench-quality test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds reference docs release argocd format
+.PHONY: help demo demo-dpo chaos bench-training bench-quality bench-pages test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds pages vendor reference docs release argocd format
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,9 @@ bench-quality: $(VENV)/ready ## What SFT, DPO and KTO learn from the demo's rows
 
 bench-operator: programs ## What a run costs the operator and the API server; BENCH="--quick --loads=a" for a first look
 	$(BIN)/python -m benchmarks.operator $(BENCH)
+
+bench-pages: $(VENV)/ready ## The registry's pages with 10,000 runs and 200 viewers; BENCH=--quick for a first look
+	$(BIN)/python -m benchmarks.pages $(BENCH)
 
 test: lint types unit api training-tests e2e ## Everything that can be tested on this machine, but the longest tests (chaos)
 
@@ -80,6 +83,12 @@ images: $(VENV)/ready ## Build the images
 format: $(VENV)/ready ## Format the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+pages: $(VENV)/ready ## A real browser over the registry's pages; makes the pictures in docs/pages
+	$(BIN)/pytest -n 0 tests/browser
+
+vendor: $(VENV)/ready ## Fetch the libraries of the pages, at the versions of deploy/pages/vendor.py
+	$(BIN)/python -m deploy.pages.vendor
 
 crds: $(VENV)/ready ## Write the CustomResourceDefinition from the models
 	$(BIN)/python -m finetune.api.crd crds/finetune.dev_trainingruns.yaml charts/finetune-operator/files/finetune.dev_trainingruns.yaml

@@ -51,6 +51,14 @@ class Access(Protocol):
         """The caller's name, for the audit trail. Raises `Unauthorized`, `Forbidden` or `Unavailable`."""
         ...
 
+    async def person(self, token: str) -> User:
+        """Whose token it is, if it is one for people. Raises `Unauthorized` or `Unavailable`."""
+        ...
+
+    async def allows(self, user: User, question: Question) -> bool:
+        """Whether the cluster's rules let a user do something. Raises `Unavailable`."""
+        ...
+
     async def close(self) -> None:
         """Close connections."""
         ...
@@ -68,6 +76,14 @@ class OpenAccess:
     async def check(self, token: str | None, rule: Rule) -> str:  # noqa: ARG002 - nothing is asked for
         """Let everybody pass."""
         return "local"
+
+    async def person(self, token: str) -> User:  # noqa: ARG002 - nobody has a name here
+        """Nobody has a name here."""
+        raise Unauthorized("this registry takes no tokens", hint="it was started with --auth=none: send none")
+
+    async def allows(self, user: User, question: Question) -> bool:  # noqa: ARG002 - nothing is asked for
+        """Let everybody do it."""
+        return True
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -103,6 +119,14 @@ class KubernetesAccess:
         elif not (rule.operator and user.name == self._operator_user):
             await self._check_person(user, rule)
         return user.name
+
+    async def person(self, token: str) -> User:
+        """Whose token it is, if it is one for people. Raises `Unauthorized` or `Unavailable`."""
+        return await self._reviews.user_of(token, (REGISTRY_AUDIENCE,))
+
+    async def allows(self, user: User, question: Question) -> bool:
+        """Whether the cluster's rules let a user do something. Raises `Unavailable`."""
+        return await self._reviews.may(user, question)
 
     async def _check_pod(self, user: User, rule: Rule) -> None:
         name, uid = user.single(POD_NAME), user.single(POD_UID)

@@ -131,7 +131,9 @@ def serve(settings: Settings) -> None:
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    RenewingServer(config).run()
+    server = RenewingServer(config)
+    app.state.is_stopping = lambda: server.should_exit  # live pages end their streams then
+    server.run()
 
 
 async def _access(settings: Settings) -> Access:

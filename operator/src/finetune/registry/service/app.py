@@ -22,6 +22,7 @@ from finetune.registry.errors import Unavailable
 from finetune.registry.limits import PostLimits
 from finetune.registry.metrics import RegistryMetrics
 from finetune.registry.migrate import head, is_new_enough
+from finetune.registry.pages.mount import mount_pages
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.contents import Contents
 from finetune.registry.store.datasets import DatasetStore
@@ -52,11 +53,13 @@ def create_app(
     store: BlobStore | None = None,
     limits: FileLimits | None = None,
     keep_versions: int | None = None,
+    proxy_user: str | None = None,
 ) -> FastAPI:
     """The registry over a migrated database. `access` is called once, in the event loop that serves.
 
     Without a `store` it keeps no files of adapters. Of each adapter the `keep_versions` newest versions and those with
-    an alias are kept; None: all.
+    an alias are kept; None: all. `proxy_user` is the account of an authenticating proxy before the
+    pages, whose headers say who is asking.
     """
     metrics = RegistryMetrics()
     chosen = limits or FileLimits()
@@ -108,6 +111,7 @@ def create_app(
     app.add_api_route("/healthz", _healthz, tags=["health"])
     app.add_api_route("/readyz", _readyz, tags=["health"])
     app.add_api_route("/metrics", _metrics, tags=["health"], response_class=PlainTextResponse)
+    mount_pages(app, proxy_user=proxy_user)
     add_failure_handlers(app)
     app.add_middleware(LocalOnly)
     app.add_middleware(Observed, metrics=metrics)

@@ -18,6 +18,7 @@ from .common import (
     NamePath,
     NamespacePath,
     ReferencePath,
+    Services,
     ServicesOf,
     UidPath,
     body_of,
@@ -145,7 +146,14 @@ async def get_archive(
     namespace: NamespacePath, name: NamePath, version: ReferencePath, services: ServicesOf
 ) -> StreamingResponse:
     """All files of an adapter version in one tar, below a folder `<name>-v<version>`."""
-    found = await services.states.given_out(namespace, name, reference(version))
+    return await archive_response(services, namespace, name, reference(version))
+
+
+async def archive_response(
+    services: Services, namespace: str, name: str, version: int | str | None
+) -> StreamingResponse:
+    """The files of a version as one tar. Raises `NotFound`, `Conflict`, and before the first byte what the store says."""
+    found = await services.states.given_out(namespace, name, version)
     store = services.files.store
     for file in found.files:  # an answer that has begun cannot say any more that a file is missing
         async for _ in await store.read(file.sha256, length=min(1, file.bytes) or None):

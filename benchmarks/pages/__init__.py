@@ -1,0 +1,1 @@
+"""How fast the registry's pages are with many runs: `python -m benchmarks.pages`."""

@@ -1,0 +1,1 @@
+"""What the registry's pages take from other projects."""

@@ -1,0 +1,267 @@
+"""What the pages make of stored documents: texts, curves, settings, rows. Pure functions, by tables."""
+
+# ruff: noqa: RUF001 - dashes and minus signs as the pages have them
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from finetune.registry.errors import Invalid
+from finetune.registry.pages import text
+from finetune.registry.pages.charts import Line, draw, sparkline
+from finetune.registry.pages.forms import MAX_FIELDS
+from finetune.registry.pages.queries import Part
+from finetune.registry.pages.routes.actions import read_tags
+from finetune.registry.pages.routes.sessions import local_path
+from finetune.registry.pages.views.datasets import difference, lengths_of, row_view
+from finetune.registry.pages.views.run import next_name
+from finetune.registry.pages.views.runs import filter_of
+from finetune.registry.pages.views.settings import defaults, differences, settings_of
+
+BIDI = "\u202e\u2066\u200f"
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("plain – ä 漢字 👩‍🚀\ttab\nline", "plain – ä 漢字 👩‍🚀\ttab\nline"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]8;;http://evil\x07link\x1b]8;;\x07", "link"),
+        ("\x1b]0;title", ""),
+        (f"a{BIDI}b", "ab"),
+        ("a\x00b\x08c\x9bd\x7f", "abcd"),
+        ("a\r\nb\rc\u2028d\x85e", "a\nb\nc\nd\ne"),
+        ("zero\u200bwidth\ufeff", "zerowidth"),
+        ("tag\U000e0041", "tag"),
+        ("half \ud800", "half \ufffd"),
+        ("<script>{{ 7 * 7 }}</script>", "<script>{{ 7 * 7 }}</script>"),
+    ],
+)
+def test_nothing_is_shown_that_would_show_the_rest_as_something_else(written: str, shown: str) -> None:
+    assert text.clean(written) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "–"),
+        (0, "0"),
+        (1240, "1,240"),
+        (1.41213, "1.412"),
+        (0.0002, "2.00e-4"),
+        (12345.678, "12,346"),
+        (-0.5, "-0.5000"),
+        (1e300, "1.00e+300"),
+    ],
+)
+def test_numbers_have_the_digits_that_help(value: float | None, shown: str) -> None:
+    assert text.number(value) == shown
+
+
+def test_sizes_times_and_shares_are_words_of_people() -> None:
+    assert [text.size(count) for count in (None, 0, 999, 1000, 41_000_000, 999_600)] == [
+        "–",
+        "0 B",
+        "999 B",
+        "1 kB",
+        "41 MB",
+        "1 MB",
+    ]
+    assert [text.duration(each) for each in (None, 0, 59.6, 7800, 86400, 90000)] == [
+        "–",
+        "0s",
+        "1m",
+        "2h 10m",
+        "1d",
+        "1d 1h",
+    ]
+    assert text.percent(text.change(1.9, 2.77)) == "−31 %"
+    assert text.percent(text.change(9.12, 2.05)) == "+345 %"
+    assert text.percent(text.change(1.0, 0.0)) == "–"
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    assert text.age(now - timedelta(hours=3, minutes=7), now) == "3h"
+
+
+def part(step: int, value: float, high: float | None = None) -> Part:
+    return Part(step, value, value if high is None else high, step)
+
+
+def test_a_curve_keeps_its_spike_and_tells_itself_in_words() -> None:
+    loss = Line(label="training loss", metric="loss", run="u", parts=[part(1, 2.0), part(50, 1.5, 9.0), part(99, 1.0)])
+    chart = draw("Loss", [loss], base=2.5, marks=[50, 500])
+    assert chart is not None
+    ys = [float(pair.split(",")[1]) for pair in chart.lines[0].points.split()]
+    assert min(ys) == 8.0  # the spike is at the top
+    assert max(ys) == 196.0  # and the end at the bottom
+    assert chart.caption == "training loss fell from 2 to 1 by step 99; the base model's is 2.500."
+    assert [mark.step for mark in chart.marks] == [50]
+    assert chart.rows == (("1", "2"), ("50", "5.250"), ("99", "1"))
+    assert chart.base_at == pytest.approx(8 + 188 * 6.5 / 8, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0, 1.0], [-1.7e308, 1.7e308], [0.0, 5e-324], [1e16, 1e16 + 2], [3.0], [-5.0, -4.0]]
+)
+def test_any_finite_values_can_be_drawn(values: list[float]) -> None:
+    parts = [part(step, value) for step, value in enumerate(values, start=1)]
+    chart = draw("x", [Line(label="x", metric="x", run="u", parts=parts)])
+    assert chart is not None
+    for pair in chart.lines[0].points.split() + sparkline(parts).split():
+        x, y = map(float, pair.split(","))
+        assert 0 <= x <= 640
+        assert 0 <= y <= 220
+    assert 1 <= len(chart.y_ticks) <= 7
+
+
+def test_nothing_to_draw_is_no_chart() -> None:
+    assert draw("x", [Line(label="x", metric="x", run="u", parts=[])]) is None
+    assert sparkline([part(1, 1.0)]) == ""
+
+
+def test_settings_that_differ_from_the_defaults_come_first() -> None:
+    spec = {"method": "SFT", "training": {"batchSize": 16, "seed": 7}, "lora": {"targetModules": ["q", "k"]}}
+    found = [(each.path, each.value, each.default, each.differs) for each in settings_of(spec)]
+    assert found == [
+        ("lora.targetModules", '["q", "k"]', "–", True),
+        ("method", "SFT", "–", True),
+        ("training.seed", "7", "42", True),
+        ("training.batchSize", "16", "16", False),
+    ]
+    assert defaults()["training.schedule"] == "Cosine"
+    assert defaults()["jobTTLSeconds"] == "3600"
+
+
+def test_only_what_differs_is_compared_and_a_default_is_a_value() -> None:
+    rows = differences(
+        [{"training": {"batchSize": 16, "seed": 1}}, {"training": {"seed": 2}}], ignored=["training.seed"]
+    )
+    assert [(row.path, row.values, row.differs, row.is_ignored) for row in rows] == [
+        ("training.batchSize", ("16", "16"), False, False),
+        ("training.seed", ("1", "2"), True, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "following"),
+    [("support-14", "support-15"), ("support", "support-2"), ("a-9", "a-10"), ("x" * 63, "x" * 61 + "-2")],
+)
+def test_a_run_made_from_another_has_the_next_name(name: str, following: str) -> None:
+    assert next_name(name) == following
+
+
+@pytest.mark.parametrize(
+    ("shape", "row", "parts"),
+    [
+        ("text", b'{"text": "all"}', [("text", "all", "learned")]),
+        (
+            "prompt-completion",
+            b'{"prompt": "q", "completion": "a", "id": 7}',
+            [("prompt", "q", "given"), ("completion", "a", "learned")],
+        ),
+        (
+            "messages",
+            b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
+            [("user", "q", "given"), ("assistant", "a", "learned")],
+        ),
+        (
+            "preference",
+            b'{"prompt": "q", "chosen": "a", "rejected": "b"}',
+            [("prompt", "q", "given"), ("chosen", "a", "preferred"), ("rejected", "b", "avoided")],
+        ),
+        (
+            "preference-messages",
+            b'{"chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}',
+            [("assistant", "a", "preferred"), ("assistant", "b", "avoided")],
+        ),
+        (
+            "unpaired",
+            b'{"prompt": "q", "completion": "a", "label": false}',
+            [("prompt", "q", "given"), ("completion", "a", "avoided")],
+        ),
+        ("other", b'{"conversations": []}', [("row", '{"conversations": []}', "given")]),
+        ("messages", b'{"messages": [3, {"content": null}]}', [("", "3", "given"), ("", "null", "given")]),
+        ("text", b"not json \xff", [("row", "not json \ufffd", "given")]),
+    ],
+)
+def test_a_row_is_shown_as_it_is_learned(shape: str, row: bytes, parts: list[tuple[str, str, str]]) -> None:
+    assert [(each.role, each.text, each.kind) for each in row_view(1, row, shape).segments] == parts
+
+
+def test_what_is_not_learned_of_a_row_is_named() -> None:
+    assert row_view(1, b'{"prompt": "q", "completion": "a", "id": 7, "lang": "de"}', "prompt-completion").extra == (
+        "id",
+        "lang",
+    )
+
+
+def test_lengths_are_quantiles_of_the_rows() -> None:
+    lines = [b"x" * length for length in range(1, 101)] + [b"x" * 100, b""]
+    found = lengths_of(lines, is_all=True)
+    assert found is not None
+    assert (found.rows, found.middle, found.ninety, found.ninety_nine, found.longest, found.duplicates) == (
+        101,
+        51,
+        91,
+        100,
+        100,
+        1,
+    )
+    assert len(found.bars) == 20
+    assert lengths_of([b"", b" "], is_all=True) is None
+
+
+async def test_versions_differ_by_rows_and_not_by_their_order() -> None:
+    async def blocks(*parts: bytes):  # type: ignore[no-untyped-def]
+        for each in parts:
+            yield each
+
+    found = await difference(blocks(b"a\nb\nb", b"\nc\n"), blocks(b"c\nb\na\nd"))
+    assert (found.added, found.removed, found.kept) == (1, 1, 3)
+    assert (found.added_rows, found.removed_rows) == (("d",), ("b",))
+
+
+def test_a_filter_is_what_the_form_says() -> None:
+    found = filter_of({"state": "Failed", "dataset": "tickets/7", "text": " row ", "experiment": "", "archived": "1"})
+    assert (found.states, found.dataset, found.text, found.experiment, found.archived, found.sort) == (
+        ("Failed",),
+        "tickets/7",
+        "row",
+        None,
+        None,
+        "-created",
+    )
+    assert filter_of({}).archived is False
+
+
+@pytest.mark.parametrize("query", [{"sort": "uid"}, {"experiment": "A b"}, {"dataset": "x/y"}, {"state": "a b"}])
+def test_a_filter_that_makes_no_sense_is_refused(query: dict[str, str]) -> None:
+    with pytest.raises(Invalid):
+        filter_of(query)
+
+
+def test_tags_are_read_as_they_are_written() -> None:
+    assert read_tags("team=support, reviewed,a.b/c = x y ,") == {"team": "support", "reviewed": "", "a.b/c": "x y"}
+    for wrong in ("=x", "a b=c", "k=\x00", "k=" + "v" * 300, ",".join(f"t{n}" for n in range(MAX_FIELDS))):
+        with pytest.raises(Invalid):
+            read_tags(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "path"),
+    [
+        ("/ui/ml/runs?state=Failed", "/ui/ml/runs?state=Failed"),
+        ("//evil.example/ui/", "/ui/"),
+        ("/ui//evil.example", "/ui/"),
+        ("https://evil.example/ui/", "/ui/"),
+        ("/ui/\\evil", "/ui/"),
+        ("/ui/x\r\nSet-Cookie: a", "/ui/"),
+        ("/api/v1", "/ui/"),
+        ("", "/ui/"),
+    ],
+)
+def test_after_signing_in_one_stays_here(wanted: str, path: str) -> None:
+    assert local_path(wanted) == path
