@@ -49,6 +49,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="USER",
         help="the user that may record runs and register adapters: system:serviceaccount:<namespace>:<name>",
     )
+    serve.add_argument(
+        "--proxy-user",
+        metavar="USER",
+        help="the account of an authenticating proxy before the pages, whose X-Forwarded-User and X-Forwarded-Groups "
+        "say who is asking; without it nobody's do",
+    )
     add_store(serve)
     serve.add_argument(
         "--max-file-bytes", type=int, default=2 * 1024**3, help="of one file of an adapter (default: %(default)s)"
@@ -156,6 +162,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             port=arguments.port,
             auth=arguments.auth,
             operator_user=arguments.operator_user,
+            proxy_user=arguments.proxy_user,
             store=_store(arguments),
             store_label=arguments.store_label,
             file_bytes=arguments.max_file_bytes,

@@ -35,6 +35,7 @@ class Settings:
     in `open_store`; by default a folder beside an SQLite database, and nowhere with PostgreSQL;
     `store_label` says in messages what that is. `file_bytes`, `run_bytes` and `namespace_bytes` are as in `FileLimits`,
     `keep_versions` as in `create_app`.
+    `proxy_user` is the account of an authenticating proxy before the pages.
     `tls_certificate` and `tls_key` are PEM files, for HTTPS; they are read again when they change.
     """
 
@@ -49,6 +50,7 @@ class Settings:
     run_bytes: int = FileLimits().run_bytes
     namespace_bytes: int | None = None
     keep_versions: int | None = None
+    proxy_user: str | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
 
@@ -117,6 +119,7 @@ def serve(settings: Settings) -> None:
             file_bytes=settings.file_bytes, run_bytes=settings.run_bytes, namespace_bytes=settings.namespace_bytes
         ),
         keep_versions=settings.keep_versions,
+        proxy_user=settings.proxy_user,
     )
     config = uvicorn.Config(
         app,
