@@ -37,24 +37,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     add_database(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on; empty: all (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
-    serve.add_argument(
-        "--auth",
-        choices=("none", "kubernetes"),
-        default="none",
-        help="none: everybody may do everything, loopback only; kubernetes: bearer tokens, which the API server "
-        "checks (default: %(default)s)",
-    )
-    serve.add_argument(
-        "--operator-user",
-        metavar="USER",
-        help="the user that may record runs and register adapters: system:serviceaccount:<namespace>:<name>",
-    )
-    serve.add_argument(
-        "--proxy-user",
-        metavar="USER",
-        help="the account of an authenticating proxy before the pages, whose X-Forwarded-User and X-Forwarded-Groups "
-        "say who is asking; without it nobody's do",
-    )
+    _add_callers(serve)
     add_store(serve)
     serve.add_argument(
         "--max-file-bytes", type=int, default=2 * 1024**3, help="of one file of an adapter (default: %(default)s)"
@@ -136,6 +119,27 @@ def add_database(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="sqlite:////path/registry.db or postgresql://user:password@host/name; default: the environment "
         f"variable {DATABASE_URL}, which keeps a password out of the process list",
+    )
+
+
+def _add_callers(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--auth",
+        choices=("none", "kubernetes"),
+        default="none",
+        help="none: everybody may do everything, loopback only; kubernetes: bearer tokens, which the API server "
+        "checks (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--operator-user",
+        metavar="USER",
+        help="the user that may record runs and register adapters: system:serviceaccount:<namespace>:<name>",
+    )
+    serve.add_argument(
+        "--proxy-user",
+        metavar="USER",
+        help="the account of an authenticating proxy before the pages, whose X-Forwarded-User and X-Forwarded-Groups "
+        "say who is asking; without it nobody's do",
     )
 
 
