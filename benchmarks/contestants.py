@@ -98,7 +98,7 @@ def train_bare(task: Task, steps: int) -> None:
     from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
     from model.training.loop.attention import use_segments
-    from model.training.weights import adapter_layers
+    from model.training.weights import adapter_trial
 
     torch.manual_seed(SEED)
     dtype = torch.bfloat16 if has_bfloat16() else torch.float32
@@ -106,7 +106,7 @@ def train_bare(task: Task, steps: int) -> None:
     lora = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
     lora.lora_dropout = task.dropout_percent / 100
     model = get_peft_model(base, lora)
-    adapter_layers.fuse(model)
+    adapter_trial.fuse(model)
     if reason := use_segments(model, longest_row=1):
         raise SystemExit(f"{task.base_model} does not attend by segments ({reason}): loop and trainer would differ")
     model.train()

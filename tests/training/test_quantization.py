@@ -18,7 +18,7 @@ from model import exits  # noqa: E402 - as above
 from model.exits import FailureError  # noqa: E402 - as above
 from model.files import RunDirectory  # noqa: E402 - as above
 from model.training.result import save_adapter  # noqa: E402 - as above
-from model.training.weights import basemodel  # noqa: E402 - as above
+from model.training.weights import adapter_trial, basemodel  # noqa: E402 - as above
 from tests.support.safetensors_files import write_base  # noqa: E402 - as above
 from tests.training.harness import Run  # noqa: E402 - as above
 from tests.training.trainers import (  # noqa: E402 - as above
@@ -87,6 +87,7 @@ def test_the_adapter_of_a_quantized_base_is_trained_and_saved_in_float32(
     trainer = make_trainer(settings, tokenizer, random_rows(16))
     layer = trainer.model.get_base_model().model.layers[0].mlp.up_proj.base_layer
     assert type(layer).__name__ == {"NF4": "Linear4bit", "Int8": "Linear8bitLt"}[quantized]
+    assert adapter_trial.description(trainer.model) == {"fused": 14, "joined": 10, "peft": 0}
     assert {weight.dtype for weight in weights(trainer.model).values()} == {torch.float32}
     before = trainer.held_out_loss()
     trainer.train()

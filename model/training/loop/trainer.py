@@ -35,7 +35,7 @@ from model.training.loop.schedule import share_of_peak
 from model.training.output.progress import RunStatus
 from model.training.processes import hang, interruption, parallel
 from model.training.processes.process import timestamp
-from model.training.weights import adapter_layers
+from model.training.weights import adapter_trial
 
 
 class TrainingLoop(Trainer):
@@ -60,7 +60,7 @@ class TrainingLoop(Trainer):
         """
         # Our loss is divided by the step's items, whatever the model's own and TRL's do.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
-        adapter_layers.fuse(self.model)
+        adapter_trial.fuse(self.model)
         self.parts = parts
         self.batches = parts.batches
         self.run_state = parts.state

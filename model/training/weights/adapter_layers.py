@@ -1,110 +1,180 @@
-"""LoRA's layers on a CPU: peft's numbers in fewer passes over memory, and dropout from fewer random numbers.
+"""LoRA's layers with peft's numbers in fewer passes over memory, see `adapter_products`.
 
-peft computes `W x + scale * B A dropout(x)` with an operation for each sign. Here the matrix product itself adds the
-adapter's part to the base's output, forwards and backwards. torch draws a random number for each element that dropout
-looks at, on most CPUs one after the other; here one draw decides about four elements.
+Which layers share an input is found by `adapter_trial`, and that the numbers are peft's.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear
-from torch.autograd.function import once_differentiable
 
-_LEVELS = 1 << 16
-"""Dropout's probability is rounded to a multiple of one over this."""
+from model.training.weights.adapter_products import Casts, Matrices, dropout_mask, multiply
 
 
-class FusedLinear(Linear):
-    """peft's adapted linear layer, base and adapter in one operation where that is possible."""
+class FusedLayer:
+    """What an adapted layer has before peft's own class: base and adapter in one operation where that is possible."""
+
+    group: Group
+    training: bool
+    base_layer: torch.nn.Module
+    multiplies_base = True
+    """Whether the base's product is made here, with its weight."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the base layer's output with the adapter's, (..., outputs)."""
-        name = self._fusible(x) if not (args or kwargs) else None
+        name = None if args or kwargs else self.plain_adapter(x)
         if name is None:
-            return super().forward(x, *args, **kwargs)
-        dropout = self.lora_dropout[name]
-        share = dropout.p if self.training and isinstance(dropout, torch.nn.Dropout) else 0.0
-        base, down, up = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-        keep, kept_share = _keep(x, share)
-        return _Adapted.apply(x, base.weight, base.bias, down, up, self.scaling[name] / kept_share, keep)
+            output: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return output
+        return self.group.output(self, x, name)
 
-    def _fusible(self, x: torch.Tensor) -> str | None:
-        """Return the adapter's name when it is a single plain one in the type of the base, on the CPU."""
+    def plain_adapter(self: Any, x: torch.Tensor) -> str | None:
+        """Return the adapter's name when it is a single plain one whose products can be made in x's type."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         name: str = self.active_adapters[0]
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
             return None
-        weights = (self.base_layer.weight, self.lora_A[name].weight, self.lora_B[name].weight)
-        if x.device.type != "cpu" or x.ndim < 2 or any(weight.dtype != x.dtype for weight in weights):
+        if x.ndim < 2 or not x.is_floating_point() or torch.is_autocast_enabled(x.device.type):
             return None
-        return None if weights[0].requires_grad or torch.is_autocast_enabled("cpu") else name
+        weight = self.base_layer.weight
+        return None if weight.requires_grad or (self.multiplies_base and weight.dtype != x.dtype) else name
 
 
-class _Adapted(torch.autograd.Function):
-    """`W x + b + scale * B A (keep * x)`; W and b are frozen.
+class FusedLinear(FusedLayer, Linear):
+    """peft's adapted linear layer on a base whose weights are plain numbers."""
 
-    `keep` is 0 or 1 for each element of x in uint8, None for all. It and x are all that is kept for the way back.
+
+class Group:
+    """Layers that get the same input, one after the other: the first computes the outputs of all.
+
+    Parameters
+    ----------
+    layers
+        In the order in which the model calls them.
     """
 
-    @staticmethod
-    def forward(  # noqa: PLR0917 - torch passes them on by position
-        context: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        scale: float,
-        keep: torch.Tensor | None,
-    ) -> torch.Tensor:
-        output = torch.nn.functional.linear(x, weight, bias)
-        inner = _masked(x, keep).flatten(0, -2) @ down.t()
-        output.view(-1, output.shape[-1]).addmm_(inner, up.t(), alpha=scale)
-        context.save_for_backward(x, weight, down, up, inner, keep)
-        context.scale = scale
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = list(layers)
+        self._casts: dict[tuple[str, Any], Casts] = {}
+        self._waiting = _Waiting()
+
+    def share(self, waiting: _Waiting) -> None:
+        """Keep outputs that have not been asked for where other groups keep theirs: one group's at a time."""
+        self._waiting = waiting
+
+    def output(self, layer: Any, x: torch.Tensor, name: str) -> torch.Tensor:
+        """Return a layer's output, with those of the others or by itself when it is called out of turn."""
+        if len(self.layers) == 1:
+            return _outputs([layer], x, name, self.casts(name))[0]
+        held = self._waiting.take(layer, x)
+        if held is not None:
+            return held
+        if layer is self.layers[0] and all(other.plain_adapter(x) == name for other in self.layers[1:]):
+            first, *others = _outputs(self.layers, x, name, self.casts(name))
+            self._waiting.put(x, dict(zip(self.layers[1:], others, strict=True)))
+            return first
+        return _outputs([layer], x, name, self.casts(name, layer))[0]
+
+    def casts(self, name: str, layer: Any = None) -> Casts:
+        """Return what an adapter's weights are in another type: of one layer, or of all together."""
+        return self._casts.setdefault((name, layer), Casts())
+
+    def forget(self) -> None:
+        """Hold nothing that was computed."""
+        self._waiting.put(None, {})
+        self._casts.clear()
+
+
+class _Waiting:
+    """Outputs that were computed with another layer's, until they are asked for with the same input.
+
+    Of one group only: a recomputation that ends early asks for none of them, and they would stay for each.
+    """
+
+    def __init__(self) -> None:
+        self._input: torch.Tensor | None = None
+        self._outputs: dict[Any, torch.Tensor] = {}
+        self._with_gradient = False
+
+    def put(self, x: torch.Tensor | None, outputs: dict[Any, torch.Tensor]) -> None:
+        self._input, self._outputs, self._with_gradient = x, outputs, torch.is_grad_enabled()
+
+    def take(self, layer: Any, x: torch.Tensor) -> torch.Tensor | None:
+        if self._input is not x or self._with_gradient != torch.is_grad_enabled():
+            return None
+        output = self._outputs.pop(layer, None)
+        if not self._outputs:
+            self._input = None
         return output
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, down, up, inner, keep = context.saved_tensors
-        flat = gradient.flatten(0, -2)
-        of_inner = (flat @ up).mul_(context.scale)
-        of_down = of_inner.t() @ _masked(x, keep).flatten(0, -2)
-        of_up = (flat.t() @ inner).mul_(context.scale)
-        of_x = None
-        if context.needs_input_grad[0]:
-            of_x = flat @ weight
-            if keep is None:
-                of_x.addmm_(of_inner, down)
-            else:
-                of_x.add_(_masked(of_inner @ down, keep.flatten(0, -2)))
-            of_x = of_x.view(x.shape)
-        return of_x, None, None, of_down, of_up, None, None
+
+def _outputs(layers: Sequence[Any], x: torch.Tensor, name: str, casts: Casts) -> tuple[torch.Tensor, ...]:
+    dropout = layers[0].lora_dropout[name]
+    share = dropout.p if layers[0].training and isinstance(dropout, torch.nn.Dropout) else 0.0
+    keep, kept_share = dropout_mask(x, share)
+    downs = [layer.lora_A[name].weight for layer in layers]
+    ups = [layer.lora_B[name].weight for layer in layers]
+    scales = [layer.scaling[name] / kept_share for layer in layers]
+    down, scaled_ups = casts.of(downs, ups, scales, x.dtype)
+    own = [layer.multiplies_base for layer in layers]
+    matrices = Matrices(
+        weights=[layer.base_layer.weight if mine else None for layer, mine in zip(layers, own, strict=True)],
+        biases=[layer.base_layer.bias if mine else None for layer, mine in zip(layers, own, strict=True)],
+        down=down,
+        ups=scaled_ups,
+        scales=scales,
+    )
+    outputs = [None if mine else layer.base_layer(x) for layer, mine in zip(layers, own, strict=True)]
+    return multiply(x, matrices, keep=keep, outputs=outputs, downs=downs, ups=ups)
 
 
-def fuse(model: torch.nn.Module) -> None:
-    """Let a model's plain LoRA layers on unquantised weights use fewer operations; others are left alone."""
-    for module in model.modules():
-        if type(module) is Linear and type(module.base_layer) is torch.nn.Linear:
-            module.__class__ = FusedLinear
+def fusible_layers(model: torch.nn.Module) -> list[Any]:
+    """Return a model's plain LoRA layers, on plain or bitsandbytes' weights, that are peft's own so far.
+
+    Variants (DoRA) and bases of any other kind are left to peft.
+    """
+    kinds = _kinds()
+    return [
+        module
+        for module in model.modules()
+        if type(module) in kinds
+        and not module.lora_variant
+        and (type(module) is not Linear or type(module.base_layer) is torch.nn.Linear)
+    ]
 
 
-def _keep(x: torch.Tensor, share: float) -> tuple[torch.Tensor | None, float]:
-    """Return which elements dropout keeps, as 0 and 1 in x's shape, and the share that it keeps on average."""
-    dropped = round(share * _LEVELS)
-    if not dropped:
-        return None, 1.0
-    count = x.numel()
-    draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
-    levels = draws.view(torch.int16)[:count].view(x.shape)
-    keep = torch.ge(levels, dropped - _LEVELS // 2, out=torch.empty(x.shape, dtype=torch.uint8))
-    return keep, 1 - dropped / _LEVELS
+def fuse(groups: Sequence[Sequence[Any]]) -> list[Group]:
+    """Let layers, those of a group with one another, use fewer operations; the last order counts."""
+    Casts.watch_optimizers()
+    kinds, waiting, made = _kinds(), _Waiting(), []
+    for layers in groups:
+        group = Group(layers)
+        group.share(waiting)
+        for layer in layers:
+            layer.__class__ = kinds.get(type(layer), type(layer))
+            layer.group = group
+        made.append(group)
+    return made
 
 
-def _masked(x: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-    return x if keep is None else keep.to(x.dtype).mul_(x)
+def undo(layers: Sequence[Any]) -> None:
+    """Make layers peft's own again."""
+    plain = {fused: kind for kind, fused in _kinds().items()}
+    for layer in layers:
+        layer.__class__ = plain.get(type(layer), type(layer))
+        layer.__dict__.pop("group", None)
+
+
+def _kinds() -> dict[type, type]:
+    """Return peft's classes with ours for each; bitsandbytes' only where it is imported anyhow, which takes long."""
+    kinds: dict[type, type] = {Linear: FusedLinear}
+    if sys.modules.get("bitsandbytes") is not None:
+        from model.training.weights.quantized_layers import KINDS
+
+        kinds |= KINDS
+    return kinds
