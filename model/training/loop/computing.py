@@ -15,13 +15,14 @@ import torch
 from model import exits
 from model.exits import FailureError
 from model.training.config import TrainSettings
-from model.training.loop import attention, fitting
+from model.training.loop import attention, fitting, head
 from model.training.loop.batches import MicroBatch
 from model.training.loop.checkpoint import RunState
 from model.training.loop.footprint import choose_micro_batch_size
 from model.training.loop.layout import GPU_WIDTH, Collator, Layout
 from model.training.loop.recompute import Recompute, choices, use
 from model.training.processes import parallel
+from model.training.weights import adapter_trial
 
 
 def make_collator(model: Any, settings: TrainSettings, tokenizer: Any, longest_row: int, *, cuda: bool) -> Collator:
@@ -111,6 +112,8 @@ def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
     """Note how this attempt computes; return a warning when the one before did otherwise."""
     state: RunState = trainer.run_state
     now = {
+        "adapterLayers": adapter_trial.description(trainer.model),
+        "loss": head.description(trainer.model),
         "device": "GPU" if cuda else "CPU",
         "precision": trainer.parts.settings.precision,
         "layout": str(trainer.parts.collator.layout),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from typing import Any
@@ -59,19 +60,17 @@ def typical_loss(model: Any, rows: TokenRows) -> float:
     """
     import torch
 
+    from model.training.loop import head
+    from model.training.weights import trial
+
     device = model.get_input_embeddings().weight.device
-    losses: list[float] = []
-    training = model.training
     chosen = [rows.row(index)[0][:TOKENS].tolist() for index in range(min(ROWS, len(rows)))]
     if len(set().union(*chosen)) < DIFFERENT:
         return math.nan
-    model.eval()
-    try:
-        with torch.no_grad():
-            for row in chosen:
-                ids = torch.tensor(row, device=device)
-                logits = model(ids[None], use_cache=False).logits[0, :-1].float()
-                losses += torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").tolist()
-    finally:
-        model.train(training)
+    losses: list[float] = []
+    with trial.evaluating(model), torch.no_grad():
+        for row in chosen:
+            ids = torch.tensor(row, device=device)
+            places = torch.arange(len(row) - 1, device=device)
+            losses += head.losses(model, ids[1:], places, functools.partial(model, ids[None], use_cache=False)).tolist()
     return statistics.median(losses) if losses else math.nan

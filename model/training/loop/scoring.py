@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
+from model.training.loop import head
 from model.training.loop.attention import inputs_of, uses_segments
 from model.training.loop.layout import Batch
 
@@ -17,7 +15,7 @@ def token_losses(model: Any, batch: Batch, *, reduction: str = "none") -> torch.
     """Return the negative log-probability of each learned token, (learned tokens,), or their sum.
 
     TRL's own head scores every position off CUDA, and on CUDA it needs a C compiler. Here the output layer is shown
-    the positions before the learned tokens alone: twice as fast on a CPU, and the same number.
+    the positions before the learned tokens alone, some at a time: twice as fast on a CPU, and the same number.
 
     Parameters
     ----------
@@ -35,11 +33,8 @@ def token_losses(model: Any, batch: Batch, *, reduction: str = "none") -> torch.
     """
     if "segments" in batch and not uses_segments(model):
         raise ValueError("joined rows need a model that attends by segments: see attention.use_segments")
-    with _shown_to_output_layer(model.get_output_embeddings(), batch["places"]):
-        logits = model(**inputs_of(batch), use_cache=False).logits[0]
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    return cross_entropy(logits, batch["targets"], reduction=reduction)
+    losses = head.losses(model, batch["targets"], batch["places"], lambda: model(**inputs_of(batch), use_cache=False))
+    return losses.sum() if reduction == "sum" else losses
 
 
 def sequence_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,20 +44,3 @@ def sequence_logps(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor
     """
     losses = token_losses(model, batch)
     return -torch.stack([part.sum() for part in losses.split(batch["shape"].learned)]), batch["counts"]
-
-
-@contextlib.contextmanager
-def _shown_to_output_layer(layer: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
-    """Show the output layer these places of the flattened batch only, as one row.
-
-    A hook and not a call of the layer: what models do to their logits afterwards (scale, cap) stays theirs.
-    """
-
-    def select(_layer: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (arguments[0].flatten(0, 1)[places][None],)
-
-    hook = layer.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        hook.remove()
