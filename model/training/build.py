@@ -90,18 +90,6 @@ def check_devices(settings: TrainSettings) -> None:
     basemodel.check_quantization(settings.quantization, cuda=settings.gpus > 0 and usable)
 
 
-def choose_precision(settings: TrainSettings) -> str:
-    """Return BFloat16 or Float32: what was asked for, or what the device is good at."""
-    import torch
-
-    if settings.precision != "Auto":
-        return settings.precision
-    if process.uses_cuda(settings.gpus):
-        # Cards older than Ampere emulate it, slower than they compute in float32.
-        return "BFloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "Float32"
-    return "BFloat16" if process.cpu_has_bfloat16() else "Float32"
-
-
 def load_tokenizer(
     settings: TrainSettings, directory: RunDirectory, log: ProgressLog | PeerLog
 ) -> tuple[Any, TrainSettings]:

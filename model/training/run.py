@@ -21,7 +21,7 @@ from model.training.output.progress import PeerLog, ProgressLog
 from model.training.processes import hang, interruption, parallel, process
 from model.training.processes.laps import Laps
 from model.training.serving import look
-from model.training.weights import adapters, basemodel, hub, origin
+from model.training.weights import adapters, basemodel, hub, origin, precision
 
 
 def train(settings: TrainSettings, output: TextIO) -> None:
@@ -102,6 +102,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     manifest = build.read_manifest(directory)
     laps.lap("process")
     build.check_devices(settings)
+    arithmetic = precision.choose(settings.precision, precision.device(settings.gpus))
     parallel.connect(cuda=process.uses_cuda(settings.gpus))
     settings = _pinned(settings)
     if settings.gpus == 0:
@@ -116,7 +117,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     laps.lap("tokens")
     past = build.look_back(settings, directory, data, log)  # before the weights are there: it may end the run
     interruption.note_saved(past.step)  # not that of a checkpoint which cannot be gone on from
-    settings = settings.model_copy(update={"precision": build.choose_precision(settings)})
+    settings = settings.model_copy(update={"precision": arithmetic.precision})
     model = build.load_model(settings, data)
     model_loaded = process.timestamp()
     laps.lap("weights")
@@ -133,7 +134,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
         past=past,
         laps=laps,
     )
-    for warning in serving.warnings:
+    for warning in (*arithmetic.warnings, *serving.warnings):
         log.emit("warning", step=past.step, message=warning)
     if past.checkpoint is None:
         guessing.check(trainer.model, data.sequences[0], settings.base_model)
