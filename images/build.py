@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,12 +41,14 @@ class Recipe:
         name: the image's name.
         dockerfile: path in the repository.
         inputs: paths in the repository, files or folders; nothing else can be copied into the image.
+        description: what it is for, in a sentence.
         stage: the Dockerfile's stage to stop after; the last one by default.
     """
 
     name: str
     dockerfile: str
     inputs: tuple[str, ...]
+    description: str = ""
     stage: str = ""
 
 
@@ -53,8 +57,14 @@ RECIPES = {
         "finetune-operator",
         "Dockerfile",
         ("images/operator", "locks/operator.txt", "operator/src/finetune", "pyproject.toml"),
+        "The operator of TrainingRuns and the registry of datasets, runs and adapters",
     ),
-    "trainer": Recipe("finetune-trainer", "images/trainer/Dockerfile", ("locks/training.txt", "model")),
+    "trainer": Recipe(
+        "finetune-trainer",
+        "images/trainer/Dockerfile",
+        ("locks/training.txt", "model"),
+        "What runs in a TrainingRun's pods: the export of its dataset and the trainer",
+    ),
 }
 LIBRARIES = Recipe(
     "finetune-trainer-libraries", "images/trainer/Dockerfile", ("locks/training.txt",), stage="libraries"
@@ -92,8 +102,26 @@ def build_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Built:
         base_image(engine),
         inputs=recipe.inputs,
         stage=recipe.stage,
+        labels=labels(recipe) if recipe.description else {},
         engine=engine,
     )
+
+
+def version() -> str:
+    """The project's version, which is also the chart's appVersion and so its default tag."""
+    document = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    return str(document["project"]["version"])
+
+
+def labels(recipe: Recipe) -> dict[str, str]:
+    """What an image says of itself, by the names of the OCI's image specification."""
+    said = {
+        "title": recipe.name,
+        "description": recipe.description,
+        "version": version(),
+        "licenses": "Apache-2.0",
+    }
+    return {f"org.opencontainers.image.{name}": value for name, value in said.items()}
 
 
 def build(
@@ -104,6 +132,7 @@ def build(
     *,
     inputs: Sequence[str] = (".",),
     stage: str = "",
+    labels: Mapping[str, str] | None = None,
     engine: Engine | None = None,
 ) -> Built:
     """Build an image where its content has changed, and remove its older versions.
@@ -115,6 +144,7 @@ def build(
         base: ``name:tag`` of the base: one that was built here, or a public one that was pulled.
         inputs: the files and folders of the context that it may copy; all by default.
         stage: the Dockerfile's stage to stop after; the last one by default.
+        labels: of the image; none by default.
         engine: what to build with; found out by default.
 
     Raises:
@@ -122,7 +152,7 @@ def build(
     """
     engine = engine or detect()
     started = time.monotonic()
-    key = content_key(dockerfile, context, inputs, base)
+    key = content_key(dockerfile, context, inputs, base, labels)
     tag = f"{name}:{key}"
     with shell.lock("images"):
         if engine.image_id(tag) is None:
@@ -131,7 +161,7 @@ def build(
             with tempfile.TemporaryDirectory(prefix="finetune-build-") as scratch:
                 staged = Path(scratch) / "context"
                 _stage(context, inputs, staged)
-                if content_key(dockerfile, staged, inputs, base) != key:
+                if content_key(dockerfile, staged, inputs, base, labels) != key:
                     raise shell.CommandError(f"a file of {tag} was changed while it was being copied: build it again")
                 engine.build(
                     BuildRequest(
@@ -141,6 +171,8 @@ def build(
                         stage=stage,
                         arguments={"BASE_IMAGE": engine.local_reference(base) if engine.image_id(base) else base},
                         secrets=host_access.secrets(Path(scratch), environment=host_access.current()),
+                        labels=labels or {},
+                        seconds=int(EPOCH.timestamp()),
                     )
                 )
             engine.remove([old for old in engine.tags(name) if old != tag])
@@ -168,9 +200,13 @@ def base_image(engine: Engine) -> str:
     return own
 
 
-def content_key(dockerfile: Path, context: Path, inputs: Sequence[str], base: str) -> str:
-    """A digest of an image's base, Dockerfile and inputs: names, contents and whether a file can be executed."""
+def content_key(
+    dockerfile: Path, context: Path, inputs: Sequence[str], base: str, labels: Mapping[str, str] | None = None
+) -> str:
+    """A digest of an image's base, labels, Dockerfile and inputs: names, contents and whether one can be executed."""
     digest = hashlib.sha256(f"{base}\0".encode())
+    for name, value in sorted((labels or {}).items()):
+        digest.update(f"{name}={value}\0".encode())
     digest.update(dockerfile.read_bytes())
     for path in _files(context, inputs):
         digest.update(f"\0{path.relative_to(context)}\0{path.stat().st_mode & 0o100}\0".encode())
@@ -195,10 +231,10 @@ def _stage(context: Path, inputs: Sequence[str], target: Path) -> None:
     for path in _files(context, inputs):
         copy = target / path.relative_to(context)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)
-        copy.chmod(
-            0o755 if path.stat().st_mode & 0o100 else 0o644
-        )  # readable for the image's user, whatever the umask here
+        shutil.copyfile(path, copy)
+        # Readable for the image's user, whatever the umask here, and of the same time in every clone.
+        copy.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+        os.utime(copy, (EPOCH.timestamp(), EPOCH.timestamp()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

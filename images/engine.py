@@ -39,6 +39,8 @@ class BuildRequest:
         stage: the Dockerfile's stage to stop after; the last one where it is empty.
         arguments: values of the Dockerfile's ARGs.
         secrets: files that RUN steps can mount by their id and that never reach the image.
+        labels: of the image.
+        seconds: the time since 1970 that image and files are said to be from, whenever they are made.
     """
 
     tag: str
@@ -47,6 +49,8 @@ class BuildRequest:
     stage: str = ""
     arguments: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Path] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    seconds: int = 0
 
 
 class Engine(ABC):
@@ -130,7 +134,8 @@ class Docker(Engine):
 
     def build(self, request: BuildRequest) -> None:
         argv = ["docker", "build", "--progress=plain", f"--file={request.dockerfile}", f"--tag={request.tag}"]
-        _stream([*argv, *_build_flags(request), str(request.context)], env={"DOCKER_BUILDKIT": "1"})
+        environment = {"DOCKER_BUILDKIT": "1", "SOURCE_DATE_EPOCH": str(request.seconds)}
+        _stream([*argv, *_build_flags(request), str(request.context)], env=environment)
 
     def import_rootfs(self, archive: Path, tag: str) -> None:
         shell.run(["docker", "import", archive, tag], timeout=BUILD_SECONDS)
@@ -211,6 +216,7 @@ class Buildah(Engine):
             "--force-rm",
             "--pull-never",
             "--format=oci",
+            f"--timestamp={request.seconds}",
             f"--file={request.dockerfile}",
         ]
         tag = f"--tag={self.local_reference(request.tag)}"
@@ -286,6 +292,7 @@ def _require_buildkit(client: str) -> None:
 def _build_flags(request: BuildRequest) -> list[str]:
     flags = [f"--build-arg={name}={value}" for name, value in request.arguments.items()]
     flags += [f"--target={request.stage}"] if request.stage else []
+    flags += [f"--label={name}={value}" for name, value in request.labels.items()]
     return flags + [f"--secret=id={name},src={path}" for name, path in request.secrets.items()]
 
 

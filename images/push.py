@@ -9,17 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tomllib
 from collections.abc import Sequence
 
 from images import build, shell
 from images.engine import detect
-
-
-def version() -> str:
-    """The project's version, which is also the chart's appVersion and so its default tag."""
-    document = tomllib.loads((shell.REPOSITORY / "pyproject.toml").read_text())
-    return str(document["project"]["version"])
 
 
 def push(registry: str, tag: str) -> dict[str, str]:
@@ -41,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m images.push", description=__doc__.splitlines()[0])
     parser.add_argument("registry", help="where to, such as images.example.com/ml")
-    parser.add_argument("--tag", default=version(), help="default: the project's version")
+    parser.add_argument("--tag", default=build.version(), help="default: the project's version")
     options = parser.parse_args(arguments)
     try:
         pushed = push(options.registry, options.tag)

@@ -32,7 +32,7 @@ from spdx_tools.spdx.model.relationship import Relationship, RelationshipType
 from spdx_tools.spdx.model.spdx_no_assertion import SpdxNoAssertion
 from spdx_tools.spdx.writer.write_anything import write_file
 
-from images import build, push, run, shell
+from images import build, run, shell
 from images.engine import detect
 from tools.inventory import Installed
 
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     recipe = build.RECIPES[options.image]
     try:
-        bill = document(recipe.name, push.version(), of_image(options.image))
+        bill = document(recipe.name, build.version(), of_image(options.image))
     except shell.CommandError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
