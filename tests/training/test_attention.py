@@ -16,6 +16,7 @@ from torch.nn.attention.varlen import varlen_attn  # noqa: E402 - as above
 from model.training.loop import attention  # noqa: E402 - as above
 from model.training.loop.attention import inputs_of, use_segments, uses_segments  # noqa: E402 - as above
 from model.training.loop.layout import Collator, Layout, Segments  # noqa: E402 - as above
+from tests.training.kernels import stand_in  # noqa: E402 - as above
 
 SMALL = {"vocab_size": 403, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
 HEADS = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -27,37 +28,6 @@ def make(name: str, attention: str = "sdpa", **options: Any) -> Any:
     config = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")(**SMALL, **options)
     config._attn_implementation = attention
     return getattr(transformers, f"{name}ForCausalLM")(config)
-
-
-def stand_in(  # noqa: PLR0917 - as torch's kernel takes them
-    query: Any,
-    key: Any,
-    value: Any,
-    cu_seq_q: Any,
-    cu_seq_k: Any,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool = False,
-) -> Any:
-    """What torch's kernel does on a GPU, as its documentation has it: causal from the bottom right, row by row."""
-    outputs = []
-    sizes = []
-    for row in range(len(cu_seq_q) - 1):
-        mine, theirs = slice(*cu_seq_q[row : row + 2].tolist()), slice(*cu_seq_k[row : row + 2].tolist())
-        queries, keys, values = query[mine], key[theirs], value[theirs]
-        if enable_gqa:
-            keys, values = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (keys, values))
-        behind = len(keys) - len(queries) + torch.arange(len(queries))[:, None] - torch.arange(len(keys))
-        left, right = (float("inf") if side < 0 else side for side in window_size)
-        scores = torch.einsum("qhd,khd->hqk", queries, keys) * (scale or query.shape[-1] ** -0.5)
-        scores = scores.masked_fill(~((behind <= left) & (-behind <= right)), float("-inf"))
-        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
-        sizes.append((len(queries), len(keys)))
-    assert (max_q, max_k) == tuple(max(size) for size in zip(*sizes, strict=True))
-    return torch.cat(outputs)
 
 
 KERNELS = pytest.mark.parametrize("kernel", [None, stand_in], ids=["by row", "at once"])
@@ -131,6 +101,13 @@ def test_models_that_do_not(name: str, options: dict[str, Any], reason: str, ker
     assert found is not None
     assert reason in found
     assert model.config._attn_implementation == before
+
+
+def test_dropout_in_the_attention_is_left_to_torchs() -> None:
+    model = make("Llama", **HEADS, attention_dropout=0.1)
+    reason = use_segments(model, longest_row=LONGEST, kernel=stand_in)
+    assert reason == "its attention has dropout, and that for joined rows has none"
+    assert use_segments(model, longest_row=LONGEST) is None
 
 
 def test_an_attention_that_ours_cannot_compute_is_refused() -> None:
@@ -235,7 +212,7 @@ def test_gradients_are_those_of_the_rows_alone(kernel: Any) -> None:
 
 @KERNELS
 def test_the_trial_leaves_model_and_random_numbers_as_they_were(kernel: Any) -> None:
-    model = make("Llama", **HEADS, attention_dropout=0.5).train()
+    model = make("Llama", **HEADS, attention_dropout=0.5 if kernel is None else 0.0).train()
     before = torch.get_rng_state()
     assert use_segments(model, longest_row=LONGEST, kernel=kernel) is None
     assert model.training

@@ -15,10 +15,12 @@ from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402 - torch fir
 from torch.nn.functional import log_softmax, logsigmoid  # noqa: E402 - as above
 from transformers import AutoModelForCausalLM, TrainerCallback  # noqa: E402 - as above
 
+from model.training.loop.attention import use_segments  # noqa: E402 - as above
 from model.training.loop.layout import Layout  # noqa: E402 - as above
 from model.training.loop.reference import ReferenceLogps  # noqa: E402 - as above
 from model.training.rows.tokens import IGNORED, TokenRows  # noqa: E402 - as above
 from model.training.weights.adapters import Reference  # noqa: E402 - as above
+from tests.training.kernels import stand_in  # noqa: E402 - as above
 from tests.training.trainers import (  # noqa: E402 - as above
     difference,
     events,
@@ -259,6 +261,25 @@ def test_dpo_of_padded_rows(
     assert_equal(trainer, model, pair_mean(model, load_base(base_model), settings))
 
 
+def test_dpo_with_attention_to_all_rows_at_once(base_model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """As on a GPU, with a stand-in for its kernel."""
+    settings = make_settings(base_model, tmp_path, method="DPO", epochs=1, micro_batch_size=3)
+    trainer = make_trainer(settings, tokenizer, PAIRS, double=True)
+    calls: list[Any] = []
+
+    def kernel(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return stand_in(*arguments, **options)
+
+    trainer.model.set_attn_implementation("sdpa")
+    assert use_segments(trainer.model, longest_row=100, kernel=kernel) is None
+    calls.clear()
+    shake(trainer)
+    model = new_adapter(base_model)
+    assert_equal(trainer, model, pair_mean(model, load_base(base_model), settings))
+    assert len(calls) == 2 * 2 * 8  # policy and reference, two layers, 3 + 3 + 2 micro-batches
+
+
 @pytest.mark.parametrize("remembered", [True, False])
 def test_dpo_compares_with_the_parent(
     base_model: Path, tokenizer: Any, parent: Path, monkeypatch: pytest.MonkeyPatch, remembered: bool
@@ -269,7 +290,7 @@ def test_dpo_compares_with_the_parent(
     trainer = make_trainer(settings, tokenizer, PAIRS, double=True)
     passes = count_reference_passes(monkeypatch)
     if not remembered:
-        trainer._reference = ReferenceLogps(0)
+        trainer._reference = ReferenceLogps(0, torch.device("cpu"))
     policy = PeftModel.from_pretrained(load_base(base_model), parent, is_trainable=True)
     reference = PeftModel.from_pretrained(load_base(base_model), parent)
     loop = assert_equal(trainer, policy, pair_mean(policy, reference, settings))

@@ -213,6 +213,8 @@ def use_segments(model: Any, *, longest_row: int, kernel: Kernel | None = None) 
     kernel = varlen_kernel() if on_gpu and kernel is None else kernel
     if on_gpu and kernel is None:
         return "this version of torch has no attention for joined rows"
+    if kernel is not None and getattr(config, "attention_dropout", None):
+        return "its attention has dropout, and that for joined rows has none"
     windows: list[int | None] = []
     AttentionInterface.register(NAME, functools.partial(attend, kernel=kernel, note_window=windows.append))
     try:

@@ -90,7 +90,7 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._mismatched_length = min(settings.max_length, positions or settings.max_length)
         self._held_out_mismatches = mismatches(self._held_out.order, len(held_out))
-        self._mismatched_reference = ReferenceLogps(len(held_out))
+        self._mismatched_reference = ReferenceLogps(len(held_out), self.args.device)
 
     def _prepare_dataset(self, dataset: Any, *_arguments: Any) -> Any:
         return dataset  # it is tokenised
@@ -112,7 +112,7 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
 
     def _kl_of_step(self) -> float:
         found = mismatches(self.batches.rows_of_step(self.state.global_step + 1), len(self._rows))
-        sums = self._divergence(self._rows, found, ReferenceLogps(0), stop=interruption.overdue)
+        sums = self._divergence(self._rows, found, ReferenceLogps(0, self.args.device), stop=interruption.overdue)
         if interruption.overdue():
             if parallel.world().size == 1:
                 raise StepGivenUpError
