@@ -52,7 +52,8 @@ class Person:
 
 def is_secure(request: Request) -> bool:
     """Whether the browser came by https, perhaps to a proxy before us."""
-    return request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
+    said = request.headers.get("x-forwarded-proto", request.url.scheme)
+    return said.split(",", maxsplit=1)[0].strip() == "https"  # of several proxies the first one talks to the browser
 
 
 def session_cookie(request: Request) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, case, func, select
+from sqlalchemy import and_, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.registry.database import Database
@@ -85,7 +85,7 @@ class PageQueries:
 
         As `thin` does it, but in the database: of a thousand points a few dozen come here.
         """
-        part: ColumnElement[Any] = metric_points.c.step * parts // (run_progress.c.step + 1)
+        part = metric_points.c.step * parts // (run_progress.c.step + 1)
         query = (
             select(
                 runs.c.uid,
@@ -104,8 +104,8 @@ class PageQueries:
         )
         found: defaultdict[tuple[str, str], list[Part]] = defaultdict(list)
         async with self._database.reading() as connection:
-            for uid, name, *part in await connection.execute(query):
-                found[uid, name].append(Part(*part))
+            for uid, name, *values in await connection.execute(query):
+                found[uid, name].append(Part(*values))
         return {key: sorted(each) for key, each in found.items()}
 
     async def attempts(self, uid: str) -> list[Any]:
