@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -88,7 +89,18 @@ def states_of(http: httpx.Client) -> dict[int, str]:
     return {each["version"]: each["state"] for each in http.get("adapters/support").json()["items"]}
 
 
-@pytest.mark.parametrize("field", ["namespace_bytes", "keep_versions"])
+def test_rows_are_bounded_as_an_administrator_says(database_url: str, tmp_path: Path) -> None:
+    with registry(database_url, tmp_path, limits=FileLimits(line_bytes=2**20, line_values=100)) as http:
+        for row, words in (
+            ({"prompt": "x" * 2**20, "completion": "y"}, "line 1: longer than 1 MiB"),
+            ({"prompt": "x", "completion": "y", "more": [0] * 101}, "line 1: has more than 100 values"),
+        ):
+            refused = http.post("datasets/tickets/versions", content=json.dumps(row) + "\n")
+            assert (refused.status_code, words in refused.json()["error"]["message"]) == (422, True), refused.text
+        assert http.post("datasets/tickets/versions", content=pairs(2)).status_code == 201
+
+
+@pytest.mark.parametrize("field", ["namespace_bytes", "keep_versions", "line_bytes", "line_values"])
 def test_nothing_at_all_is_no_limit(field: str) -> None:
     with pytest.raises(InvalidSettings, match="more than 0"):
         Settings(database_url="sqlite:////x/registry.db", **{field: 0}).check()  # type: ignore[arg-type]

@@ -39,21 +39,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     serve.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
     _add_callers(serve)
     add_store(serve)
-    serve.add_argument(
-        "--max-file-bytes", type=int, default=2 * 1024**3, help="of one file of an adapter (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--max-run-bytes", type=int, default=4 * 1024**3, help="of all files of an adapter (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--namespace-bytes", type=int, help="of a namespace's datasets and adapters together (default: no limit)"
-    )
-    serve.add_argument(
-        "--keep-versions",
-        type=int,
-        help="of each adapter so many newest versions are kept, and those with an alias; older ones are deleted "
-        "(default: all are kept)",
-    )
+    _add_limits(serve)
     serve.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM, for HTTPS; default: HTTP")
     serve.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM, the certificate's key")
     add_log_format(serve)
@@ -100,6 +86,33 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     add_log_format(adopt)
     adopt.set_defaults(handler=_adopt)
     keeping.add_commands(commands)
+
+
+def _add_limits(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--max-file-bytes", type=int, default=2 * 1024**3, help="of one file of an adapter (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--max-run-bytes", type=int, default=4 * 1024**3, help="of all files of an adapter (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--max-line-bytes",
+        type=int,
+        default=16 * 1024**2,
+        help="of one row of a dataset: parsed it takes up to ten times that of memory (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--max-line-values", type=int, default=200_000, help="of one row of a dataset (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--namespace-bytes", type=int, help="of a namespace's datasets and adapters together (default: no limit)"
+    )
+    serve.add_argument(
+        "--keep-versions",
+        type=int,
+        help="of each adapter so many newest versions are kept, and those with an alias; older ones are deleted "
+        "(default: all are kept)",
+    )
 
 
 def add_log_format(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +185,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             file_bytes=arguments.max_file_bytes,
             run_bytes=arguments.max_run_bytes,
             namespace_bytes=arguments.namespace_bytes,
+            line_bytes=arguments.max_line_bytes,
+            line_values=arguments.max_line_values,
             keep_versions=arguments.keep_versions,
             tls_certificate=arguments.tls_certificate,
             tls_key=arguments.tls_key,

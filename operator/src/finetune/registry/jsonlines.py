@@ -53,7 +53,8 @@ class RowFacts:
 class JsonLinesReader:
     """Reads blocks of bytes that may end anywhere, also in the middle of a character."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, line_bytes: int = MAX_LINE_BYTES, line_values: int = MAX_LINE_VALUES) -> None:
+        self._line_bytes, self._line_values = line_bytes, line_values
         self._digest = hashlib.sha256()
         self._bytes = 0
         self._line = 0
@@ -74,7 +75,7 @@ class JsonLinesReader:
             for line in bytes(self._rest).split(b"\n"):
                 self._take(line)
             self._rest = bytearray(block[end + 1 :])
-        if len(self._rest) > MAX_LINE_BYTES:
+        if len(self._rest) > self._line_bytes:
             raise self._too_long(self._line + 1)
 
     def finish(self) -> RowFacts:
@@ -93,7 +94,7 @@ class JsonLinesReader:
     def _take(self, line: bytes) -> None:
         self._line += 1
         number = self._line
-        if len(line) > MAX_LINE_BYTES:
+        if len(line) > self._line_bytes:
             raise self._too_long(number)
         if number == 1:
             line = line.removeprefix(_BYTE_ORDER_MARK)
@@ -110,11 +111,10 @@ class JsonLinesReader:
             )
         self._rows += 1
 
-    @staticmethod
-    def _parse(line: bytes, number: int) -> dict[str, Any]:
-        if has_more_values(line, MAX_LINE_VALUES):
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        if has_more_values(line, self._line_values):
             raise InvalidRows(
-                f"line {number}: has more than {MAX_LINE_VALUES} values",
+                f"line {number}: has more than {self._line_values} values",
                 hint="one row is one example: is this a whole dataset in one object, or a table of numbers?",
             )
         try:
@@ -128,11 +128,11 @@ class JsonLinesReader:
             )
         return row
 
-    @staticmethod
-    def _too_long(number: int) -> InvalidRows:
+    def _too_long(self, number: int) -> InvalidRows:
         return InvalidRows(
-            f"line {number}: longer than {MAX_LINE_BYTES // 1024 // 1024} MiB",
-            hint="one row is one line; is this a JSON array, or a file without line ends?",
+            f"line {number}: longer than {self._line_bytes / 1024 / 1024:g} MiB",
+            hint="one row is one line; is this a JSON array, or a file without line ends? An administrator can raise "
+            "the registry's --max-line-bytes",
         )
 
 

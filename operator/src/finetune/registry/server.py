@@ -33,8 +33,8 @@ class Settings:
     `database_url` as in `parse_url`; `auth` is `none` (loopback only) or `kubernetes`; `operator_user` is the user
     that may write, like `system:serviceaccount:finetune:operator`. `store` is where the files of adapters are kept, as
     in `open_store`; by default a folder beside an SQLite database, and nowhere with PostgreSQL;
-    `store_label` says in messages what that is. `file_bytes`, `run_bytes` and `namespace_bytes` are as in `FileLimits`,
-    `keep_versions` as in `create_app`.
+    `store_label` says in messages what that is. `file_bytes`, `run_bytes`, `namespace_bytes`,
+    `line_bytes` and `line_values` are as in `FileLimits`, `keep_versions` as in `create_app`.
     `proxy_user` is the account of an authenticating proxy before the pages.
     `tls_certificate` and `tls_key` are PEM files, for HTTPS; they are read again when they change.
     """
@@ -50,6 +50,8 @@ class Settings:
     run_bytes: int = FileLimits().run_bytes
     namespace_bytes: int | None = None
     keep_versions: int | None = None
+    line_bytes: int = FileLimits().line_bytes
+    line_values: int = FileLimits().line_values
     proxy_user: str | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -72,6 +74,8 @@ class Settings:
             raise InvalidSettings("--tls-certificate and --tls-key belong together: give both, or neither for HTTP")
         if any(each is not None and each < 1 for each in (self.namespace_bytes, self.keep_versions)):
             raise InvalidSettings("--namespace-bytes and --keep-versions must be more than 0; without them all is kept")
+        if self.line_bytes < 1 or self.line_values < 1:
+            raise InvalidSettings("--max-line-bytes and --max-line-values must be more than 0")
         if self.auth == "none" and not is_loopback(self.host):
             raise InvalidSettings(
                 f"--auth=none lets everybody in, so it listens on loopback only, not on {self.host}: "
@@ -116,7 +120,11 @@ def serve(settings: Settings) -> None:
         access=access,
         store=None if store is None else open_store(store, label=settings.store_label),
         limits=FileLimits(
-            file_bytes=settings.file_bytes, run_bytes=settings.run_bytes, namespace_bytes=settings.namespace_bytes
+            file_bytes=settings.file_bytes,
+            run_bytes=settings.run_bytes,
+            namespace_bytes=settings.namespace_bytes,
+            line_bytes=settings.line_bytes,
+            line_values=settings.line_values,
         ),
         keep_versions=settings.keep_versions,
         proxy_user=settings.proxy_user,

@@ -31,7 +31,6 @@ from finetune.registry.store.listing import RunLists
 from finetune.registry.store.namespaces import NamespaceStore
 from finetune.registry.store.outcomes import OutcomeStore
 from finetune.registry.store.points import PointStore
-from finetune.registry.store.quota import Quota
 from finetune.registry.store.runs import RunStore
 from finetune.registry.store.states import AdapterStates
 
@@ -72,7 +71,7 @@ def create_app(
             database=database,
             metrics=metrics,
             access=await access(),
-            datasets=DatasetStore(database, Contents(database, store), Quota(database, chosen.namespace_bytes)),
+            datasets=DatasetStore(database, Contents(database, store), chosen),
             namespaces=NamespaceStore(database),
             limits=PostLimits(),
             runs=RunStore(database),

@@ -18,6 +18,7 @@ from finetune.registry.schema import contents, dataset_versions, datasets, runs
 
 from .common import named, now, record
 from .contents import Contents, touch
+from .files import FileLimits
 from .quota import Quota
 from .series import Series
 from .turns import turn
@@ -31,10 +32,11 @@ MAX_NAMED = 5
 class DatasetStore:
     """Stores datasets and gives them back."""
 
-    def __init__(self, database: Database, contents: Contents, quota: Quota | None = None) -> None:
+    def __init__(self, database: Database, contents: Contents, limits: FileLimits | None = None) -> None:
         self._database = database
         self._contents = contents
-        self._quota = quota or Quota(database, None)
+        self._limits = limits or FileLimits()
+        self._quota = Quota(database, self._limits.namespace_bytes)
         self._checking = asyncio.Lock()
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
@@ -64,7 +66,7 @@ class DatasetStore:
         return version, attached
 
     async def _store_rows(self, content: int, blocks: AsyncIterator[bytes]) -> RowFacts:
-        reader = JsonLinesReader()
+        reader = JsonLinesReader(line_bytes=self._limits.line_bytes, line_values=self._limits.line_values)
         number = 0
         async for chunk in regrouped(blocks, self._contents.chunk_bytes):
             # In a thread: checking a chunk takes milliseconds that other requests need. One at a time: what a line

@@ -21,6 +21,7 @@ from finetune.registry.blobs import BlobStore
 from finetune.registry.blobs.errors import NoStore, TooLarge
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict, DigestMismatch, Invalid, NotFound
+from finetune.registry.jsonlines import MAX_LINE_BYTES, MAX_LINE_VALUES
 from finetune.registry.schema import adapter_files, adapter_versions, blobs, run_files, runs
 
 from . import garbage
@@ -34,12 +35,15 @@ UPLOADS_AT_ONCE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class FileLimits:
-    """What one file, and all files of one run, may have at most, in bytes."""
+    """What one file, and all files of one run, may have at most, in bytes; and what else there may be no more of."""
 
     file_bytes: int = 2 * 1024**3
     run_bytes: int = 4 * 1024**3
     namespace_bytes: int | None = None
     """Of a namespace's rows and files together; None: as much as there is room for."""
+    line_bytes: int = MAX_LINE_BYTES
+    line_values: int = MAX_LINE_VALUES
+    """Of one row of a dataset, and how many values may be in it."""
 
 
 class FileStore:
