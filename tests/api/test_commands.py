@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from tests.cluster.api_server import ApiServerOnly
 from tests.cluster.kube_api import KubeApi
 from tests.support.kubectl import Kubectl
-from tests.support.people import Installed, LogServer, Person, installed
-from tests.support.registry import adapter_document, pairs, run_document
+from tests.support.people import Installed, LogServer, Person, a_person, installed, record, relayed
+from tests.support.registry import pairs
 from tests.support.world import manifest, stamp
 
 SYSTEM = "finetune-commands"
@@ -31,23 +30,7 @@ def registry(api_server: ApiServerOnly, api: KubeApi, tmp_path_factory: pytest.T
 
 @pytest.fixture
 def person(api_server: ApiServerOnly, kubectl: Kubectl, registry: Installed, tmp_path: Path) -> Person:
-    """An administrator whose context has the test's namespace, and a service account that may use the registry."""
-    document = yaml.safe_load(api_server.kubeconfig.read_text())
-    for each in document["contexts"]:
-        each["context"]["namespace"] = kubectl.namespace
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(document))
-    rules = [{"apiGroups": ["finetune.dev"], "resources": ["*"], "verbs": ["*"]}]
-    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{kubectl.namespace}"
-    registry.create(f"{rbac}/roles", {"metadata": {"name": "finetune"}, "rules": rules})
-    registry.create(
-        f"{rbac}/rolebindings",
-        {
-            "metadata": {"name": "finetune"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "finetune"},
-            "subjects": [{"kind": "ServiceAccount", "name": "finetune", "namespace": kubectl.namespace}],
-        },
-    )
-    return Person({"KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path), "NO_COLOR": "1"})
+    return a_person(registry, api_server.kubeconfig, kubectl.namespace, tmp_path)
 
 
 @pytest.fixture
@@ -84,20 +67,6 @@ RESULT = {
 }
 
 
-def record(registry: Installed, namespace: str, name: str, *, outcome: dict[str, Any] | None = None) -> str:
-    """Record a run as the operator does, with an adapter where it has no other outcome; its uid."""
-    uid, operator = str(uuid.uuid4()), {"Authorization": f"Bearer {registry.token('operator')}"}
-    root = f"{registry.url}/api/v1/namespaces/{namespace}/runs/{uid}"
-    said = outcome or {"phase": "Succeeded", "evaluationLoss": "1.9011", "baseEvaluationLoss": "2.77"}
-    calls = [("", run_document(name=name)), ("/status", {**said, "ended": True, "version": 1})]
-    if outcome is None:
-        calls.insert(1, ("/adapter", adapter_document(uid)))
-    for path, body in calls:
-        answer = httpx.put(root + path, json=body, headers=operator, timeout=30)
-        assert answer.status_code < 300, answer.text
-    return uid
-
-
 def test_a_registry_that_does_not_know_the_person_says_how_to_log_in(person: Person) -> None:
     said = person("datasets", "list")
     assert said.code == 1
@@ -106,6 +75,24 @@ def test_a_registry_that_does_not_know_the_person_says_how_to_log_in(person: Per
     assert said.code == 2
     assert "there is no service account somebody" in said.err
     assert "--create" in said.err
+
+
+def test_the_registry_is_reached_by_kubectls_port_forward_too(
+    known: Person, registry: Installed, tmp_path: Path
+) -> None:
+    """kubectl is one that says where the registry is, for there is no kubelet that could forward."""
+    relay = tmp_path / "bin" / "kubectl"
+    relay.parent.mkdir()
+    known.environment["PATH"] = f"{relay.parent}:/usr/bin:/bin"
+    relay.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\necho no such service >&2\nexit 1\n')
+    relay.chmod(0o755)
+    done = known("datasets", "list", "--port-forward")
+    assert done.code == 2
+    assert "no such service" in done.err
+    assert "port-forward service/finetune-operator-registry" in (tmp_path / "asked").read_text()
+    with relayed(registry.url) as port:
+        relay.write_text(f"#!/bin/sh\necho 'Forwarding from 127.0.0.1:{port} -> 8080'\nexec sleep 600\n")
+        assert known("datasets", "list", "--port-forward").code == 0
 
 
 def test_datasets_go_through_the_service_proxy(known: Person, kubectl: Kubectl, tmp_path: Path) -> None:
@@ -245,6 +232,8 @@ def test_list_joins_cluster_and_registry_and_does_without_either(
     assert "support/3" in rows["here"]
     assert "1.901  -31 %" in rows["gone"]
     assert known("list", "-o", "name").out == "trainingrun/here\n"
+    assert known("list", "-a", "-o", "name", "--state=succeeded", "--text=GONE").out == "trainingrun/gone\n"
+    assert known("list", "-a", "-o", "name", "--state=failed").out == "\n"
     card = known("status", "gone").out
     assert "its object is gone" in card
     assert "1.901 on held-out rows, 2.77 of the base (-31 %), 1.834 in training" in card
@@ -265,6 +254,10 @@ def test_adapters_are_listed_named_and_shown(known: Person, kubectl: Kubectl, re
     record(registry, kubectl.namespace, "first")
     record(registry, kubectl.namespace, "second")
     assert known("adapters", "alias", "support", "production", "1").out == "support@production is version 1\n"
+    moved = known("adapters", "promote", "support", "production")
+    assert moved.out == "support@production is version 2, before version 1: evaluationLoss 1.901\n"
+    assert "already" in known("adapters", "promote", "support", "production").out
+    assert known("adapters", "alias", "support", "production", "1", "--expected=2").code == 0
     lines = known("adapters", "list", "support").out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["support", "2"], ["support", "1"]]
     assert "-31 %" in lines[1]

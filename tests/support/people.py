@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
+import socketserver
 import ssl
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,13 +16,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+import yaml
 
 from finetune.cli.main import main
 from finetune.registry.access import REGISTRY_AUDIENCE, Access, KubernetesAccess
 from finetune.registry.reviews import KubernetesReviews
 from tests.cluster.kube_api import KubeApi
-from tests.support.registry import serving
+from tests.support.registry import adapter_document, run_document, serving
 
 REGISTRY = "finetune-operator-registry"
 REGISTRY_LABELS = {"app.kubernetes.io/name": "finetune-operator", "app.kubernetes.io/component": "registry"}
@@ -120,6 +124,71 @@ def installed(api: KubeApi, kubeconfig: Path, folder: Path, *, namespace: str) -
         endpoints = {"metadata": {"name": REGISTRY}, "subsets": [subset]}
         made.create(f"/api/v1/namespaces/{namespace}/endpoints", endpoints)
         yield made
+        api.request("DELETE", f"/api/v1/namespaces/{namespace}/services/{REGISTRY}")  # a cluster has one
+
+
+def a_person(registry: Installed, kubeconfig: Path, namespace: str, home: Path) -> Person:
+    """An administrator whose context has the namespace, where the account `finetune` may use the registry."""
+    document = yaml.safe_load(kubeconfig.read_text())
+    for each in document["contexts"]:
+        each["context"]["namespace"] = namespace
+    (home / "kubeconfig").write_text(yaml.safe_dump(document))
+    rules = [{"apiGroups": ["finetune.dev"], "resources": ["*"], "verbs": ["*"]}]
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    registry.create(f"{rbac}/roles", {"metadata": {"name": "finetune"}, "rules": rules})
+    registry.create(
+        f"{rbac}/rolebindings",
+        {
+            "metadata": {"name": "finetune"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "finetune"},
+            "subjects": [{"kind": "ServiceAccount", "name": "finetune", "namespace": namespace}],
+        },
+    )
+    return Person({"KUBECONFIG": str(home / "kubeconfig"), "HOME": str(home), "NO_COLOR": "1"})
+
+
+def record(registry: Installed, namespace: str, name: str, *, outcome: dict[str, Any] | None = None) -> str:
+    """Record a run as the operator does, with an adapter where it has no other outcome; its uid."""
+    uid, operator = str(uuid.uuid4()), {"Authorization": f"Bearer {registry.token('operator')}"}
+    root = f"{registry.url}/api/v1/namespaces/{namespace}/runs/{uid}"
+    said = outcome or {"phase": "Succeeded", "evaluationLoss": "1.9011", "baseEvaluationLoss": "2.77"}
+    calls = [("", run_document(name=name)), ("/status", {**said, "ended": True, "version": 1})]
+    if outcome is None:
+        calls.insert(1, ("/adapter", adapter_document(uid)))
+    for path, body in calls:
+        answer = httpx.put(root + path, json=body, headers=operator, timeout=30)
+        assert answer.status_code < 300, answer.text
+    return uid
+
+
+@contextlib.contextmanager
+def relayed(url: str) -> Iterator[int]:
+    """A port of the loopback behind which a server is, as a port-forward makes one."""
+    target = urlsplit(url)
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection((target.hostname, target.port)) as there:
+                back = threading.Thread(target=copied, args=(there, self.request))
+                back.start()
+                copied(self.request, there)
+                back.join()
+
+    def copied(source: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while block := source.recv(65536):
+                to.sendall(block)
+        with contextlib.suppress(OSError):
+            to.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
+        thread = threading.Thread(target=server.serve_forever, name="relay")
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _registry_pod(made: Installed, address: str) -> None:

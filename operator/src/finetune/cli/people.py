@@ -13,6 +13,7 @@ from .output import FORMATS
 from .session import add_options, run_command
 
 METHODS = ("SFT", "DPO", "KTO")
+MEASURES = ("evaluationLoss", "finalLoss", "rewardAccuracy")
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -142,6 +143,11 @@ def _add_adapters(subparsers: Any) -> None:
     alias.add_argument("--expected", type=int, metavar="VERSION", help="only if it points there now; 0: if it is new")
     alias.add_argument("--protect", action=argparse.BooleanOptionalAction, help="whether moving it needs `protect`")
     alias.add_argument("--remove", action="store_true", help="remove the alias; the version stays")
+    promote = add(commands, "promote", "adapters.promote", "point an alias to the best version, unless that is worse")
+    promote.add_argument("name", help="the adapter")
+    promote.add_argument("alias", help="for example candidate")
+    promote.add_argument("--by", choices=MEASURES, default=MEASURES[0], help="default: %(default)s")
+    promote.add_argument("--tolerance", type=float, default=0.0, metavar="PERCENT", help="may be worse by so much")
     delete = add(commands, "delete", "adapters.delete_adapter", "delete a version's files; what is known of it stays")
     delete.add_argument("adapter", metavar="NAME@VERSION", type=_numbered)
 

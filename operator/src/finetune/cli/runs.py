@@ -14,7 +14,7 @@ from .views import RunView, merged, of_object, of_record
 
 COLUMNS = ("NAME", "STATE", "REASON", "MODEL", "DATASET", "LOSS", "VS BASE", "STEP", "LEFT", "ADAPTER", "AGE")
 MORE = ("EXPERIMENT", "METHOD", "ATTEMPTS", "GPU TIME", "MESSAGE")
-NO_KIND = "trainingrun"
+RESOURCE = "trainingrun"
 IGNORED = frozenset({"suspend"})
 """Settings that say nothing about what was trained."""
 
@@ -31,7 +31,7 @@ async def list_runs(session: Session, arguments: argparse.Namespace) -> str:
     if more or len(runs) > len(shown):
         note(f"only the newest {len(shown)} runs are shown; --limit={2 * arguments.limit} shows more")
     if arguments.output == "name":
-        return "\n".join(f"{NO_KIND}/{run.name}" for run in shown)
+        return "\n".join(f"{RESOURCE}/{run.name}" for run in shown)
     if arguments.output in {"json", "yaml"}:
         return document([run.to_dict() for run in shown], arguments.output)
     if not shown:
@@ -65,7 +65,8 @@ def _row(run: RunView, now: datetime, *, wide: bool) -> Sequence[object]:
 
 
 def _wanted(arguments: argparse.Namespace) -> dict[str, str]:
-    asked = {"state": arguments.state, "experiment": arguments.experiment, "text": arguments.text}
+    state = arguments.state and arguments.state.capitalize()  # every phase is one word
+    asked = {"state": state, "experiment": arguments.experiment, "text": arguments.text}
     return {key: value for key, value in asked.items() if value}
 
 
@@ -157,7 +158,7 @@ async def status(session: Session, arguments: argparse.Namespace) -> str:
     if arguments.output in {"json", "yaml"}:
         return document(run.to_dict(), arguments.output)
     if arguments.output == "name":
-        return f"{NO_KIND}/{run.name}"
+        return f"{RESOURCE}/{run.name}"
     return card(run, now=datetime.now(UTC), wide=arguments.output == "wide")
 
 

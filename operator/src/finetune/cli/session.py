@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -50,6 +51,12 @@ def add_options(parser: argparse.ArgumentParser, *, inner: bool) -> None:
     group.add_argument("--kubeconfig", type=Path, default=default, metavar="FILE", help="default: KUBECONFIG")
     group.add_argument(
         "--registry-service", default=default, metavar="NAMESPACE/NAME", help=f"default: {REGISTRY_SERVICE}, or found"
+    )
+    group.add_argument(
+        "--port-forward",
+        action="store_true",
+        default=argparse.SUPPRESS if inner else False,
+        help="reach the registry by `kubectl port-forward` instead of the API server's proxy",
     )
     group.add_argument("--registry-url", default=default, metavar="URL", help=f"default: {REGISTRY_URL}")
     group.add_argument(
@@ -160,11 +167,27 @@ class Session:
                 raise
             return PeopleClient(base_url=DEFAULT_URL, token_file=Path(token_file) if token_file else None)
         namespace, name = (await self.service()).split("/")
+        if self._arguments.port_forward:
+            return PeopleClient(
+                base_url=await self._stack.enter_async_context(forwarded(self._kubectl_flags(), namespace, name)),
+                token=await self._token(token_file),
+            )
         url = f"{connection.server}/api/v1/namespaces/{namespace}/services/http:{name}:{PORT}/proxy"
-        if token_file:
-            return PeopleClient(base_url=url, token_file=Path(token_file), through=connection)
+        return PeopleClient(base_url=url, token=await self._token(token_file), through=connection)
+
+    async def _token(self, file: str | None) -> Callable[[], str] | None:
+        """What gives the token: a file that was named, else what `login` has kept; nothing without either."""
+        from finetune.clients.registry_answers import FileToken
+
+        if file:
+            return FileToken(Path(file))
         token = await self._kept_token()
-        return PeopleClient(base_url=url, token=(lambda: token) if token else None, through=connection)
+        return (lambda: token) if token else None
+
+    def _kubectl_flags(self) -> list[str]:
+        """What makes kubectl mean the same cluster."""
+        given = {"--context": self._arguments.context, "--kubeconfig": self._arguments.kubeconfig}
+        return [f"{flag}={value}" for flag, value in given.items() if value]
 
     async def _kept_token(self) -> str:
         """The token of `login`, made anew once it has expired; empty without a login."""
@@ -189,6 +212,40 @@ class Session:
         if len(names) > 1:
             raise UsageError(f"there are several registries: {', '.join(names)}; choose one with --registry-service")
         return names[0] if names else DEFAULT_SERVICE
+
+
+@asynccontextmanager
+async def forwarded(flags: Sequence[str], namespace: str, service: str) -> AsyncIterator[str]:
+    """A port-forward to a Service by kubectl, as the URL on the loopback. Raises UsageError."""
+    import asyncio
+    from asyncio.subprocess import PIPE
+
+    argv = [
+        "kubectl",
+        *flags,
+        f"--namespace={namespace}",
+        "port-forward",
+        f"service/{service}",
+        "--address=127.0.0.1",
+        f":{PORT}",
+    ]
+    try:
+        process = await asyncio.create_subprocess_exec(*argv, stdout=PIPE, stderr=PIPE)
+    except FileNotFoundError as error:
+        raise UsageError("--port-forward needs kubectl on PATH; without it the API server's proxy is used") from error
+    try:
+        said = (await process.stdout.readline()).decode() if process.stdout else ""
+        found = re.match(r"Forwarding from 127\.0\.0\.1:(\d+)", said)
+        if found is None:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            why = (await process.communicate())[1].decode().strip()
+            raise UsageError(f"kubectl port-forward to {namespace}/{service} does not work: {why or said}")
+        yield f"http://127.0.0.1:{found[1]}"
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
 
 
 def run_command(command: Command, arguments: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0
 SERIES_SECONDS = 6.0
+"""Between two questions for the curve, and the longest that one may take: the run is what is watched."""
 STEPS_A_LINE = 10
 """Without a terminal a line is written for so many percent of progress."""
 CONTAINERS = ("export", "trainer", "collect")
@@ -86,8 +87,9 @@ async def _curves(session: Session, namespace: str, view: RunView, known: Curves
     from finetune.clients.registry_errors import RegistryError
 
     try:
-        found = await (await session.registry()).series(namespace, view.uid, "loss,evaluationLoss")
-    except (RegistryError, KubernetesError, UsageError):
+        async with asyncio.timeout(SERIES_SECONDS):
+            found = await (await session.registry()).series(namespace, view.uid, "loss,evaluationLoss")
+    except (RegistryError, KubernetesError, UsageError, TimeoutError):
         return known
     by_metric = {each.metric: each.values for each in found.items}
     evaluation = by_metric.get("evaluationLoss")
