@@ -8,7 +8,7 @@ SOURCES := operator model tests examples images benchmarks deploy tools
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training bench-quality bench-pages test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds pages vendor reference docs release argocd format
+.PHONY: help demo demo-dpo chaos bench-training bench-quality bench-pages test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds pages vendor reference docs release argocd format manifests
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -101,6 +101,10 @@ docs: $(VENV)/ready ## Build the documentation's site into out/site
 
 release: programs ## Fill dist/ with a release's files; VERSION=0.2.0
 	$(BIN)/python -m tools.release $(VERSION)
+
+manifests: programs ## Write deploy/install.yaml, the chart's README and what its values change, from the chart
+	$(BIN)/python -m tests.support.chart
+	$(BIN)/python -m deploy.manifests
 
 argocd: $(VENV)/ready ## Write Argo CD's ConfigMap from the scripts in deploy/argocd
 	$(BIN)/python -m deploy.argocd.render

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,9 @@ from finetune.controller.core import names
 from finetune.controller.core.manifests import build_claim, build_collect_job, build_job
 from tests.cluster import go_build
 from tests.cluster.api_server import ApiServerOnly
-from tests.cluster.kube_api import MERGE, KubeApi
+from tests.cluster.kube_api import KubeApi
 from tests.support import objects
+from tests.support.impersonation import Account
 from tests.support.kubectl import Kubectl
 
 CHART = str(Path(__file__).parents[2] / "charts" / "finetune-operator")
@@ -37,31 +34,16 @@ VALUES = (
     *("--set", f"fullnameOverride={OPERATOR}", "--set", "trainer.image.repository=trainer"),
     *("--set-string", "trainer.image.tag=1"),
     *("--set", "operator.admissionPolicy.images={mirror.local/trainer:1}"),
+    *("--set", "trainer.allowed.images={special:1,team.example.com/ml/*}"),
+    *("--set", "trainer.allowed.serviceAccountNames={reader}", "--set", f"trainer.serviceAccountNames.{NAMESPACE}=own"),
 )
 
 Document = dict[str, Any]
 Change = Callable[[Document], None]
 
 
-@dataclass(frozen=True)
-class Operator:
+class Operator(Account):
     """The API server as the operator's account sees it; nothing that it writes is stored."""
-
-    api: KubeApi
-
-    def __call__(self, method: str, path: str, body: object = None) -> str:
-        """What the server objects to; empty when it would do it."""
-        request = urllib.request.Request(
-            f"{self.api.server}{path}?dryRun=All",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": MERGE if method == "PATCH" else "application/json", "Impersonate-User": ACCOUNT},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=10, context=self.api.context):
-                return ""
-        except urllib.error.HTTPError as error:
-            return error.read().decode()
 
     def create(self, document: Document) -> str:
         """It makes an object in the run's namespace."""
@@ -79,7 +61,7 @@ def operator(api_server: ApiServerOnly, api: KubeApi) -> Iterator[Operator]:
     for namespace in (SYSTEM, NAMESPACE, STORED):
         kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     kubectl("apply", "-f", "-", stdin=rendered)  # a worker may come back to this file
-    operator = Operator(api)
+    operator = Operator(api, ACCOUNT)
     unlike = job(REFUSED["no labels"][0])
     # Role and policy reach the authorizer and the admission a moment later.
     kubectl.wait_for("the policy is in force", lambda: "labels of a run" in operator.create(unlike))
@@ -110,6 +92,10 @@ def test_what_the_operator_makes_passes(operator: Operator) -> None:
     run = objects.run()
     owned = objects.run(output={"claim": {"retain": False}})
     mirrored = job(_set(trainer_of, image="mirror.local/trainer:1"))
+    for image in ("special:1", "team.example.com/ml/trainer:7"):
+        assert operator.create(job(_set_images(image))) == ""
+    for account in ("default", "reader", "own"):
+        assert operator.create(job(_set(pod_of, serviceAccountName=account))) == ""
     claims = (build_claim(each, objects.SETTINGS) for each in (run, owned))
     for made in (job(), mirrored, build_collect_job(run, objects.SETTINGS), *claims):
         assert operator.create(made) == ""
@@ -121,6 +107,14 @@ def _volume(source: Document) -> Change:
 
 def _set(part: Callable[[Document], Document], **values: object) -> Change:
     return lambda each: part(each).update(values)
+
+
+def _set_images(image: str) -> Change:
+    def change(each: Document) -> None:
+        for container in (*pod_of(each)["initContainers"], *pod_of(each)["containers"]):
+            container["image"] = image
+
+    return change
 
 
 FOREIGN_OWNER = [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "a", "uid": "a", "controller": True}]
@@ -146,12 +140,13 @@ REFUSED: dict[str, tuple[Change, str]] = {
         _volume({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}),
         "nothing of the node",
     ),
-    "another account": (_set(pod_of, serviceAccountName="admin"), "the service account default"),
+    "another account": (_set(pod_of, serviceAccountName="admin"), "the service account default or reader"),
+    "an image that begins otherwise": (_set(trainer_of, image="team.example.com/mlx"), "the image trainer:1"),
     "the account's token": (_set(pod_of, automountServiceAccountToken=True), "without its token"),
-    "another image": (_set(trainer_of, image="miner:1"), "the image trainer:1 or mirror.local/trainer:1"),
+    "another image": (_set(trainer_of, image="miner:1"), "the image trainer:1 or mirror.local/trainer:1 or special:1"),
     "another init container": (
         lambda each: pod_of(each)["initContainers"].append({**trainer_of(each), "name": "x", "image": "miner:1"}),
-        "the image trainer:1 or mirror.local/trainer:1",
+        "the image trainer:1 or mirror.local/trainer:1 or special:1",
     ),
     "privileges": (_set(trainer_of, securityContext={"privileged": True}), "must not be privileged"),
     "no security": (lambda each: trainer_of(each).pop("securityContext"), "must not be privileged"),
@@ -208,6 +203,18 @@ def test_only_what_does_not_change_the_pod_may_be_patched(operator: Operator, st
         assert "that a TrainingRun owns" in operator("PATCH", f"{foreign}{subresource}", body)
     elsewhere = {"spec": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}}
     assert "may not change what a Job runs" in operator("PATCH", mine, elsewhere)
+
+
+def test_only_a_runs_claim_may_be_deleted(operator: Operator) -> None:
+    claims = f"/api/v1/namespaces/{STORED}/persistentvolumeclaims"
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    labels = names.run_labels("support", objects.UID, names.ROLE_TRAIN)
+    for name, own in (("mine", labels), ("yours", {})):
+        make(operator.api, claims, {"metadata": {"name": name, "labels": own}, "spec": spec})
+    assert operator("DELETE", f"{claims}/mine") == ""
+    assert "labels of a run" in operator("DELETE", f"{claims}/yours")
+    for name in ("mine", "yours"):
+        operator.api.request("DELETE", f"{claims}/{name}")
 
 
 def test_only_what_belongs_to_runs_may_be_deleted(operator: Operator, stored: tuple[str, str]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.chart import Document, render, template
 from tests.support.prometheus import promtool
 from tests.unit.test_alerts import DASHBOARD, RULES, needs_promtool
-from tests.unit.test_chart_render import Document, container_of, find, needs_helm, of_kind, render, template
+from tests.unit.test_chart_render import container_of, find, needs_helm, of_kind
 
 NAME = "finetune-finetune-operator"
 KINDS = ("PodMonitor", "ServiceMonitor", "PrometheusRule")

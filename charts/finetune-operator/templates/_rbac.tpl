@@ -19,8 +19,8 @@
   resources: [pods]  # deleted when the trainer died and another container keeps the pod alive
   verbs: [list, watch, delete]
 - apiGroups: [""]
-  resources: [persistentvolumeclaims]
-  verbs: [get, create]
+  resources: [persistentvolumeclaims]  # deleted when their run failed before it trained
+  verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [events]  # listed to say why a pod does not start
   verbs: [create, list]
@@ -45,12 +45,13 @@ Takes (list $ role's name, service account, template of the rules).
 */}}
 {{- define "finetune-operator.roles" -}}
 {{- $root := index . 0 -}}
-{{- $name := index . 1 -}}
+{{- $base := index . 1 -}}
 {{- $account := index . 2 -}}
 {{- $rules := index . 3 -}}
 {{- $namespaces := $root.Values.watch.namespaces | default (list "") -}}
 {{- range $namespace := $namespaces }}
 {{- $scope := ternary "Role" "ClusterRole" (ne $namespace "") }}
+{{- $name := ternary $base (printf "%s.%s" $base $root.Release.Namespace) (ne $namespace "") }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: {{ $scope }}
