@@ -125,6 +125,8 @@ def test_a_model_that_sees_what_follows_is_told_by_the_trial() -> None:
     assert use_segments(model, longest_row=LONGEST) == "its logits of a row depend on the rows that are joined with it"
     assert not uses_segments(model)
     assert attention.sees_what_follows(model)
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    assert not attention.sees_what_follows(model)  # the training says what is wrong with it
 
 
 @pytest.mark.parametrize("wrong", ["refuses", "forgets the window", "looks ahead", "forgets a gradient"])

@@ -36,11 +36,13 @@ def make_collator(model: Any, settings: TrainSettings, tokenizer: Any, longest_r
     pad, width = _pad_token_id(tokenizer), GPU_WIDTH if cuda else 1
     if cuda and model.get_input_embeddings().weight.device.type == "cpu":
         model.cuda()  # where the trainer takes it in any case: the kernels can be tried nowhere else
-    reason = None if settings.packing == "Disabled" else attention.use_segments(model, longest_row=longest_row)
-    if settings.packing != "Disabled" and reason is None:
-        if cuda:  # cuDNN's attention plans anew for each new length, half a second each; torch's own does not
-            torch.backends.cuda.enable_cudnn_sdp(False)
-        return Collator(pad, Layout.SEGMENTED)
+    if settings.packing != "Disabled":
+        # cuDNN's attention plans anew for each new length, half a second each; torch's own does not.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        reason = attention.use_segments(model, longest_row=longest_row)
+        if reason is None:
+            return Collator(pad, Layout.SEGMENTED)
+        torch.backends.cuda.enable_cudnn_sdp(True)
     if settings.packing == "Enabled":
         text = (
             f"--packing=Enabled: {settings.base_model} cannot train on joined rows here, {reason}: set "
