@@ -234,7 +234,7 @@ def test_the_archive_has_the_files_and_is_the_same_every_time(http: httpx.Client
     assert http.get("adapters/support/versions/1/archive.tar").content == answer.content
 
 
-def test_an_archive_of_a_version_whose_file_the_store_has_lost_is_an_error_and_no_half_of_one(
+def test_a_file_that_the_store_has_lost_is_an_error_and_no_half_of_an_archive(
     http: httpx.Client, uid: str, folder: Path
 ) -> None:
     files = {**adapter_files(salt=10), "added_tokens.json": b""}
@@ -243,6 +243,9 @@ def test_an_archive_of_a_version_whose_file_the_store_has_lost_is_an_error_and_n
     digest = hashlib.sha256(files["adapter_model.safetensors"]).hexdigest()
     next(folder.rglob(digest)).unlink()
     assert refusal(http.get("adapters/support/versions/1/archive.tar"))[:2] == (503, "BlobMissing")
+    lost = "adapters/support/versions/1/files/adapter_model.safetensors"
+    assert (http.get(lost).status_code, http.head(lost).status_code) == (503, 503)
+    assert http.head("adapters/support/versions/1/files/added_tokens.json").status_code == 200
 
 
 def test_an_adapter_whose_files_nobody_sent_says_where_they_are(http: httpx.Client, uid: str) -> None:

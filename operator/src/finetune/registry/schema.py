@@ -199,6 +199,7 @@ runs = Table(
     Index(None, "namespace", "phase", "id"),
     Index(None, "namespace", "base_model", "id"),
     Index(None, "namespace", "evaluation_loss", "id"),
+    Index(None, "namespace", "finished_time", "id"),
     Index(None, "ended", "id"),
 )
 
@@ -362,4 +363,5 @@ audit = Table(
     Column("subject", Text, nullable=False),
     Column("details", JSON, nullable=False),
     Index(None, "namespace", "time"),
+    Index(None, "time"),
 )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, literal, or_, select, tuple_
 
 from finetune.api.registry import Run, Runs
 from finetune.registry.database import Database
@@ -27,6 +27,8 @@ SORTS: dict[str, ColumnElement[Any]] = {
     "evaluationLoss": runs.c.evaluation_loss,
 }
 """What a list can be sorted by; with `-` in front the other way round."""
+NULLABLE = frozenset({runs.c.finished_time, runs.c.evaluation_loss})
+"""Of these, the columns that a run may have nothing in; it stands at the end then, whichever way it is sorted."""
 UNKNOWN_PHASE = "Unknown"
 """The state of a run of which the operator has not said anything."""
 
@@ -86,14 +88,13 @@ class RunLists:
         self, namespace: str, wanted: RunFilter, *, limit: int = PAGE_SIZE, token: str | None = None
     ) -> Runs:
         """At most `limit` runs, and where the next ones are. Raises `Invalid` for a token of another list."""
-        column = SORTS[wanted.sort.removeprefix("-")]
         query = _filtered(select_runs().where(runs.c.namespace == namespace), wanted)
-        if token is not None:
-            query = query.where(_after(wanted, *_read(token, wanted)))
-        order = column.desc() if wanted.sort.startswith("-") else column.asc()
-        query = query.order_by(column.is_(None), order, runs.c.id.desc()).limit(limit + 1)
+        after = None if token is None else _read(token, wanted)
+        rows: list[Any] = []
         async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
+            for part in _parts(query, wanted, after):
+                if len(rows) <= limit:
+                    rows += (await connection.execute(part.limit(limit + 1 - len(rows)))).all()
             items = await complete(connection, rows[:limit])
         more = _token(wanted, rows[limit - 1]) if len(rows) > limit else None
         return Runs(items=items, continue_=more)
@@ -125,14 +126,24 @@ def _filtered(query: Select[Any], wanted: RunFilter) -> Select[Any]:
     return query
 
 
-def _after(wanted: RunFilter, value: Any, identifier: int) -> ColumnElement[bool]:
-    """What comes after a row in the list's order: its value first, runs without one at the end, newer runs first."""
+def _parts(query: Select[Any], wanted: RunFilter, after: tuple[Any, int] | None) -> list[Select[Any]]:
+    """What comes after a row, as queries that an index answers in order: runs with a value, then those without."""
     column = SORTS[wanted.sort.removeprefix("-")]
-    next_of_equals = runs.c.id < identifier
-    if value is None:
-        return and_(column.is_(None), next_of_equals)
-    further = column < value if wanted.sort.startswith("-") else column > value
-    return or_(further, and_(column == value, next_of_equals), column.is_(None))
+    descending = wanted.sort.startswith("-")
+    parts = []
+    if after is None or after[0] is not None:
+        place, order = tuple_(column, runs.c.id), (column, runs.c.id)
+        valued = query.where(column.is_not(None)) if column in NULLABLE else query
+        if after is not None:
+            last = tuple_(literal(after[0], column.type), literal(after[1]))
+            valued = valued.where(place < last if descending else place > last)
+        parts.append(valued.order_by(*(each.desc() if descending else each.asc() for each in order)))
+    if column in NULLABLE:
+        unvalued = query.where(column.is_(None))
+        if after is not None and after[0] is None:
+            unvalued = unvalued.where(runs.c.id < after[1])
+        parts.append(unvalued.order_by(runs.c.id.desc()))
+    return parts
 
 
 def _token(wanted: RunFilter, row: Any) -> str:
