@@ -330,7 +330,7 @@ def test_help_is_immediate_and_needs_no_library() -> None:
         "from finetune.cli.main import main\ntry: main()\nexcept SystemExit: pass"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out = loaded(code, "kopf kubernetes aiohttp sqlalchemy fastapi pydantic yaml")
+    out = loaded(code, "kopf kubernetes aiohttp asyncio sqlalchemy fastapi pydantic yaml")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert out.splitlines()[-1] == "[]"
     assert out.startswith("usage: kubectl finetune ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +61,8 @@ def _count(text: str) -> int:
 
 def _back_up(arguments: argparse.Namespace) -> int:
     def act(url: URL, store: BlobStore | None) -> str:
+        import asyncio
+
         from finetune.registry.backup import back_up, back_up_files
         from finetune.registry.migrate import migrate
 
@@ -76,6 +77,8 @@ def _back_up(arguments: argparse.Namespace) -> int:
 
 def _restore(arguments: argparse.Namespace) -> int:
     def act(url: URL, store: BlobStore | None) -> str:
+        import asyncio
+
         from finetune.registry.backup import restore, restore_files
 
         files = asyncio.run(restore_files(arguments.file, store)) if store is not None else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -262,6 +261,8 @@ def _on_store(arguments: argparse.Namespace, action: Callable[[Database, BlobSto
             await database.close()
 
     def act() -> None:
+        import asyncio
+
         migrate(url)
         print(asyncio.run(run()))
 
@@ -350,6 +351,8 @@ def on_database(arguments: argparse.Namespace, action: Callable[[Database], Awai
             await database.close()
 
     def act() -> None:
+        import asyncio
+
         migrate(url)
         asyncio.run(run())
 
