@@ -342,3 +342,14 @@ def test_the_commands_of_people_need_none_of_the_operators_libraries() -> None:
     names = ("adapters", "datasets", "doctor", "login", "making", "runs", "watching", "completion")
     modules = ", ".join([*(f"finetune.cli.{each}" for each in names), "finetune.clients.people"])
     assert loaded(f"import {modules}", "kopf kubernetes sqlalchemy fastapi uvicorn alembic") == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["operator", "registry migrate --database-url=sqlite:////tmp/none.db"])
+def test_a_server_without_its_libraries_says_where_they_are(command: str) -> None:
+    code = (
+        "import sys\nsys.modules.update(dict.fromkeys(('kubernetes', 'sqlalchemy')))\n"
+        f"from finetune.cli.main import main\nsys.exit(main({command.split()}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "is missing: pip install 'finetune-operator[operator]'" in done.stderr

@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result: int = arguments.handler(arguments)
         sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        if (error.name or "finetune").startswith("finetune"):
+            raise
+        print(f"finetune: {error.name} is missing: pip install 'finetune-operator[operator]' has it", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
