@@ -56,15 +56,13 @@ class Group:
     ----------
     layers
         In the order in which the model calls them.
+    waiting
+        Where all groups of a model keep outputs that have not been asked for.
     """
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], waiting: _Waiting) -> None:
         self.layers = list(layers)
         self._casts: dict[tuple[str, Any], Casts] = {}
-        self._waiting = _Waiting()
-
-    def share(self, waiting: _Waiting) -> None:
-        """Keep outputs that have not been asked for where other groups keep theirs: one group's at a time."""
         self._waiting = waiting
 
     def output(self, layer: Any, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -153,8 +151,7 @@ def fuse(groups: Sequence[Sequence[Any]]) -> list[Group]:
     Casts.watch_optimizers()
     kinds, waiting, made = _kinds(), _Waiting(), []
     for layers in groups:
-        group = Group(layers)
-        group.share(waiting)
+        group = Group(layers, waiting)
         for layer in layers:
             layer.__class__ = kinds.get(type(layer), type(layer))
             layer.group = group
