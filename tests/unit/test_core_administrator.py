@@ -111,6 +111,10 @@ def test_a_pause_holds_new_runs_back_and_lets_the_others_go_on() -> None:
     assert action(look(o.run(suspend=True), o.job(), settings=paused)) == decide.SuspendJob()
 
 
+NO_MODEL = {"uid": "b", "pod": "p-2", "reason": "BaseModelUnavailable", "exitCode": 4, "completionTime": o.stamp(80)}
+KILLED = {"uid": "a", "pod": "p-1", "reason": "OutOfMemory", "exitCode": 137, "completionTime": o.stamp(40)}
+
+
 def ended(reason: str, **more: Any) -> dict[str, Any]:
     condition = {"type": "Finished", "status": "True", "reason": reason, "lastTransitionTime": o.stamp(90)}
     failure_ = {"reason": reason, "message": "m", "hint": "h"}
@@ -124,6 +128,17 @@ def ended(reason: str, **more: Any) -> dict[str, Any]:
         (ended("ImagePullFailed"), {"output": {"claim": {"size": "1Gi"}}}, True),
         (ended("DatasetInvalid"), {"output": {"claimName": "mine"}}, False),
         (ended("BaseModelUnavailable", trainingStartTime=o.stamp(5)), {"output": {}}, False),
+        (ended("BaseModelUnavailable", trainingStartTime=o.stamp(5), attemptHistory=[NO_MODEL]), {"output": {}}, True),
+        (
+            ended("BaseModelUnavailable", trainingStartTime=o.stamp(5), attemptHistory=[KILLED, NO_MODEL]),
+            {"output": {}},
+            False,
+        ),
+        (
+            ended("BaseModelUnavailable", attemptHistory=[NO_MODEL], progress={"step": 5}),
+            {"output": {}},
+            False,
+        ),
         (ended("JobLost", jobName=o.JOB), {"output": {}}, False),
         (ended("DeadlineExceeded", jobName=o.JOB), {"output": {}}, False),
     ],

@@ -327,10 +327,17 @@ def _end_job(case: Case) -> Action | None:
 
 
 def _has_an_empty_claim(case: Case) -> bool:
-    """The claim that the operator made holds nothing that anybody would miss: the run ended before any training."""
-    failure = case.run.status.failure
-    own = case.run.spec.output.claim_name is None
-    return own and failure is not None and failure.reason in reasons.BEFORE_TRAINING and not case.trained
+    """The claim that the operator made holds nothing that anybody would miss: the run ended before its first step.
+
+    A trainer that was reached may have trained unheard, unless each attempt ended by what it needs to begin.
+    """
+    status = case.run.status
+    if case.run.spec.output.claim_name is not None or status.failure is None:
+        return False
+    stepped = status.progress is not None and bool(status.progress.step)
+    began = any(each.step or each.reason not in reasons.BEFORE_TRAINING for each in case.attempts)
+    never = not case.trained or (bool(case.attempts) and not began and not stepped)
+    return status.failure.reason in reasons.BEFORE_TRAINING and never
 
 
 def lingers(case: Case) -> timedelta:
