@@ -63,9 +63,9 @@ api: programs prometheus ## The API, the operator and the registry's authenticat
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
 	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist worksteal --durations=12 tests/training
 
-chaos: programs ## A hundred trainers and five hundred operators killed at random moments; and the long tests of the API
+chaos: programs ## A hundred trainers, five hundred operators and two hundred registries killed at random moments; and the long tests of the API
 	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos/test_kills.py
-	$(BIN)/pytest -n 2 tests/chaos/test_failpoints.py
+	$(BIN)/pytest -n 2 tests/chaos/test_failpoints.py tests/chaos/test_registry.py
 	$(BIN)/pytest -n 2 --dist worksteal -m long tests/api
 
 gitops: programs ## Runs in Git: the real Argo CD on the local cluster
