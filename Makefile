@@ -8,7 +8,7 @@ SOURCES := operator model tests examples images benchmarks deploy tools
 TRAINER := $(BIN)/python -m images.run trainer --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-dpo chaos bench-training bench-quality bench-pages test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds pages vendor reference docs release argocd format manifests
+.PHONY: help demo demo-dpo chaos bench-training bench-quality bench-pages bench-registry test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds pages vendor reference docs release argocd format manifests
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,9 @@ bench-quality: $(VENV)/ready ## What SFT, DPO and KTO learn from the demo's rows
 
 bench-operator: programs ## What a run costs the operator and the API server; BENCH="--quick --loads=a" for a first look
 	$(BIN)/python -m benchmarks.operator $(BENCH)
+
+bench-registry: $(VENV)/ready ## Lists, curves, rows and files of a registry with 10,000 runs, 20 readers and 200 trainers; BENCH=--quick
+	$(BIN)/python -m benchmarks.registry $(BENCH)
 
 bench-pages: $(VENV)/ready ## The registry's pages with 10,000 runs and 200 viewers; BENCH=--quick for a first look
 	$(BIN)/python -m benchmarks.pages $(BENCH)
