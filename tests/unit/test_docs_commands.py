@@ -24,7 +24,7 @@ OTHERS_FLAGS = frozenset({
     "--reuse-values", "--take-ownership", "--wait",
 })  # fmt: skip
 """Flags in sentences that are kubectl's, Helm's, pip's or vLLM's, or stand for any."""
-FILES = frozenset({"json", "jsonl", "py", "txt", "yaml"})
+FILES = frozenset({"db", "json", "jsonl", "py", "txt", "yaml"})
 """Endings by which the name of a file is told from a dotted path."""
 OTHERS_FIELDS = {"spec.active": "Kueue's Workload", "spec.stopPolicy": "Kueue's queues"}
 
