@@ -6,6 +6,7 @@ The send Job's container is played here: what it runs is tested with a real regi
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ async def test_a_run_succeeds_at_once_and_its_files_follow(managed_kubectl: Kube
             managed.world.apply(name)
             run = await managed.world.phase("Succeeded", name)
             assert stored(managed, name) is False
-            (life,) = await eventually(f"{name} has a sender", lambda name=name: managed.kubelet.of(name, "send"))
+            (life,) = await eventually(f"{name} has a sender", partial(managed.kubelet.of, name, "send"))
             if not code:
                 await asyncio.to_thread(upload, managed, run["metadata"]["uid"])
             life.orders["send"] = (code, "")
