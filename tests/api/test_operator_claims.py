@@ -87,7 +87,7 @@ async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_anothe
     await world.phase("Training", "trained")
     pod = world.kubectl.items("pods", "finetune.dev/run=trained")[0]["metadata"]["name"]
     world.patch_status(
-        "pod", pod, {"phase": "Failed", "containerStatuses": [container_status("trainer", terminated(10))]}
+        "pod", pod, {"phase": "Failed", "containerStatuses": [container_status("trainer", terminated(6))]}
     )
     world.set_job_condition("trained", "Failed", reason="BackoffLimitExceeded")
     for name in ("alone", "shared"):
