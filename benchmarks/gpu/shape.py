@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "GH200": 989.0, "A100": 312.0, "L40S": 362.0, "B200": 2250.0}
@@ -10,14 +11,22 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "GH200": 989.0, "A100": 312.0, "L40
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's sizes.
+    """A model of Llama's kind.
 
     Attributes
     ----------
+    name
+        What to call it.
+    family
+        Llama, or Qwen3, whose queries and keys have norms of their own.
     layers, hidden, intermediate, heads, key_value_heads, head_size, vocabulary
         As in its configuration.
+    tied
+        Whether the output layer has the embeddings' weights.
     """
 
+    name: str
+    family: str
     layers: int
     hidden: int
     intermediate: int
@@ -25,6 +34,7 @@ class Shape:
     key_value_heads: int
     head_size: int
     vocabulary: int
+    tied: bool = False
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
@@ -47,11 +57,18 @@ class Shape:
         """Return the weights of an adapter of all linear layers but the head."""
         return self.layers * rank * sum(inputs + outputs for inputs, outputs in self.matrices)
 
+    def sliced(self, layers: int) -> Shape:
+        """Return a model of its first layers: the same numbers for each layer, read in seconds."""
+        return dataclasses.replace(self, name=f"{self.name}-{layers}-layers", layers=layers)
 
-LLAMA_8B = Shape(
-    layers=32, hidden=4096, intermediate=14336, heads=32, key_value_heads=8, head_size=128, vocabulary=128256
-)
-TINY = Shape(layers=2, hidden=64, intermediate=128, heads=4, key_value_heads=2, head_size=16, vocabulary=2048)
+
+LLAMA_8B = Shape("llama-8b", "Llama", 32, 4096, 14336, 32, 8, 128, 128256)
+QWEN3_8B = Shape("qwen3-8b", "Qwen3", 36, 4096, 12288, 32, 8, 128, 151936)
+QWEN3_06B = Shape("qwen3-0.6b", "Qwen3", 28, 1024, 3072, 16, 8, 128, 151936, tied=True)
+SLICE = LLAMA_8B.sliced(4)
+TINY = Shape("tiny", "Llama", 2, 64, 128, 4, 2, 16, 2048)
+TINY_QWEN3 = Shape("tiny-qwen3", "Qwen3", 2, 64, 128, 4, 2, 16, 2048, tied=True)
+SHAPES = {shape.name: shape for shape in (LLAMA_8B, QWEN3_8B, QWEN3_06B, SLICE, TINY, TINY_QWEN3)}
 
 
 def operations_per_token(shape: Shape, *, method: str, rank: int, row_tokens: int, learned_share: float) -> float:

@@ -30,6 +30,7 @@ from tests.support.documents import ROOT, Command
 ARGPARSE = (
     "benchmarks.export",
     "benchmarks.gpu.__main__",
+    "benchmarks.gpu.wheels",
     "benchmarks.operator.__main__",
     "benchmarks.training",
     "images.build",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import figures, race, rows, startup, training
-from benchmarks.gpu.shape import LLAMA_8B, operations_per_token, peak_tflops, utilisation
+from benchmarks.gpu import base, programs, wheels
+from benchmarks.gpu.machine import MemoryPeak
+from benchmarks.gpu.programs import Followed
+from benchmarks.gpu.shape import LLAMA_8B, QWEN3_06B, QWEN3_8B, SLICE, operations_per_token, peak_tflops, utilisation
 from benchmarks.race import Block, Contestant, ContestantError
 
 STEPPER = """
@@ -142,3 +148,78 @@ def test_utilisation_needs_a_known_peak() -> None:
     assert peak_tflops("some card") is None
     assert utilisation(10_000, 32e9, 989) == pytest.approx(32.36, abs=0.01)
     assert utilisation(10_000, 32e9, None) is None
+
+
+def test_shapes_are_those_of_the_models() -> None:
+    assert QWEN3_8B.block_weights + 2 * QWEN3_8B.head_weights == 8_190_427_136  # 8.2 billion with the norms
+    assert QWEN3_06B.block_weights + QWEN3_06B.head_weights == 595_984_384  # 0.6 billion, its output layer is tied
+    assert SLICE.block_weights * 8 == LLAMA_8B.block_weights
+    assert SLICE.head_weights == LLAMA_8B.head_weights
+
+
+def test_ragged_rows_are_as_long_on_average(tmp_path: Path) -> None:
+    base.make_rows(tmp_path / "rows.jsonl", method="SFT", rows=2000, prompt=40, answer=80, ragged=True)
+    base.make_rows(tmp_path / "pairs.jsonl", method="DPO", rows=5, prompt=40, answer=80)
+    made, pairs = (
+        [base.count_tokens(json.loads(line)) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("rows.jsonl", "pairs.jsonl")
+    )
+    assert min(made) >= 30
+    assert max(made) <= 210
+    assert sum(made) / len(made) == pytest.approx(120, rel=0.05)
+    assert pairs == [240] * 5
+
+
+def test_the_speed_of_steps_after_the_warm_up() -> None:
+    """One tick a step, two from the fourth on."""
+    times = [10, 11, 12, 14, 16]
+    events: list[dict[str, Any]] = [{"event": "start", "seconds": 9.0, "layout": "Padded", "tokenReport": {}}]
+    events += [
+        {"event": "train", "step": step, "tokens": 100 * step, "loss": 2.0, "seconds": float(seconds)}
+        for step, seconds in enumerate(times, 1)
+    ]
+    found = programs.figures(Followed(events), warm_up=3)
+    assert found["stepSeconds"] == [2, 2]
+    assert found["tokensPerSecond"] == (400 + 500) / 4
+    assert found["firstStepSeconds"] == 10
+    assert found["losses"] == [2.0] * 5
+    assert found["start"] == {"layout": "Padded"}
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_trainer_without_enough_steps_has_its_log_in_the_figures(tmp_path: Path, steps: int) -> None:
+    argv = [sys.executable, "-c", STEPPER.format(work=1).replace("while True", f"while step < {steps}")]
+    argv[-1] += "\nsys.exit('no such model')\n"
+    found = programs.follow(argv, dict(os.environ), tmp_path / "log")
+    assert len(found.of("train")) == steps
+    assert found.code == 1
+    assert "no such model" in programs.figures(found, warm_up=3)["error"]
+
+
+def test_a_trainer_is_ended_after_its_last_timed_step(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", STEPPER.format(work=1)]
+    found = programs.follow(argv, dict(os.environ), tmp_path / "log", heard=programs.stop_after(4))
+    assert "error" not in programs.figures(found, warm_up=1)
+    assert found.of("train")[3]["step"] == 4
+
+
+def test_the_memorys_peak_is_over_what_was_in_use_before() -> None:
+    seen = iter([100, 400, 250])
+    last = threading.Event()
+
+    def read() -> int | None:
+        found = next(seen, None)
+        if found is None:
+            last.set()
+        return found
+
+    with MemoryPeak(read) as memory:
+        assert last.wait(30)
+    assert memory.mib == 300
+
+
+def test_the_wheels_are_those_of_the_lock() -> None:
+    lock = (rows.REPOSITORY / "locks/training.txt").read_text()
+    found = wheels.pinned(lock, [*wheels.LIBRARIES, *wheels.QUANTIZATION])
+    assert len(found) == len(wheels.LIBRARIES) + 1
+    assert all(f"\n{name} " in lock for name in found)
