@@ -27,6 +27,7 @@ from .queries import PageQueries
 from .rendering import HEADERS, render
 from .routes import routes
 from .routes.sessions import to_sign_in
+from .sparks import Sparks
 from .visit import Site
 
 log = logging.getLogger(__name__)
@@ -67,9 +68,11 @@ def mount_pages(app: FastAPI, *, proxy_user: str | None = None) -> None:
 
 def _site(services: Services, app: FastAPI, proxy_user: str | None) -> Site:
     is_stopping: Callable[[], bool] = getattr(app.state, "is_stopping", lambda: False)
+    queries = PageQueries(services.database)
     return Site(
         services=services,
-        queries=PageQueries(services.database),
+        queries=queries,
+        sparks=Sparks(queries),
         keeping=RunKeeping(services.database),
         hub=Hub(services.database, is_stopping=is_stopping),
         proxy_user=proxy_user,

@@ -23,6 +23,7 @@ from .live import Hub
 from .people import Person, SessionStore, may, person_of
 from .queries import PageQueries
 from .rendering import HEADERS, render
+from .sparks import Sparks
 
 _PATTERNS = {
     "namespace": re.compile(NAMESPACE_PATTERN),
@@ -38,6 +39,7 @@ class Site:
 
     services: Services
     queries: PageQueries
+    sparks: Sparks
     keeping: RunKeeping
     hub: Hub
     proxy_user: str | None

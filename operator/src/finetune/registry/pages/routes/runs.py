@@ -15,7 +15,6 @@ from starlette.routing import BaseRoute
 from finetune.api import reasons
 from finetune.api.registry import NAME_PATTERN, Run
 from finetune.registry.errors import Invalid, NotFound, RegistryFault
-from finetune.registry.pages.charts import sparkline
 from finetune.registry.pages.rendering import HEADERS
 from finetune.registry.pages.text import clean
 from finetune.registry.pages.views.compare import COMPARED, MOST, compare_charts, comparison, table
@@ -34,7 +33,6 @@ from finetune.registry.pages.views.runs import METHODS, PAGE, STATES, base_path,
 from finetune.registry.pages.views.settings import IGNORED
 from finetune.registry.pages.visit import Visit, screen
 
-SPARK_PARTS = 24
 MOST_POINTS = 600
 MOST_METRICS = 8
 _METRIC = re.compile(r"[^\x00-\x1f\x7f,]{1,64}")
@@ -64,8 +62,9 @@ async def _to_runs(visit: Visit) -> Response:
 async def rows_of(visit: Visit, runs: Sequence[Run]) -> list[Any]:
     """The lines of a list, with their curves."""
     now = datetime.now(UTC)
-    outlines = await visit.site.queries.outlines([run.uid for run in runs], ["loss"], parts=SPARK_PARTS)
-    return [run_row(visit.namespace, run, sparkline(outlines.get((run.uid, "loss"), ())), now) for run in runs]
+    told = {run.uid: run.trainer_status.last_updated_time for run in runs if run.trainer_status is not None}
+    sparks = await visit.site.sparks.of(told)
+    return [run_row(visit.namespace, run, sparks.get(run.uid, ""), now) for run in runs]
 
 
 async def _runs(visit: Visit) -> Response:
