@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,17 @@ def fail_in_the_export(world: World, name: str) -> None:
     world.set_job_condition(name, "Failed", reason="PodFailurePolicy")
 
 
+def is_marked(world: World, name: str) -> bool:
+    return FINISHED_ANNOTATION in ((world.run(name) or {})["metadata"].get("annotations") or {})
+
+
 async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_another_run_names_it(world: World) -> None:
     runs = ("alone", "shared", "trained")
     for name in runs:
         world.apply(name)
     claims = {}
     for name in runs:
-        job = await eventually("the Job", lambda name=name: world.job_of(name))
+        job = await eventually("the Job", partial(world.job_of, name))
         claims[name] = job["metadata"]["name"]  # the claim has the Job's name
     world.apply("second", output={"claimName": claims["shared"]}, suspend=True)
     world.start_pod("trained")
@@ -94,9 +99,7 @@ async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_anothe
         fail_in_the_export(world, name)
     for name in runs:
         await world.phase("Failed", name)
-        await eventually(
-            "the mark", lambda name=name: FINISHED_ANNOTATION in world.run(name)["metadata"]["annotations"]
-        )
+        await eventually("the mark", partial(is_marked, world, name))
 
     def goes(name: str) -> bool:
         claim = world.kubectl.find("persistentvolumeclaims", claims[name])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ async def test_runs_in_every_phase_go_on_with_the_next_version(patient: World) -
     made = ("pending", "exporting", "training", "suspended", "finished")
     jobs: dict[str, Document] = {}
     for name in made:
-        jobs[name] = await eventually("the Job", lambda name=name: world.job_of(name))
+        jobs[name] = await eventually("the Job", partial(world.job_of, name))
     world.create_pod("exporting")
     running = {"running": {"startedAt": "2026-11-28T10:00:00Z"}}
     world.set_pod_status("exporting", "Pending", running, {"waiting": {"reason": "PodInitializing"}})
@@ -79,7 +80,7 @@ async def test_runs_in_every_phase_go_on_with_the_next_version(patient: World) -
     world.finish_pod("finished")
     end = await world.phase("Succeeded", "finished")
     world.kubectl.patch("trainingruns", "suspended", {"spec": {"suspend": True}})
-    await eventually("its Job is suspended", lambda: world.job_of("suspended")["spec"]["suspend"])
+    await eventually("its Job is suspended", lambda: is_suspended(world))
     await eventually("it waits", lambda: (world.run("waiting") or {}).get("status", {}).get("waiting"))
 
     await world.operator.kill()
@@ -90,9 +91,9 @@ async def test_runs_in_every_phase_go_on_with_the_next_version(patient: World) -
     rows.write_bytes(b'{"prompt": "a", "completion": "b"}\n' * 4)
     await world.client.push_dataset(world.kubectl.namespace, "later", rows)
     world.kubectl.patch("trainingruns", "suspended", {"spec": {"suspend": False}})
-    await eventually("it is resumed", lambda: not world.job_of("suspended")["spec"].get("suspend"))
+    await eventually("it is resumed", lambda: not is_suspended(world))
     for name in ("pending", "suspended", "waiting"):
-        await eventually("the Job", lambda name=name: world.job_of(name))
+        await eventually("the Job", partial(world.job_of, name))
         world.start_pod(name)
     for name in ("exporting", "training", "pending", "suspended", "waiting"):
         world.finish_pod(name)
@@ -107,6 +108,10 @@ async def test_runs_in_every_phase_go_on_with_the_next_version(patient: World) -
     assert after["status"]["result"] == end["status"]["result"]
     adapters = await world.client.list_adapters(world.kubectl.namespace)
     assert sorted((each.name, each.version) for each in adapters) == sorted((name, 1) for name in (*made, "waiting"))
+
+
+def is_suspended(world: World) -> bool:
+    return bool((world.job_of("suspended") or {})["spec"].get("suspend"))
 
 
 def image_of(job: Document) -> str:

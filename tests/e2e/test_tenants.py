@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.e2e import runs
 from tests.support.kubectl import CommandError, Kubectl
 
-REFUSED = {
+REFUSED: dict[str, dict[str, Any]] = {
     "spec.image is not allowed": {"image": "docker.io/library/busybox:1"},
     "spec.serviceAccountName is not allowed": {"serviceAccountName": "data-scientist"},
     "spec.podLabels has a key that is not allowed": {"podLabels": {"team": "x"}},

@@ -38,9 +38,18 @@ def serving(certificate: Certificate | None, tmp_path: Path, host: str = "127.0.
     """The registry on a port of its own, served from a thread."""
     url = parse_url(f"sqlite:///{tmp_path}/registry.db")
     migrate(url)
-    files = {"ssl_certfile": certificate.certificate, "ssl_keyfile": certificate.key} if certificate else {}
     app = create_app(database_url=url, access=open_access)
-    server = RenewingServer(uvicorn.Config(app, host=host, port=0, log_level="warning", lifespan="on", **files))
+    server = RenewingServer(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=0,
+            log_level="warning",
+            lifespan="on",
+            ssl_certfile=certificate.certificate if certificate else None,
+            ssl_keyfile=certificate.key if certificate else None,
+        )
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
