@@ -26,6 +26,7 @@ from model.training.local import PlanCommand
 from model.training.loop.footprint import (
     LIBRARY_BYTES,
     LOGITS_BYTES,
+    LOGITS_CHUNK_BYTES,
     OPTIMIZER_BYTES,
     activation_bytes_per_token,
     choose_micro_batch_size,
@@ -320,7 +321,7 @@ def memory_by_part(settings: TrainSettings, files: ModelFiles, tokens: int, *, c
         "adapter": ADAPTER_BYTES * trainable * copies,
         "gradients and optimizer": OPTIMIZER_BYTES * trainable,
         "activations": tokens * per_token,
-        "logits": tokens * files.vocabulary * LOGITS_BYTES,
+        "logits": min(tokens * files.vocabulary * LOGITS_BYTES, LOGITS_CHUNK_BYTES[cuda]),
     }
 
 

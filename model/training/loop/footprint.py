@@ -13,6 +13,8 @@ ACTIVATIONS_HIDDEN, ACTIVATIONS_INNER, ACTIVATIONS_DROPOUT_HIDDEN = 14, 4, 5
 """Values kept per token and layer, in units of the hidden and the inner size: measured on Llama's layers."""
 LOGITS_BYTES = 12
 """Per token and word of the vocabulary: the logits, their logarithms and the gradient, in float32."""
+LOGITS_CHUNK_BYTES = {False: 128 << 20, True: 1 << 30}
+"""What they take at most on a CPU and, True, on a GPU: they are made a chunk at a time, see `head`."""
 CPU_MICRO_BATCH_TOKENS = 2048
 GPU_MICRO_BATCH_TOKENS = 16384
 
