@@ -1,0 +1,80 @@
+"""The benchmark for one GPU, each part on the CPU with tiny models: it must work the first time that there is a GPU."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.gpu import ours
+from benchmarks.gpu.bench import SMOKE
+from model.training.loop import head
+from model.training.weights import adapter_trial
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and rows are made once for all parts."""
+    return tmp_path_factory.mktemp("bench-gpu")
+
+
+def smoke(part: str, work: Path) -> dict[str, Any]:
+    output = work / f"{part}.json"
+    argv = [sys.executable, "-m", "benchmarks.gpu", part, "--smoke", f"--output={output}", f"--work={work}"]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    document: dict[str, Any] = json.loads(output.read_text())
+    assert document["gpu"] is None
+    assert document["smoke"] is True
+    return document
+
+
+def test_variants_train_alike_and_say_what_they_took(work: Path) -> None:
+    """Each speed has its losses: with a fast path off they are the same."""
+    found = smoke("ablation", work)
+    variants = {name: found[name] for name in (*SMOKE.variants, "stock", "stockBest")}
+    assert not {name: variant["error"] for name, variant in variants.items() if "error" in variant}
+    for name, variant in variants.items():
+        assert variant["tokensPerSecond"] > 0
+        assert variant["microsecondsPerTokenAndLayer"] > 0
+        if name in SMOKE.variants:
+            assert variant["losses"] == pytest.approx(variants["ours"]["losses"], abs=0.02), name
+    assert found["ours"]["start"]["adapterLayers"] == {"fused": 14, "joined": 10, "peft": 0}
+    assert found["adaptersAsPeftHasThem"]["start"]["adapterLayers"] == {"fused": 0, "joined": 0, "peft": 14}
+    assert found["ours"]["start"]["loss"] == "Chunked"
+    assert found["dpo"]["oursOverStock"] > 0
+    assert found["dpo"]["ours"]["losses"][0] == pytest.approx(found["dpo"]["stock"]["losses"][0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("without", "expected"),
+    [("adapters", [0, 0, "Chunked"]), ("inputs", [14, 0, "Chunked"]), ("chunks", [14, 10, "Whole"])],
+)
+def test_each_fast_path_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, without: str, expected: list[Any]) -> None:
+    for module, name in ((adapter_trial, "fuse"), (head, "in_chunks")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # so that it is put back
+    ours.switch_off([without])
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    model = get_peft_model(LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **sizes)), lora)
+    adapter_trial.fuse(model)
+    found = adapter_trial.description(model)
+    assert [found["fused"], found["joined"], head.description(model)] == expected
+
+
+@pytest.mark.parametrize("part", ["shapes", "nf4"])
+def test_ours_and_stock_are_measured_side_by_side(part: str, work: Path) -> None:
+    found = smoke(part, work)
+    tasks = SMOKE.whole if part == "shapes" else (SMOKE.nf4,)
+    for task, name in itertools.product(tasks, ("ours", "stock")):
+        assert "error" not in found[task.name][name]
+        assert len(found[task.name][name]["losses"]) >= SMOKE.warm_up + SMOKE.steps
+    assert all(found[task.name]["oursOverStock"] > 0 for task in tasks)
