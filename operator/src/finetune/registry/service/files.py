@@ -152,7 +152,7 @@ async def get_archive(
 async def archive_response(
     services: Services, namespace: str, name: str, version: int | str | None
 ) -> StreamingResponse:
-    """The files of a version as one tar. Raises `NotFound`, `Conflict`, and before the first byte what the store says."""
+    """The files of a version as one tar. Raises `NotFound`, `Conflict`, and the store's errors before the first one."""
     found = await services.states.given_out(namespace, name, version)
     store = services.files.store
     for file in found.files:  # an answer that has begun cannot say any more that a file is missing
