@@ -211,7 +211,12 @@ def test_a_failed_run_says_what_to_do_and_is_made_again(person: Person, kubectl:
     refused = person("resume", "bad")
     assert refused.code == 2
     assert "finetune retry bad" in refused.err
-    assert person("delete", "better").code == 0
+    kubectl.apply(manifest("third"))
+    assert person("delete", "").code == 2  # an empty variable is no name of every run
+    assert kubectl.find("trainingruns", "better") is not None
+    several = person("delete", "trainingrun/better", "none", "third", "-o", "name")
+    assert (several.code, several.out) == (1, "trainingrun/better\ntrainingrun/third\n")
+    assert '"none" not found' in several.err
     assert kubectl.find("trainingruns", "better") is None
     gone = person("status", "better")
     assert gone.code == 1
@@ -233,7 +238,7 @@ def test_list_joins_cluster_and_registry_and_does_without_either(
     assert "1.901  -31 %" in rows["gone"]
     assert known("list", "-o", "name").out == "trainingrun/here\n"
     assert known("list", "-a", "-o", "name", "--state=succeeded", "--text=GONE").out == "trainingrun/gone\n"
-    assert known("list", "-a", "-o", "name", "--state=failed").out == "\n"
+    assert known("list", "-a", "-o", "name", "--state=failed").out == ""
     card = known("status", "gone").out
     assert "its object is gone" in card
     assert "1.901 on held-out rows, 2.77 of the base (-31 %), 1.834 in training" in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from finetune.cli.curve import bar, curve
 from finetune.cli.doctor import DEFAULT_CLASS, default_class, fields_known, gpus_of, references
 from finetune.cli.output import duration, facts, number, printable, table
 from finetune.cli.runs import card, comparison, differences, runs_table
+from finetune.cli.session import Session, run_command
 from finetune.cli.views import RunView, merged, of_object, of_record
 from finetune.cli.watching import Curves, Screen, has_begun, line
 
@@ -353,3 +355,22 @@ def test_a_server_without_its_libraries_says_where_they_are(command: str) -> Non
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "is missing: pip install 'finetune-operator[operator]'" in done.stderr
+
+
+def test_a_terminal_that_lacks_a_letter_gets_the_others() -> None:
+    words = ["run", "r", "--model=a/b", "--dataset=d", "--adapter=s", "--dry-run", "--set", "experiment=gr\xf6\xdfe"]
+    code = f"import sys\nfrom finetune.cli.main import main\nsys.exit(main({words!a}))"
+    environment = {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"experiment: gr??e" in done.stdout
+
+
+def test_who_has_read_enough_ends_a_command_that_goes_on() -> None:
+    """`finetune logs -f RUN | head` is no failure."""
+
+    async def logs(_: Session, __: argparse.Namespace) -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):  # which `main` takes for the end
+        run_command(logs, argparse.Namespace())

@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from . import people, registry
 from .session import add_options
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(complete(given[1:])))
         return 0
     arguments = build_parser().parse_args(given)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # rows and messages hold every letter, and not every terminal has it
+            stream.reconfigure(errors="replace")
     try:
         result: int = arguments.handler(arguments)
         sys.stdout.flush()

@@ -78,10 +78,10 @@ def _of_file(session: Session, arguments: argparse.Namespace) -> Document:
     import yaml
 
     source = arguments.filename
-    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{source} is no YAML: {error}") from error
     made = from_file(documents, source=source)
     made.pop("status", None)

@@ -6,6 +6,7 @@ A command is named by module and function and imported when it runs, so that `--
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from .output import FORMATS
 from .session import add_options, run_command
 
 METHODS = ("SFT", "DPO", "KTO")
+RUN_NAME = re.compile(r"(?:trainingruns?(?:\.finetune\.dev)?/)?([a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)")
+REGISTRY_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 MEASURES = ("evaluationLoss", "finalLoss", "rewardAccuracy")
 
 
@@ -32,7 +35,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     ui.add_argument("--port", type=int, default=0, help="of the loopback address; default: a free one")
     ui.add_argument("--no-open", dest="open", action="store_false", help="only print the address")
     doctor = add(subparsers, "doctor", "doctor.doctor", "what works for you, and what to do about the rest")
-    doctor.add_argument("run", nargs="?", help="also look for what this run refers to")
+    doctor.add_argument("run", metavar="RUN", type=run_name, nargs="?", help="also look for what this run refers to")
     completion = subparsers.add_parser("completion", help="print the completion of a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     completion.set_defaults(handler=_completion)
@@ -42,7 +45,9 @@ def _add_making(subparsers: Any) -> None:
     run = add(subparsers, "run", "making.run", "make a run: from flags, a file or an earlier run")
     run.add_argument("name", nargs="?", help="default: one is made up, from the adapter's name")
     run.add_argument("-f", "--filename", metavar="FILE", help="a TrainingRun in YAML; - is standard input")
-    run.add_argument("--from", dest="from_run", metavar="RUN", help="copy this run; --set changes the copy")
+    run.add_argument(
+        "--from", dest="from_run", metavar="RUN", type=run_name, help="copy this run; --set changes the copy"
+    )
     run.add_argument("--method", choices=METHODS, default="SFT", help="default: %(default)s")
     run.add_argument("--model", metavar="MODEL", help="REPOSITORY[@REVISION] of the hub, or claim://CLAIM/PATH")
     run.add_argument(
@@ -58,7 +63,7 @@ def _add_making(subparsers: Any) -> None:
     run.add_argument("--queue", metavar="NAME", help="Kueue's LocalQueue")
     _add_submitting(run)
     retry = add(subparsers, "retry", "making.retry", "make a run that goes on from a failed run's newest checkpoint")
-    retry.add_argument("run", help="the failed run")
+    retry.add_argument("run", metavar="RUN", type=run_name, help="the failed run")
     retry.add_argument("name", nargs="?", help="of the new run; default: one is made up")
     _add_submitting(retry)
 
@@ -83,17 +88,17 @@ def _add_looking(subparsers: Any) -> None:
     listing.add_argument("--text", help="in name, experiment, model, reason or message")
     listing.add_argument("--limit", type=_positive, default=50, help="default: %(default)s")
     status = add(subparsers, "status", "runs.status", "one run: state, losses, and what to do when it fails")
-    status.add_argument("name", metavar="RUN")
+    status.add_argument("name", metavar="RUN", type=run_name)
     watch = add(subparsers, "watch", "watching.watch", "show a run until it ends: exit code 0 succeeded, 1 failed")
-    watch.add_argument("name", metavar="RUN")
+    watch.add_argument("name", metavar="RUN", type=run_name)
     logs = add(subparsers, "logs", "watching.logs", "what a run's containers write")
-    logs.add_argument("name", metavar="RUN")
+    logs.add_argument("name", metavar="RUN", type=run_name)
     logs.add_argument("-f", "--follow", action="store_true", help="wait for the pod, and go on over attempts")
     logs.add_argument("-c", "--container", help="export, trainer, collect, or another one of the pod; default: ours")
     logs.add_argument("--attempt", type=_positive, metavar="N", help="the pod's number, from 1; default: the newest")
     logs.add_argument("--tail", type=_positive, metavar="LINES", help="the last lines only")
     compare = add(subparsers, "compare", "runs.compare", "what differs between runs, and their losses")
-    compare.add_argument("names", metavar="RUN", nargs="+")
+    compare.add_argument("names", metavar="RUN", type=run_name, nargs="+")
     compare.add_argument("--equal", action="store_true", help="show settings that are the same, too")
 
 
@@ -103,17 +108,17 @@ def _add_changing(subparsers: Any) -> None:
         ("resume", "runs.resume", "let suspended runs go on"),
         ("delete", "runs.delete", "delete runs; records and adapters stay in the registry"),
     ):
-        add(subparsers, name, function, text).add_argument("names", metavar="RUN", nargs="+")
+        add(subparsers, name, function, text).add_argument("names", metavar="RUN", type=run_name, nargs="+")
 
 
 def _add_datasets(subparsers: Any) -> None:
     datasets = subparsers.add_parser("datasets", help="datasets in the registry")
     commands = datasets.add_subparsers(required=True, metavar="COMMAND")
     push = add(commands, "push", "datasets.push", "store a file of JSON lines as a new version of a dataset")
-    push.add_argument("name", help="the dataset; made when it does not exist")
+    push.add_argument("name", type=_name, help="the dataset; made when it does not exist")
     push.add_argument("file", type=Path, help="JSON lines: one JSON object a line")
     listing = add(commands, "list", "datasets.list_datasets", "the datasets of a namespace, or the versions of one")
-    listing.add_argument("name", nargs="?", help="list this dataset's versions")
+    listing.add_argument("name", type=_name, nargs="?", help="list this dataset's versions")
     show = add(commands, "show", "datasets.show", "one version of a dataset; -o wide shows its first rows")
     show.add_argument("dataset", metavar="NAME[@VERSION]", type=_dataset, help="default: the newest version")
     diff = add(commands, "diff", "datasets.diff", "rows that two versions do not share")
@@ -127,7 +132,7 @@ def _add_adapters(subparsers: Any) -> None:
     adapters = subparsers.add_parser("adapters", help="adapters in the registry")
     commands = adapters.add_subparsers(required=True, metavar="COMMAND")
     listing = add(commands, "list", "adapters.list_adapters", "the adapters of a namespace, or the versions of one")
-    listing.add_argument("name", nargs="?", help="list this adapter's versions")
+    listing.add_argument("name", type=_name, nargs="?", help="list this adapter's versions")
     show = add(commands, "show", "adapters.show_adapter", "one version: files, losses, where it comes from")
     show.add_argument("adapter", **ADAPTER)
     pull = add(commands, "pull", "adapters.pull", "fetch an adapter's files and compare them with their digests")
@@ -137,15 +142,15 @@ def _add_adapters(subparsers: Any) -> None:
     verify.add_argument("adapter", **ADAPTER)
     verify.add_argument("directory", type=Path)
     alias = add(commands, "alias", "adapters.alias", "name a version, or move a name to another one")
-    alias.add_argument("name", help="the adapter")
-    alias.add_argument("alias", help="for example production")
+    alias.add_argument("name", type=_name, help="the adapter")
+    alias.add_argument("alias", type=_name, help="for example production")
     alias.add_argument("version", type=_version, nargs="?", help="left out with --remove")
     alias.add_argument("--expected", type=int, metavar="VERSION", help="only if it points there now; 0: if it is new")
     alias.add_argument("--protect", action=argparse.BooleanOptionalAction, help="whether moving it needs `protect`")
     alias.add_argument("--remove", action="store_true", help="remove the alias; the version stays")
     promote = add(commands, "promote", "adapters.promote", "point an alias to the best version, unless that is worse")
-    promote.add_argument("name", help="the adapter")
-    promote.add_argument("alias", help="for example candidate")
+    promote.add_argument("name", type=_name, help="the adapter")
+    promote.add_argument("alias", type=_name, help="for example candidate")
     promote.add_argument("--by", choices=MEASURES, default=MEASURES[0], help="default: %(default)s")
     promote.add_argument("--tolerance", type=float, default=0.0, metavar="PERCENT", help="may be worse by so much")
     delete = add(commands, "delete", "adapters.delete_adapter", "delete a version's files; what is known of it stays")
@@ -175,9 +180,29 @@ def _completion(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_name(text: str) -> str:
+    """The name of a run, which `-o name` prints as `trainingrun/NAME`.
+
+    What cannot be one is refused here: in a URL it would mean something else, and no name at all means every run.
+    """
+    found = RUN_NAME.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a run")
+    return found[1]
+
+
+def _name(text: str) -> str:
+    """The name of a dataset or an adapter, or of a version: a number, an alias."""
+    if not REGISTRY_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name: lower-case letters, digits, '-' and '.', at most 63, no '-' or '.' at the ends"
+        )
+    return text
+
+
 def _reference(text: str) -> tuple[str, str]:
     name, _, version = text.partition("@")
-    return name, version or "latest"
+    return _name(name), _name(version or "latest")
 
 
 def _dataset(text: str) -> tuple[str, int | None]:

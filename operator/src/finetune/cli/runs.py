@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from .output import age, document, duration, facts, number, painted, phase_colour, printable, table
-from .session import Session, UsageError, note, told
+from .session import Session, UsageError, failed, note, told
 from .views import RunView, merged, of_object, of_record
 
 COLUMNS = ("NAME", "STATE", "REASON", "MODEL", "DATASET", "LOSS", "VS BASE", "STEP", "LEFT", "ADAPTER", "AGE")
@@ -305,36 +305,55 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return found
 
 
-async def suspend(session: Session, arguments: argparse.Namespace) -> str:
+async def suspend(session: Session, arguments: argparse.Namespace) -> int:
     """Stop runs after they have saved a checkpoint."""
-    return await _set_suspend(session, arguments.names, suspended=True)
+    return await _set_suspend(session, arguments, suspended=True)
 
 
-async def resume(session: Session, arguments: argparse.Namespace) -> str:
+async def resume(session: Session, arguments: argparse.Namespace) -> int:
     """Let suspended runs go on."""
-    return await _set_suspend(session, arguments.names, suspended=False)
+    return await _set_suspend(session, arguments, suspended=False)
 
 
-async def _set_suspend(session: Session, names: Sequence[str], *, suspended: bool) -> str:
+async def _set_suspend(session: Session, arguments: argparse.Namespace, *, suspended: bool) -> int:
     from finetune.clients.cluster import runs_path
 
     cluster = await session.cluster()
-    said = []
-    for name in names:
+
+    async def change(name: str) -> str:
         view = of_object(await cluster.get(runs_path(session.namespace, name)))
         if view.is_over:
             hint = f"`finetune retry {name}` makes a run that goes on" if view.phase == "Failed" else "it is done"
             raise UsageError(f"{name} has ended ({view.phase}); {hint}")
         await cluster.patch(runs_path(session.namespace, name), {"spec": {"suspend": suspended}})
-        said.append(f"{name} {'is being suspended: it saves a checkpoint first' if suspended else 'goes on'}")
-    return "\n".join(said)
+        return f"{name} {'is being suspended: it saves a checkpoint first' if suspended else 'goes on'}"
+
+    return await _each(arguments, change)
 
 
-async def delete(session: Session, arguments: argparse.Namespace) -> str:
+async def delete(session: Session, arguments: argparse.Namespace) -> int:
     """Delete runs; what the registry knows of them stays."""
     from finetune.clients.cluster import runs_path
 
     cluster = await session.cluster()
-    for name in arguments.names:
+
+    async def remove(name: str) -> str:
         await cluster.delete(runs_path(session.namespace, name))
-    return f"deleted {', '.join(arguments.names)}; records and adapters stay in the registry"
+        return f"deleted {name}; its record and adapter stay in the registry"
+
+    return await _each(arguments, remove)
+
+
+async def _each(arguments: argparse.Namespace, change: Callable[[str], Awaitable[str]]) -> int:
+    """Change one run after the other; one that cannot be changed is told, and the others are changed all the same."""
+    from finetune.clients.kubernetes_errors import KubernetesError
+
+    code = 0
+    for name in arguments.names:
+        try:
+            said = await change(name)
+        except (KubernetesError, UsageError) as error:
+            code = max(code, failed(error))
+        else:
+            print(f"{RESOURCE}/{name}" if arguments.output == "name" else said, flush=True)
+    return code

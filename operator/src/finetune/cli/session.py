@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser, *, inner: bool) -> None:
     """The options of every command. `inner`: of a command, so that those given before it stay as they are."""
     default: Any = argparse.SUPPRESS if inner else None
     group = parser.add_argument_group("cluster and registry")
-    group.add_argument("-n", "--namespace", default=default, help="default: the kubeconfig's")
+    group.add_argument("-n", "--namespace", type=_namespace, default=default, help="default: the kubeconfig's")
     group.add_argument("--context", default=default, help="context of the kubeconfig; default: the current one")
     group.add_argument("--kubeconfig", type=Path, default=default, metavar="FILE", help="default: KUBECONFIG")
     group.add_argument(
@@ -62,6 +62,13 @@ def add_options(parser: argparse.ArgumentParser, *, inner: bool) -> None:
     group.add_argument(
         "--token-file", type=Path, default=default, metavar="FILE", help=f"default: {TOKEN_FILE}, then of `login`"
     )
+
+
+def _namespace(text: str) -> str:
+    """A namespace; empty is that of the kubeconfig, as for kubectl."""
+    if text and not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a namespace")
+    return text
 
 
 class Session:
@@ -252,38 +259,57 @@ def run_command(command: Command, arguments: argparse.Namespace) -> int:
     """Run one command; a failure becomes a sentence and a hint on standard error, and an exit code."""
     import asyncio
 
-    from finetune.clients.kubeconfig import KubeconfigError
-    from finetune.clients.kubernetes_errors import KubernetesError
-    from finetune.clients.registry_errors import RegistryDenied, RegistryError, RegistryRefused, RegistrySilent
-
     async def call() -> Result:
         async with Session(arguments) as session:
             return await command(session, arguments)
 
     try:
         result = asyncio.run(call())
-    except RegistryRefused as error:
-        return fail(error.message, error.hint)
-    except RegistryDenied as error:
-        return fail(
-            str(error), "`finetune login` makes a token for the registry; `finetune doctor` says what is missing"
-        )
-    except RegistrySilent as error:
-        return fail(str(error), "`finetune doctor` says where it is looked for; --registry-url names another address")
-    except RegistryError as error:
-        return fail(str(error))
-    except KubernetesError as error:
-        return fail(*told(error))
-    except (KubeconfigError, UsageError) as error:
-        return fail(str(error), code=2)
-    except OSError as error:
-        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), code=2)
+    except BrokenPipeError:  # the reader of the output has seen enough: see main
+        raise
     except KeyboardInterrupt:
         return INTERRUPTED
+    except failures() as error:
+        return failed(error)
     if isinstance(result, str):
-        print(result)
+        if result:
+            print(result)
         return 0
     return result
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What may go wrong in a command; anything else is a fault of ours. Imported where something has gone wrong."""
+    from finetune.clients.kubeconfig import KubeconfigError
+    from finetune.clients.kubernetes_errors import KubernetesError
+    from finetune.clients.registry_errors import RegistryError
+
+    return RegistryError, KubernetesError, KubeconfigError, UsageError, OSError
+
+
+def failed(error: Exception) -> int:
+    """Say what one of the `failures` means and what to do; gives the exit code."""
+    from finetune.clients.kubeconfig import KubeconfigError
+    from finetune.clients.kubernetes_errors import KubernetesError
+    from finetune.clients.registry_errors import RegistryDenied, RegistryRefused, RegistrySilent
+
+    match error:
+        case RegistryRefused():
+            return fail(error.message, error.hint)
+        case RegistryDenied():
+            hint = "`finetune login` makes a token for the registry; `finetune doctor` says what is missing"
+            return fail(str(error), hint)
+        case RegistrySilent():
+            hint = "`finetune doctor` says where it is looked for; --registry-url names another address"
+            return fail(str(error), hint)
+        case KubernetesError():
+            return fail(*told(error))
+        case KubeconfigError() | UsageError():
+            return fail(str(error), code=2)
+        case OSError():
+            return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), code=2)
+        case _:  # any other of the registry's
+            return fail(str(error))
 
 
 def fail(message: str, hint: str = "", *, code: int = 1) -> int:
