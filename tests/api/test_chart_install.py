@@ -17,6 +17,7 @@ from tests.cluster.kube_api import KubeApi
 from tests.support.kubectl import CommandError, Kubectl
 
 CHART = str(Path(__file__).parents[2] / "charts" / "finetune-operator")
+UPGRADES = Path(__file__).parents[2] / "docs" / "upgrades.md"
 SYSTEM = "finetune-system"
 WATCHED = "watched"
 OPERATOR = "finetune-operator"
@@ -143,6 +144,23 @@ def test_an_upgrade_with_the_same_values_changes_nothing(release: Kubectl) -> No
     release.command("helm", "upgrade", OPERATOR, CHART, *values())
     assert len(before) >= 8
     assert objects() == before
+
+
+def test_an_older_version_is_upgraded_as_the_documentation_says(release: Kubectl, tmp_path: Path) -> None:
+    """What was set stays, and what the older version did not know has the new version's defaults."""
+    (tmp_path / "Chart.yaml").write_text("{apiVersion: v2, name: finetune-operator, version: 0.0.1}")
+    (tmp_path / "values.yaml").write_text("{watch: {namespaces: []}, crds: {enabled: true}, image: {tag: old}}")
+    settings = ("--namespace", SYSTEM, "--set", f"watch.namespaces={{{WATCHED}}},crds.enabled=false")
+    release.command("helm", "install", "older", str(tmp_path), *settings)
+    said = next(line for line in UPGRADES.read_text().splitlines() if line.startswith("helm upgrade"))
+    command = ["older" if word == "finetune-operator" else word for word in said.split() if word != "--wait"]
+    release.command(*(CHART if word == "charts/finetune-operator" else word for word in command))
+    deployment = release.json("get", "deployment", "older-finetune-operator")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert (variables["FINETUNE_WATCH_NAMESPACES"], variables["FINETUNE_PAUSED"]) == (WATCHED, "false")
+    assert not container["image"].endswith(":old")
+    release.command("helm", "uninstall", "older", "--namespace", SYSTEM)
 
 
 def test_the_whole_chart_is_accepted_when_it_serves_every_namespace(release: Kubectl) -> None:

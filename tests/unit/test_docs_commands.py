@@ -21,7 +21,7 @@ from tests.support.parsers import check, check_call, known_flags
 
 OTHERS_FLAGS = frozenset({
     "--cascade", "--dry-run", "--flag", "--help", "--max-lora-rank", "--previous", "--recursive", "--require-hashes",
-    "--reuse-values", "--take-ownership", "--wait",
+    "--reset-then-reuse-values", "--reuse-values", "--take-ownership", "--wait",
 })  # fmt: skip
 """Flags in sentences that are kubectl's, Helm's, pip's or vLLM's, or stand for any."""
 FILES = frozenset({"db", "json", "jsonl", "py", "txt", "yaml"})
