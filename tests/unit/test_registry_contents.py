@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from finetune.registry.blobs.errors import BlobMissing, NoStore, StorageFull
 from finetune.registry.blobs.folder import FolderStore
@@ -92,6 +92,28 @@ async def test_rows_are_in_the_store_and_gone_from_it_once_they_are_deleted(
     assert await pulled(datasets) == ROWS
 
 
+@pytest.mark.parametrize("in_store", [True, False], ids=["store", "database"])
+async def test_a_deletion_that_was_killed_is_finished_later(
+    database: Database, store: FolderStore, monkeypatch: pytest.MonkeyPatch, in_store: bool
+) -> None:
+    datasets = DatasetStore(database, kept(database, store if in_store else None))
+    await push(datasets)
+    await push(datasets, pairs(3), name="another")
+
+    async def killed(_contents: Contents, _content: int) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Contents, "empty", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            await datasets.delete("ml", "tickets", 1, actor="me")
+    assert await datasets.finish_deletions() == 1
+    assert await datasets.finish_deletions() == 0
+    assert await counted(database, content_blobs, blobs, content_chunks) == ([1, 1, 0] if in_store else [0, 0, 1])
+    assert await held(store) == int(in_store)
+    assert await pulled(datasets, "another") == pairs(3)
+
+
 async def test_what_was_refused_or_was_there_already_leaves_nothing(database: Database, store: FolderStore) -> None:
     datasets = DatasetStore(database, kept(database, store))
     await push(datasets)
@@ -124,6 +146,40 @@ async def test_a_collector_of_garbage_leaves_rows_alone(database: Database, stor
     found = await garbage.collect(database, store, dry_run=False, older_than=timedelta(seconds=-1))
     assert found.blobs == 0
     assert await pulled(datasets) == ROWS
+
+
+async def test_what_is_pushed_while_the_same_bytes_are_deleted_stays(
+    database: Database, database_url: str, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's deletion waits for the push's row, and must look once more at what refers to it by then."""
+    datasets, other = DatasetStore(database, kept(database, store)), Database(parse_url(database_url))
+    rows = pairs(3)  # one chunk
+    await push(datasets, rows)
+    claimed, goes_on = asyncio.Event(), asyncio.Event()
+    real = garbage.claim
+
+    async def slow(*arguments: Any, **words: Any) -> None:
+        await real(*arguments, **words)
+        claimed.set()
+        await goes_on.wait()
+
+    monkeypatch.setattr(garbage, "claim", slow)
+    pushing = asyncio.create_task(push(DatasetStore(other, kept(other, store)), rows, name="copy"))
+    await claimed.wait()
+    deleting = asyncio.create_task(datasets.delete("ml", "tickets", 1, actor="me"))
+    async with asyncio.timeout(60):
+        while not database.is_sqlite and not await _waits_for_a_lock(database):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        goes_on.set()
+        await asyncio.gather(pushing, deleting)
+    assert await pulled(datasets, "copy") == rows
+    await other.close()
+
+
+async def _waits_for_a_lock(database: Database) -> bool:
+    async with database.reading() as connection:
+        waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        return (await connection.execute(text(waiting))).first() is not None
 
 
 async def test_a_full_store_refuses_rows_and_lets_them_be_deleted(

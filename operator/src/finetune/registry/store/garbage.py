@@ -113,8 +113,9 @@ async def _remove(database: Database, store: BlobStore, wanted: Callable[[], Col
 async def _mark(connection: AsyncConnection, *, wanted: ColumnElement[bool], mine: datetime) -> list[Any]:
     """Some garbage, marked so that nobody refers to it any more; also what an earlier time has marked and left."""
     some = select(blobs.c.sha256).where(wanted).order_by(blobs.c.sha256).limit(GARBAGE_BATCH)
-    digests = (await connection.execute(some)).scalars().all()
-    # Asked once more of each row: who was faster has touched it.
+    digests = (await connection.execute(some.with_for_update(of=blobs))).scalars().all()
+    # Asked once more of each row, now that it is locked: who was faster has touched it, or refers to it by now. In the
+    # statement that had to wait PostgreSQL would not see that.
     query = update(blobs).where(blobs.c.sha256.in_(digests), wanted).values(deleting=True, touched_time=mine)
     return list((await connection.execute(query.returning(blobs.c.sha256, blobs.c.bytes))).all())
 
