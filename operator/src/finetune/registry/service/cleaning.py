@@ -30,10 +30,13 @@ async def clean_forever(services: Services, *, keep_versions: int | None) -> Non
 
 
 async def clean(services: Services, *, keep_versions: int | None) -> None:
-    """Remove abandoned uploads, move rows into the store, delete what retention takes, and collect garbage."""
+    """Remove abandoned uploads and what deletions left, move rows into the store, retire versions, collect garbage."""
     dropped = await services.datasets.drop_abandoned()
     if dropped:
         log.info("removed %d abandoned uploads", dropped)
+    finished = await services.datasets.finish_deletions()
+    if finished:
+        log.info("removed the rows of %d deleted versions of datasets, which were left", finished)
     if not services.files.is_kept:
         return
     moved = await services.datasets.move_into_store()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy import Select, delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.registry import DatasetVersion, DatasetVersions
@@ -14,7 +14,7 @@ from finetune.registry.blobs.base import regrouped
 from finetune.registry.database import Database
 from finetune.registry.errors import Conflict
 from finetune.registry.jsonlines import JsonLinesReader, RowFacts
-from finetune.registry.schema import contents, dataset_versions, datasets, runs
+from finetune.registry.schema import content_blobs, content_chunks, contents, dataset_versions, datasets, runs
 
 from .common import named, now, record
 from .contents import Contents, touch
@@ -145,6 +145,19 @@ class DatasetStore:
     async def drop_abandoned(self) -> int:
         """Remove the chunks of uploads that a crash has cut short; returns how many uploads there were."""
         return await self._contents.drop_abandoned()
+
+    async def finish_deletions(self) -> int:
+        """Remove the rows of deleted versions that a kill, or a move at the same time, has left; returns how many."""
+        version = dataset_versions.c
+        left = or_(
+            *(exists().where(table.c.content_id == version.content_id) for table in (content_chunks, content_blobs))
+        )
+        async with self._database.reading() as connection:
+            query = select(version.content_id).where(version.deleted_time.is_not(None), left)
+            found = (await connection.execute(query)).scalars().all()
+        for content in found:
+            await self._contents.empty(content)
+        return len(found)
 
     async def move_into_store(self) -> int:
         """See `Contents.move_into_store`."""
