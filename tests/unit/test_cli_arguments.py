@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 
-from finetune.cli.main import build_parser
+from finetune.cli.main import build_parser, main
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,7 @@ from finetune.cli.main import build_parser
         "adapters show support@..",
         "adapters alias support  3",
         "adapters promote  production",
+        "login ../../pods/p",
     ],
 )
 def test_what_cannot_be_a_name_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +43,12 @@ def test_what_cannot_be_a_name_is_refused(words: str, capsys: pytest.CaptureFixt
         build_parser().parse_args(words.split(" "))
     assert ended.value.code == 2
     assert "is not " in capsys.readouterr().err
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"finetune-operator {version('finetune-operator')}\n")
 
 
 @pytest.mark.parametrize("prefix", ["", "trainingrun/", "trainingruns/", "trainingrun.finetune.dev/"])

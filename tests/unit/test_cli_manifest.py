@@ -153,6 +153,14 @@ def test_a_retry_goes_on_only_from_a_checkpoint(checkpoint: int | None, resumes:
     assert ("resumeFrom" in again(of_object(obj))) is resumes
 
 
+@pytest.mark.parametrize(("checkpoint", "run"), [(None, "first"), (30, "bad")])
+def test_a_retry_of_a_retry_that_came_no_further_begins_where_that_began(checkpoint: int | None, run: str) -> None:
+    status = {"phase": "Failed", "progress": {"checkpointStep": checkpoint} if checkpoint else {}}
+    spec = {**SPEC, "resumeFrom": {"run": "first"}}
+    obj = {"metadata": {"name": "bad", "uid": "u"}, "spec": spec, "status": status}
+    assert again(of_object(obj))["resumeFrom"] == {"run": run}
+
+
 @pytest.mark.parametrize(
     "documents",
     [

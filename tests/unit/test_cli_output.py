@@ -6,6 +6,7 @@ import argparse
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from finetune.cli.adapters import MEASURES, best_of, worse
 from finetune.cli.completion import complete, kubectl, script
 from finetune.cli.curve import bar, curve
 from finetune.cli.doctor import DEFAULT_CLASS, default_class, fields_known, gpus_of, references
-from finetune.cli.output import duration, facts, number, printable, table
+from finetune.cli.output import document, duration, facts, number, printable, table
 from finetune.cli.runs import card, comparison, differences, runs_table
 from finetune.cli.session import Session, run_command
 from finetune.cli.views import RunView, merged, of_object, of_record
@@ -97,6 +98,11 @@ def test_the_list() -> None:
         "support-12 Failed DatasetInvalid Llama-3.1-8B tickets - - - - - 3h",
     ]
     assert "\x1b[31mFailed" in runs_table([FAILED], now=NOW, wide=False, on=True)
+    runs = [replace(TRAINING, namespace="ml"), replace(TRAINING, namespace="research")]
+    everywhere = runs_table(runs, now=NOW, wide=False, everywhere=True, on=False)
+    assert [each.split()[:2] for each in everywhere.splitlines()] == [
+        ["NAMESPACE", "NAME"], ["ml", "support-14"], ["research", "support-14"],
+    ]  # fmt: skip
 
 
 def test_the_card_of_a_failed_run_leads_to_what_to_do_and_holds_nothing_that_moves_a_terminal() -> None:
@@ -110,6 +116,13 @@ def test_the_card_of_a_failed_run_leads_to_what_to_do_and_holds_nothing_that_mov
         "  again: finetune retry support-12  (goes on from step 30)",
     ]
     assert "1.412 on held-out rows, 2.05 of the base (-31 %), 1.381 in training" in card(TRAINING, now=NOW, on=False)
+    record = replace(FAILED, in_cluster=False)  # neither its pods nor its checkpoints can be reached by its name
+    assert card(record, now=NOW, on=False).splitlines()[-2:] == [
+        "  do: Correct the row.",
+        "  again: finetune retry support-12",
+    ]
+    deleted = replace(record, phase="Deleted", reason="ObjectDeleted", message="It was deleted.", row=None, hint=None)
+    assert card(deleted, now=NOW, on=False).splitlines()[-2:] == ["Deleted: ObjectDeleted", "  It was deleted."]
     assert "Attempts:        2, the newest from step 1200" in card(TRAINING, now=NOW, on=False)
 
 
@@ -121,8 +134,6 @@ def test_a_run_in_a_line() -> None:
 
 
 def test_without_a_terminal_watch_writes_a_line_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
-
     screen = Screen(terminal=False)
     for percent in (30, 31, 35, 40):
         screen.show(replace(TRAINING, percent=percent), Curves())
@@ -174,6 +185,22 @@ def test_what_others_wrote_cannot_move_the_cursor() -> None:
     assert [number(each) for each in ("1.83421", None, "", "nan", "x\x1b")] == ["1.834", "-", "-", "nan", "x\ufffd"]
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        *(
+            (text, f"'{text}'")
+            for text in ("12345e67", "1e-4", "1.e3", ".5", "0o17", "08", "y", "N", "+7", "1_0", "on")
+        ),
+        *((text, text) for text in ("16Gi", "1.2.3", "yz", "e5", "12345e67a", "HuggingFaceTB/SmolLM2-135M", "größe")),
+    ],
+)
+def test_a_text_stays_a_text_whoever_reads_the_manifest(text: str, written: str) -> None:
+    """YAML 1.1, 1.2 and Go's readers differ in what they take for a number or a boolean."""
+    assert document({"revision": text}, "yaml") == f"revision: {written}"
+    assert yaml.safe_load(document([text], "yaml")) == [text]
+
+
 def test_a_comparison_marks_the_best_and_leaves_out_what_nobody_has() -> None:
     other = {**DONE.spec, "training": {"learningRate": "1e-4"}}
     runs = [DONE, a_run("support-15", phase="Succeeded", spec=other, evaluation_loss="1.5", base_loss="2.05")]
@@ -191,6 +218,9 @@ def test_a_comparison_marks_the_best_and_leaves_out_what_nobody_has() -> None:
         "steps                  3900        -",
         "adapter                support/13  -",
     ]
+    runs.insert(0, a_run("support-11", evaluation_loss="nan"))
+    found = next(line for line in comparison(runs, {}).splitlines() if line.startswith("loss on held-out"))
+    assert found.split()[-4:] == ["nan", "1.398", "*", "1.5"]
 
 
 def test_object_and_record_say_the_same_of_a_run() -> None:
@@ -221,8 +251,6 @@ def test_object_and_record_say_the_same_of_a_run() -> None:
 
 
 def test_a_run_that_trains_has_the_newest_losses_of_both() -> None:
-    from dataclasses import replace
-
     mine = replace(TRAINING, evaluation_loss=None, base_loss=None, step=1000)
     (found,) = merged([mine], [replace(TRAINING, in_cluster=False)])
     assert (found.evaluation_loss, found.step, found.in_cluster) == ("1.412", 1240, True)

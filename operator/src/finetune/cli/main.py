@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     called = "kubectl finetune" if os.path.basename(sys.argv[0]).startswith("kubectl-") else "finetune"  # noqa: PTH119
     parser = argparse.ArgumentParser(prog=called, description="Fine-tune language models on Kubernetes.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     add_options(parser, inner=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     people.add_commands(subparsers)
@@ -60,6 +61,16 @@ def build_parser() -> argparse.ArgumentParser:
     operator.set_defaults(handler=_operator)
     registry.add_commands(subparsers)
     return parser
+
+
+class _Version(argparse.Action):
+    """As argparse's own, but it is looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"finetune-operator {version('finetune-operator')}")
+        parser.exit()
 
 
 def _operator(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,7 @@ async def retry(session: Session, arguments: argparse.Namespace) -> Result:
         raise UsageError(f"{before.name} has succeeded; `finetune run --from {before.name}` makes another one like it")
     spec = changed(again(before), arguments.set)
     check(spec)
-    if "resumeFrom" in spec:
-        note(f"it goes on from step {before.checkpoint} of {before.name}")
-    else:
-        note(f"{before.name} has left no checkpoint: it starts anew")
+    note(_begins(before, (spec.get("resumeFrom") or {}).get("run")))
     made = manifest(spec, name=arguments.name, namespace=session.namespace, stem=before.name)
     return await _submit(session, arguments, made)
 
@@ -47,7 +45,19 @@ def again(before: RunView) -> Document:
     spec = copied(before.spec, name=before.name)
     if before.checkpoint and before.in_cluster:
         spec["resumeFrom"] = {"run": before.name}
+    elif before.spec.get("resumeFrom"):  # it came no further than where it began
+        spec["resumeFrom"] = deepcopy(before.spec["resumeFrom"])
     return spec
+
+
+def _begins(before: RunView, resumed: str | None) -> str:
+    """Where the new run begins, in a sentence."""
+    if resumed == before.name:
+        return f"it goes on from step {before.checkpoint} of {before.name}"
+    if resumed:
+        return f"it goes on from {resumed}, as {before.name} did; --set resumeFrom= starts anew"
+    why = "has left no checkpoint" if before.in_cluster else "was deleted, and only its record is left"
+    return f"{before.name} {why}: it starts anew"
 
 
 async def _manifest(session: Session, arguments: argparse.Namespace) -> Document:

@@ -23,6 +23,8 @@ PHASES = {
 WAITING = "yellow"
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_OTHERS = re.compile(r"[-+]?(\.?\d+|\d+\.\d*|\d*\.\d+)([eE][-+]?\d+)?|[-+]?0[oO][0-7]+|[yYnN]")
+"""Numbers and booleans of YAML 1.2 and of Go's YAML."""
 
 
 def printable(text: str) -> str:
@@ -87,7 +89,14 @@ def document(value: Any, form: str) -> str:
         return json.dumps(value, indent=2, ensure_ascii=False)
     import yaml
 
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+    class Dumper(yaml.SafeDumper):
+        """Quotes texts that kubectl would read as numbers or booleans, and YAML 1.1 does not."""
+
+    def text_of(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _OTHERS.fullmatch(text) else None)
+
+    Dumper.add_representer(str, text_of)
+    text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
     return text.rstrip("\n")
 
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .export.destinations import add_adapter_flags
 from .output import FORMATS
 from .session import add_options, run_command
 
@@ -27,7 +28,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_datasets(subparsers)
     _add_adapters(subparsers)
     login = add(subparsers, "login", "login.login", "get a token for the registry, with the rights that kubectl has")
-    login.add_argument("account", nargs="?", default="finetune", help="service account; default: %(default)s")
+    login.add_argument(
+        "account", type=_account, nargs="?", default="finetune", help="service account; default: %(default)s"
+    )
     login.add_argument("--create", action="store_true", help="make the account, with the rights of the role edit")
     login.add_argument("--hours", type=int, default=12, help="how long a token is good; default: %(default)s")
     add(subparsers, "logout", "login.logout", "forget the namespace's token")
@@ -141,6 +144,9 @@ def _add_adapters(subparsers: Any) -> None:
     verify = add(commands, "verify", "adapters.verify", "compare a directory's files with what the registry recorded")
     verify.add_argument("adapter", **ADAPTER)
     verify.add_argument("directory", type=Path)
+    export = add(commands, "export", "exporting.export_adapter", "as a Hugging Face folder, or into an OCI registry")
+    export.add_argument("adapter", **ADAPTER)
+    add_adapter_flags(export)
     alias = add(commands, "alias", "adapters.alias", "name a version, or move a name to another one")
     alias.add_argument("name", type=_name, help="the adapter")
     alias.add_argument("alias", type=_name, help="for example production")
@@ -189,6 +195,12 @@ def run_name(text: str) -> str:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a run")
     return found[1]
+
+
+def _account(text: str) -> str:
+    if not RUN_NAME.fullmatch(text) or "/" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a service account")
+    return text
 
 
 def _name(text: str) -> str:

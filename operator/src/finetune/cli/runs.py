@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -35,14 +36,22 @@ async def list_runs(session: Session, arguments: argparse.Namespace) -> str:
     if arguments.output in {"json", "yaml"}:
         return document([run.to_dict() for run in shown], arguments.output)
     if not shown:
-        note(f"no runs in namespace {session.namespace}; `finetune run --help` says how one is made")
-    return runs_table(shown, now=datetime.now(UTC), wide=arguments.output == "wide")
+        where = "any namespace" if arguments.all_namespaces else f"namespace {session.namespace}"
+        if _wanted(arguments):
+            note(f"no runs in {where} are as --state, --experiment and --text want them")
+        else:
+            note(f"no runs in {where}; `finetune run --help` says how one is made")
+    now, wide = datetime.now(UTC), arguments.output == "wide"
+    return runs_table(shown, now=now, wide=wide, everywhere=arguments.all_namespaces)
 
 
-def runs_table(runs: Iterable[RunView], *, now: datetime, wide: bool, on: bool | None = None) -> str:
-    """The table that `list` prints."""
-    rows = (_row(run, now, wide=wide) for run in runs)
-    return table((*COLUMNS, *MORE) if wide else COLUMNS, rows, paint={"STATE": phase_colour}, on=on)
+def runs_table(
+    runs: Iterable[RunView], *, now: datetime, wide: bool, everywhere: bool = False, on: bool | None = None
+) -> str:
+    """The table that `list` prints; `everywhere`: the runs are of many namespaces."""
+    columns = (*(("NAMESPACE",) if everywhere else ()), *COLUMNS, *(MORE if wide else ()))
+    rows = ((*((run.namespace,) if everywhere else ()), *_row(run, now, wide=wide)) for run in runs)
+    return table(columns, rows, paint={"STATE": phase_colour}, on=on)
 
 
 def _row(run: RunView, now: datetime, *, wide: bool) -> Sequence[object]:
@@ -106,7 +115,7 @@ async def known_runs(
             raise trouble or error from error
         note(f"the registry cannot be asked ({brief(error)}); only the cluster's runs are shown")
         return objects, False
-    seen = [of_record(each) for each in records]
+    seen = [of_record(each, session.namespace) for each in records]
     if objects is None:
         if not isinstance(trouble, KubeconfigError):
             note(f"the cluster cannot be asked ({brief(trouble)}); only the registry's records are shown")
@@ -140,7 +149,7 @@ async def find_run(session: Session, name: str) -> RunView:
         view = of_object(await (await session.cluster()).get(runs_path(session.namespace, name)))
     except (NotFoundError, KubeconfigError) as error:
         try:
-            return of_record(await (await session.registry()).get_run(session.namespace, name))
+            return of_record(await (await session.registry()).get_run(session.namespace, name), session.namespace)
         except (RegistryError, KubernetesError):
             if isinstance(error, NotFoundError):
                 raise error from None
@@ -192,16 +201,17 @@ def panel(run: RunView, *, on: bool | None = None) -> str | None:
     """Why a run failed or what it waits for, and what to do about it."""
     if run.reason is None or run.phase == "Succeeded":
         return None
-    failed = run.phase == "Failed"
-    title = painted(f"{'Failed' if failed else 'Waiting'}: {run.reason}", "red" if failed else "yellow", on=on)
+    title = painted(f"{run.phase if run.is_over else 'Waiting'}: {run.reason}", phase_colour(run.phase), on=on)
     lines = [title, f"  {printable(run.message or '')}"]
     if run.row is not None:
         lines.append(f"  row {run.row} of the dataset")
     if run.hint:
         lines.append(f"  do: {printable(run.hint)}")
-    if failed:
-        retry = f"finetune retry {run.name}" + (f"  (goes on from step {run.checkpoint})" if run.checkpoint else "")
-        lines += [f"  logs:  finetune logs {run.name}", f"  again: {retry}"]
+    if run.phase == "Failed":
+        goes_on = run.checkpoint and run.in_cluster
+        retry = f"finetune retry {run.name}" + (f"  (goes on from step {run.checkpoint})" if goes_on else "")
+        lines += [f"  logs:  finetune logs {run.name}"] if run.in_cluster else []
+        lines.append(f"  again: {retry}")
     return "\n".join(lines)
 
 
@@ -262,7 +272,7 @@ def comparison(runs: Sequence[RunView], differing: Mapping[str, Sequence[object]
     if any(run.dataset_version for run in runs) and len({run.dataset for run in runs}) > 1:
         settings.append(("dataset, as recorded", *(run.dataset for run in runs)))
     losses = [float(run.evaluation_loss) for run in runs if run.evaluation_loss]
-    best = min(losses, default=None)
+    best = min(filter(math.isfinite, losses), default=None)
     results: list[tuple[object, ...]] = [
         ("state", *(run.phase for run in runs)),
         ("loss on held-out rows", *(_marked(run, best) for run in runs)),

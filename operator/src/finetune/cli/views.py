@@ -59,6 +59,7 @@ class RunView:
     conditions: tuple[tuple[str, str, str], ...] = ()
     """Type, status and message of each."""
     in_cluster: bool = True
+    namespace: str | None = None
 
     @property
     def method(self) -> str:
@@ -103,6 +104,7 @@ class RunView:
     def to_dict(self) -> Document:
         """For `-o json` and `-o yaml`."""
         found: Document = {
+            "namespace": self.namespace,
             "name": self.name,
             "uid": self.uid,
             "phase": self.phase,
@@ -141,6 +143,7 @@ def of_object(obj: Mapping[str, Any]) -> RunView:
     adapter, dataset = result.get("adapter") or {}, status.get("dataset") or {}
     cause = failure or waiting
     return RunView(
+        namespace=metadata.get("namespace"),
         name=metadata["name"],
         uid=metadata["uid"],
         created=_time(metadata.get("creationTimestamp")),
@@ -177,8 +180,8 @@ def of_object(obj: Mapping[str, Any]) -> RunView:
     )
 
 
-def of_record(run: Run) -> RunView:
-    """A run as the registry keeps it."""
+def of_record(run: Run, namespace: str | None = None) -> RunView:
+    """A run as the registry keeps it, in that namespace."""
     said, posted, adapter = run.outcome, run.trainer_status, run.adapter
     step, total, checkpoint = (
         _count(posted.value(name)) if posted else None for name in ("step", "totalSteps", "checkpointStep")
@@ -211,6 +214,7 @@ def of_record(run: Run) -> RunView:
         gpu_seconds=said.gpu_seconds if said else None,
         started=said.start_time if said else None,
         ended=said.completion_time if said else None,
+        namespace=namespace,
         in_cluster=False,
     )
 
