@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from finetune.logs import Format, install
 
+from .export.destinations import add_registry_flags
+
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
@@ -27,7 +29,7 @@ ADMINISTRATOR = "administrator"
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `registry` and its sub-commands; each sets `handler`, a function from the arguments to an exit code."""
-    from . import keeping  # which uses what is here
+    from . import keeping, people  # keeping uses what is here
 
     registry = subparsers.add_parser("registry", help="the registry of datasets, runs and adapters")
     commands = registry.add_subparsers(required=True, metavar="COMMAND")
@@ -85,6 +87,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     add_log_format(adopt)
     adopt.set_defaults(handler=_adopt)
     keeping.add_commands(commands)
+    export = people.add(commands, "export", "exporting.export_registry", "write the runs of a namespace to MLflow")
+    add_registry_flags(export)
 
 
 def _add_limits(serve: argparse.ArgumentParser) -> None:
