@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from tests.support.chart import (
     cases,
     differences,
     find_helm,
+    render,
     render_cases,
     template,
 )
@@ -67,6 +69,30 @@ def test_the_plain_manifests_and_the_readme_are_the_charts() -> None:
     assert manifests.README.read_text(encoding="utf-8") == manifests.readme(), "run `make manifests`"
 
 
+NETWORKS = (
+    *("0.0.0.0/0", "128.0.0.0/1", "168.0.0.0/5", "169.0.0.0/8", "64.0.0.0/2", "100.64.0.0/10", "100.100.100.0/24"),
+    *("10.0.0.0/8", "100.100.100.201/32", "::/0", "2000::/3", "fc00::/7", "fd00::/8", "fd00::/10", "fd00::/16"),
+    *("fd00::/20", "fd00:ec0::/28", "fd20::/11", "fd20::/16", "fd12:3456::/32", "fd00:1::/32"),
+)
+LISTED = ",".join(NETWORKS)
+NEVER = ("169.254.0.0/16", "100.100.100.200/32", "fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128")
+
+
+@needs_helm
+def test_every_network_goes_without_the_addresses_that_hand_out_credentials() -> None:
+    runs = f"networkPolicy.runs.enabled=true,networkPolicy.runs.namespaces={{ml}},networkPolicy.runs.cidrs={{{LISTED}}}"
+    (policy,) = [each for each in render("--set", runs) if each["kind"] == "NetworkPolicy"]
+    blocks = [to["ipBlock"] for rule in policy["spec"]["egress"] for to in rule["to"] if "ipBlock" in to]
+    never = [ip_network(each) for each in NEVER]
+    assert {block["cidr"]: set(block.get("except", ())) for block in blocks} == {
+        each: {str(other) for other in never if holds(ip_network(each), other)} for each in NETWORKS
+    }
+
+
+def holds(network: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
+    return network.version == other.version and network.supernet_of(other)  # type: ignore[arg-type]
+
+
 @needs_helm
 @pytest.mark.parametrize(
     ("values", "complaint"),
@@ -88,6 +114,8 @@ def test_the_plain_manifests_and_the_readme_are_the_charts() -> None:
             for cidr, text in (
                 ("169.254.169.254/32", "is link-local"),
                 ("169.254.0.0/16", "is link-local"),
+                ("100.100.100.200/32", "a cloud's metadata"),
+                ("fd00:ec2::/32", "link-local or metadata"),
                 ("fe80::/10", "link-local or metadata"),
                 ("FE80::1/128", "link-local or metadata"),
                 ("fd00:ec2::254/128", "link-local or metadata"),

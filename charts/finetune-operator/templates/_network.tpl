@@ -5,29 +5,34 @@ elsewhere. A network inside of those is refused. Takes a CIDR.
 {{- define "finetune-operator.ipBlock" -}}
 {{- $address := index (splitList "/" .) 0 | lower -}}
 {{- $length := index (splitList "/" .) 1 | int -}}
+{{- $size := 1 -}}{{/* of the network, in addresses of IPv4; in /32 of IPv6 */}}
+{{- range until (max 0 (sub 32 $length) | int) -}}{{- $size = mul $size 2 -}}{{- end -}}
 {{- $except := list -}}
 {{- if contains ":" . -}}
-{{- $metadata := list "fd00:ec2::254/128" "fd20:ce::254/128" -}}
+{{- $groups := splitList ":" $address -}}
+{{- $first := add (mul (printf "0x%s" (index $groups 0 | default "0") | int64) 65536) (printf "0x%s" (index $groups 1 | default "0") | int64) -}}
+{{- $held := list -}}
+{{- range $metadata, $place := dict "fd00:ec2::254/128" "0xfd000ec2" "fd20:ce::254/128" "0xfd2000ce" -}}
+{{- if eq (div $first $size) (div (int64 $place) $size) -}}{{- $held = append $held $metadata -}}{{- end -}}
+{{- end -}}
 {{- if eq $length 0 -}}
-{{- $except = concat (list "fe80::/10") $metadata -}}
-{{- else if has . (list "fc00::/7" "fd00::/8") -}}
-{{- $except = $metadata -}}
-{{- else if or (regexMatch "^fe[89ab]|^fd00:0?ec2:|^fd20:0{0,2}ce:" $address) (and (lt $length 10) (ne . "2000::/3")) -}}
+{{- $except = concat (list "fe80::/10") $held -}}
+{{- else if or (regexMatch "^fe[89ab]" $address) (and (lt $length 10) (not (has . (list "2000::/3" "fc00::/7" "fd00::/8")))) (and $held (ge $length 32)) -}}
 {{- fail (printf "networkPolicy: %s has link-local or metadata addresses: name smaller networks, or ::/0, which goes without them" .) -}}
+{{- else -}}
+{{- $except = $held -}}
 {{- end -}}
 {{- else -}}
-{{- $parts := splitList "." $address -}}
-{{- $size := 1 -}}{{/* of the network, in blocks of 65,536 addresses */}}
-{{- range until (max 0 (sub 16 $length) | int) -}}{{- $size = mul $size 2 -}}{{- end -}}
-{{- $first := add (mul (index $parts 0 | int) 256) (index $parts 1 | int) -}}
-{{- if eq (div $first $size) (div 43518 $size) -}}{{/* 169 * 256 + 254 */}}
-{{- if ge $length 16 -}}
-{{- fail (printf "networkPolicy: %s is link-local: runs must not reach it" .) -}}
+{{- $first := 0 -}}
+{{- range splitList "." $address -}}{{- $first = add (mul $first 256) (int64 .) -}}{{- end -}}
+{{- range list (dict "cidr" "169.254.0.0/16" "first" 2851995648 "size" 65536) (dict "cidr" "100.100.100.200/32" "first" 1684301000 "size" 1) -}}
+{{- $larger := max $size .size -}}
+{{- if eq (div $first $larger) (div .first $larger) -}}
+{{- if le $size .size -}}
+{{- fail (printf "networkPolicy: %s is link-local, or a cloud's metadata: runs must not reach it" $) -}}
 {{- end -}}
-{{- $except = list "169.254.0.0/16" -}}
+{{- $except = append $except .cidr -}}
 {{- end -}}
-{{- if eq $length 0 -}}
-{{- $except = append $except "100.100.100.200/32" -}}
 {{- end -}}
 {{- end -}}
 ipBlock:
