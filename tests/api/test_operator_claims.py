@@ -80,7 +80,7 @@ def is_marked(world: World, name: str) -> bool:
 
 
 async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_another_run_names_it(world: World) -> None:
-    runs = ("alone", "shared", "trained")
+    runs = ("alone", "shared", "trained", "used")
     for name in runs:
         world.apply(name)
     claims = {}
@@ -88,6 +88,11 @@ async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_anothe
         job = await eventually("the Job", partial(world.job_of, name))
         claims[name] = job["metadata"]["name"]  # the claim has the Job's name
     world.apply("second", output={"claimName": claims["shared"]}, suspend=True)
+    world.apply("ended", output={"claimName": claims["used"]})
+    await eventually("the Job", partial(world.job_of, "ended"))
+    world.start_pod("ended")
+    world.finish_pod("ended")  # its adapter is on the claim that was made for the other
+    await world.phase("Succeeded", "ended")
     world.start_pod("trained")
     await world.phase("Training", "trained")
     pod = world.kubectl.items("pods", "finetune.dev/run=trained")[0]["metadata"]["name"]
@@ -95,7 +100,7 @@ async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_anothe
         "pod", pod, {"phase": "Failed", "containerStatuses": [container_status("trainer", terminated(6))]}
     )
     world.set_job_condition("trained", "Failed", reason="BackoffLimitExceeded")
-    for name in ("alone", "shared"):
+    for name in ("alone", "shared", "used"):
         fail_in_the_export(world, name)
     for name in runs:
         await world.phase("Failed", name)

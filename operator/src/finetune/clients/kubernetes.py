@@ -163,6 +163,11 @@ class KubernetesClient:
                 self._selects_from = time.monotonic() + UNSELECTABLE_SECONDS
             else:
                 return
+        async for page in self.list_runs(namespace):
+            yield page
+
+    async def list_runs(self, namespace: str | None) -> AsyncIterator[list[Document]]:
+        """All TrainingRuns of a namespace, or of all, page by page."""
         async for page in self._pages(_RUNS, namespace):
             yield page
 

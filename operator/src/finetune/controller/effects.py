@@ -326,7 +326,8 @@ class Effects:
         return _with(case, claim_deleted=True)
 
     async def _is_named_by_others(self, case: Case, claim: str) -> bool:
-        async for page in self._kubernetes.list_unfinished_runs(case.run.metadata.namespace):
+        """Also by runs that have ended: their adapters are there."""
+        async for page in self._kubernetes.list_runs(case.run.metadata.namespace):
             for other in page:
                 is_other = other["metadata"]["uid"] != case.run.metadata.uid
                 if is_other and json.dumps(claim) in json.dumps(other.get("spec")):
