@@ -31,7 +31,9 @@ from tools.inventory import Installed
 
 CHART = "charts/finetune-operator"
 CRD = "crds/finetune.dev_trainingruns.yaml"
-NAMESPACE = "finetune-system"
+INSTALL_HEAD = """\
+# Replace the images finetune-operator and finetune-trainer by yours, then: kubectl apply --server-side -f install.yaml
+"""
 SEMVER = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?")
 LOCKS = {"operator": "locks/operator.txt", "trainer": "locks/training.txt"}
 
@@ -127,9 +129,11 @@ def settled(archive: bytes, seconds: int) -> bytes:
 
 
 def _install(tree: Path) -> str:
-    """The plain manifests: what Helm makes of the chart, with the namespace that it is for."""
-    namespace = f"apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n---\n"
-    return namespace + shell.run([_helm(), "template", "finetune-operator", tree / CHART, f"--namespace={NAMESPACE}"])
+    """The plain manifests as the repository has them, for this version, and the definition with them."""
+    shell.run([sys.executable, "-m", "deploy.manifests"], cwd=tree)
+    text = (tree / "deploy" / "install.yaml").read_text(encoding="utf-8")
+    objects = text[text.index("apiVersion:") :]
+    return f"{INSTALL_HEAD}{objects}---\n{(tree / CRD).read_text(encoding='utf-8')}"
 
 
 def _helm() -> str:

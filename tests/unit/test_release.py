@@ -16,6 +16,7 @@ import yaml
 from packaging.version import Version
 
 from images.shell import CommandError
+from tests.support.chart import SYSTEM
 from tools import inventory, release, sbom
 
 VERSION = "7.8.9"
@@ -75,7 +76,7 @@ def test_everything_has_the_version(dist: Path) -> None:
         assert {"finetune/cli/main.py", "model/training/cli.py"} <= set(wheel.namelist())
     assert f"\nVersion: {VERSION}\n" in metadata
     objects = [each for each in yaml.safe_load_all((dist / "install.yaml").read_text()) if each]
-    assert (objects[0]["kind"], objects[0]["metadata"]["name"]) == ("Namespace", release.NAMESPACE)
+    assert (objects[0]["kind"], objects[0]["metadata"]["name"]) == ("Namespace", SYSTEM)
     assert {"CustomResourceDefinition", "Deployment", "Service"} <= {each["kind"] for each in objects}
     deployments = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
     images = {container["image"] for pod in deployments for container in pod["containers"]}
@@ -83,6 +84,18 @@ def test_everything_has_the_version(dist: Path) -> None:
     for name in ("operator", "trainer"):
         bill = json.loads((dist / f"finetune-{name}.spdx.json").read_text())
         assert bill["packages"][0]["versionInfo"] == VERSION
+
+
+@needs_helm
+def test_the_plain_manifests_are_the_repositorys(dist: Path) -> None:
+    """With the policies, and without the pod of `helm test`."""
+
+    def names(file: Path) -> set[tuple[str, str]]:
+        objects = [each for each in yaml.safe_load_all(file.read_text()) if each]
+        return {(each["kind"], each["metadata"]["name"]) for each in objects}
+
+    definition = ("CustomResourceDefinition", "trainingruns.finetune.dev")
+    assert names(dist / "install.yaml") == names(ROOT / "deploy" / "install.yaml") | {definition}
 
 
 @pytest.mark.parametrize("version", ["", "v1.0.0", "1.0", "1.0.0 ", "01.0.0"])
