@@ -9,10 +9,11 @@ import pytest
 
 from finetune.controller.core import decide
 from finetune.controller.core.manifests import build_collect_job, build_job
+from finetune.controller.core.messages import message_of
 from finetune.controller.core.settings import Settings
-from finetune.controller.core.views import DatasetView
+from finetune.controller.core.views import AdapterView, DatasetView
 from tests.support import objects as o
-from tests.support.cases import action, failed, failure, look, waiting
+from tests.support.cases import action, failed, failure, look, status, waiting
 
 RECORDED = DatasetView(version=3)
 ALLOWED = {
@@ -109,6 +110,19 @@ def test_a_pause_holds_new_runs_back_and_lets_the_others_go_on() -> None:
     under_way = look(o.run({"jobName": o.JOB, "jobUid": "job-uid", "phase": "Training"}), o.job(), settings=paused)
     assert failure(under_way) is None
     assert action(look(o.run(suspend=True), o.job(), settings=paused)) == decide.SuspendJob()
+
+
+def test_what_the_registry_knows_as_done_does_not_wait_for_the_end_of_a_pause() -> None:
+    """A restored run, which needs no Job."""
+    known: dict[str, Any] = {"dataset": RECORDED, "known": True, "result_asked": True}
+    known["stored_result"] = message_of(o.RESULT)
+    paused = settings(paused="true")
+    assert action(look(settings=paused, **known)) == decide.RegisterAdapter()
+    adapter = AdapterView(id="1", name="support", version=1, uri="pvc://adapters/x", sha256="a" * 64, bytes=10)
+    ended = status(look(settings=paused, adapter=adapter, **known))
+    accepted = ended.condition("Accepted")
+    assert accepted is not None
+    assert (ended.phase, ended.waiting, accepted.status) == ("Succeeded", None, "True")
 
 
 NO_MODEL = {"uid": "b", "pod": "p-2", "reason": "BaseModelUnavailable", "exitCode": 4, "completionTime": o.stamp(80)}

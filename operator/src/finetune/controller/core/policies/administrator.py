@@ -14,8 +14,8 @@ def not_allowed(case: Case) -> Finding | None:
 
 
 def paused(case: Case) -> Finding | None:
-    """No new Jobs are made."""
-    if not case.starting or not case.settings.paused or case.run.spec.suspend:
+    """No new Jobs are made; what the registry knows as done needs none."""
+    if not case.starting or not case.settings.paused or case.run.spec.suspend or case.result is not None:
         return None
     return wait(
         reasons.PAUSED,
