@@ -399,7 +399,7 @@ def _check_described(schema: Document, values: Document, path: str) -> None:
 def test_the_operator_reads_the_pods_defaults_as_the_chart_writes_them() -> None:
     values = {
         "imagePullSecrets": [{"name": "pull"}],
-        "annotations": {"sidecar.istio.io/inject": "false"},
+        "annotations": {"sidecar.istio.io/inject": "false", "note": "$(HOME) costs $$5"},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
         "ephemeralStorage": {"limit": "10Gi"},
         "proxy": {"https": "http://proxy:3128", "noProxy": ".svc"},
@@ -408,10 +408,13 @@ def test_the_operator_reads_the_pods_defaults_as_the_chart_writes_them() -> None
     flags = ("--set-json", f"trainer.pod={json.dumps(values)}", "--set", "trainer.storageClassName=fast")
     objects = render(*flags, "--set", "trainer.activeDeadlineSeconds=3600")
     deployment = find(objects, "Deployment", "finetune-finetune-operator")
-    settings = Settings.from_environment(environment(container_of(deployment)))
+    variables = environment(container_of(deployment))
+    document = "FINETUNE_POD_DEFAULTS"
+    assert "$" not in variables[document].replace("$$", "")  # the kubelet would take it for a reference
+    settings = Settings.from_environment({**variables, document: variables[document].replace("$$", "$")})
     pod = settings.pod_defaults
     assert [each.name for each in pod.image_pull_secrets] == ["pull"]
-    assert pod.annotations == {"sidecar.istio.io/inject": "false"}
+    assert pod.annotations == values["annotations"]
     assert pod.tolerations == ({"key": "nvidia.com/gpu", "operator": "Exists"},)
     assert (pod.ephemeral_storage.request, pod.ephemeral_storage.limit) == ("", "10Gi")
     assert (pod.proxy.https, pod.proxy.no_proxy) == ("http://proxy:3128", ".svc")
