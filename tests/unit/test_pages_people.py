@@ -120,5 +120,11 @@ def test_only_the_named_proxy_says_who_somebody_is(guarded: tuple[httpx.Client, 
     assert http.get("/ui/ml/runs", headers=said).status_code == 303
     for name in ("", "system:admin"):
         assert http.get("/ui/ml/runs", headers={**by_proxy, "X-Forwarded-User": name}).status_code == 403
+    token, alice = ("Authorization", f"Bearer {jwt('proxy-token')}"), ("X-Forwarded-User", "alice")
+    for twice in (
+        [alice, ("X-Forwarded-User", "bob")],
+        [alice, ("X-Forwarded-Groups", "a"), ("X-Forwarded-Groups", "b")],
+    ):
+        assert http.get("/ui/ml/runs", headers=[token, *twice]).status_code == 403  # one of them may be the browser's
     own = {"Authorization": f"Bearer {jwt('alice-token')}", "X-Forwarded-User": "root"}
     assert "<span>alice</span>" in http.get("/ui/ml/runs", headers=own).text

@@ -173,6 +173,16 @@ def test_tags_and_notes_are_kept_as_they_were_written(site: httpx.Client) -> Non
     page = follow(site, site.post("/ui/ml/runs/support-12/describe", data=form))
     assert 'value="team=a&amp;b"' in page
     assert "&lt;b&gt;\nline</textarea>" in page
+    path = "/ui/ml/runs/support-12/describe"
+    for notes in ("漢" * 1000, "short"):  # what was written before does not fit the cookie that could bring it back
+        done = site.post(path, data={**form, "notes": notes})
+        assert all(len(each) < 4096 for each in done.headers.get_list("set-cookie"))
+    assert "Tags and notes are saved." in follow(site, done)
+
+
+def test_cookies_that_are_not_ours_break_no_page(site: httpx.Client) -> None:
+    cookie = {"Cookie": b"finetune-forms=\xe9; finetune-notice=e30.\xe9"}
+    assert httpx.get(f"{site.base_url}/ui/ml/runs", headers=cookie).status_code == 200
 
 
 @pytest.mark.parametrize(

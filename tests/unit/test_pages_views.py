@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from finetune.api.registry import Run
 from finetune.registry.errors import Invalid
 from finetune.registry.pages import text
 from finetune.registry.pages.charts import Line, draw, sparkline
@@ -15,8 +16,9 @@ from finetune.registry.pages.forms import MAX_FIELDS
 from finetune.registry.pages.queries import Part
 from finetune.registry.pages.routes.actions import read_tags
 from finetune.registry.pages.routes.sessions import local_path
+from finetune.registry.pages.views.compare import comparison, table
 from finetune.registry.pages.views.datasets import difference, lengths_of, row_view
-from finetune.registry.pages.views.run import next_name
+from finetune.registry.pages.views.run import next_name, tags_text
 from finetune.registry.pages.views.runs import filter_of
 from finetune.registry.pages.views.settings import defaults, differences, settings_of
 
@@ -115,6 +117,31 @@ def test_any_finite_values_can_be_drawn(values: list[float]) -> None:
         assert 0 <= x <= 640
         assert 0 <= y <= 220
     assert 1 <= len(chart.y_ticks) <= 7
+
+
+def test_a_live_chart_has_a_place_for_lines_that_get_their_points_later() -> None:
+    lines = [
+        Line(label=name, metric=name, run="u", parts=parts, place=place)
+        for place, (name, parts) in enumerate([("evaluationLoss", []), ("loss", [part(1, 2.0), part(2, 1.0)])])
+    ]
+    for is_live, places in ((True, [0, 1]), (False, [1])):
+        chart = draw("Loss", lines, is_live=is_live)
+        assert chart is not None
+        assert chart.metrics == "evaluationLoss,loss"  # colours go by the place among them
+        assert [line.place for line in chart.lines] == places
+        assert [tick.text for tick in chart.x_ticks] == ["1", "2"]
+
+
+def test_a_cell_of_the_table_is_no_formula() -> None:
+    runs = [
+        Run.model_validate(
+            {"uid": uid, "name": uid, "experiment": "e", "method": "SFT", "spec": {"=1+1": f"@{uid}\x1b[31m", "n": -1}}
+            | {"createdTime": "2026-11-28T00:00:00Z"}
+        )
+        for uid in ("a", "b")
+    ]
+    said = table(comparison("ml", runs, best={}, ignored=(), show_equal=True)).splitlines()
+    assert said[1:4] == ["'=1+1,'@a,'@b", "dataset,–,–", "n,-1,-1"]
 
 
 def test_nothing_to_draw_is_no_chart() -> None:
@@ -245,6 +272,8 @@ def test_a_filter_that_makes_no_sense_is_refused(query: dict[str, str]) -> None:
 
 def test_tags_are_read_as_they_are_written() -> None:
     assert read_tags("team=support, reviewed,a.b/c = x y ,") == {"team": "support", "reviewed": "", "a.b/c": "x y"}
+    hard = {"a": "x, y=z", "b": "C:\\dir\\", "c": "\\,"}
+    assert read_tags(tags_text(hard)) == hard
     for wrong in ("=x", "a b=c", "k=\x00", "k=" + "v" * 300, ",".join(f"t{n}" for n in range(MAX_FIELDS))):
         with pytest.raises(Invalid):
             read_tags(wrong)

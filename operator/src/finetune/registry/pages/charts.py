@@ -103,7 +103,10 @@ def draw(
     marks: Iterable[int] = (),
     is_live: bool = False,
 ) -> Chart | None:
-    """The chart of some lines; None where none of them has a point."""
+    """The chart of some lines; None where none of them has a point.
+
+    Also those without points are named: a live one gets them later, and colours go by the place among all.
+    """
     shown = [line for line in lines if line.parts]
     if not shown:
         return None
@@ -113,23 +116,24 @@ def draw(
     last = max(line.parts[-1].last for line in shown)
     x = _scale(first, last, LEFT, WIDTH - RIGHT)
     y = _scale(low, high, HEIGHT - BOTTOM, TOP)
+    steps = [step for step in _ticks(first, last) if step == int(step)]  # of two or three there are no halves
     return Chart(
         title=title,
         caption=caption(shown, base),
-        metrics=",".join(dict.fromkeys(line.metric for line in shown)),
-        runs=",".join(dict.fromkeys(line.run for line in shown)),
+        metrics=",".join(dict.fromkeys(line.metric for line in lines)),
+        runs=",".join(dict.fromkeys(line.run for line in lines)),
         lines=tuple(
             Drawn(
                 label=line.label,
                 place=line.place,
                 points=" ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in _path(line.parts)),
             )
-            for line in shown
+            for line in (lines if is_live else shown)
         ),
         base=base,
         base_at=None if base is None else round(y(base), 1),
         marks=tuple(Mark(at=round(x(step), 1), text=f"{step:,}", step=step) for step in marks if first <= step <= last),
-        x_ticks=tuple(Tick(at=round(x(step), 1), text=f"{step:,.0f}") for step in _ticks(first, last)),
+        x_ticks=tuple(Tick(at=round(x(step), 1), text=f"{step:,.0f}") for step in steps),
         y_ticks=tuple(Tick(at=round(y(value), 1), text=number(value)) for value in _ticks(low, high)),
         header=("step", *(line.label for line in shown)),
         rows=tuple(_table(shown)),

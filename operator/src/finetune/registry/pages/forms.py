@@ -24,6 +24,8 @@ TOKEN_FIELD = "form-token"  # noqa: S105 - a name
 MAX_FORM_BYTES = 64 * 1024
 MAX_FIELDS = 256
 NOTICE_SECONDS = 120
+MAX_NOTICE = 3500
+"""Of the notice's cookie: browsers drop one of more than 4096 bytes, and proxies refuse long headers."""
 
 
 def _cookie_name(request: Request, what: str) -> str:
@@ -117,17 +119,22 @@ class Notice:
 
 
 def leave_notice(request: Request, response: Response, notice: Notice) -> None:
-    """Let the next page show the notice."""
-    document = {"text": notice.text, "undo": notice.undo, "fields": dict(notice.fields)}
-    body = base64.urlsafe_b64encode(json.dumps(document).encode()).decode().rstrip("=")
+    """Let the next page show the notice, without its undo where that does not fit a cookie."""
+    body = _packed({"text": notice.text, "undo": notice.undo, "fields": dict(notice.fields)})
+    if len(body) > MAX_NOTICE:
+        body = _packed({"text": notice.text[:200], "undo": None, "fields": {}})
     signed = f"{body}.{_signature(form_key(request), body.encode())}"
     set_cookie(request, response, "notice", signed, seconds=NOTICE_SECONDS)
+
+
+def _packed(document: Mapping[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(document, ensure_ascii=False).encode()).decode().rstrip("=")
 
 
 def take_notice(request: Request) -> Notice | None:
     """The notice that was left; None also for one that we did not write."""
     body, _, signature = (cookie(request, "notice") or "").partition(".")
-    if not body or not hmac.compare_digest(signature, _signature(form_key(request), body.encode())):
+    if not body or not hmac.compare_digest(signature.encode(), _signature(form_key(request), body.encode()).encode()):
         return None
     try:
         said: Any = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))

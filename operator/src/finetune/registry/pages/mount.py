@@ -6,6 +6,7 @@ import gzip
 import logging
 import re
 from collections.abc import Callable
+from http import HTTPStatus
 
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
@@ -159,7 +160,8 @@ async def _fault(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"there is no page {request.url.path[:200]}" if error.status_code == 404 else error.detail
-    return _problem(request, error.status_code, "NotFound", message, "follow the links above")
+    reason = HTTPStatus(error.status_code).phrase
+    return _problem(request, error.status_code, reason, message, "follow the links above")
 
 
 async def _database(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from finetune.registry.database import Database
@@ -88,15 +89,20 @@ def token_of(request: Request) -> str | None:
     return (token and token.strip()) or None
 
 
-def forwarded(headers: Mapping[str, str], proxy: User) -> User:
-    """Whom the authenticating proxy speaks for. Raises `Forbidden` for one of the cluster's own users."""
-    name = headers.get(PROXY_USER, "").strip()
+def forwarded(headers: Headers, proxy: User) -> User:
+    """Whom the authenticating proxy speaks for.
+
+    Raises `Forbidden` for one of the cluster's own users, and for a header that is there twice: one may be the
+    browser's, which the proxy has let pass.
+    """
+    names, lists = headers.getlist(PROXY_USER), headers.getlist(PROXY_GROUPS)
+    name = names[0].strip() if len(names) == 1 and len(lists) < 2 else ""
     if not name or name.startswith(SYSTEM) or len(name) > 256:
         raise Forbidden(
             f"the proxy {proxy.name!r} names no person that it may speak for",
-            hint=f"it must send {PROXY_USER}, and not a name that begins with {SYSTEM}",
+            hint=f"it must send {PROXY_USER} once, {PROXY_GROUPS} at most once, and no name that begins with {SYSTEM}",
         )
-    said = (group.strip() for group in headers.get(PROXY_GROUPS, "").split(","))
+    said = (group.strip() for group in ",".join(lists).split(","))
     groups = tuple(group for group in said if group and not group.startswith(SYSTEM))[:MAX_GROUPS]
     return User(name=name, uid="", groups=(*groups, "system:authenticated"), extra={}, audiences=proxy.audiences)
 

@@ -16,11 +16,13 @@ from finetune.registry.errors import Invalid
 from finetune.registry.pages.forms import Notice, single
 from finetune.registry.pages.rendering import HEADERS
 from finetune.registry.pages.views.adapters import MARKS
+from finetune.registry.pages.views.run import tags_text
 from finetune.registry.pages.views.runs import base_path
 from finetune.registry.pages.visit import Handler, Visit, screen
 
 MAX_TAGS = 64
 MAX_RUNS = 200
+DESCRIBED = "Tags and notes are saved."
 
 
 def routes() -> list[BaseRoute]:
@@ -81,8 +83,8 @@ async def _describe(visit: Visit) -> Response:
         actor=visit.person.name,
     )
     path = f"{base_path(visit.namespace)}/runs/{run.uid}"
-    old = {"tags": ",".join(f"{key}={value}" for key, value in (before.tags or {}).items())}
-    return visit.done(path, _described(f"{path}/describe", {**old, "notes": before.notes or ""}))
+    old = {"tags": tags_text(before.tags or {}), "notes": before.notes or ""}
+    return visit.done(path, Notice(text=DESCRIBED, undo=f"{path}/describe", fields=old))
 
 
 async def _delete_run(visit: Visit) -> Response:
@@ -148,8 +150,9 @@ async def _describe_version(visit: Visit) -> Response:
     change = {"tags": read_tags(single(fields, "tags")), "notes": _notes(single(fields, "notes"))}
     await _change(visit, name, version, change)
     path = f"{base_path(visit.namespace)}/adapters/{name}"
-    old = {"tags": ",".join(f"{key}={value}" for key, value in before.tags.items()), "notes": before.notes}
-    return visit.done(f"{path}?version={version}", _described(f"{path}/{version}/describe", old))
+    old = {"tags": tags_text(before.tags), "notes": before.notes}
+    notice = Notice(text=DESCRIBED, undo=f"{path}/{version}/describe", fields=old)
+    return visit.done(f"{path}?version={version}", notice)
 
 
 async def _change(visit: Visit, name: str, version: int, change: Mapping[str, object]) -> None:
@@ -180,10 +183,11 @@ async def _delete_dataset(visit: Visit) -> Response:
 
 
 def read_tags(text: str) -> dict[str, str]:
-    """Tags as they are written in a form: `team=support, reviewed`. Raises `Invalid`, naming the tag."""
+    """Tags as `tags_text` writes them: `team=support, reviewed`. Raises `Invalid`, naming the tag."""
     tags = {}
-    for part in filter(None, (each.strip() for each in text.split(","))):
+    for part in filter(None, (each.strip() for each in re.findall(r"(?:\\.|[^,])+", text, re.DOTALL))):
         key, _, value = (each.strip() for each in part.partition("="))
+        value = re.sub(r"\\([\\,])", r"\1", value)
         if not re.fullmatch(TAG_PATTERN, key) or len(value) > 256 or re.search(r"[\x00-\x1f\x7f]", value):
             raise Invalid(
                 f"{part[:100]!r} is no tag", hint="write key=value, with letters, digits and '_./-' in the key"
@@ -198,9 +202,3 @@ def _notes(text: str) -> str:
     if len(text) > MAX_NOTES or "\0" in text:
         raise Invalid("the notes are too long, or no plain text", hint=f"at most {MAX_NOTES:,} characters")
     return text
-
-
-def _described(undo: str, old: dict[str, str]) -> Notice:
-    """Notes that do not fit a cookie cannot be taken back by it."""
-    fits = sum(map(len, old.values())) < 1500
-    return Notice(text="Tags and notes are saved.", undo=undo if fits else None, fields=old if fits else {})

@@ -11,7 +11,7 @@ from itertools import pairwise
 from finetune.api.registry import Run
 from finetune.registry.pages.charts import Chart, Line, draw
 from finetune.registry.pages.queries import Part
-from finetune.registry.pages.text import UNKNOWN, decimal, number
+from finetune.registry.pages.text import UNKNOWN, clean, decimal, number
 
 from .runs import State, base_path, loss_of, state_of, step_of
 from .settings import Difference, differences
@@ -110,13 +110,14 @@ def table(compared: Comparison) -> str:
     writer = csv.writer(out)
     writer.writerow(["", *(column.name for column in compared.columns)])
     for row in compared.settings:
-        writer.writerow([row.path, *map(_cell, row.values)])
+        writer.writerow(map(_cell, [row.path, *row.values]))
     for result in compared.results:
         writer.writerow([result.name, *map(_cell, result.values)])
     return out.getvalue()
 
 
 def _cell(text: str) -> str:
+    text = clean(text)
     formula = text.startswith(("=", "+", "-", "@", "\t", "\r")) and decimal(text) is None
     return f"'{text}" if formula else text
 

@@ -371,8 +371,9 @@ def read_result(document: bytes | None) -> Mapping[str, Any] | None:
 
 
 def tags_text(tags: Mapping[str, str]) -> str:
-    """Tags as a line of a form: `key=value, key=value`."""
-    return ", ".join(f"{key}={value}" if value else key for key, value in sorted(tags.items()))
+    r"""Tags as a line of a form: `key=value, key=value`; a comma of a value is written `\,`."""
+    said = {key: re.sub(r"([\\,])", r"\\\1", value) for key, value in sorted(tags.items())}
+    return ", ".join(f"{key}={value}" if value else key for key, value in said.items())
 
 
 def summary(run: Run) -> str:
