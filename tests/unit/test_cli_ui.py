@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -62,6 +65,27 @@ async def _browse(pages: Pages, port: int) -> None:
         assert (await browser.get("/api/v1/namespaces/ml/runs")).status_code == 404
 
 
-def test_the_registry_gets_neither_the_browsers_host_nor_its_credentials() -> None:
+def test_the_registry_gets_neither_the_browsers_host_nor_its_credentials_nor_others_cookies() -> None:
     headers = {"Host": "x", "Authorization": "y", "Cookie": "a=b", "X-Forwarded-User": "root", "Accept": "text/html"}
-    assert kept(headers) == {"Cookie": "a=b", "Accept": "text/html", "X-Finetune-UI": "1"}
+    cookies = {"jupyter": "secret", "finetune-ui": "key", "finetune-forms": "f", "finetune-notice": "n.s"}
+    assert kept(headers, {}) == {"Accept": "text/html", "X-Finetune-UI": "1"}
+    assert kept(headers, cookies)["Cookie"] == "finetune-forms=f; finetune-notice=n.s"
+
+
+def test_it_ends_at_once_also_while_a_page_is_live(tmp_path: Path) -> None:
+    with serving(f"sqlite:///{tmp_path}/registry.db") as url:
+        _record(url)
+        command = (sys.executable, "-m", "finetune.cli.main", "ui", "--registry-url", url, "--no-open")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            begin = process.stdout.readline().strip()
+            with httpx.Client(timeout=60) as browser:
+                browser.get(begin)
+                with browser.stream("GET", f"{begin.partition('/?')[0]}/ui/ml/runs/{UID}/events") as answer:
+                    assert next(answer.iter_lines()).startswith("retry:")
+                    process.send_signal(signal.SIGINT)
+                    process.wait(timeout=10)  # the registry says that it is still there each 15 seconds
+        finally:
+            process.kill()
+            process.wait()

@@ -24,10 +24,12 @@ COOKIE = "finetune-ui"
 CODE = "code"
 LOOPBACK_HEADER = "X-Finetune-UI"
 """Tells the registry that the pages are on an origin of their own, though the API server's proxy passes them on."""
-KEPT = frozenset(
-    {"accept", "accept-encoding", "content-type", "cookie", "last-event-id", "sec-fetch-site", "sec-fetch-mode"}
-)
-"""Headers of the browser that the registry gets."""
+KEPT = frozenset({"accept", "accept-encoding", "content-type", "last-event-id", "sec-fetch-site", "sec-fetch-mode"})
+"""Headers of the browser that the registry gets, beside its own cookies."""
+OWN_COOKIES = ("finetune-forms", "finetune-notice")
+"""A browser sends the cookies of all that this machine serves, on any port: those are nobody else's business."""
+SHUTDOWN_SECONDS = 0.5
+"""How long requests under way get when it is interrupted; live pages have no end of their own."""
 HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"})
 """Headers of an answer that speak of one connection only."""
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost"})
@@ -75,7 +77,7 @@ class Pages:
 
         body = await request.read()
         async with self._registry.passed_on(
-            request.method, request.raw_path, headers=kept(request.headers), body=body
+            request.method, request.raw_path, headers=kept(request.headers, request.cookies), body=body
         ) as found:
             answer = web.StreamResponse(status=found.status)
             for name, value in found.headers.items():
@@ -88,9 +90,11 @@ class Pages:
         return answer
 
 
-def kept(headers: Mapping[str, str]) -> dict[str, str]:
-    """The browser's headers that are passed on."""
-    return {**{name: value for name, value in headers.items() if name.lower() in KEPT}, LOOPBACK_HEADER: "1"}
+def kept(headers: Mapping[str, str], cookies: Mapping[str, str]) -> dict[str, str]:
+    """The browser's headers that are passed on, and of its cookies the registry's."""
+    own = "; ".join(f"{name}={cookies[name]}" for name in OWN_COOKIES if name in cookies)
+    found = {name: value for name, value in headers.items() if name.lower() in KEPT}
+    return {**found, **({"Cookie": own} if own else {}), LOOPBACK_HEADER: "1"}
 
 
 async def ui(session: Session, arguments: argparse.Namespace) -> int:
@@ -100,7 +104,7 @@ async def ui(session: Session, arguments: argparse.Namespace) -> int:
     pages = Pages(await session.registry())
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", pages.serve)
-    runner = web.AppRunner(application, access_log=None, auto_decompress=False)
+    runner = web.AppRunner(application, access_log=None, auto_decompress=False, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", arguments.port)
