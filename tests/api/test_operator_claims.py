@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aiohttp import ClientSession
+
 from finetune.controller.core.names import FINISHED_ANNOTATION
 from tests.support.kubectl import Kubectl
 from tests.support.world import World, a_world, container_status, eventually, stamp, terminated
@@ -75,12 +77,20 @@ def fail_in_the_export(world: World, name: str) -> None:
     world.set_job_condition(name, "Failed", reason="PodFailurePolicy")
 
 
+async def tell_of_a_step(world: World, name: str) -> None:
+    uid = (world.run(name) or {})["metadata"]["uid"]
+    path = f"api/v1/namespaces/{world.kubectl.namespace}/runs/{uid}/status"
+    body = {"trainerStatus": {"metrics": [{"name": "step", "value": "5"}]}}
+    async with ClientSession() as session, session.post(f"{world.registry.url}/{path}", json=body) as answer:
+        assert answer.status == 200
+
+
 def is_marked(world: World, name: str) -> bool:
     return FINISHED_ANNOTATION in ((world.run(name) or {})["metadata"].get("annotations") or {})
 
 
 async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_another_run_names_it(world: World) -> None:
-    runs = ("alone", "shared", "trained", "used")
+    runs = ("alone", "shared", "trained", "used", "unseen")
     for name in runs:
         world.apply(name)
     claims = {}
@@ -100,7 +110,8 @@ async def test_a_run_that_failed_before_it_trained_leaves_no_claim_unless_anothe
         "pod", pod, {"phase": "Failed", "containerStatuses": [container_status("trainer", terminated(6))]}
     )
     world.set_job_condition("trained", "Failed", reason="BackoffLimitExceeded")
-    for name in ("alone", "shared", "used"):
+    await tell_of_a_step(world, "unseen")  # by a pod that is gone, while no operator looked
+    for name in ("alone", "shared", "used", "unseen"):
         fail_in_the_export(world, name)
     for name in runs:
         await world.phase("Failed", name)

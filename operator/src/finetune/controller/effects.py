@@ -311,19 +311,30 @@ class Effects:
         return _seen(case, claim_exists=True)
 
     async def _delete_claim(self, case: Case) -> Case:
-        """Only the claim that bears the run's uid, and that no other run has been given."""
+        """Only the claim that bears the run's uid, and that neither its trainer nor another run has written to."""
         namespace, name = case.run.metadata.namespace, output_claim_name(case.run)
         try:
             claim = await self._kubernetes.get_claim(namespace, name)
             labels = (claim or {}).get("metadata", {}).get("labels") or {}
             mine = labels.get(names.RUN_UID_LABEL) == case.run.metadata.uid
-            if claim is not None and mine and not await self._is_named_by_others(case, name):
+            used = await self._has_trained_unseen(case) or await self._is_named_by_others(case, name)
+            if claim is not None and mine and not used:
                 await self._kubernetes.delete_claim(namespace, name, claim["metadata"]["uid"])
         except ConflictError:
             _log.info("%s/%s: the claim %s is another one by now", namespace, case.run.metadata.name, name)
         except ForbiddenError as error:  # it costs storage, and nothing else
             _log.warning("%s/%s: claim %s not deleted: %s", namespace, case.run.metadata.name, name, described(error))
         return _with(case, claim_deleted=True)
+
+    async def _has_trained_unseen(self, case: Case) -> bool:
+        """The registry has heard of steps while the operator was away: there may be a checkpoint."""
+        run = case.run.metadata
+        try:
+            posted = (await self._registry.latest_progress([run.uid])).get(run.uid)
+        except RegistryError as error:  # then nobody can say
+            _log.warning("%s/%s: its claim is kept: %s", run.namespace, run.name, described(error))
+            return True
+        return posted is not None and posted.value("step") not in (None, "0")
 
     async def _is_named_by_others(self, case: Case, claim: str) -> bool:
         """Also by runs that have ended: their adapters are there."""
