@@ -37,12 +37,15 @@ class Followed:
         The most memory of the GPU over what was in use before, None without a GPU.
     log
         File with its standard error.
+    late
+        The seconds after which it was killed, None when it ended before.
     """
 
     events: list[dict[str, Any]] = field(default_factory=list)
     code: int = 0
     peak_mib: int | None = None
     log: Path = Path(os.devnull)
+    late: float | None = None
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of a kind."""
@@ -50,10 +53,15 @@ class Followed:
 
     @property
     def trouble(self) -> str | None:
-        """The last words of its log when it failed by itself or made too few steps to time one, else None."""
-        if self.code in (0, -signal.SIGKILL) and len(self.of("train")) > 1:
+        """The last words of its log when it failed by itself or took too long, else None."""
+        if self.code in (0, -signal.SIGKILL) and self.late is None:
             return None
-        return f"exit code {self.code}: {self.log.read_text(errors='replace')[-WORDS:]}"
+        return self.ending()
+
+    def ending(self) -> str:
+        """Return how it ended, and the end of its log."""
+        how = f"exit code {self.code}" if self.late is None else f"killed after {self.late:.0f} s"
+        return f"{how}, {len(self.of('train'))} steps: {self.log.read_text(errors='replace')[-WORDS:]}"
 
 
 def follow(
@@ -82,7 +90,12 @@ def follow(
         process = subprocess.Popen(  # noqa: S603 - our own programs
             argv, env=dict(environment), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True
         )
-        timer = threading.Timer(deadline, process.kill)
+
+        def give_up() -> None:
+            found.late = deadline
+            process.kill()
+
+        timer = threading.Timer(deadline, give_up)
         timer.start()
         try:
             assert process.stdout is not None
@@ -115,9 +128,9 @@ def figures(found: Followed, *, warm_up: int) -> dict[str, Any]:
 
     The speed is all of their tokens over all of their time; padding does not count.
     """
-    if found.trouble:
-        return {"error": found.trouble}
     steps = found.of("train")
+    if found.trouble or len(steps) <= max(1, warm_up):
+        return {"error": found.trouble or found.ending()}
     times = [event["seconds"] for event in steps]
     each = [later - earlier for earlier, later in itertools.pairwise(times)][max(0, warm_up - 1) :]
     tokens = sum(event["tokens"] for event in steps[max(1, warm_up) :])

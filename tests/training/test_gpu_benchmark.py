@@ -14,7 +14,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.gpu import ours
+from benchmarks.gpu import ours, programs
 from benchmarks.gpu.bench import SMOKE
 from model.training.loop import head
 from model.training.weights import adapter_trial
@@ -68,6 +68,31 @@ def test_each_fast_path_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, wit
     adapter_trial.fuse(model)
     found = adapter_trial.description(model)
     assert [found["fused"], found["joined"], head.description(model)] == expected
+
+
+STEPS = """
+import json
+for step in range({}):
+    print(json.dumps({{"event": "train", "step": step + 1, "tokens": 5, "loss": 1}}), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "deadline", "words"),
+    [
+        (STEPS.format(5), 60, None),
+        (STEPS.format(2), 60, "exit code 0, 2 steps: "),  # nothing after the warm-up: there is no speed
+        (STEPS.format(5) + "import time; time.sleep(60)", 2, "killed after 2 s, "),
+        (STEPS.format(5) + "raise SystemExit('no memory')", 60, "exit code 1, 5 steps: no memory"),
+    ],
+)
+def test_a_program_that_does_not_end_well_has_no_speed(
+    program: str, deadline: float, words: str | None, tmp_path: Path
+) -> None:
+    found = programs.follow([sys.executable, "-c", program], os.environ, tmp_path / "log", deadline=deadline)
+    told = programs.figures(found, warm_up=2)
+    assert ("tokensPerSecond" in told) == (words is None)
+    assert told.get("error", "").startswith(words or "")
 
 
 @pytest.mark.parametrize("part", ["shapes", "nf4"])
