@@ -289,7 +289,7 @@ def build_trainer(
         data.rows.lengths,
         batch_size=settings.batch_size,
         micro_batch=computing.first_micro_batch(
-            settings, state, data.rows.lengths, padded=not collator.joins, cuda=cuda
+            settings, state, data.rows.lengths, width=collator.width * len(data.sequences), cuda=cuda
         ),
         seed=settings.seed,
         world=parallel.world(),

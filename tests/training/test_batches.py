@@ -46,7 +46,8 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
         (MicroBatch(3), 4, [[0], [1], [2], [3], [4], [5], [6]]),
         (MicroBatch(1, 100), 1, [[0], [1, 2], [3, 4, 5, 6]]),  # 100, 60 + 40, 30 + 20 + 10 + 5
         (MicroBatch(1, 100), 2, [[0], [1], [2], [3, 4], [5, 6]]),  # what fits nowhere is alone
-        (MicroBatch(1, 100, padded=True), 1, [[0], [1], [2, 3], [4, 5, 6]]),  # 2 x 40 and 3 x 20, not 3 x 40
+        (MicroBatch(1, 100, width=1), 1, [[0], [1], [2, 3], [4, 5, 6]]),  # 2 x 40 and 3 x 20, not 3 x 40
+        (MicroBatch(1, 128, width=64), 1, [[0], [1, 2], [3, 4], [5, 6]]),  # each of the short ones is filled up to 64
         (MicroBatch(2, 1000), 1, [[0, 1, 2, 3, 4, 5, 6]]),  # short rows are as many as fit
     ],
 )

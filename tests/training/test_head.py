@@ -18,6 +18,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from model.training.loop import head
@@ -36,12 +38,17 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+RECURRENT = {**SIZES, "num_hidden_layers": 3, "lru_width": 16}
 MODELS: dict[str, tuple[Any, Logits]] = {
     "llama": (lambda: LlamaForCausalLM(LlamaConfig(**SIZES)), Logits()),
     "granite": (lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)), Logits(scale=0.25)),
     "cohere": (lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.0625)), Logits(scale=0.0625)),
     "gemma2": (
         lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=1.5, sliding_window=64)),
+        Logits(cap=1.5),
+    ),
+    "recurrent_gemma": (
+        lambda: RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**RECURRENT, logits_soft_cap=1.5)),
         Logits(cap=1.5),
     ),
 }

@@ -12,9 +12,10 @@ import torch
 
 from model import exits
 from model.exits import FailureError
-from model.training.loop import computing, fitting, memory
+from model.training.loop import computing, fitting, head, memory
 from model.training.loop.batches import MicroBatch
 from model.training.loop.checkpoint import RunState
+from model.training.loop.layout import GPU_WIDTH, Collator, Layout
 from model.training.loop.memory import HostMemory, container_limit, find_rows, free_bytes
 from model.training.loop.recompute import Recompute, choices
 from model.training.loop.sft import SupervisedTrainer
@@ -215,7 +216,7 @@ def test_short_rows_go_through_the_model_as_many_as_have_the_tokens(
         rows.append([5] * length, [5] * length)
     settings = make_settings(base_model, tmp_path, batch_size=8, micro_batch_size=None, epochs=1)
     state = RunState()
-    found = computing.first_micro_batch(settings, state, lengths, padded=False, cuda=True)
+    found = computing.first_micro_batch(settings, state, lengths, width=0, cuda=True)
     assert (found.rows, found.tokens) == (state.micro_batch_size, state.micro_batch_tokens) == (8, 800)
     assert [len(group) for group in found.cut(range(16), lengths)] == [16]
     trainer = make_trainer(settings, tokenizer, rows)
@@ -223,10 +224,31 @@ def test_short_rows_go_through_the_model_as_many_as_have_the_tokens(
     trainer.use_micro_batches(1)
     assert (trainer.run_state.micro_batch_size, trainer.run_state.micro_batch_tokens) == (1, 100)
     assert [len(group) for group in trainer.batches.cut(range(16))] == [1, 1, 10, 4]
-    again = computing.first_micro_batch(settings, trainer.run_state, lengths, padded=False, cuda=True)
+    again = computing.first_micro_batch(settings, trainer.run_state, lengths, width=0, cuda=True)
     assert again == trainer.batches.micro_batch  # in the next attempt, too
     told = settings.model_copy(update={"micro_batch_size": 3})
-    assert computing.first_micro_batch(told, trainer.run_state, lengths, padded=False, cuda=True) == MicroBatch(3)
+    assert computing.first_micro_batch(told, trainer.run_state, lengths, width=0, cuda=True) == MicroBatch(3)
+
+
+@pytest.mark.parametrize("rows_per_example", [1, 2])
+def test_padding_to_a_width_counts_where_rows_are_short(
+    base_model: Path, tmp_path: Path, rows_per_example: int
+) -> None:
+    """On a GPU each of many short rows takes 128 positions: no more of them go at once than have been tried."""
+    collator = Collator(0, Layout.PADDED, width=GPU_WIDTH)
+    lengths = [130 * rows_per_example] * 8 + [10 * rows_per_example] * 792
+    settings = make_settings(base_model, tmp_path, batch_size=800, micro_batch_size=None)
+    found = computing.first_micro_batch(
+        settings, RunState(), lengths, width=collator.width * rows_per_example, cuda=True
+    )
+    row = {"input_ids": [5] * 130, "labels": [5] * 130}
+    most = collator([row] * rows_per_example * found.rows)["input_ids"].numel()
+    groups = found.cut(range(800), lengths)
+    assert len(groups[0]) == found.rows
+    for group in groups:
+        row = {"input_ids": [5] * (lengths[group[0]] // rows_per_example), "labels": [5]}
+        assert collator([row] * rows_per_example * len(group))["input_ids"].numel() <= most
+    assert len(groups[-2]) == 2 * found.rows  # 128 positions each, where the longest take 256
 
 
 def test_what_fits_a_cpu() -> None:
@@ -271,6 +293,23 @@ def test_a_run_on_a_cpu_keeps_to_the_limit(
     assert trainer.batches.micro_batch.rows == rows
     trainer.train()
     assert trainer.state.global_step == 3
+
+
+@pytest.mark.parametrize("case", [(False, (4, False)), (True, (1, True))])
+def test_a_wide_vocabulary_takes_a_chunk_where_its_logits_are_made_in_chunks(
+    base_model: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any
+) -> None:
+    """All logits of a row would take a hundred times what there is."""
+    whole, expected = case
+    examples = random_rows(12)
+    trainer = make_trainer(make_settings(base_model, tmp_path, batch_size=4, micro_batch_size=4), tokenizer, examples)
+    trainer.model.get_output_embeddings().weight.requires_grad_(whole)  # one that is trained has no chunks
+    monkeypatch.setattr(fitting, "LOGITS_BYTES", 1 << 24)
+    monkeypatch.setattr(memory, "container_limit", lambda: max(memory.resident_bytes(), GIB) + GIB)
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)
+    head._tried.clear()
+    warning = fitting.on_cpu(trainer, max(examples.lengths))
+    assert (trainer.batches.micro_batch.rows, warning is not None) == expected
 
 
 def test_what_was_chosen_is_told_and_recorded(base_model: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> None:

@@ -97,7 +97,7 @@ def make_trainer(
     batches = StepBatches(
         examples.lengths,
         batch_size=settings.batch_size,
-        micro_batch=MicroBatch(settings.micro_batch_size or settings.batch_size, padded=not collator.joins),
+        micro_batch=MicroBatch(settings.micro_batch_size or settings.batch_size, width=collator.width),
         seed=settings.seed,
         world=parallel.world(),
     )

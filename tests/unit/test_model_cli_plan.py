@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from model.training import cli
 from model.training.commands import plan, probe
 from model.training.config import TrainSettings
 from model.training.local import PlanCommand, export_dataset
+from model.training.loop.footprint import LOGITS_CHUNK_BYTES
 from model.training.rows.tokens import PreferenceRows, TokenRows
 from model.training.weights.files import ModelFiles, read_model
 from tests.support.safetensors_files import write_base
@@ -36,13 +38,24 @@ def settings(**changes: Any) -> TrainSettings:
 def test_the_micro_batch_is_lowered_to_the_memory(base: ModelFiles) -> None:
     roomy = plan.rows_at_once(settings(), base, 200, cuda=False, room=8 * GIB)
     assert roomy == plan.rows_at_once(settings(), base, 200, cuda=False, room=None) == 10
-    memory = plan.memory_by_part(settings(), base, 200, cuda=False)
-    row = memory["activations"] + memory["logits"]
-    room = round((sum(memory.values()) + 2.5 * row) / 0.9)
+    memory = plan.memory_by_part(settings(), base, 10 * 200, cuda=False)
+    room = round((sum(memory.values()) - 0.65 * memory["activations"]) / 0.9)
     assert plan.rows_at_once(settings(), base, 200, cuda=False, room=room) == 3
     assert plan.rows_at_once(settings(), base, 200, cuda=False, room=GIB // 2) == 1
     assert plan.rows_at_once(settings(micro_batch_size=8), base, 200, cuda=False, room=GIB // 2) == 8
     assert plan.rows_at_once(settings(gpus=1), base, 200, cuda=True, room=GIB // 2) == 16
+
+
+def test_a_wide_vocabulary_takes_a_chunk_of_logits_however_many_rows_there_are(base: ModelFiles) -> None:
+    memory = plan.memory_by_part(settings(), wide(base), 10 * 200, cuda=False)
+    assert memory["logits"] == LOGITS_CHUNK_BYTES[False]
+    room = round(sum(memory.values()) / 0.9) + 1
+    assert plan.rows_at_once(settings(), wide(base), 200, cuda=False, room=room) == 10
+
+
+def wide(base: ModelFiles) -> ModelFiles:
+    """The same model with a million words."""
+    return dataclasses.replace(base, config={**base.config, "vocab_size": 1 << 20})
 
 
 def test_a_step_is_dealt_over_the_processes(base: ModelFiles) -> None:

@@ -236,8 +236,8 @@ def rows_at_once(settings: TrainSettings, files: ModelFiles, longest: int, *, cu
     )
     if settings.micro_batch_size or cuda or room is None:
         return rows
-    parts = memory_by_part(settings, files, longest, cuda=False)
-    per_row = parts.pop("activations") + parts.pop("logits")
+    parts = memory_by_part(settings, files, rows * longest, cuda=False)
+    per_row = parts.pop("activations") // rows
     return HostMemory(limit=room, fixed=sum(parts.values()), per_row=per_row).rows(rows)
 
 

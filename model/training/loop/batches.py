@@ -22,8 +22,8 @@ class MicroBatch:
     """So many examples; with `tokens`, so many of the longest ones."""
     tokens: int | None = None
     """So many tokens, however many examples they are: short ones would leave a GPU idle. None: count examples."""
-    padded: bool = False
-    """Whether examples are filled up to the longest among them."""
+    width: int = 0
+    """Examples are filled up to the longest among them, and to a multiple of this; 0: they are joined."""
 
     def cut(self, examples: Sequence[int], lengths: Sequence[int], *, parts: int = 1) -> list[list[int]]:
         """Cut examples, in their order, into as few groups as fit; one that fits nowhere is a group of its own.
@@ -53,7 +53,11 @@ class MicroBatch:
     def _fits(self, rows: int, longest: int, tokens: int) -> bool:
         if self.tokens is None:
             return rows <= self.rows
-        return (rows * longest if self.padded else tokens) <= self.tokens
+        return (rows * self.filled(longest) if self.width else tokens) <= self.tokens
+
+    def filled(self, tokens: int) -> int:
+        """Return the positions that an example of so many tokens takes beside shorter ones."""
+        return math.ceil(tokens / self.width) * self.width if self.width else tokens
 
 
 class StepBatches(Sampler[list[int]]):

@@ -60,20 +60,21 @@ def make_collator(model: Any, settings: TrainSettings, tokenizer: Any, longest_r
 
 
 def first_micro_batch(
-    settings: TrainSettings, state: RunState, lengths: Sequence[int], *, padded: bool, cuda: bool
+    settings: TrainSettings, state: RunState, lengths: Sequence[int], *, width: int, cuda: bool
 ) -> MicroBatch:
     """Return how much goes through the model at once to begin with.
 
     That is what was given, what an earlier attempt had, or else as many tokens as keep the device busy. How a step is
-    cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise.
+    cut decides the last bits of its sums: an earlier attempt's choice stays, unless told otherwise. `width` is that of
+    `MicroBatch`.
     """
     if settings.micro_batch_size is not None:
         state.micro_batch_size, state.micro_batch_tokens = settings.micro_batch_size, None
     elif state.micro_batch_size is None:
         share, longest = math.ceil(settings.batch_size / parallel.world().size), max(lengths)
         state.micro_batch_size = choose_micro_batch_size(share, longest, cuda=cuda)
-        state.micro_batch_tokens = state.micro_batch_size * longest
-    return MicroBatch(state.micro_batch_size, state.micro_batch_tokens, padded)
+        state.micro_batch_tokens = state.micro_batch_size * MicroBatch(1, width=width).filled(longest)
+    return MicroBatch(state.micro_batch_size, state.micro_batch_tokens, width)
 
 
 def fit(trainer: Any, longest: int, *, cuda: bool, resumed: bool) -> str | None:

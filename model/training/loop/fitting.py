@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from model.training.loop import generators, memory
-from model.training.loop.footprint import LOGITS_BYTES, activation_bytes_per_token
+from model.training.loop import generators, head, memory
+from model.training.loop.footprint import LOGITS_BYTES, LOGITS_CHUNK_BYTES, activation_bytes_per_token
 from model.training.loop.memory import CudaDevice, Device
 from model.training.loop.recompute import Recompute, use
 from model.training.processes import hang, parallel
@@ -22,17 +22,24 @@ def on_cpu(trainer: Any, tokens: int) -> str | None:
     tokens
         Those of the longest example, of both rows of a pair.
     """
-    config = trainer.model.config.get_text_config().to_dict()
-    per_token = LOGITS_BYTES * int(config["vocab_size"]) + activation_bytes_per_token(
+    config, most = trainer.model.config.get_text_config().to_dict(), trainer.batches.micro_batch.rows
+    per_token = activation_bytes_per_token(
         config,
         item_bytes=trainer.model.get_input_embeddings().weight.element_size(),
         dropout=bool(trainer.parts.settings.lora_dropout_percent),
         checkpointing=trainer.run_state.recompute == Recompute.ALL,
     )
-    found = memory.host_memory(trainer.model, row_tokens=tokens, per_token=per_token, processes=parallel.world().size)
+    logits, chunk = LOGITS_BYTES * int(config["vocab_size"]), 0
+    if head.in_chunks(trainer.model) is None:
+        per_token += logits
+    else:
+        chunk = min(most * tokens * logits, LOGITS_CHUNK_BYTES[False])
+    found = memory.host_memory(
+        trainer.model, row_tokens=tokens, per_token=per_token, at_once=chunk, processes=parallel.world().size
+    )
     if found is None:
         return None
-    trainer.use_micro_batches(min(parallel.gather(found.rows(trainer.batches.micro_batch.rows))))
+    trainer.use_micro_batches(min(parallel.gather(found.rows(most))))
     return found.warning()
 
 

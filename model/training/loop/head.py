@@ -19,11 +19,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 from model import gpus
+from model.training.loop.footprint import LOGITS_CHUNK_BYTES
 from model.training.weights import trial
 
-CHUNK_BYTES = {"cpu": 128 << 20}
-OTHER_CHUNK_BYTES = 1 << 30
+CHUNK_BYTES = {"cpu": LOGITS_CHUNK_BYTES[False]}
+OTHER_CHUNK_BYTES = LOGITS_CHUNK_BYTES[True]
 """What the logits of a chunk may take: less would only mean that the layer's weights are read more often."""
+
+
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What Gemma, RecurrentGemma and xLSTM call it. The trial's logits may be too small for a cap to show in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Logits:
     scale
         Cohere's `logit_scale`, one over Granite's `logits_scaling`.
     cap
-        Gemma's `final_logit_softcapping`, None without one.
+        Gemma's `final_logit_softcapping` (`CAPS` has its other names), None without one.
     """
 
     scale: float = 1.0
@@ -46,7 +51,7 @@ class Logits:
         """Return what a language model's configuration says."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         divisor = float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(scale / divisor, getattr(config, "final_logit_softcapping", None))
+        return cls(scale / divisor, next((cap for name in CAPS if (cap := getattr(config, name, None))), None))
 
 
 def losses(model: Any, targets: torch.Tensor, places: torch.Tensor, forward: Callable[[], Any]) -> torch.Tensor:

@@ -157,6 +157,11 @@ class Collator:
         }
 
     @property
+    def width(self) -> int:
+        """What padded rows get a multiple of; 0 where rows are joined."""
+        return 0 if self.joins else self._width
+
+    @property
     def joins(self) -> bool:
         """Whether rows become one sequence."""
         return self.layout is Layout.SEGMENTED

@@ -80,7 +80,7 @@ class HostMemory:
         )
 
 
-def host_memory(model: Any, *, row_tokens: int, per_token: int, processes: int) -> HostMemory | None:
+def host_memory(model: Any, *, row_tokens: int, per_token: int, at_once: int, processes: int) -> HostMemory | None:
     """Estimate what a process that holds this model needs on a CPU; None where no limit is known.
 
     Parameters
@@ -91,6 +91,8 @@ def host_memory(model: Any, *, row_tokens: int, per_token: int, processes: int) 
         Tokens of the longest example, of both rows of a pair.
     per_token
         Bytes that a token leaves behind on its way through the model.
+    at_once
+        Bytes that are held during a pass, however many tokens there are: the logits of a chunk.
     processes
         How many such processes share the container.
     """
@@ -105,7 +107,8 @@ def host_memory(model: Any, *, row_tokens: int, per_token: int, processes: int) 
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     # Weights that are mapped from their file count only once they have been read.
     held = max(resident, LIBRARY_BYTES + weights)
-    return HostMemory(limit=min(shares), fixed=held + OPTIMIZER_BYTES * trained, per_row=row_tokens * per_token)
+    fixed = held + OPTIMIZER_BYTES * trained + at_once
+    return HostMemory(limit=min(shares), fixed=fixed, per_row=row_tokens * per_token)
 
 
 class Device(Protocol):

@@ -125,8 +125,8 @@ class TrainingLoop(Trainer):
     def use_micro_batches(self, rows: int) -> None:
         """Send that many of the longest examples through the model at once from now on, or as many tokens."""
         before = self.batches.micro_batch
-        tokens = None if before.tokens is None else rows * max(self.batches.lengths)
-        self.batches.micro_batch = MicroBatch(rows, tokens, before.padded)
+        tokens = None if before.tokens is None else rows * before.filled(max(self.batches.lengths))
+        self.batches.micro_batch = MicroBatch(rows, tokens, before.width)
         self.run_state.micro_batch_size, self.run_state.micro_batch_tokens = rows, tokens
 
     def try_backward(self, rows: Sequence[int]) -> None:
