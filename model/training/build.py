@@ -62,6 +62,11 @@ class Data:
         return max(max(rows.lengths) for rows in self.all_sequences)
 
     @property
+    def shortest_row(self) -> int:
+        """The tokens of the shortest of those."""
+        return min(min(rows.lengths) for rows in self.all_sequences)
+
+    @property
     def largest_token(self) -> int:
         """The largest token in them."""
         return self.tokens.largest if self.tokens else max(max(rows.ids) for rows in self.all_sequences)
@@ -278,7 +283,7 @@ def build_trainer(
     laps: Laps,
 ) -> Any:
     """Return the trainer, which goes on from what earlier attempts have left; the `start` line has the laps."""
-    from model.training.loop import computing
+    from model.training.loop import computing, rotary
     from model.training.loop.batches import StepBatches
     from model.training.loop.parts import TrainerParts
 
@@ -315,6 +320,7 @@ def build_trainer(
         ),
         computing.compare_arithmetic(trainer, cuda=cuda),
         evaluation_cost(settings, data),
+        rotary.warning(model.config.get_text_config(), settings, data.shortest_row, data.longest_row),
     ]
     report = token_report(
         settings,
