@@ -45,12 +45,15 @@ class RegistryRefusedError(Exception):
         HTTP status, 4xx.
     message
         The registry's own explanation.
+    reason
+        Its word for it, such as `NotFound`; empty when it was not the registry that answered.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,10 @@ class RunRegistry:
             with _opener(os.environ.get(CA_VARIABLE)).open(request, timeout=timeout) as response:
                 yield response
         except urllib.error.HTTPError as error:
-            message = _error_message(error)
+            message, reason = _error_words(error)
             if error.code >= 500 or error.code in (408, 429):
                 raise RegistryUnavailableError(f"{method} {request.full_url}: {error.code} {message}") from error
-            raise RegistryRefusedError(error.code, message) from error
+            raise RegistryRefusedError(error.code, message, reason) from error
         except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
             cause = getattr(error, "reason", error)
             raise RegistryUnavailableError(f"{method} {request.full_url}: {cause}") from error
@@ -187,8 +190,9 @@ def _read_token(path: Path) -> str:
         raise RegistryRefusedError(401, f"no token to show: cannot read {path}: {error.strerror}") from error
 
 
-def _error_message(error: urllib.error.HTTPError) -> str:
+def _error_words(error: urllib.error.HTTPError) -> tuple[str, str]:
     try:
-        return str(json.load(error)["error"]["message"])
+        words = json.load(error)["error"]
+        return str(words["message"]), str(words["reason"])
     except (OSError, ValueError, KeyError, TypeError):
-        return str(error.reason)
+        return str(error.reason), ""

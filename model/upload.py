@@ -42,7 +42,7 @@ def send(
         try:
             _send_missing(registry, directory, files)
         except RegistryRefusedError as error:
-            if error.status != 404:
+            if error.reason != "NoStore":
                 warn(f"the registry does not take the adapter's files, which stay on the claim: {error}")
             return False
         except (RegistryUnavailableError, OSError) as error:

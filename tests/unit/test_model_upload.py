@@ -130,6 +130,14 @@ def test_what_a_finished_run_could_not_send_is_sent_from_its_claim(
     assert (found["state"], found["stored"]) == ("Ready", True)
 
 
+def test_a_registry_that_does_not_know_the_run_is_said_and_left(url: str, tmp_path: Path) -> None:
+    registry = RunRegistry(url=url, namespace="ml", run_uid=str(uuid.uuid4()))
+    said: list[str] = []
+    assert not upload.send(registry, tmp_path, written(tmp_path, adapter_files()), warn=said.append)
+    assert len(said) == 1
+    assert "is not known in namespace 'ml'" in said[0]
+
+
 def test_an_answer_that_means_nothing_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunRegistry, "_request", lambda self, *_: urllib.request.Request(f"{self.url}/healthz"))
     said: list[str] = []
