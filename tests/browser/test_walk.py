@@ -179,9 +179,10 @@ def test_a_curve_moves_and_a_run_ends_while_it_is_looked_at(
     uid = "00000000-0000-4000-8000-000000000031"
     assert api.put(f"runs/{uid}", json=run_document(name="live", spec=spec())).status_code == 201
     outcome(api, uid, "Training")
-    post_points(api, uid, 1, 50)
     context, page = opened(browser, site, problems)
     go(page, f"/ui/ml/runs/{uid}")
+    expect(page.locator(".empty")).to_be_visible()
+    post_points(api, uid, 1, 50)
     charts_drawn(page)
     expect(page.locator("#status")).to_contain_text("step 50 of")
     post_points(api, uid, 51, 120)
@@ -189,10 +190,45 @@ def test_a_curve_moves_and_a_run_ends_while_it_is_looked_at(
     page.locator(".plot").first.focus()
     page.keyboard.press("ArrowLeft")
     expect(page.locator(".reading").first).to_contain_text("step 120: loss")
+    evaluated = {
+        "trainerStatus": {"metrics": [{"name": "step", "value": "120"}]},
+        "attempt": 1,
+        "points": [{"step": 120, "values": {"evaluationLoss": 1.25}}],
+    }
+    assert api.post(f"runs/{uid}/status", json=evaluated).status_code == 200  # of a step that is there already
+    read_until(page, "evaluationLoss 1.25")
     outcome(api, uid, "Failed", ended=True, reason="Diverged", message="the loss is NaN", hint="Lower it", version=2)
     expect(page.locator(".failure")).to_contain_text("the loss is NaN")
     context.close()
     assert problems == []
+
+
+def read_until(page: Page, text: str) -> None:
+    """Move to the newest value of the first chart until the page reads it out."""
+    deadline = time.monotonic() + 30
+    while text not in (page.locator(".reading").first.text_content() or ""):
+        assert time.monotonic() < deadline, page.locator(".reading").first.text_content()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(100)
+
+
+def test_a_page_that_cannot_be_renewed_stays_and_a_wrong_filter_is_answered(
+    browser: Browser, site: str, problems: list[str]
+) -> None:
+    context, page = opened(browser, site, problems)
+    go(page, "/ui/ml/runs")
+    page.route("**/ui/ml/runs*", lambda route: route.fulfill(status=503, content_type="text/html", body="<p>down</p>"))
+    with page.expect_response("**/ui/ml/runs*"):
+        page.evaluate("renew('list')")
+    page.unroute("**/ui/ml/runs*")
+    with page.expect_response("**/ui/ml/runs*"):
+        page.evaluate("renew('list')")
+    expect(page.locator("tr[data-row]")).not_to_have_count(0)
+    page.get_by_label("Experiment").fill("No Name")
+    page.get_by_label("Experiment").press("Tab")
+    expect(page.locator("main")).to_contain_text("'No Name' is no name of an experiment")
+    context.close()
+    assert len(problems) == 3, problems  # the answers that were refused: 503, 422, and 422 as a page
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["scripts", "no-scripts"])

@@ -53,9 +53,14 @@ def test_viewers_get_what_is_newer_than_their_page(tmp_path: Path) -> None:
             assert answer.headers["x-accel-buffering"] == "no"
             stream = events(answer)
             name, told = next(stream)
-            assert (name, [step for step, _, _ in told["points"]["loss"]]) == ("run", [9, 10])
+            assert (name, [step for step, _, _ in told["points"]["loss"]]) == ("run", [8, 9, 10])
             post_points(api, UID, 11, 12)
-            assert [step for step, _, _ in next(stream)[1]["points"]["loss"]] == [11, 12]
+            assert [step for step, _, _ in next(stream)[1]["points"]["loss"]] == [10, 11, 12]
+            evaluated = {"attempt": 1, "points": [{"step": 12, "values": {"evaluationLoss": 1.5}}]}  # by then it is old
+            api.post(f"runs/{UID}/status", json={"trainerStatus": {"metrics": []}, **evaluated}).raise_for_status()
+            assert [point[::2] for point in next(stream)[1]["points"]["evaluationLoss"]] == [[12, 1.5]]
+            post_points(api, UID, 13, 1012)
+            assert next(stream)[0] == "reload"  # no event has so many points, and a part of them would leave a gap
             post_points(api, UID, 6, 6, attempt=2, start=5)  # points are taken back: the page reads them again
             assert next(stream)[0] == "reload"
             with httpx.stream("GET", address, timeout=60) as another:
@@ -79,7 +84,7 @@ def test_the_list_says_that_it_has_changed(tmp_path: Path) -> None:
         changing.start()
         try:
             with httpx.stream("GET", f"{url}/ui/ml/events", timeout=60) as answer:
-                assert next(events(answer)) == ("list", {})
+                assert next(events(answer)) == ("list", {"wait": 100})
         finally:
             stop.set()
             changing.join()
@@ -99,6 +104,7 @@ async def test_there_are_only_so_many_viewers_and_each_has_a_bounded_queue(
     hub.join(("ml", "c"))
     await database.close()
 
+    assert (live.pause(1), live.pause(200)) == (100, 20_000)  # ten pages a second, however many look
     slow = Viewer()
     for number in range(100):
         slow.give(message("run", {"number": number}))

@@ -35,6 +35,8 @@ CHECK_SECONDS = 60.0
 RETRY_MILLISECONDS = 2000
 MOST_POINTS = 2000
 """Of one event; a page that is further behind reads its points again."""
+RENEWALS_A_SECOND = 10
+"""As often do all viewers together fetch their page anew, which costs more than the event that says so."""
 
 Topic = tuple[str, str]
 """Namespace, and a run's uid; an empty uid is the namespace's list."""
@@ -71,6 +73,11 @@ class Watched:
 def message(event: str, document: Any) -> bytes:
     """An event of a stream, as the bytes that every viewer gets."""
     return f"event: {event}\ndata: {json.dumps(document, separators=(',', ':'))}\n\n".encode()
+
+
+def pause(viewers: int) -> int:
+    """Milliseconds between two times that a viewer fetches its page anew, so that all together do it seldom enough."""
+    return 1000 * viewers // RENEWALS_A_SECOND
 
 
 class TooManyViewers(RegistryFault):
@@ -132,7 +139,12 @@ class Hub:
                 viewer.waiting.clear()
                 events, viewer.events = viewer.events, []
                 if loop.time() >= check_at:
-                    if not await is_allowed():
+                    try:
+                        allowed = await is_allowed()
+                    except (RegistryFault, SQLAlchemyError) as error:
+                        log.info("cannot say whether a viewer may go on, who comes back: %s", described(error))
+                        return
+                    if not allowed:
                         yield message("goodbye", {"reason": "you may not see this any more"})
                         return
                     check_at = loop.time() + CHECK_SECONDS
@@ -195,31 +207,37 @@ class Hub:
             # A new attempt has taken points back: what the page shows of them is wrong.
             restarted = known[1] < shown or (before is not None and row.attempt != before[-2])
             watched.known = known
-            await self._tell(watched, row, after=shown, restarted=restarted)
+            await self._tell(watched, row, since=shown, restarted=restarted)
 
-    async def _tell(self, watched: Watched, row: Any, *, after: int, restarted: bool) -> None:
-        points: dict[str, list[list[float]]] = {}
-        if not restarted and row.step is not None and row.step > after:
-            points = await self._points(row.id, after)
-        document = {"ended": bool(row.ended), "points": points}
-        event = message("reload" if restarted else "run", document)
+    async def _tell(self, watched: Watched, row: Any, *, since: int, restarted: bool) -> None:
+        points = None if restarted else {} if row.step is None else await self._points(row.id, since)
+        if points is None:
+            event = message("reload", {})
+        else:
+            event = message("run", {"ended": bool(row.ended), "points": points, "wait": pause(self.viewers)})
         for viewer in watched.viewers:
             viewer.give(event)
 
-    async def _points(self, run_id: int, after: int) -> dict[str, list[list[float]]]:
-        """The newer points by metric: step, seconds, value."""
+    async def _points(self, run_id: int, since: int) -> dict[str, list[list[float]]] | None:
+        """The points from a step on, by metric: step, seconds, value; None where they are too many.
+
+        The step itself is among them: its held-out loss is told after its training loss, when it has been measured.
+        """
         columns = (metrics.c.name, metric_points.c.step, metric_points.c.seconds, metric_points.c.value)
         query = (
             select(*columns)
             .join(metrics, metrics.c.id == metric_points.c.metric_id)
-            .where(metric_points.c.run_id == run_id, metric_points.c.step > after)
+            .where(metric_points.c.run_id == run_id, metric_points.c.step >= since)
             .order_by(metric_points.c.step)
-            .limit(MOST_POINTS)
+            .limit(MOST_POINTS + 1)
         )
-        found: defaultdict[str, list[list[float]]] = defaultdict(list)
         async with self._database.reading() as connection:
-            for name, *point in await connection.execute(query):
-                found[name].append(point)
+            rows = (await connection.execute(query)).all()
+        if len(rows) > MOST_POINTS:
+            return None
+        found: defaultdict[str, list[list[float]]] = defaultdict(list)
+        for name, *point in rows:
+            found[name].append(point)
         return found
 
     async def _look_at_list(self, namespace: str) -> None:
@@ -238,6 +256,6 @@ class Hub:
             return
         first, watched.state = watched.state is None, state
         if not first:
-            event = message("list", {})
+            event = message("list", {"wait": pause(self.viewers)})
             for viewer in watched.viewers:
                 viewer.give(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +13,14 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from finetune.api.registry import NAME_PATTERN, NAMESPACE_PATTERN, UID_PATTERN
-from finetune.registry.errors import Forbidden, NotFound
+from finetune.registry.errors import Forbidden, NotFound, Unauthorized
 from finetune.registry.reviews import Question
 from finetune.registry.service.common import Services
 
 from .forms import Notice, keep_key, leave_notice, read_form
 from .keeping import RunKeeping
 from .live import Hub
-from .people import Person, SessionStore, may, person_of
+from .people import Person, SignInNeeded, may, person_of
 from .queries import PageQueries
 from .rendering import HEADERS, render
 from .sparks import Sparks
@@ -83,13 +83,15 @@ class Visit:
             )
 
     async def still_may(self, verb: str, resource: str, name: str = "") -> bool:
-        """As `may`, once more for somebody who stays: also whether the session has not ended meanwhile."""
-        if (
-            self.person.session is not None
-            and await SessionStore(self.services.database).find(self.person.session) is None
-        ):
+        """As `may`, once more for somebody who stays: also whether the session or the token is good yet.
+
+        Raises `Unavailable`.
+        """
+        try:
+            person = await person_of(self.request, self.services, proxy_user=self.site.proxy_user)
+        except (SignInNeeded, Unauthorized, Forbidden):
             return False
-        return await self.may(verb, resource, name)
+        return await replace(self, person=person).may(verb, resource, name)
 
     async def form(self) -> dict[str, list[str]]:
         """The fields of the form that was sent. Raises `Forbidden`, `Invalid`."""

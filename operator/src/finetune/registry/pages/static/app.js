@@ -2,14 +2,25 @@
 "use strict";
 
 const POLL_MILLISECONDS = 10_000;
+const LEAST_MILLISECONDS = 900;
 let source = null;
 let polling = null;
+let due = null;
+let last = 0;
 
 /** Replace a part of the page by what it is now. Ticked boxes, the focus and open details stay. */
 function renew(id) {
+  last = Date.now();
   if (!document.getElementById(id)) return;
   const target = "#" + id;
   htmx.ajax("GET", location.pathname + location.search, { target, select: target, swap: "outerMorph" });
+}
+
+/** Renew soon: all viewers together as often as the registry bears, which says how long each of them waits. */
+function renewSoon(id, wait) {
+  if (due) return;
+  const left = Math.max(last + Math.max(wait, LEAST_MILLISECONDS) - Date.now(), Math.random() * wait);
+  due = setTimeout(() => { due = null; renew(id); }, left);
 }
 
 function changed(id) {
@@ -17,20 +28,35 @@ function changed(id) {
   document.dispatchEvent(new CustomEvent("finetune:reload"));
 }
 
+/** What is no page of ours to take a part from, is not put in its place: the page that is there would be lost. */
+document.addEventListener("htmx:before:swap", (event) => {
+  const { sourceElement, response: { raw } } = event.detail.ctx;
+  if (raw.ok && !raw.redirected) return;
+  event.preventDefault();
+  if (raw.status >= 500 && !sourceElement.matches("form")) return; // it was only to be renewed: later, then
+  quiet();
+  location.assign(raw.url); // says what is wrong, or asks to sign in
+});
+
 /** Listen to the page's events; in a tab that nobody sees, do not. */
 function listen() {
   const part = document.querySelector("[data-events]");
   if (!part || !part.dataset.events || source || document.hidden) return;
   const id = part.id;
+  let wasOpen = false;
   source = new EventSource(part.dataset.events);
-  let last = 0;
-  source.addEventListener("list", () => renew(id));
+  source.addEventListener("open", () => {
+    if (wasOpen) changed(id); // what happened in between, nobody has told
+    wasOpen = true;
+  });
+  source.addEventListener("list", (event) => renewSoon(id, JSON.parse(event.data).wait));
   source.addEventListener("run", (event) => {
     const told = JSON.parse(event.data);
     document.dispatchEvent(new CustomEvent("finetune:points", { detail: told.points }));
-    if (told.ended || Date.now() - last > 900) renew(id);
-    last = Date.now();
+    renewSoon(id, told.wait);
     if (told.ended) quiet();
+    const typing = document.activeElement.closest("input, textarea");
+    if (Object.keys(told.points).length && !document.querySelector("figure.chart") && !typing) location.reload();
   });
   source.addEventListener("reload", () => changed(id));
   source.addEventListener("goodbye", () => { quiet(); location.reload(); });
@@ -38,7 +64,7 @@ function listen() {
     // Closed for good: there are too many viewers, or the session has ended. Ask now and then instead.
     if (source && source.readyState === EventSource.CLOSED) {
       quiet();
-      polling = setInterval(() => changed(id), POLL_MILLISECONDS);
+      polling = setInterval(() => document.querySelector("[data-events]") ? changed(id) : quiet(), POLL_MILLISECONDS);
     }
   });
 }
