@@ -45,7 +45,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_helm
 def test_a_release_has_all_of_its_files_and_their_checksums(dist: Path) -> None:
-    sums = dict(reversed(line.split()) for line in (dist / "SHA256SUMS").read_text().splitlines())
+    listed = [line.split() for line in (dist / "SHA256SUMS").read_text().splitlines()]
+    sums = {name: digest for digest, name in listed}
     assert sums.keys() == {
         "CHANGES.md",
         f"finetune-operator-{VERSION}.tgz",
