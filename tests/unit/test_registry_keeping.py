@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
+import tracemalloc
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import insert, select, text
 
 from finetune.registry import backup
 from finetune.registry.blobs import open_store
 from finetune.registry.database import parse_url
 from finetune.registry.migrate import migrate, synchronous_engine
-from finetune.registry.schema import metadata
+from finetune.registry.schema import content_chunks, contents, metadata
 from tests.support.adapters import adapter_files, make_version
+from tests.support.postgresql import PostgreSQL
 from tests.support.registry import pairs, run_document, serving
 from tests.unit.test_registry_server import Finetune, finetune
 
@@ -150,12 +153,109 @@ def test_what_is_no_backup_and_what_fails_halfway_leaves_the_database_empty(
         for name in source.namelist():
             content = source.read(name)
             target.writestr(name, content * 2 if name == "tables/audit.jsonl" else content)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(backup.BackupError, match="do not fit together"):
         backup.restore(twice, parse_url(database_url))
     migrate(parse_url(database_url))
     assert {name: len(rows) for name, rows in rows_of(database_url).items() if rows} == {"compatibility": 1}
     backup.restore(good, parse_url(database_url))
     assert rows_of(database_url) == rows_of(url)
+
+
+def blob_folder(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "blobs").rglob("*") if path.is_file())
+
+
+def test_files_that_cannot_be_read_leave_no_half_of_a_backup(tmp_path: Path, finetune: Finetune) -> None:
+    url, file = f"sqlite:///{tmp_path}/registry.db", tmp_path / "registry.backup"
+    with registry(url, tmp_path) as http:
+        fill(http)
+    last = blob_folder(tmp_path)[-1]
+    last.rename(last.with_name("elsewhere"))
+    last.mkdir()  # a disk that fails
+    at = ("registry", "backup", str(file), f"--database-url={url}", "--files")
+    failed = finetune(*at)
+    assert (failed.code, "does not answer" in failed.err) == (1, True), failed
+    assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == []
+    last.rmdir()
+    made = finetune(*at)  # a deletion while it was made looks like this
+    assert (made.code, f"1 files are not in the store {tmp_path}/blobs" in made.err, last.name in made.err) == (
+        0,
+        True,
+        True,
+    ), made
+    assert "and 4 files" in made.out
+    missing = finetune("registry", "backup", f"{tmp_path}/none/of/it", f"--database-url={url}")
+    assert (missing.code, "cannot be written: No such file" in missing.err) == (1, True), missing
+
+
+def test_a_restore_puts_nothing_into_a_store_that_is_not_its_own(tmp_path: Path, finetune: Finetune) -> None:
+    url, file = f"sqlite:///{tmp_path}/registry.db", tmp_path / "registry.backup"
+    with registry(url, tmp_path) as http:
+        fill(http)
+    backup.back_up(parse_url(url), file, open_store(f"file://{tmp_path}/blobs"))
+    full = tmp_path / "full"
+    with registry(f"sqlite:///{full}/registry.db", full) as http:
+        http.post("datasets/other/versions", content=pairs(2)).raise_for_status()
+    before = blob_folder(full)
+    refused = finetune("registry", "restore", str(file), f"--database-url=sqlite:///{full}/registry.db")
+    assert (refused.code, "has rows already" in refused.err) == (1, True), refused
+    assert blob_folder(full) == before
+    with pytest.raises(backup.BackupError, match="has 5 files, and there is no store"):
+        backup.restore(file, parse_url(f"sqlite:///{tmp_path}/new.db"))
+    content = bytearray(file.read_bytes())
+    content[content.index(b"tables/dataset_versions.jsonl") + 40] ^= 0xFF
+    file.write_bytes(content)
+    damaged = finetune("registry", "restore", str(file), f"--database-url=sqlite:///{tmp_path}/new/registry.db")
+    assert (damaged.code, f"{file} is damaged" in damaged.err) == (1, True), damaged
+
+
+def test_a_database_that_a_newer_registry_has_changed_is_not_backed_up_without_its_columns(tmp_path: Path) -> None:
+    url = parse_url(f"sqlite:///{tmp_path}/registry.db")
+    migrate(url)
+    engine = synchronous_engine(url)
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(backup.BackupError, match="schema 9999"):
+        backup.back_up(url, tmp_path / "registry.backup")
+    assert not list(tmp_path.glob("*backup*"))
+
+
+def test_a_user_of_the_database_who_may_not_is_one_line(postgresql_server: PostgreSQL, finetune: Finetune) -> None:
+    url = postgresql_server.new_database()
+    user = f"guest_{uuid.uuid4().hex[:6]}"
+    engine = synchronous_engine(parse_url(url))
+    with engine.connect() as connection, connection.begin():
+        connection.execute(text(f"CREATE ROLE {user} LOGIN"))
+        connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))  # as it is from PostgreSQL 15 on
+    engine.dispose()
+    guest = f"--database-url={url.replace('finetune@', f'{user}@')}"
+    for command in ("migrate", "namespaces"):
+        done = finetune("registry", command, guest)
+        assert (done.code, "the database refuses: " in done.err, "permission denied" in done.err) == (1, True, True)
+        assert "Traceback" not in done.err
+
+
+def test_rows_of_many_bytes_are_not_all_held_in_memory(postgresql_server: PostgreSQL, tmp_path: Path) -> None:
+    database_url = postgresql_server.new_database()  # where rows are in the database
+    url, count, mib = parse_url(database_url), 24, 1024 * 1024
+    migrate(url)
+    engine = synchronous_engine(url)
+    chunk = random.Random(7).randbytes(mib)
+    with engine.connect() as connection, connection.begin():
+        (content,) = connection.execute(
+            insert(contents).values(touched_time=datetime.now(UTC), attached=True).returning(contents.c.id)
+        ).one()
+        for number in range(count):
+            connection.execute(insert(content_chunks).values(content_id=content, number=number, data=chunk))
+    engine.dispose()
+    tracemalloc.start()
+    backup.back_up(url, tmp_path / "registry.backup")
+    backup.restore(tmp_path / "registry.backup", parse_url(f"sqlite:///{tmp_path}/new/registry.db"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * mib
+    assert rows_of(f"sqlite:///{tmp_path}/new/registry.db") == rows_of(database_url)
 
 
 def test_the_audit_trail_is_read_by_page_and_by_what_is_asked(
@@ -180,6 +280,8 @@ def test_the_audit_trail_is_read_by_page_and_by_what_is_asked(
         (pushed,) = http.get("audit", params={"action": "CreateDatasetVersion", "actor": "local"}).json()["items"]
         assert (pushed["subject"], pushed["details"]["rows"]) == ("tickets/1", 40)
         assert http.get("audit", params={"subject": "tickets"}).json()["items"] == [pushed]
+        of_adapter = http.get("audit", params={"subject": "support"}).json()["items"]
+        assert [each["subject"] for each in of_adapter] == ["support/1", "support@production", "support/1"]
         assert http.get("audit", params={"subject": "ticket"}).json()["items"] == []
         assert http.get("audit", params={"since": "2100-01-01T00:00:00Z"}).json()["items"] == []
         assert http.get("audit", params={"limit": 0}).status_code == 422

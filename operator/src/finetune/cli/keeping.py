@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import registry
+
+NAMED = 5
+"""Files that a warning names."""
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -33,7 +37,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     audit.add_argument("namespace", nargs="?", help="its name, or a former one's key (default: all)")
     audit.add_argument("--actor", help="who")
     audit.add_argument("--action", help="what, such as CreateDatasetVersion or DeleteAdapter")
-    audit.add_argument("--subject", help="to what: a name, or name/version")
+    audit.add_argument("--subject", help="to what: a name with all of it, name/version or name@alias")
     audit.add_argument("--since", type=_time, metavar="TIME", help="not before this time, such as 2026-11-28T10:00")
     audit.add_argument("--limit", type=_count, default=100, help="so many entries (default: %(default)s)")
     audit.add_argument("-o", "--output", choices=("table", "json"), default="table", help="(default: %(default)s)")
@@ -61,29 +65,31 @@ def _count(text: str) -> int:
 
 def _back_up(arguments: argparse.Namespace) -> int:
     def act(url: URL, store: BlobStore | None) -> str:
-        import asyncio
-
-        from finetune.registry.backup import back_up, back_up_files
+        from finetune.registry.backup import BackupError, back_up
         from finetune.registry.migrate import migrate
 
+        if arguments.files and store is None:
+            raise BackupError("there is no store whose files could be in the backup: give --store, or no --files")
         migrate(url)
-        counts = back_up(url, arguments.file)
-        files = asyncio.run(back_up_files(store, arguments.file)) if store is not None and arguments.files else 0
+        made = back_up(url, arguments.file, store if arguments.files else None)
+        if made.missing and store is not None:
+            print(
+                f"finetune registry: {len(made.missing)} files are not in the store {store.name}, deleted just now or "
+                f"lost, and not in the backup: {', '.join(made.missing[:NAMED])}",
+                file=sys.stderr,
+            )
         beside = "" if arguments.files or store is None else f"; back up the store now, too: {store.name}"
-        return f"{arguments.file}: {sum(counts.values())} rows and {files} files{beside}"
+        return f"{arguments.file}: {sum(made.rows.values())} rows and {made.files} files{beside}"
 
     return registry.on_backup(arguments, act)
 
 
 def _restore(arguments: argparse.Namespace) -> int:
     def act(url: URL, store: BlobStore | None) -> str:
-        import asyncio
+        from finetune.registry.backup import restore
 
-        from finetune.registry.backup import restore, restore_files
-
-        files = asyncio.run(restore_files(arguments.file, store)) if store is not None else 0
-        counts = restore(arguments.file, url)
-        return f"restored {sum(counts.values())} rows and {files} files"
+        made = restore(arguments.file, url, store)
+        return f"restored {sum(made.rows.values())} rows and {made.files} files"
 
     return registry.on_backup(arguments, act)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 DATABASE_URL = "FINETUNE_DATABASE_URL"
 STORE = "FINETUNE_STORE"
+REFUSALS = frozenset({"42501", "25006"})
+"""SQLSTATE of what an administrator must grant: a privilege that is missing, a database that is only read."""
 ADMINISTRATOR = "administrator"
 """Who the audit trail says has used the commands on the database itself."""
 
@@ -372,7 +374,7 @@ def _database_url(arguments: argparse.Namespace) -> str:
 
 def _on_database(action: Callable[[], None], log_format: Format) -> int:
     """Run something that needs the database; what an administrator can mend becomes one line, not a traceback."""
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.exc import DBAPIError, OperationalError
 
     from finetune.registry.migrate import UnknownRevision
 
@@ -384,6 +386,11 @@ def _on_database(action: Callable[[], None], log_format: Format) -> int:
         return _fail(error, code=1)
     except OperationalError as error:
         return _fail(f"the database does not answer: {error.orig}", code=1)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in REFUSALS:
+            raise
+        said = str(error.orig).partition("\n")[0]
+        return _fail(f"the database refuses: {said}; the registry's user owns its tables and may write", code=1)
     return 0
 
 

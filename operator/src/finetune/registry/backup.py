@@ -1,17 +1,22 @@
 """A registry in one file, whatever its database: every row, and if wanted the store's files. And back.
 
 The file is a ZIP: `backup.json` says what it is, `tables/<name>.jsonl` has a table's rows, `blobs/<sha256>` the store's
-files. Rows are read in one snapshot, before the files: a file that no row knows does no harm. A restore goes into an
+files that the rows name. Rows are read in one snapshot, before the files. A restore goes into an
 empty database of either kind, first with the schema that the backup has, then migrated to this version's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
+import re
 import zipfile
-from collections.abc import AsyncIterator, Callable
+import zlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -35,75 +40,144 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
 from .blobs import BlobStore
 from .blobs.base import BLOCK_BYTES
-from .migrate import alembic_config, head, migrate, synchronous_engine
-from .schema import metadata
+from .blobs.errors import BlobMissing
+from .migrate import alembic_config, head, migrate, synchronous_engine, wait_for_turn
+from .schema import blobs, metadata
 
 FORMAT = 1
 LEFT_OUT = frozenset({"sessions"})
 """Tables that die with their registry: who was logged in logs in again."""
 ROWS_AT_ONCE = 500
+FILES = "blobs/"
+_FILE = re.compile(f"{FILES}[0-9a-f]{{64}}")
 
 
 class BackupError(Exception):
     """A backup cannot be made, or this file cannot be restored here."""
 
 
-def back_up(url: URL, path: Path) -> dict[str, int]:
-    """Write the rows of a migrated database into `path`; returns how many there are of each table.
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What is in a backup, or came back from it."""
 
-    The file appears whole or not at all, and only its owner can read it. Raises `BackupError` when it is there.
+    rows: dict[str, int]
+    """Of each table."""
+    files: int = 0
+    missing: tuple[str, ...] = ()
+    """SHA-256 of the files that rows name and the store does not have: deleted meanwhile, or lost."""
+
+
+def back_up(url: URL, path: Path, store: BlobStore | None = None) -> Counts:
+    """Write the rows of a migrated database into `path`, and the files that they name if there is a `store`.
+
+    The file appears whole or not at all, and only its owner can read it. Raises `BackupError` when it is there, and the
+    errors of the store.
     """
     if path.exists():
         raise BackupError(f"{path} is there already: name another file")
     temporary = path.with_name(f".{path.name}.tmp")
-    counts: dict[str, int] = {}
     engine = _reading_engine(url)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as raw:
-            with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as file, engine.connect() as connection:
-                for table in _tables():
-                    with file.open(f"tables/{table.name}.jsonl", "w", force_zip64=True) as member:
-                        counts[table.name] = _dump(connection, table, member.write)
-                about = {"format": FORMAT, "schema": head(), "time": datetime.now(UTC).isoformat(), "rows": counts}
-                file.writestr("backup.json", json.dumps(about))
+            with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as file:
+                with engine.connect() as connection:
+                    counts, digests = _write_rows(connection, file)
+                if store is not None:
+                    counts = asyncio.run(_write_files(store, digests, file, counts))
             raw.flush()
             os.fsync(raw.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise BackupError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         engine.dispose()
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return counts
 
 
-async def back_up_files(store: BlobStore, path: Path) -> int:
-    """Add the files of the store to a backup; returns how many there are. Raises the errors of the store."""
-    count = 0
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as file:
-        async for blob in store.list():
-            with file.open(f"blobs/{blob.sha256}", "w", force_zip64=True) as member:
-                async for block in await store.read(blob.sha256):
-                    member.write(block)
-            count += 1
-    return count
+def _write_rows(connection: Connection, file: zipfile.ZipFile) -> tuple[Counts, list[str]]:
+    """Write all tables; gives the digests of the files that the store has at that moment, too."""
+    present = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if present != head():  # what an older registry does not know it would leave out
+        raise BackupError(f"the database has schema {present}, this registry knows {head()}: use the newer image")
+    rows: dict[str, int] = {}
+    for table in _tables():
+        with file.open(f"tables/{table.name}.jsonl", "w", force_zip64=True) as member:
+            rows[table.name] = _dump(connection, table, member.write)
+    about = {"format": FORMAT, "schema": head(), "time": datetime.now(UTC).isoformat(), "rows": rows}
+    file.writestr("backup.json", json.dumps(about))
+    kept = select(blobs.c.sha256).where(blobs.c.stored.is_(True), blobs.c.deleting.is_(False))
+    return Counts(rows=rows), list(connection.execute(kept.order_by(blobs.c.sha256)).scalars())
 
 
-async def restore_files(path: Path, store: BlobStore) -> int:
-    """Put the files of a backup into the store, before its rows; returns how many there are.
+async def _write_files(store: BlobStore, digests: Sequence[str], file: zipfile.ZipFile, counts: Counts) -> Counts:
+    missing = []
+    for sha256 in digests:
+        try:
+            blocks = await store.read(sha256)
+        except BlobMissing:
+            missing.append(sha256)
+            continue
+        with file.open(zipfile.ZipInfo(f"{FILES}{sha256}"), "w", force_zip64=True) as member:  # is compressed as it is
+            async for block in blocks:
+                member.write(block)
+    return replace(counts, files=len(digests) - len(missing), missing=tuple(missing))
 
-    Raises the errors of the store, `DigestMismatch` for a file that is not what its name says, and `BackupError`.
+
+def restore(path: Path, url: URL, store: BlobStore | None = None) -> Counts:
+    """Fill an empty database with the rows of a backup, after the store got its files.
+
+    All rows are one transaction: a restore that is cut leaves an empty database, and can be done again. Raises
+    `BackupError`, the errors of the store, and `DigestMismatch` for a file that is not what its name says.
     """
-    with _opened(path) as file:
-        names = [name for name in file.namelist() if name.startswith("blobs/")]
-        for name in names:
-            with file.open(name) as member:
-                blocks = _blocks(partial(member.read, BLOCK_BYTES))
-                await store.put(name.removeprefix("blobs/"), blocks, size=file.getinfo(name).file_size)
-    return len(names)
+    engine = synchronous_engine(url)
+    try:
+        with _opened(path) as file:
+            revision = _revision(path, file)
+            files = [name for name in file.namelist() if _FILE.fullmatch(name)]
+            if files and store is None:
+                raise BackupError(f"{path} has {len(files)} files, and there is no store for them: give --store")
+            with engine.connect() as connection:  # before anything is in the store that nobody wants there
+                _refuse_full(connection)
+            if store is not None:
+                asyncio.run(_restore_files(file, files, store))
+            with engine.connect() as connection, connection.begin():
+                wait_for_turn(connection)
+                _make_schema(connection, revision)
+                rows = _load(connection, file)
+                if connection.dialect.name == "postgresql":
+                    _count_on(connection)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise BackupError(f"{path} is damaged: {error}") from error
+    except IntegrityError as error:
+        raise BackupError(f"the rows of {path} do not fit together: {error.orig}") from error
+    finally:
+        engine.dispose()
+    migrate(url)
+    return Counts(rows=rows, files=len(files))
+
+
+def _revision(path: Path, file: zipfile.ZipFile) -> str:
+    about = json.loads(file.read("backup.json"))
+    if about.get("format") != FORMAT or about["schema"] > head():
+        raise BackupError(
+            f"{path} was made by a newer registry (schema {about.get('schema')}, this one knows up to {head()})"
+        )
+    return str(about["schema"])
+
+
+async def _restore_files(file: zipfile.ZipFile, names: Sequence[str], store: BlobStore) -> None:
+    for name in names:
+        with file.open(name) as member:
+            blocks = _blocks(partial(member.read, BLOCK_BYTES))
+            await store.put(name.removeprefix(FILES), blocks, size=file.getinfo(name).file_size)
 
 
 async def _blocks(read: Callable[[], bytes]) -> AsyncIterator[bytes]:
@@ -111,32 +185,8 @@ async def _blocks(read: Callable[[], bytes]) -> AsyncIterator[bytes]:
         yield block
 
 
-def restore(path: Path, url: URL) -> dict[str, int]:
-    """Fill an empty database with the rows of a backup; returns how many there are of each table.
-
-    All of it is one transaction: a restore that is cut leaves an empty database. Raises `BackupError`.
-    """
-    with _opened(path) as file:
-        about = json.loads(file.read("backup.json"))
-        if about.get("format") != FORMAT or about["schema"] > head():
-            raise BackupError(
-                f"{path} was made by a newer registry (schema {about.get('schema')}, this one knows up to {head()})"
-            )
-        engine = synchronous_engine(url)
-        try:
-            with engine.connect() as connection, connection.begin():
-                _make_schema(connection, about["schema"])
-                counts = _load(connection, file)
-                if connection.dialect.name == "postgresql":
-                    _count_on(connection)
-        finally:
-            engine.dispose()
-    migrate(url)
-    return counts
-
-
-def _make_schema(connection: Connection, revision: str) -> None:
-    """Give an empty database the schema of that revision. Raises `BackupError` when it has rows."""
+def _refuse_full(connection: Connection) -> MetaData:
+    """The tables of a database, which may be none. Raises `BackupError` when they have rows."""
     found = MetaData()
     found.reflect(connection)
     full = [
@@ -147,7 +197,12 @@ def _make_schema(connection: Connection, revision: str) -> None:
     ]
     if full:
         raise BackupError(f"the database has rows already ({', '.join(full)}): restore into an empty one")
-    if "alembic_version" in found.tables:
+    return found
+
+
+def _make_schema(connection: Connection, revision: str) -> None:
+    """Give an empty database the schema of that revision. Raises `BackupError` when it has rows."""
+    if "alembic_version" in _refuse_full(connection).tables:
         present = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         if present != revision:
             raise BackupError(
@@ -173,7 +228,7 @@ def _load(connection: Connection, file: zipfile.ZipFile) -> dict[str, int]:
                 column.type = JSON(none_as_null=True)
         counts[name] = 0
         with file.open(f"tables/{name}.jsonl") as member:
-            while lines := list(islice(member, ROWS_AT_ONCE)):
+            while lines := list(islice(member, _rows_at_once(table))):
                 rows = [_decoded(table, json.loads(line), naive=connection.dialect.name == "sqlite") for line in lines]
                 connection.execute(insert(table), rows)
                 counts[name] += len(rows)
@@ -194,9 +249,14 @@ def _tables() -> list[Table]:
     return [table for table in metadata.sorted_tables if table.name not in LEFT_OUT]
 
 
+def _rows_at_once(table: Table) -> int:
+    """As many as fit into little memory: a row of bytes may have a MiB, and a third more in its words."""
+    return 4 if any(isinstance(column.type, LargeBinary) for column in table.c) else ROWS_AT_ONCE
+
+
 def _dump(connection: Connection, table: Table, write: Callable[[bytes], Any]) -> int:
     count = 0
-    query = select(table).execution_options(yield_per=ROWS_AT_ONCE)
+    query = select(table).execution_options(yield_per=_rows_at_once(table))
     for row in connection.execute(query):
         document = {key: _encoded(value) for key, value in row._mapping.items()}  # noqa: SLF001 - documented API
         write(json.dumps(document, ensure_ascii=False).encode() + b"\n")

@@ -58,12 +58,17 @@ def migrate(url: URL) -> tuple[str | None, str]:
     engine = synchronous_engine(url)
     try:
         with engine.connect() as connection, connection.begin():
-            if engine.dialect.name == "postgresql":
-                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            wait_for_turn(connection)
             return _upgrade(connection)
     finally:
         engine.dispose()
+
+
+def wait_for_turn(connection: Connection) -> None:
+    """Let nobody else change the schema until the transaction ends; on SQLite it has begun with the write lock."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
 
 
 def _upgrade(connection: Connection) -> tuple[str | None, str]:

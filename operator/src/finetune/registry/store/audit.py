@@ -23,7 +23,7 @@ class AuditFilter:
     actor: str | None = None
     action: str | None = None
     subject: str | None = None
-    """What it was done to: a name, `name/version`, a run's name."""
+    """What it was done to: a name with its versions and aliases, `name/version`, `name@alias`, a run's name."""
     since: datetime | None = None
     until: datetime | None = None
 
@@ -42,8 +42,8 @@ class AuditLog:
             if value is not None:
                 query = query.where(audit.c[name] == value)
         if wanted.subject is not None:
-            versions = audit.c.subject.startswith(f"{wanted.subject}/", autoescape=True)
-            query = query.where(or_(audit.c.subject == wanted.subject, versions))
+            parts = (audit.c.subject.startswith(f"{wanted.subject}{mark}", autoescape=True) for mark in "/@")
+            query = query.where(or_(audit.c.subject == wanted.subject, *parts))
         if wanted.since is not None:
             query = query.where(audit.c.time >= wanted.since)
         if wanted.until is not None:
