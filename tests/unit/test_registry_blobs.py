@@ -144,11 +144,29 @@ async def test_a_deleted_blob_is_gone_and_deleting_it_again_is_no_error(store: B
         await store.read(name)
 
 
+async def test_all_that_a_blob_needs_is_on_the_disk_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, real = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").resolve())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    name = await put(FolderStore(tmp_path), b"bytes")
+    folder = tmp_path / name[:2]
+    assert flushed[0] == tmp_path  # the folder's own name
+    assert flushed[1].parent == folder
+    assert flushed[2:] == [folder]
+
+
 async def test_what_a_kill_left_is_swept_once_it_is_old(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     name = await put(store, b"bytes")
     left = tmp_path / name[:2] / f".{name}.1234abcd.tmp"
     left.write_bytes(b"by")
+    left.with_name(".gone.tmp").symlink_to("nowhere")  # one that ends while it is looked at has no times any more
     assert await store.sweep(datetime.now(UTC) - timedelta(hours=1)) == 0
     assert await store.sweep(datetime.now(UTC) + timedelta(seconds=1)) == 1
     assert await names(store) == {name: 5}

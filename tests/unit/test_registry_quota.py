@@ -16,7 +16,7 @@ import pytest
 from finetune.registry.blobs import open_store
 from finetune.registry.server import InvalidSettings, Settings
 from finetune.registry.store.files import FileLimits
-from tests.support.adapters import adapter_files, announce, make_version
+from tests.support.adapters import adapter_files, announce, make_version, send
 from tests.support.registry import pairs, run_document, serving
 
 FILES = adapter_files(numbers=1000)
@@ -59,6 +59,18 @@ def test_a_namespace_has_no_more_than_it_may(http: httpx.Client) -> None:
     assert http.delete("adapters/support/versions/3").status_code == 200
     assert http.post("datasets/tickets/versions", content=rows).status_code == 201
     assert announce(http, uid, FILES).json()["missing"] == []  # needs no room
+
+
+def test_other_files_of_a_run_need_the_room_of_those_before(http: httpx.Client) -> None:
+    make_version(http, str(uuid.uuid4()), FILES)
+    uid = str(uuid.uuid4())
+    http.put(f"runs/{uid}", json=run_document()).raise_for_status()
+    for salt in (1, 2):
+        files = adapter_files(salt=salt)
+        missing = announce(http, uid, files)
+        assert missing.status_code == 200, missing.text
+        for content in files.values():
+            assert send(http, uid, content).status_code in {200, 201}
 
 
 def test_retention_keeps_the_newest_what_has_an_alias_and_what_a_run_goes_on_from(

@@ -103,15 +103,14 @@ class FolderStore:
         """See `BlobStore.sweep`."""
 
         def remove() -> int:
-            old = [
-                path
-                for folder in _folders(self._root)
-                for path in folder.glob(".*.tmp")
-                if path.stat().st_mtime < before.timestamp()
-            ]
-            for path in old:
-                path.unlink(missing_ok=True)
-            return len(old)
+            count = 0
+            for folder in _folders(self._root):
+                for path in folder.glob(".*.tmp"):
+                    with suppress(FileNotFoundError):  # an upload that has ended just now
+                        if path.stat().st_mtime < before.timestamp():
+                            path.unlink()
+                            count += 1
+            return count
 
         return await self._run(remove)
 
@@ -158,7 +157,9 @@ class _Writing:
     """A blob on its way to the disk. Who gave it up does not wait for the write that may still be under way."""
 
     def __init__(self, path: Path, check: DigestCheck) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _flush_folder(path.parent.parent)  # else a power cut may take the new folder, with what is in it
         self._path = path
         self._check = check
         self._lock = threading.Lock()

@@ -87,13 +87,14 @@ class FileStore:
             await _refuse_others(connection, run, request.files)
             held = await _held(connection, namespace, {file.sha256 for file in request.files})
             wanted = {(file.sha256, file.bytes) for file in request.files} - held
-            await self._quota.check(connection, namespace, sum(size for _, size in wanted))
             await connection.execute(delete(run_files).where(run_files.c.run_id == run.id))
             rows = [
                 {**file.model_dump(), "run_id": run.id, "held": (file.sha256, file.bytes) in held}
                 for file in request.files
             ]
             await connection.execute(insert(run_files), rows)
+            # By now: what the run had announced before needs no room any more.
+            await self._quota.check(connection, namespace, sum(size for _, size in wanted))
             stored = await settle(connection, run, actor=actor)
             return MissingFiles(missing=sorted({row["sha256"] for row in rows if not row["held"]}), stored=stored)
 
