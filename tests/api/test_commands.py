@@ -301,10 +301,19 @@ def test_logs_are_followed_from_attempt_to_attempt(
         assert last.out == "rows\nstep 2\ufffd[2J\nend\n"
         assert person("logs", "logged", "--attempt=1", "-c", "trainer").out.startswith("step 1")
         assert "it has export, trainer" in person("logs", "logged", "-c", "none").err
-        put_status(kubectl, "logged", phase="Succeeded", result=RESULT)
+
+        def end() -> None:  # while nobody reads
+            kubelet.logs["logged-2/trainer"] += "\nand more"
+            _set_states(kubectl, "logged-2", "Succeeded", "terminated")
+            put_status(kubectl, "logged", phase="Succeeded", result=RESULT)
+
+        _set_states(kubectl, "logged-2", "Running", "running")
+        kubelet.cuts["logged-2/trainer"] = end
         followed = person("logs", "-f", "logged")
     assert followed.code == 0
-    assert [line[:6] for line in followed.out.splitlines()] == ["rows", "step 1", "end", "rows", "step 2", "end"]
+    assert [line[:6] for line in followed.out.splitlines()] == [
+        "rows", "step 1", "end", "rows", "step 2", "end", "and mo",
+    ]  # fmt: skip
     assert "==> logged-1 export" in followed.err
 
 
@@ -318,12 +327,20 @@ def _pod(kubectl: Kubectl, name: str, uid: str, node: str, phase: str) -> None:
             "spec": {"nodeName": node, "initContainers": [{"name": "export", "image": "i"}], "containers": containers},
         }
     )
-    ended = {"terminated": {"exitCode": 0, "startedAt": stamp(), "finishedAt": stamp()}}
-    common = {"image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": ended}
+    _set_states(kubectl, name, phase, "terminated")
+
+
+def _set_states(kubectl: Kubectl, name: str, phase: str, trainer: str) -> None:
+    """Say that the pod's export has ended, and what its trainer does."""
+    states = {
+        "terminated": {"terminated": {"exitCode": 0, "startedAt": stamp(), "finishedAt": stamp()}},
+        "running": {"running": {"startedAt": stamp()}},
+    }
+    common = {"image": "i", "imageID": "", "ready": False, "restartCount": 0}
     status = {
         "phase": phase,
-        "initContainerStatuses": [{"name": "export", **common}],
-        "containerStatuses": [{"name": "trainer", **common}],
+        "initContainerStatuses": [{"name": "export", **common, "state": states["terminated"]}],
+        "containerStatuses": [{"name": "trainer", **common, "state": states[trainer]}],
     }
     kubectl.patch("pods", name, {"status": status}, subresource="status")
 

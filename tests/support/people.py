@@ -9,12 +9,12 @@ import socketserver
 import ssl
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
@@ -208,17 +208,31 @@ class LogServer:
 
     logs: dict[str, str] = field(default_factory=dict)
     """By `pod/container`."""
+    cuts: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """Containers whose next answer ends after a line, as where a proxy has cut it; what is called then."""
     port: int = 0
+
+    def answer(self, container: str, query: Mapping[str, str]) -> str:
+        """A log; with times each line has a second of its own."""
+        lines = self.logs.get(container, "").splitlines(keepends=True)
+        if query.get("timestamps") == "true":
+            stamps = [f"2026-11-28T09:00:{number:02}.123456789Z" for number in range(len(lines))]
+            since = query.get("sinceTime", "")[:19]
+            lines = [f"{stamp} {line}" for stamp, line in zip(stamps, lines, strict=True) if stamp[:19] >= since]
+        if (cut := self.cuts.pop(container, None)) is not None:
+            cut()
+            return lines[0]
+        return "".join(lines)
 
     @contextlib.contextmanager
     def serving(self, certificate: Path) -> Iterator[LogServer]:
         """Serve on the loopback; `certificate` is any pair, for the API server does not check it here."""
-        logs = self.logs
+        kubelet = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                path = urlsplit(self.path).path
-                text = logs.get("/".join(path.split("/")[3:5]), "").encode()
+                asked = urlsplit(self.path)
+                text = kubelet.answer("/".join(asked.path.split("/")[3:5]), dict(parse_qsl(asked.query))).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from .views import RunView, of_object
 
 if TYPE_CHECKING:
     from finetune.clients.cluster import Cluster
+    from finetune.clients.kubernetes_errors import KubernetesError
 
 POLL_SECONDS = 2.0
 SERIES_SECONDS = 6.0
@@ -31,6 +33,8 @@ STEPS_A_LINE = 10
 """Without a terminal a line is written for so many percent of progress."""
 CONTAINERS = ("export", "trainer", "collect")
 """The project's containers, in the order in which they run."""
+
+_STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) ?(.*)", re.DOTALL)
 
 Document = dict[str, Any]
 
@@ -72,9 +76,9 @@ async def follow(session: Session, name: str, *, namespace: str) -> int:
             note(f"{name} was deleted; `finetune status {name}` says what the registry knows of it")
             return 1
         except KubernetesError as error:
-            if error.status and error.status < 500 and error.status != 429:
+            if not passes(error):
                 raise
-            continue  # the API server is away for a moment, and the run goes on without us
+            continue
         if found.uid != view.uid:
             note(f"{name} was deleted, and there is another run of that name now")
             return 1
@@ -94,6 +98,11 @@ async def _curves(session: Session, namespace: str, view: RunView, known: Curves
     by_metric = {each.metric: each.values for each in found.items}
     evaluation = by_metric.get("evaluationLoss")
     return Curves(tuple(by_metric.get("loss", ())), str(evaluation[-1]) if evaluation else None)
+
+
+def passes(error: KubernetesError) -> bool:
+    """Whether the API server is away for a moment: the run goes on without us, and we ask again."""
+    return not error.status or error.status >= 500 or error.status == 429
 
 
 class Screen:
@@ -166,9 +175,9 @@ async def logs(session: Session, arguments: argparse.Namespace) -> int:
 
     cluster = await session.cluster()
     view = of_object(await cluster.get(runs_path(session.namespace, arguments.name)))
-    reader = Reader(cluster, session.namespace, view.uid, only=arguments.container, tail=arguments.tail)
+    reader = Reader(cluster, session.namespace, view, only=arguments.container, tail=arguments.tail)
     if arguments.follow:
-        await reader.follow(arguments.name)
+        await reader.follow()
         return 0
     pods = await reader.pods()
     if not pods:
@@ -193,10 +202,11 @@ def _no_pods(view: RunView) -> str:
 class Reader:
     """Reads the logs of a run's pods, each container once."""
 
-    def __init__(self, cluster: Cluster, namespace: str, uid: str, *, only: str | None, tail: int | None) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, run: RunView, *, only: str | None, tail: int | None) -> None:
         self._cluster = cluster
         self._namespace = namespace
-        self._uid = uid
+        self._run = run.name
+        self._uid = run.uid
         self._only = only
         self._tail = tail
         self._done: set[tuple[str, str]] = set()
@@ -210,18 +220,24 @@ class Reader:
         found = await self._cluster.items(path, labelSelector=f"{UID_LABEL}={self._uid}")
         return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
-    async def follow(self, name: str) -> None:
+    async def follow(self) -> None:
         """Print what is written until the run has ended and all of it was printed."""
         from finetune.clients.cluster import runs_path
-        from finetune.clients.kubernetes_errors import NotFoundError
+        from finetune.clients.kubernetes_errors import KubernetesError, NotFoundError
 
         while True:
             try:
-                view = of_object(await self._cluster.get(runs_path(self._namespace, name)))
+                view = of_object(await self._cluster.get(runs_path(self._namespace, self._run)))
+                pods = await self.pods()
             except NotFoundError:
-                note(f"{name} was deleted")
+                note(f"{self._run} was deleted")
                 return
-            fresh = [await self.read(pod, follow=True) for pod in await self.pods()]
+            except KubernetesError as error:
+                if not passes(error):
+                    raise
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            fresh = [await self.read(pod, follow=True) for pod in pods]
             if any(fresh):
                 continue
             if view.is_over or view.uid != self._uid:
@@ -237,30 +253,52 @@ class Reader:
             if key not in self._done and has_begun(pod, container):
                 self._done.add(key)
                 fresh = True
-                await self._print(pod["metadata"]["name"], container, follow=follow)
+                await self._print(pod, container, follow=follow)
         return fresh
 
-    async def _print(self, pod: str, container: str, *, follow: bool) -> None:
-        """Print a container's log; after a broken connection it goes on where it was."""
+    async def _print(self, pod: Document, container: str, *, follow: bool) -> None:
+        """Print a container's log; one that is followed goes on where it was until the container has ended.
+
+        A stream ends before that where a proxy cuts it, or where the node begins a new file.
+        """
         from finetune.clients.kubernetes_errors import KubernetesError
 
-        print(painted(f"==> {pod} {container}", "bold"), file=sys.stderr, flush=True)
-        printed = 0
+        name = pod["metadata"]["name"]
+        print(painted(f"==> {name} {container}", "bold"), file=sys.stderr, flush=True)
+        last = ""
         while True:
-            seen = 0
+            ended = not follow or await self._has_ended(name, container)
+            since, tail = last, None if last else self._tail
+            lines = self._cluster.log(self._namespace, name, container, follow=follow, tail=tail, since=since)
             try:
-                async for text in self._cluster.log(self._namespace, pod, container, follow=follow, tail=self._tail):
-                    seen += 1
-                    if seen > printed:
-                        print(printable(text), flush=True)
-                        printed = seen
+                async for text in lines:
+                    stamp, words = stamped(text) if follow else ("", text)
+                    if not since or not stamp or moment(stamp) > moment(since):
+                        print(printable(words), flush=True)
+                    last = stamp or last
             except KubernetesError as error:
-                if error.status or not follow or self._tail:
-                    note(f"the log of {pod} {container} cannot be read: {error.message}")
+                if ended or not passes(error):
+                    note(f"the log of {name} {container} cannot be read: {error.message}")
                     return
-                await asyncio.sleep(POLL_SECONDS)
-                continue
-            return
+            if ended:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _has_ended(self, pod: str, container: str) -> bool:
+        """Whether nothing more will be written: the container has ended, or the run has, or one of them is gone."""
+        from finetune.clients.cluster import runs_path
+        from finetune.clients.kubernetes_errors import KubernetesError, NotFoundError
+
+        try:
+            found = await self._cluster.get(f"/api/v1/namespaces/{self._namespace}/pods/{pod}")
+            view = of_object(await self._cluster.get(runs_path(self._namespace, self._run)))
+        except NotFoundError:
+            return True
+        except KubernetesError as error:
+            if not passes(error):
+                raise
+            return False
+        return view.uid != self._uid or view.is_over or "running" not in _state(found, container)
 
     def _containers(self, pod: Document) -> Sequence[str]:
         named = [each["name"] for part in ("initContainers", "containers") for each in pod["spec"].get(part) or ()]
@@ -280,12 +318,27 @@ class Reader:
             note(f"waiting; the run is {words}")
 
 
+def stamped(line: str) -> tuple[str, str]:
+    """The time that begins a line of a followed log, and the container's words; a node's own have no time."""
+    found = _STAMPED.fullmatch(line)
+    return (found[1], found[2]) if found else ("", line)
+
+
+def moment(stamp: str) -> datetime:
+    """The time of a line; nodes write it in their own time zone."""
+    return datetime.fromisoformat(stamp)
+
+
 def has_begun(pod: Document, container: str) -> bool:
     """Whether a container runs or has run."""
+    state = _state(pod, container)
+    return "running" in state or "terminated" in state
+
+
+def _state(pod: Document, container: str) -> Document:
     status = pod.get("status") or {}
     listed: Iterable[Document] = [
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),
     ]
-    state: Document = next((each.get("state") or {} for each in listed if each["name"] == container), {})
-    return "running" in state or "terminated" in state
+    return next((each.get("state") or {} for each in listed if each["name"] == container), {})

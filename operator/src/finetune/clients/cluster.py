@@ -90,10 +90,14 @@ class Cluster:
         return bool((answer.get("status") or {}).get("allowed"))
 
     async def log(
-        self, namespace: str, pod: str, container: str, *, follow: bool, tail: int | None = None
+        self, namespace: str, pod: str, container: str, *, follow: bool, tail: int | None = None, since: str = ""
     ) -> AsyncIterator[str]:
-        """The lines of a container's log, until it ends where they are followed."""
-        query = {"container": container, "follow": str(follow).lower(), **({"tailLines": str(tail)} if tail else {})}
+        """The lines of a container's log, until it ends where they are followed: then each begins with its time.
+
+        `since` is such a time; the server gives the lines from the beginning of that second on.
+        """
+        query = {"container": container, "tailLines": str(tail or ""), "sinceTime": since}
+        query |= {"follow": "true", "timestamps": "true"} if follow else {}
         path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
         asked = _asked("GET", path)
         try:
