@@ -12,7 +12,8 @@ import pytest
 
 from finetune.registry.access import Rule
 from finetune.registry.blobs import open_store
-from finetune.registry.errors import Forbidden, Unauthorized
+from finetune.registry.errors import Forbidden, Unauthorized, Unavailable
+from finetune.registry.pages import live
 from finetune.registry.reviews import Question, User
 from tests.support.pages import form_token, make_scene
 from tests.support.registry import serving
@@ -26,6 +27,8 @@ class FakeCluster:
     is_open = False
 
     def __init__(self) -> None:
+        self.tokens = {"alice-token": "alice", "proxy-token": PROXY}
+        self.is_away = False
         self.rights = {("alice", verb, "trainingruns", "ml") for verb in ("list", "get")}
 
     async def namespace_uid(self, namespace: str) -> str | None:
@@ -35,7 +38,9 @@ class FakeCluster:
         raise Forbidden("the pages do not call this", hint="")
 
     async def person(self, token: str) -> User:
-        name = {"alice-token": "alice", "proxy-token": PROXY}.get(token.split(".", maxsplit=1)[0])
+        if self.is_away:
+            raise Unavailable("the Kubernetes API does not answer", hint="try again")
+        name = self.tokens.get(token.split(".", maxsplit=1)[0])
         if name is None:
             raise Unauthorized("the API server does not accept the token", hint="send a token")
         return User(name=name, uid="1", groups=("g",), extra={"k": ("v",)}, audiences=("finetune.dev/registry",))
@@ -128,3 +133,21 @@ def test_only_the_named_proxy_says_who_somebody_is(guarded: tuple[httpx.Client, 
         assert http.get("/ui/ml/runs", headers=[token, *twice]).status_code == 403  # one of them may be the browser's
     own = {"Authorization": f"Bearer {jwt('alice-token')}", "X-Forwarded-User": "root"}
     assert "<span>alice</span>" in http.get("/ui/ml/runs", headers=own).text
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["refused", "unknown"])
+def test_a_live_page_ends_with_its_token(
+    guarded: tuple[httpx.Client, FakeCluster], monkeypatch: pytest.MonkeyPatch, is_away: bool
+) -> None:
+    monkeypatch.setattr(live, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(live, "CHECK_SECONDS", 0.1)
+    http, cluster = guarded
+    with http.stream("GET", "/ui/ml/events", headers={"Authorization": f"Bearer {jwt('alice-token')}"}) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("retry:")
+        while next(lines) != ": still here":  # she still may
+            pass
+        cluster.is_away = is_away
+        cluster.tokens.clear()
+        rest = [line for line in lines if line.startswith("event: ")]
+    assert rest == ([] if is_away else ["event: goodbye"])  # where nobody can say it, the browser asks once more
