@@ -59,6 +59,7 @@ programs: $(VENV)/ready ## Build the cluster's programs into the cache; compiler
 
 prometheus: $(VENV)/ready
 	-@$(BIN)/python -m tests.support.prometheus  # without it the tests that need it are skipped, and say so
+	-@$(BIN)/python -m tests.support.oci
 
 api: programs prometheus ## The API, the operator and the registry's authentication against a real API server
 	$(BIN)/pytest -n 3 --dist worksteal -m "not long" tests/api

@@ -7,6 +7,7 @@ async with OciClient("registry.example.com", "team/support", credentials=None) a
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -228,4 +229,4 @@ def said(text: str) -> str:
 
 
 def _basic(credentials: Credentials) -> str:
-    return aiohttp.BasicAuth(credentials.username, credentials.password, encoding="utf-8").encode()
+    return "Basic " + base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
