@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -87,6 +88,20 @@ def test_every_network_goes_without_the_addresses_that_hand_out_credentials() ->
     assert {block["cidr"]: set(block.get("except", ())) for block in blocks} == {
         each: {str(other) for other in never if holds(ip_network(each), other)} for each in NETWORKS
     }
+
+
+@needs_helm
+def test_without_networks_no_rule_opens_all_of_them() -> None:
+    """In a NetworkPolicy a rule without `to` means everybody, metadata addresses among them."""
+    peer = [{"podSelector": {"matchLabels": {"app": "postgres"}}}]
+    own = {"enabled": True, "apiServer": {"cidrs": []}, "registry": {"cidrs": [], "to": peer}}
+    values = {**own, "runs": {"enabled": True, "namespaces": ["ml"], "cidrs": []}}
+    database = ("--set", "registry.database.existingSecret.name=db")
+    objects = render("--set-json", f"networkPolicy={json.dumps(values)}", *database)
+    rules = [rule for each in objects if each["kind"] == "NetworkPolicy" for rule in each["spec"]["egress"]]
+    assert len(rules) == 6  # names for all three, the registry for two, its database
+    assert all(rule["to"] for rule in rules)
+    assert not [to for rule in rules for to in rule["to"] if "ipBlock" in to]
 
 
 def holds(network: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:

@@ -56,8 +56,12 @@ ipBlock:
     {{- end }}
 {{- end -}}
 
-{{/* Networks are reached on some ports, on all if there are none. Takes a dictionary of cidrs and ports. */}}
+{{/*
+Networks are reached on some ports, on all if there are none. Without networks there is no rule: one that names nobody
+would open everything. Takes a dictionary of cidrs and ports.
+*/}}
 {{- define "finetune-operator.cidrEgress" -}}
+{{- if .cidrs -}}
 - to:
     {{- range .cidrs }}
     - {{ include "finetune-operator.ipBlock" . | nindent 6 | trim }}
@@ -68,6 +72,7 @@ ipBlock:
     - {protocol: TCP, port: {{ . }}}
     {{- end }}
   {{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* The registry is reached. Takes the root. */}}
