@@ -211,6 +211,8 @@ def test_a_failed_run_says_what_to_do_and_is_made_again(person: Person, kubectl:
     refused = person("resume", "bad")
     assert refused.code == 2
     assert "finetune retry bad" in refused.err
+    for words in (("run", "--from"), ("retry",), ("status",)):
+        assert person("__complete", *words, "be").out == "better\n"
     kubectl.apply(manifest("third"))
     assert person("delete", "").code == 2  # an empty variable is no name of every run
     assert kubectl.find("trainingruns", "better") is not None

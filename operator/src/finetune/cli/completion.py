@@ -63,13 +63,15 @@ def complete(words: Sequence[str]) -> list[str]:
     last = rest[-1] if rest else ""
     option = parser._option_string_actions.get(last)  # noqa: SLF001 - argparse tells its options in no other way
     if option is not None and option.nargs != 0:
+        if option.metavar in RUNS:
+            return _begin(_names(before), begun)
         return _begin(map(str, option.choices or ()), begun)
     if begun.startswith("-"):
         return _begin(sorted(parser._option_string_actions), begun)  # noqa: SLF001
     for action in parser._actions:  # noqa: SLF001
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             return _begin(action.choices, begun)
-    if any(action.metavar in RUNS or action.dest in {"run", "from_run"} for action in _positionals(parser)):
+    if any(action.metavar in RUNS for action in _positionals(parser)):
         return _begin(_names(before), begun)
     choices = (str(each) for action in _positionals(parser) for each in action.choices or ())
     return _begin(choices, begun)
