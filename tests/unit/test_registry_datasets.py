@@ -213,6 +213,7 @@ async def test_the_api_describes_itself(web: httpx.AsyncClient) -> None:
         f"GET {prefix}/runs",
         f"GET {prefix}/runs/{{name}}",
         f"GET {prefix}/series",
+        f"GET {prefix}/audit",
         f"PUT {prefix}/runs/{{uid}}/status",
         f"GET {prefix}/runs/{{uid}}/dataset",
         f"GET {prefix}/runs/{{uid}}/dataset/rows",

@@ -217,10 +217,12 @@ async def test_an_adapter_has_everything_that_is_known_about_it(
     assert (adapter.run_uid, adapter.run_name, adapter.experiment, adapter.method) == (uid, "run-1", "support", "SFT")
     assert adapter.base_model == BaseModelReference(name="HuggingFaceTB/SmolLM2-135M-Instruct", revision="abc")
     assert (adapter.dataset_name, adapter.dataset.sha256, adapter.dataset.rows) == ("tickets", sha256("rows"), 400)
-    assert await client.get_adapter_version(namespace, "support") == adapter
-    assert await client.get_adapter_version(namespace, "support", 1) == adapter
-    assert await client.list_adapters(namespace) == [adapter]
-    assert (await client.get_run(namespace, uid)).adapter == adapter
+    assert adapter.stored is None  # who registers is told that this registry keeps no files, so that nobody sends them
+    kept = adapter.model_copy(update={"stored": False})
+    assert await client.get_adapter_version(namespace, "support") == kept
+    assert await client.get_adapter_version(namespace, "support", 1) == kept
+    assert await client.list_adapters(namespace) == [kept]
+    assert (await client.get_run(namespace, uid)).adapter == kept
 
 
 async def test_registered_once_however_often_it_is_asked(

@@ -293,7 +293,7 @@ def test_an_adapter_is_pulled_by_its_alias_and_compared(finetune: Finetune, tmp_
         damaged = command("verify", "support@1", str(target))
         assert (damaged.code, "adapter_config.json is damaged" in damaged.err) == (1, True)
         listed = command("list").out.splitlines()
-        assert listed[1].split()[:5] == ["support", "2", "Ready", "1.9011", "-31"]
+        assert listed[1].split()[:5] == ["support", "2", "Ready", "1.901", "-31"]
         assert "production" in command("show", "support@1").out
         assert command("delete", "support@1").code == 1
         assert command("alias", "support", "production", "--remove", "--expected=2").code == 1
