@@ -179,10 +179,9 @@ def test_a_curve_moves_and_a_run_ends_while_it_is_looked_at(
     uid = "00000000-0000-4000-8000-000000000031"
     assert api.put(f"runs/{uid}", json=run_document(name="live", spec=spec())).status_code == 201
     outcome(api, uid, "Training")
+    post_points(api, uid, 1, 50)
     context, page = opened(browser, site, problems)
     go(page, f"/ui/ml/runs/{uid}")
-    expect(page.locator(".empty")).to_be_visible()
-    post_points(api, uid, 1, 50)
     charts_drawn(page)
     expect(page.locator("#status")).to_contain_text("step 50 of")
     post_points(api, uid, 51, 120)

@@ -55,8 +55,6 @@ function listen() {
     document.dispatchEvent(new CustomEvent("finetune:points", { detail: told.points }));
     renewSoon(id, told.wait);
     if (told.ended) quiet();
-    const typing = document.activeElement.closest("input, textarea");
-    if (Object.keys(told.points).length && !document.querySelector("figure.chart") && !typing) location.reload();
   });
   source.addEventListener("reload", () => changed(id));
   source.addEventListener("goodbye", () => { quiet(); location.reload(); });
