@@ -14,6 +14,7 @@ import pytest
 from aiohttp import ClientSession
 
 from finetune.controller.core import names
+from tests.support.heard import waiting
 from tests.support.kubectl import Kubectl, is_true
 from tests.support.processes import Server
 from tests.support.proxy import Write
@@ -104,11 +105,31 @@ async def test_two_operators_at_once_make_one_of_each(kubectl: Kubectl, tmp_path
                 world.start_pod(name)
                 world.finish_pod(name)
                 await world.phase("Succeeded", name)
+
+        def all_jobs() -> list[str] | None:
+            found = sorted(job["metadata"]["labels"][names.RUN_LABEL] for job in kubectl.items("jobs"))
+            return found if len(found) == 2 * len(runs) else None
+
+        jobs = await eventually("a training and a sending Job of each run", all_jobs)
         made = [write for write in world.writes if write.path.endswith("/jobs")]
-        assert len(made) == len(runs)
+        assert len(made) == len(jobs)
+        assert jobs == sorted(runs * 2)
         for name in runs:
             assert len(await world.client.list_adapter_versions(kubectl.namespace, name)) == 1
         assert b"Traceback" not in (tmp_path / "twin.log").read_bytes()
+
+
+async def test_a_paused_operator_starts_no_run_until_later(kubectl: Kubectl, tmp_path: Path) -> None:
+    async with a_world(kubectl, tmp_path, FINETUNE_PAUSED="true") as world:
+        world.apply()
+        await world.phase("Pending")
+        await eventually("Paused", lambda: waiting(world.run("support") or {}).get("reason") == "Paused")
+        assert "operator.paused of the chart" in waiting(world.run("support") or {})["message"]
+        assert world.job_of() is None
+        await world.operator.kill()
+        world.operator.environment["FINETUNE_PAUSED"] = "false"
+        await world.operator.start()
+        await eventually("the Job", world.job_of)
 
 
 async def keep_running(operator: Server) -> None:

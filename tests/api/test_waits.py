@@ -31,6 +31,7 @@ ELSEWHERE: Mapping[str, str] = {
     reasons.QUOTA_EXCEEDED: "tests/api/test_refusals.py::test_a_full_quota_is_waited_for_and_a_missing_limit_is_named",
     reasons.OPERATOR_FORBIDDEN: "tests/api/test_refusals.py::test_rights_that_are_taken_away_for_a_while_end_nothing",
     reasons.NAMESPACE_TERMINATING: "tests/api/test_refusals.py::test_a_namespace_that_is_being_deleted_is_named",
+    reasons.PAUSED: "tests/api/test_operator_lifecycle.py::test_a_paused_operator_starts_no_run_until_later",
     reasons.REGISTRY_UNAVAILABLE: "tests/api/test_waits.py::test_a_registry_that_is_away_is_waited_for",
     reasons.SIDECAR_RUNNING: "tests/api/test_sidecars.py::test_whatever_runs_beside_the_trainer_it_alone_decides",
 }
