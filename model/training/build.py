@@ -192,6 +192,9 @@ def load_model(settings: TrainSettings, data: Data) -> Any:
         largest_token=data.largest_token,
         longest_row=data.longest_row,
     )
+    text = model.config.get_text_config()
+    if hasattr(text, "output_router_logits"):
+        text.output_router_logits = False  # for a loss that balances experts, which are not trained here
     return model if settings.parent_adapter is None else adapters.attach_parent(model, settings)
 
 

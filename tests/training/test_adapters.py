@@ -35,7 +35,8 @@ SIZES: dict[str, Any] = {
 def mixtral(tokens: int) -> Any:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    return MixtralForCausalLM(MixtralConfig(vocab_size=tokens, num_local_experts=4, **SIZES))
+    experts = {"num_local_experts": 4, "output_router_logits": True}
+    return MixtralForCausalLM(MixtralConfig(vocab_size=tokens, **experts, **SIZES))
 
 
 def qwen3_moe(tokens: int) -> Any:

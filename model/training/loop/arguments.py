@@ -25,6 +25,7 @@ def common_arguments(parts: TrainerParts) -> dict[str, Any]:
         # The loop asks for the norm only where something is to be clipped; ours adds up the processes' gradients then.
         "max_grad_norm": settings.max_gradient_norm or math.inf,
         "warmup_steps": -(-parts.total_steps * settings.warmup_percent // 100),
+        "router_aux_loss_coef": 0.0,  # a mixture's loss that balances its experts, which are not trained
         "gradient_checkpointing": False,  # the loop does it by layer: see recompute
         "bf16": False,  # the weights have their final type; autocast would only cast them again and again
         "fp16": False,
