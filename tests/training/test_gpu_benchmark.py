@@ -37,6 +37,22 @@ def smoke(part: str, work: Path) -> dict[str, Any]:
     return document
 
 
+def test_each_path_works_once(work: Path) -> None:
+    found = smoke("paths", work)
+    assert found["sft"]["exitCode"] == found["dpo"]["exitCode"] == found["plain"]["exitCode"] == 0
+    assert found["sft"]["events"]["train"] == SMOKE.many
+    assert found["sft"]["events"]["evaluation"] > 0
+    assert len(found["sft"]["steps"]["stepSeconds"]) == SMOKE.many - SMOKE.warm_up
+    assert found["outOfMemory"]["events"]["outOfMemory"] == 1
+    assert found["outOfMemory"]["lossDifference"] < 1e-4
+    assert found["resumption"]["exitCodes"] == [75, 0]
+    (resumed,) = found["resumption"]["resumedAt"]
+    assert SMOKE.few // 2 <= resumed <= SMOKE.few  # steps go on until the signal comes
+    assert found["resumption"]["lossDifference"] == 0
+    assert found["profile"]["microseconds"] > 0
+    assert any("mm" in line["name"] for line in found["profile"]["top"])
+
+
 def test_variants_train_alike_and_say_what_they_took(work: Path) -> None:
     """Each speed has its losses: with a fast path off they are the same."""
     found = smoke("ablation", work)
