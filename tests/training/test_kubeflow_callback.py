@@ -16,6 +16,8 @@ import pytest
 from transformers import TrainerControl, TrainerState
 from transformers.integrations.integration_utils import KubeflowCallback
 
+from tests.training.harness import Run
+
 POSTS: list[tuple[str, str | None, dict[str, Any]]] = []
 
 
@@ -43,6 +45,7 @@ def url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     thread.start()
     path = "/api/v1/namespaces/ml/runs/u1/status"
     (tmp_path / "token").write_text("the token\n")
+    monkeypatch.delenv("DISABLE_KUBEFLOW_INTEGRATION", raising=False)  # a trainer in this process may have set it
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", f"http://127.0.0.1:{server.server_address[1]}{path}")
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(tmp_path / "token"))
     yield path
@@ -74,3 +77,10 @@ def test_its_variables_its_names_and_its_posts(url: str, monkeypatch: pytest.Mon
         {**measured, "eval_loss": "2.25", "current_step": "20", "total_steps": "40", "current_epoch": "0.5"},
         {**measured, "eval_loss": "2.25"},
     ]
+
+
+@pytest.mark.usefixtures("url")
+def test_our_trainer_leaves_the_telling_to_itself(base_model: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    run = Run(tmp_path, base_model, max_steps=2).export(rows)
+    assert run.train() == 0, run.said()
+    assert POSTS == []

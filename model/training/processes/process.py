@@ -25,12 +25,14 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
     "TOKENIZERS_PARALLELISM": "true",
     "OMP_WAIT_POLICY": "passive",
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
 """Read by the libraries when they are imported: no progress bars, nobody is told, and threads that wait sleep. Micro-
-batches all differ in size: a GPU's memory is to be taken in pieces that grow, or it would end in gaps.
+batches all differ in size: a GPU's memory is to be taken in pieces that grow, or it would end in gaps. The registry is
+told by us: a pod has the variables of transformers' callback for other images, and it would tell less, between ours.
 
 Threads that spin while they wait are a few percent faster alone, and ten times slower beside another busy process.
 """
