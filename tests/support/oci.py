@@ -5,10 +5,8 @@ python -m tests.support.oci     # fetch it, where apt-get can; tests without it 
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ import httpx
 import yaml
 
 from images import shell
+from tests.support import debian
 from tests.support.ports import free_port
 
 PACKAGE = PROGRAM = "docker-registry"
@@ -26,32 +25,12 @@ START_SECONDS = 30
 
 def find() -> Path | None:
     """The program on PATH, else in the cache."""
-    on_path = shutil.which(PROGRAM)
-    if on_path is not None:
-        return Path(on_path)
-    cached = _cached() / PROGRAM
-    return cached if cached.exists() else None
+    return debian.find(PACKAGE, PROGRAM)
 
 
 def fetch() -> None:
     """Unpack Debian's package into the cache, unless the program is there. Raises shell.CommandError."""
-    if find():
-        return
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise shell.CommandError("no docker-registry on PATH and no apt-get: install it to run its tests")
-    target = _cached()
-    with shell.lock(PACKAGE), tempfile.TemporaryDirectory(dir=target.parent) as name:
-        if target.exists():
-            return
-        folder = Path(name)
-        try:
-            shell.run(["apt-get", "download", "-q", PACKAGE], cwd=folder)
-        except shell.CommandError:  # no lists yet, or old ones
-            shell.run(["apt-get", "update", "-q"], timeout=600)
-            shell.run(["apt-get", "download", "-q", PACKAGE], cwd=folder)
-        (package,) = folder.glob("*.deb")
-        shell.run(["dpkg-deb", "--extract", package, folder / "x"])
-        (folder / "x" / "usr" / "bin").rename(target)
+    debian.fetch(PACKAGE, [PROGRAM])
 
 
 @contextmanager
@@ -90,10 +69,6 @@ def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def _cached() -> Path:
-    return shell.cache_dir() / PACKAGE
 
 
 if __name__ == "__main__":

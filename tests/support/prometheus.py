@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import yaml
 
 from images import shell
+from tests.support import debian
 from tests.support.ports import free_port
 
 PACKAGE = "prometheus"
@@ -27,32 +26,12 @@ PROGRAMS = ("prometheus", "promtool")
 
 def find(program: str) -> Path | None:
     """A program on PATH, else in the cache."""
-    on_path = shutil.which(program)
-    if on_path is not None:
-        return Path(on_path)
-    cached = _cached() / program
-    return cached if cached.exists() else None
+    return debian.find(PACKAGE, program)
 
 
 def fetch() -> None:
     """Unpack Debian's package into the cache, unless both programs are there. Raises shell.CommandError."""
-    if all(find(program) for program in PROGRAMS):
-        return
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise shell.CommandError("no prometheus on PATH and no apt-get: install Prometheus to run its tests")
-    target = _cached()
-    with shell.lock(PACKAGE), tempfile.TemporaryDirectory(dir=target.parent) as name:
-        if target.exists():
-            return
-        folder = Path(name)
-        try:
-            shell.run(["apt-get", "download", "-q", PACKAGE], cwd=folder)
-        except shell.CommandError:  # no lists yet, or old ones
-            shell.run(["apt-get", "update", "-q"], timeout=600)
-            shell.run(["apt-get", "download", "-q", PACKAGE], cwd=folder)
-        (package,) = folder.glob("*.deb")
-        shell.run(["dpkg-deb", "--extract", package, folder / "x"])
-        (folder / "x" / "usr" / "bin").rename(target)
+    debian.fetch(PACKAGE, PROGRAMS)
 
 
 def promtool(*arguments: str | Path, stdin: str | None = None) -> str:
@@ -99,10 +78,6 @@ async def scraping(targets: dict[str, str], folder: Path, *, rules: Path | None 
         if process.returncode is None:
             process.terminate()
         await process.wait()
-
-
-def _cached() -> Path:
-    return shell.cache_dir() / PACKAGE
 
 
 if __name__ == "__main__":
