@@ -36,6 +36,7 @@ from finetune.clients.registry import RegistryClient, RegistryError, RegistryNot
 from finetune.logs import described
 
 from .core import decide, names
+from .core.about import object_of
 from .core.case import Case
 from .core.manifests import build_claim, build_collect_job, build_job, build_send_job
 from .core.mark import mark_of, spec_without_suspend
@@ -45,7 +46,7 @@ from .core.refusals import Refusal, classify, classify_registry
 from .core.settings import Settings
 from .core.status import recorded_parent
 from .core.storage import output_claim_name
-from .core.views import AdapterView, DatasetView, PodView, job_view, parent_view
+from .core.views import AdapterView, DatasetView, JobView, PodView, job_view, parent_view
 from .gather import Gatherer
 
 _log = logging.getLogger(__name__)
@@ -91,15 +92,15 @@ class Effects:
         except KubernetesError as error:
             return _with(case, refusal=self._refusal_of(case, action, error))
         except RegistryRefused as error:
-            about = _about(case, action)
+            about = object_of(case, action)
             return _with(case, refusal=classify_registry(error.status, error.reason, str(error), about=about))
         except RegistryError as error:
-            return _with(case, refusal=classify_registry(0, "", str(error), about=_about(case, action)))
+            return _with(case, refusal=classify_registry(0, "", str(error), about=object_of(case, action)))
 
     def _refusal_of(self, case: Case, action: decide.Action, error: KubernetesError) -> Refusal:
         run, did = case.run.metadata, type(action).__name__
         _log.warning("%s/%s: %s refused: %s", run.namespace, run.name, did, described(error))
-        refusal = classify(error.said_status, error.message, about=_about(case, action), doing=doing(case))
+        refusal = classify(error.said_status, error.message, about=object_of(case, action), doing=doing(case))
         return dataclasses.replace(refusal, retry_after=error.retry_after)
 
     async def _perform(self, case: Case, action: decide.Action) -> Case:  # noqa: C901, PLR0912 - one line for each action
@@ -401,34 +402,29 @@ class Effects:
         return _seen(case, pods=marked(case.seen.pods), collect_pods=marked(case.seen.collect_pods))
 
     async def _create_collect_job(self, case: Case) -> Case:
-        namespace, manifest = case.run.metadata.namespace, build_collect_job(case.run, self._settings)
-        try:
-            job = await self._kubernetes.create_job(namespace, manifest)
-        except AlreadyExistsError as error:
-            found = await self._kubernetes.get_job(namespace, manifest["metadata"]["name"])
-            if found is None:
-                raise StaleError(str(error)) from error
-            job = found
-            if job_view(job).owner_uid != case.run.metadata.uid:
-                name = manifest["metadata"]["name"]
-                taken = (
-                    f'Job "{name}" belongs to another object, and the run needs its name to read its result: delete it'
-                )
-                return _seen(case, name_taken=taken)
-        return _seen(case, collect_job=job_view(job))
+        manifest = build_collect_job(case.run, self._settings)
+        job = await self._create_helper(case, manifest)
+        if job is None:
+            name = manifest["metadata"]["name"]
+            taken = f'Job "{name}" belongs to another object, and the run needs its name to read its result: delete it'
+            return _seen(case, name_taken=taken)
+        return _seen(case, collect_job=job)
 
     async def _create_send_job(self, case: Case) -> Case:
-        namespace, manifest = case.run.metadata.namespace, build_send_job(case.run, self._settings)
+        job = await self._create_helper(case, build_send_job(case.run, self._settings))
+        return _with(case, stored=False) if job is None else _seen(case, send_job=job)  # None: they stay on the claim
+
+    async def _create_helper(self, case: Case, manifest: dict[str, Any]) -> JobView | None:
+        """Create one of the run's small Jobs, or find it; None when somebody else's has its name."""
+        namespace = case.run.metadata.namespace
         try:
-            job = await self._kubernetes.create_job(namespace, manifest)
+            return job_view(await self._kubernetes.create_job(namespace, manifest))
         except AlreadyExistsError as error:
             found = await self._kubernetes.get_job(namespace, manifest["metadata"]["name"])
             if found is None:
                 raise StaleError(str(error)) from error
-            if job_view(found).owner_uid != case.run.metadata.uid:
-                return _with(case, stored=False)  # somebody else has the name: the files stay on the claim
-            job = found
-        return _seen(case, send_job=job_view(job))
+            job = job_view(found)
+            return job if job.owner_uid == case.run.metadata.uid else None
 
     async def _delete_job(self, case: Case, action: decide.DeleteJob) -> Case:
         await self._kubernetes.delete_job(case.run.metadata.namespace, action.name, action.uid)
@@ -460,30 +456,6 @@ def _with(case: Case, **changes: Any) -> Case:
 def _seen(case: Case, **changes: Any) -> Case:
     """The case with a child that the operator has just changed."""
     return dataclasses.replace(case, seen=dataclasses.replace(case.seen, **changes))
-
-
-def _about(case: Case, action: decide.Action) -> str:
-    """The object that an action is about, as `Kind/name`."""
-    job = names.job_name(case.run.metadata.name, case.run.metadata.uid)
-    match action:
-        case decide.CreateClaim() | decide.DeleteClaim():
-            return f"PersistentVolumeClaim/{output_claim_name(case.run)}"
-        case decide.CreateCollectJob():
-            return f"Job/{names.collect_job_name(job)}"
-        case decide.CreateSendJob():
-            return f"Job/{names.send_job_name(job)}"
-        case decide.RegisterAdapter():
-            return f"Adapter/{case.run.adapter_name}"
-        case decide.RecordRun() | decide.FetchResult() | decide.AskStored():
-            return f"Run/{case.run.metadata.name}"
-        case decide.FindResume():
-            return f"TrainingRun/{case.run.spec.resume_from.run if case.run.spec.resume_from else ''}"
-        case decide.SetWorkloadActive():
-            return f"Workload/{action.name}"
-        case decide.DeletePod():
-            return f"Pod/{action.name}"
-        case _:
-            return f"Job/{job}"
 
 
 def _adapter_view(adapter: AdapterVersion) -> AdapterView:
