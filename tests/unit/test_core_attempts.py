@@ -122,6 +122,29 @@ def test_a_pod_that_saves_while_its_job_goes_on_already_was_suspended() -> None:
     assert [a.reason for a in look(run, o.job(), seconds=85).attempts] == ["Suspended"]
 
 
+@pytest.mark.parametrize(
+    ("code", "words", "expected"),
+    [
+        (75, {"interrupted": {"step": 5}}, ("Suspended", 75, 5)),
+        (137, None, ("Suspended", 137, None)),
+        (5, {"failure": {"reason": "OutOfMemory", "message": "x"}}, ("OutOfMemory", 5, None)),
+        (None, None, ("Suspended", None, None)),  # its node is lost, too: nothing more is known
+    ],
+)
+def test_last_words_that_are_heard_after_the_pod_is_gone_complete_the_record(
+    code: int | None, words: dict[str, Any] | None, expected: tuple[str, int | None, int | None]
+) -> None:
+    run = stored(look(None, o.job(), training()))
+    run = stored(look(run, o.job(suspend=True, suspended_at=70), seconds=75))
+    assert [(a.reason, a.exit_code) for a in run.status.attempt_history] == [("Suspended", None)]
+    trainer = o.running() if code is None else o.ended(code, words, seconds=74)
+    heard = o.pod("p1", "Failed", created=2, export=EXPORTED, trainer=trainer, deletionTimestamp=o.stamp(104))
+    run = stored(look(run, o.job(), heard, seconds=80))
+    assert [(a.reason, a.exit_code, a.step) for a in run.status.attempt_history] == [expected]
+    later = stored(look(run, o.job(), heard, seconds=90))
+    assert later.status.attempt_history == run.status.attempt_history
+
+
 def test_suspensions_are_not_counted_however_many() -> None:
     """A queue may preempt a run all night before its first step."""
     run = o.run()

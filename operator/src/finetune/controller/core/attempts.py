@@ -65,8 +65,8 @@ def known_step(reported: Progress | None, latest: ProgressView | None) -> int | 
 def attempt_of(
     pod: PodView, known: Attempt | None, now: datetime, *, suspended: bool = False, step: int | None = None
 ) -> Attempt:
-    """The record of one pod; what was known of its end is kept."""
-    if known is not None and known.completion_time is not None and known.reason != GONE:
+    """The record of one pod; what was known of its end is kept, but for last words that are heard after it is gone."""
+    if known is not None and known.completion_time is not None and not _says_more(pod, known):
         return known
     start = pod.scheduled or (known.start_time if known else None)
     # kept from pass to pass: the Job may go on before its pod has ended, or is known to be deleted
@@ -93,6 +93,13 @@ def attempt_of(
             "step": interrupted.step if interrupted else lost,
         }
     )
+
+
+def _says_more(pod: PodView, known: Attempt) -> bool:
+    """The record was closed because the pod was gone; the watch is later than a list, and now tells how it ended."""
+    if known.reason == GONE:
+        return True
+    return known.reason == SUSPENDED and known.exit_code is None and pod.trainer.exit_code is not None
 
 
 def added_gpu_seconds(before: Iterable[Attempt], after: Iterable[Attempt], gpus: int) -> int:
