@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import stat
@@ -257,3 +258,19 @@ def environment() -> dict[str, str]:
     import os
 
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def test_what_accelerate_reads_in_the_environment_changes_nothing(reference: Run, run: Run) -> None:
+    """`accelerate launch`, or an image's ENV, may leave any of these behind."""
+    left = {"MIXED_PRECISION": "bf16", "USE_DEEPSPEED": "true", "TORCH_DEVICE": "meta", "DYNAMO_BACKEND": "EAGER"}
+    environment = {**os.environ, **{f"ACCELERATE_{name}": value for name, value in left.items()}}
+    command = [sys.executable, "-m", "model.training.cli", *run.arguments()]
+    done = subprocess.run(command, cwd=run.path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert losses(run) == losses(reference)
+
+
+def losses(run: Run) -> list[float]:
+    """The loss of each step."""
+    lines = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["event"] == "train"]

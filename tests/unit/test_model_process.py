@@ -186,12 +186,14 @@ def test_the_files_of_a_run_are_where_the_contract_says(tmp_path: Path) -> None:
 def test_libraries_are_quiet_but_for_what_hinders_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "warnoptions", [])
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with warnings.catch_warnings(record=True) as shown:
         process.quiet()
         warnings.warn("this will be removed in v6", FutureWarning, stacklevel=1)
         warnings.warn("CUDA initialization: the NVIDIA driver is too old", UserWarning, stacklevel=1)
     assert [str(warning.message)[:19] for warning in shown] == ["CUDA initialization"]
     assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+    assert "ACCELERATE_MIXED_PRECISION" not in os.environ
     monkeypatch.setattr(sys, "warnoptions", ["default"])
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")

@@ -37,6 +37,9 @@ told by us: a pod has the variables of transformers' callback for other images, 
 Threads that spin while they wait are a few percent faster alone, and ten times slower beside another busy process.
 """
 
+OVERRIDES = "ACCELERATE_"
+"""What accelerate reads before it looks at its arguments, and `accelerate launch` leaves behind: it would train in
+another precision or on another device than the settings say, without a word."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """From malloc.h."""
@@ -45,10 +48,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 def quiet() -> None:
     """Keep the libraries from telling a person what only their own users can act on; to be called before any import.
 
+    And from doing other than the settings say.
+
     Their warnings are shown when `python -W` or PYTHONWARNINGS asks for them. Why CUDA cannot be used is always shown.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in [each for each in os.environ if each.startswith(OVERRIDES)]:
+        del os.environ[name]
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", message=r"(?si).*\b(CUDA|NVIDIA)\b")
