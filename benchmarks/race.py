@@ -147,7 +147,8 @@ class Contestant:
     @property
     def losses(self) -> list[float]:
         """The losses that it told, step by step."""
-        return [float(event["loss"]) for event in self.events if "loss" in event]
+        told = (event for event in self.events if event["event"] in ("train", "loss") and "loss" in event)
+        return [float(event["loss"]) for event in told]
 
     def _read(self) -> None:
         assert self._process.stdout is not None

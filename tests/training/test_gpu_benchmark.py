@@ -65,7 +65,7 @@ def test_variants_train_alike_and_say_what_they_took(work: Path) -> None:
             assert variant["losses"] == pytest.approx(variants["ours"]["losses"], abs=0.02), name
     assert found["ours"]["start"]["adapterLayers"] == {"fused": 14, "joined": 10, "peft": 0}
     assert found["adaptersAsPeftHasThem"]["start"]["adapterLayers"] == {"fused": 0, "joined": 0, "peft": 14}
-    assert found["ours"]["start"]["loss"] == "Chunked"
+    assert found["ours"]["start"]["lossLayout"] == "Chunked"
     assert found["dpo"]["oursOverStock"] > 0
     assert found["dpo"]["ours"]["losses"][0] == pytest.approx(found["dpo"]["stock"]["losses"][0], abs=1e-3)
 
@@ -111,10 +111,10 @@ def test_a_program_that_does_not_end_well_has_no_speed(
     assert told.get("error", "").startswith(words or "")
 
 
-@pytest.mark.parametrize("part", ["shapes", "nf4"])
+@pytest.mark.parametrize("part", ["shapes", "llama"])
 def test_ours_and_stock_are_measured_side_by_side(part: str, work: Path) -> None:
     found = smoke(part, work)
-    tasks = SMOKE.whole if part == "shapes" else (SMOKE.nf4,)
+    tasks = SMOKE.whole if part == "shapes" else SMOKE.llama
     for task, name in itertools.product(tasks, ("ours", "stock")):
         assert "error" not in found[task.name][name]
         assert len(found[task.name][name]["losses"]) >= SMOKE.warm_up + SMOKE.steps

@@ -77,15 +77,13 @@ def first_micro_batch(
     return MicroBatch(state.micro_batch_size, state.micro_batch_tokens, width)
 
 
-def fit(trainer: Any, longest: int, *, cuda: bool, resumed: bool) -> str | None:
+def fit(trainer: Any, *, cuda: bool, resumed: bool) -> str | None:
     """Let the memory have a say in what goes through the model at once, unless an earlier attempt or a person had it.
 
     Parameters
     ----------
     trainer
         The `TrainingLoop`.
-    longest
-        The tokens of the longest example, of both rows of a pair.
     cuda
         Whether it trains on a GPU.
     resumed
@@ -108,7 +106,7 @@ def fit(trainer: Any, longest: int, *, cuda: bool, resumed: bool) -> str | None:
         return None
     if settings.micro_batch_size is not None:
         return None
-    return fitting.on_cpu(trainer, longest)
+    return fitting.on_cpu(trainer)
 
 
 def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
@@ -116,7 +114,7 @@ def compare_arithmetic(trainer: Any, *, cuda: bool) -> str | None:
     state: RunState = trainer.run_state
     now = {
         "adapterLayers": adapter_trial.description(trainer.model),
-        "loss": head.description(trainer.model),
+        "lossLayout": head.description(trainer.model),
         "device": "GPU" if cuda else "CPU",
         "precision": trainer.parts.settings.precision,
         "layout": str(trainer.parts.collator.layout),
