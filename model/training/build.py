@@ -288,16 +288,18 @@ def build_trainer(
     """Return the trainer, which goes on from what earlier attempts have left; the `start` line has the laps."""
     from model.training.loop import computing, rotary
     from model.training.loop.batches import StepBatches
+    from model.training.loop.examples import positions
     from model.training.loop.parts import TrainerParts
 
     state = past.checkpoint.state if past.checkpoint else RunState()
     cuda = process.uses_cuda(settings.gpus)
     collator = computing.make_collator(model, settings, tokenizer, data.longest_row, cuda=cuda)
+    lengths = positions(data.rows, joined=collator.joins)
     batches = StepBatches(
-        data.rows.lengths,
+        lengths,
         batch_size=settings.batch_size,
         micro_batch=computing.first_micro_batch(
-            settings, state, data.rows.lengths, width=collator.width * len(data.sequences), cuda=cuda
+            settings, state, lengths, width=collator.width * len(data.sequences), cuda=cuda
         ),
         seed=settings.seed,
         world=parallel.world(),
@@ -315,12 +317,7 @@ def build_trainer(
     )
     trainer = trainer_class(settings)(model, tokenizer, data.rows, data.held_out, parts)
     warnings = [
-        computing.fit(
-            trainer,
-            data.longest_sequence * len(data.sequences),
-            cuda=cuda,
-            resumed=past.checkpoint is not None,
-        ),
+        computing.fit(trainer, cuda=cuda, resumed=past.checkpoint is not None),
         computing.compare_arithmetic(trainer, cuda=cuda),
         evaluation_cost(settings, data),
         rotary.warning(model.config.get_text_config(), settings, data.shortest_row, data.longest_row),

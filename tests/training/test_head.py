@@ -161,7 +161,7 @@ class Largest(TorchDispatchMode):
 def test_a_chunk_is_all_that_the_vocabulary_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither is more than a chunk's logits made at once, nor anything of the vocabulary's size kept."""
     vocabulary, hidden_size, positions, rows = 5000, 8, 64, 16
-    monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": rows * vocabulary * 12})
+    monkeypatch.setattr(head, "CHUNK_BYTES", {"cpu": rows * vocabulary * 4})
     layer = torch.nn.Linear(hidden_size, vocabulary, bias=False).requires_grad_(requires_grad=False)
     hidden = torch.randn(positions, hidden_size, requires_grad=True)
     kept: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from model.exits import FailureError
 from model.training.loop import computing, fitting, head, memory
 from model.training.loop.batches import MicroBatch
 from model.training.loop.checkpoint import RunState
-from model.training.loop.layout import GPU_WIDTH, Collator, Layout
+from model.training.loop.examples import PairExamples
+from model.training.loop.layout import GPU_WIDTH, Collator, Layout, PairCollator
 from model.training.loop.memory import HostMemory, container_limit, find_rows, free_bytes
 from model.training.loop.recompute import Recompute, choices
 from model.training.loop.sft import SupervisedTrainer
 from model.training.loop.trainer import TrainingLoop
-from model.training.rows.tokens import TokenRows
+from model.training.rows.tokens import IGNORED, PreferenceRows, TokenRows
 from tests.training.harness import Run
 from tests.training.trainers import difference, events, make_settings, make_trainer, random_rows, weights
 
@@ -251,6 +253,25 @@ def test_padding_to_a_width_counts_where_rows_are_short(
     assert len(groups[-2]) == 2 * found.rows  # 128 positions each, where the longest take 256
 
 
+@pytest.mark.parametrize("layout", Layout)
+def test_no_pass_of_uneven_pairs_is_larger_than_the_one_that_fits(layout: Layout) -> None:
+    """A short answer is filled up to the long one beside it; joined, the two have one prompt."""
+    draw, pairs = random.Random(7), PreferenceRows()
+    for _ in range(200):
+        prompt = [5] * draw.randrange(1, 30)
+        for rows in (pairs.chosen, pairs.rejected):
+            answer = [draw.randrange(6, 99) for _ in range(draw.choice([1, 3, 80]))]
+            rows.append(prompt + answer, [IGNORED] * len(prompt) + answer)
+    collator, joined = PairCollator(Collator(0, layout)), layout is Layout.SEGMENTED
+    examples = PairExamples(pairs, joined=joined)
+    assert examples.lengths == [collator([examples[row]])["input_ids"].numel() for row in range(200)]
+    fits = MicroBatch(3, 3 * max(examples.lengths), 0 if joined else 2)
+    groups = fits.cut(sorted(range(200), key=lambda row: -examples.lengths[row]), examples.lengths)
+    passes = [collator([examples[row] for row in group])["input_ids"].numel() for group in groups]
+    assert max(passes) <= 3 * max(examples.lengths)
+    assert len(groups) < 70
+
+
 def test_what_fits_a_cpu() -> None:
     host = HostMemory(limit=10 * GIB, fixed=4 * GIB, per_row=GIB)
     assert [host.rows(8), host.rows(3)] == [5, 3]
@@ -285,7 +306,7 @@ def test_a_run_on_a_cpu_keeps_to_the_limit(
     settings = make_settings(base_model, tmp_path, batch_size=4, micro_batch_size=4)
     trainer: TrainingLoop = make_trainer(settings, tokenizer, examples)
     try:
-        warning = fitting.on_cpu(trainer, max(examples.lengths))
+        warning = fitting.on_cpu(trainer)
     finally:
         patch.undo()
     rows, warns = expected
@@ -304,11 +325,11 @@ def test_a_wide_vocabulary_takes_a_chunk_where_its_logits_are_made_in_chunks(
     examples = random_rows(12)
     trainer = make_trainer(make_settings(base_model, tmp_path, batch_size=4, micro_batch_size=4), tokenizer, examples)
     trainer.model.get_output_embeddings().weight.requires_grad_(whole)  # one that is trained has no chunks
-    monkeypatch.setattr(fitting, "LOGITS_BYTES", 1 << 24)
+    trainer.model.config.get_text_config().vocab_size = 1 << 24
     monkeypatch.setattr(memory, "container_limit", lambda: max(memory.resident_bytes(), GIB) + GIB)
     monkeypatch.setattr(memory, "free_bytes", lambda: None)
     head._tried.clear()
-    warning = fitting.on_cpu(trainer, max(examples.lengths))
+    warning = fitting.on_cpu(trainer)
     assert (trainer.batches.micro_batch.rows, warning is not None) == expected
 
 

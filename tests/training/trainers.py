@@ -15,6 +15,7 @@ from model.training.config import TrainSettings
 from model.training.loop import computing
 from model.training.loop.batches import MicroBatch, StepBatches
 from model.training.loop.checkpoint import CheckpointStore, RunState
+from model.training.loop.examples import positions
 from model.training.loop.parts import TrainerParts
 from model.training.output.progress import ProgressLog
 from model.training.processes import parallel
@@ -95,7 +96,7 @@ def make_trainer(
         model = adapters.attach_parent(model, settings)
     collator = computing.make_collator(model, settings, tokenizer, max(examples.lengths), cuda=False)
     batches = StepBatches(
-        examples.lengths,
+        positions(examples, joined=collator.joins),
         batch_size=settings.batch_size,
         micro_batch=MicroBatch(settings.micro_batch_size or settings.batch_size, width=collator.width),
         seed=settings.seed,
@@ -112,7 +113,7 @@ def make_trainer(
         state=RunState(),
     )
     trainer = (kind or build.trainer_class(settings))(model, tokenizer, examples, examples, parts)
-    computing.fit(trainer, max(examples.lengths), cuda=False, resumed=False)
+    computing.fit(trainer, cuda=False, resumed=False)
     return trainer
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from model.training.commands import plan, probe
 from model.training.config import TrainSettings
 from model.training.local import PlanCommand, export_dataset
 from model.training.loop.footprint import LOGITS_CHUNK_BYTES
-from model.training.rows.tokens import PreferenceRows, TokenRows
 from model.training.weights.files import ModelFiles, read_model
 from tests.support.safetensors_files import write_base
 
@@ -102,37 +100,19 @@ def test_a_plan_leaves_a_run_s_directory_as_it_is(base: ModelFiles, monkeypatch:
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def words(lines: Iterator[bytes], _name: str) -> TokenRows:
+def words(line: bytes) -> list[int]:
     """Take words for tokens, and leave out lines of more than six."""
-    rows = TokenRows()
-    for line in lines:
-        if len(line.split()) <= 6:
-            rows.append([1] * len(line.split()), [1] * len(line.split()))
-    return rows
-
-
-def pairs(lines: Iterator[bytes], name: str) -> PreferenceRows:
-    sides = [line.split(b"|") for line in lines]
-    chosen, rejected = (words(iter([side[place] for side in sides]), name) for place in (0, 1))
-    return PreferenceRows(chosen, rejected)
+    size = len(line.split())
+    return [size] if size <= 6 else []
 
 
 def test_the_probe_takes_the_rows_that_are_longest_in_tokens_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     lines = [b"a b c\n", b"left out for more than six words is this\n", b"looooooooooong\n", b"a b c d\n", b"a b\n"]
     path.write_bytes(b"".join(lines))
-    rows = words(iter(lines), "")
-    assert probe.longest_lines(path, rows, 2, words) == {0, 3}
-    assert probe.longest_lines(path, rows, 9, words) == {0, 2, 3, 4}
-
-
-def test_the_probe_takes_the_pairs_with_the_longest_row(tmp_path: Path) -> None:
-    path = tmp_path / "rows"
-    lines = [b"a b c|d e f\n", b"a b c d|e\n", b"a b c|d e\n", b"aaaaaaaaaaaa|bbbbbbbbbb\n"]
-    path.write_bytes(b"".join(lines))
-    rows = pairs(iter(lines), "")
-    assert probe.longest_lines(path, rows, 1, pairs) == {1}
-    assert probe.longest_lines(path, rows, 2, pairs) == {0, 1}
+    sizes = [size for line in lines for size in words(line)]
+    assert probe.longest_lines(path, sizes, 2, words) == {0, 3}
+    assert probe.longest_lines(path, sizes, 9, words) == {0, 2, 3, 4}
 
 
 def test_a_probe_that_does_not_end_is_told(base: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,11 +25,11 @@ from model.training.config import TrainSettings
 from model.training.local import PlanCommand
 from model.training.loop.footprint import (
     LIBRARY_BYTES,
-    LOGITS_BYTES,
     LOGITS_CHUNK_BYTES,
     OPTIMIZER_BYTES,
     activation_bytes_per_token,
     choose_micro_batch_size,
+    logits_bytes,
 )
 from model.training.loop.memory import GPU_GROWTH, HostMemory, container_limit, free_bytes
 from model.training.loop.schedule import evaluation_interval, evaluation_tokens, evaluation_warning
@@ -56,6 +56,8 @@ class Amounts:
     held_out_rows: int
     held_out_tokens: int
     longest_row: int
+    longest_example: int
+    """Positions that it takes of a forward pass: both rows of a pair."""
     micro_batch_size: int
     exact: bool
 
@@ -200,16 +202,15 @@ def estimate_amounts(settings: TrainSettings, files: ModelFiles, run: RunDirecto
             return [min(settings.max_length * sequences, _row_tokens(line)) for line in file]
 
     rows, held_out = lengths(run.train_rows), lengths(run.evaluation_rows)
-    longest = max(1, math.ceil(max(rows, default=0) / sequences))
+    longest = max(rows, default=1)
     return Amounts(
         rows=len(rows),
         tokens=sum(rows),
         held_out_rows=len(held_out),
         held_out_tokens=sum(held_out),
-        longest_row=longest,
-        micro_batch_size=rows_at_once(
-            settings, files, longest * sequences, cuda=settings.gpus > 0, room=share_of_memory(settings)
-        ),
+        longest_row=math.ceil(longest / sequences),
+        longest_example=longest,
+        micro_batch_size=rows_at_once(settings, files, longest, cuda=settings.gpus > 0, room=share_of_memory(settings)),
         exact=False,
     )
 
@@ -224,7 +225,7 @@ def rows_at_once(settings: TrainSettings, files: ModelFiles, longest: int, *, cu
     files
         The base model's.
     longest
-        Tokens of the longest example, of both rows of a pair.
+        Positions that the longest example takes of a forward pass: those of both rows of a pair.
     cuda
         Whether the training will be on GPUs.
     room
@@ -252,11 +253,11 @@ def _put_together(
             held_out_rows=probe["heldOutRows"],
             held_out_tokens=probe["heldOutTokens"],
             longest_row=probe["longestRow"],
+            longest_example=probe["longestExample"],
             micro_batch_size=probe["microBatchSize"],
             exact=True,
         )
-    sequences = 2 if settings.method == "DPO" else 1
-    memory = memory_by_part(settings, files, amounts.micro_batch_size * sequences * amounts.longest_row, cuda=cuda)
+    memory = memory_by_part(settings, files, amounts.micro_batch_size * amounts.longest_example, cuda=cuda)
     if probe is not None:
         memory = calibrate(memory, probe)
     steps = settings.max_steps or (settings.epochs or 1) * math.ceil(amounts.rows / settings.batch_size)
@@ -310,6 +311,7 @@ def memory_by_part(settings: TrainSettings, files: ModelFiles, tokens: int, *, c
     per_token = activation_bytes_per_token(
         files.text_config,
         item_bytes=item,
+        rank=settings.lora_rank or 0,
         dropout=bool(settings.lora_dropout_percent),
         checkpointing=settings.gradient_checkpointing == "Enabled"
         or (settings.gradient_checkpointing == "Auto" and cuda),
@@ -321,7 +323,7 @@ def memory_by_part(settings: TrainSettings, files: ModelFiles, tokens: int, *, c
         "adapter": ADAPTER_BYTES * trainable * copies,
         "gradients and optimizer": OPTIMIZER_BYTES * trainable,
         "activations": tokens * per_token,
-        "logits": min(tokens * files.vocabulary * LOGITS_BYTES, LOGITS_CHUNK_BYTES[cuda]),
+        "logits": logits_bytes(files.vocabulary, tokens, item_bytes=item, chunk_bytes=LOGITS_CHUNK_BYTES[cuda]),
     }
 
 

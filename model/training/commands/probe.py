@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import accumulate
@@ -23,9 +23,10 @@ from model.files import RunDirectory, sha256_of_files, write_json
 from model.result import as_failure
 from model.training import build
 from model.training.config import TrainSettings
+from model.training.loop.examples import positions
 from model.training.loop.memory import resident_bytes
 from model.training.processes import parallel, process
-from model.training.rows.tokens import PreferenceRows, RowEncoder, TokenRows
+from model.training.rows.tokens import RowEncoder
 
 RESULT = "probe.json"
 STEPS = 2
@@ -64,11 +65,12 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     directory = RunDirectory(settings.run_directory)
     tokenizer = basemodel.load_tokenizer(settings.base_model, settings.base_model_revision, settings.chat_template)
     data = build.read_data(settings, directory, build.read_manifest(directory), tokenizer)
-    lengths = data.rows.lengths
+    lengths, joined = data.rows.lengths, settings.packing != "Disabled"
+    sizes = positions(data.rows, joined=joined)
     micro_batch_size = rows_at_once(
         settings,
         read_model(Path(settings.base_model)),
-        data.longest_sequence * len(data.sequences),
+        max(sizes),
         cuda=process.uses_cuda(settings.gpus),
         room=share_of_memory(settings),
     )
@@ -90,7 +92,12 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
         tokenizer, max_length=settings.max_length, too_long=settings.too_long, drops_refused=True
     )  # what is refused has been told
     encode = encoder.encode_preferences if settings.method == "DPO" else partial(encoder.encode, method=settings.method)
-    chosen = longest_lines(directory.train_rows, data.rows, micro_batch_size, encode)
+    chosen = longest_lines(
+        directory.train_rows,
+        sizes,
+        micro_batch_size,
+        lambda line: positions(encode(iter([line]), "the dataset's"), joined=joined),
+    )
     write_lines(directory, RunDirectory(small.run_directory), chosen)
     train(small, output)
     steps = _steps(RunDirectory(small.run_directory).metrics)
@@ -103,6 +110,7 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
         "rows": len(lengths),
         "tokens": sum(lengths),
         "longestRow": data.longest_sequence,
+        "longestExample": max(sizes),
         "heldOutRows": len(data.held_out),
         "threads": torch.get_num_threads(),
         "heldOutTokens": sum(data.held_out.lengths),
@@ -111,23 +119,21 @@ def probe(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def longest_lines(
-    path: Path, rows: TokenRows | PreferenceRows, count: int, encode: Callable[[Iterator[bytes], str], Any]
-) -> set[int]:
-    """Return the numbers, from 0, of the lines that became the longest rows, in tokens.
+def longest_lines(path: Path, sizes: Sequence[int], count: int, sizes_of: Callable[[bytes], Sequence[int]]) -> set[int]:
+    """Return the numbers, from 0, of the lines that became the longest examples.
 
     Parameters
     ----------
     path
         The exported lines.
-    rows
-        What became of them; some may have been left out.
+    sizes
+        Of the examples that they became, in any order; some lines may have been left out.
     count
-        How many lines to return, as far as there are so many rows.
-    encode
-        What makes rows of lines.
+        How many lines to return, as far as there are so many examples.
+    sizes_of
+        Returns the sizes of the examples that a line becomes.
     """
-    enough = sorted(_sizes(rows), reverse=True)[:count][-1]
+    enough = sorted(sizes, reverse=True)[:count][-1]
     chosen: set[int] = set()
     with path.open("rb") as file:
         ends = [0, *accumulate(map(len, file))]
@@ -135,17 +141,9 @@ def longest_lines(
             if len(chosen) == count:
                 break
             file.seek(ends[number])  # not all lines at once: the memory is being measured
-            if any(size >= enough for size in _sizes(encode(iter([file.readline()]), "the dataset's"))):
+            if any(size >= enough for size in sizes_of(file.readline())):
                 chosen.add(number)
     return chosen
-
-
-def _sizes(rows: TokenRows | PreferenceRows) -> list[tuple[int, int]]:
-    """Return each example's longest sequence and its sum, in tokens."""
-    if isinstance(rows, TokenRows):
-        return [(length, length) for length in rows.lengths]
-    pairs = zip(rows.chosen.lengths, rows.rejected.lengths, strict=True)
-    return [(max(pair), sum(pair)) for pair in pairs]
 
 
 def write_lines(source: RunDirectory, target: RunDirectory, chosen: set[int]) -> None:

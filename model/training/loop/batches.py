@@ -33,7 +33,7 @@ class MicroBatch:
         examples
             Their numbers.
         lengths
-            The tokens of each example of the run.
+            The positions that each example of the run takes.
         parts
             Into how many groups each group that would fit is cut at most, since the memory ran out.
         """
@@ -72,7 +72,7 @@ class StepBatches(Sampler[list[int]]):
     Parameters
     ----------
     lengths
-        Tokens of each row.
+        Of each row, in positions of a forward pass: see `examples.positions`.
     batch_size
         Rows of an optimizer step.
     micro_batch

@@ -88,7 +88,8 @@ class PreferenceTrainer(ComparingLoop, DPOTrainer):
                 peft_config=new_adapter(settings, model) if settings.parent_adapter is None else None,
             )
         self._chosen_tokens = 0
-        self.start(parts, PairExamples(pairs), PairExamples(held_out))
+        joined = parts.collator.joins
+        self.start(parts, PairExamples(pairs, joined=joined), PairExamples(held_out, joined=joined))
 
     def _prepare_dataset(self, dataset: Any, *_arguments: Any) -> Any:
         return dataset  # it is tokenised
@@ -146,9 +147,13 @@ class PreferenceTrainer(ComparingLoop, DPOTrainer):
         sums = self.held_out_sums()
         return {
             "evaluationLoss": self.mean_loss(sums),
-            "baseEvaluationLoss": self._mean(sums, "referenceLoss", "referenceChosenLoss"),
+            "baseEvaluationLoss": self.base_loss(sums),
             **_mean_rewards(sums),
         }
+
+    def base_loss(self, sums: Mapping[str, float], **_stop: bool) -> float:
+        """Return the reference's loss."""
+        return self._mean(sums, "referenceLoss", "referenceChosenLoss")
 
 
 def _rewards(pairs: Pairs, settings: TrainSettings) -> dict[str, Any]:

@@ -9,12 +9,9 @@ LIBRARY_BYTES = 1000 << 20
 """torch, transformers, TRL and peft, imported."""
 OPTIMIZER_BYTES = 12
 """The gradient and Adam's two moments, each in float32."""
-ACTIVATIONS_HIDDEN, ACTIVATIONS_INNER, ACTIVATIONS_DROPOUT_HIDDEN = 14, 4, 5
-"""Values kept per token and layer, in units of the hidden and the inner size: measured on Llama's layers."""
-LOGITS_BYTES = 12
-"""Per token and word of the vocabulary: the logits, their logarithms and the gradient, in float32."""
 LOGITS_CHUNK_BYTES = {False: 128 << 20, True: 1 << 30}
-"""What they take at most on a CPU and, True, on a GPU: they are made a chunk at a time, see `head`."""
+"""What logits take at most on a CPU and, True, on a GPU: they are made a chunk at a time, see `head`."""
+FLOAT32_BYTES = 4
 CPU_MICRO_BATCH_TOKENS = 2048
 GPU_MICRO_BATCH_TOKENS = 16384
 
@@ -22,14 +19,19 @@ GPU_MICRO_BATCH_TOKENS = 16384
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _EXPERTS = ("num_experts_per_tok", "moe_top_k")
 """What families of models call the same thing."""
 
 
 def activation_bytes_per_token(
-    config: Mapping[str, Any], *, item_bytes: int, dropout: bool, checkpointing: bool
+    config: Mapping[str, Any], *, item_bytes: int, rank: int, dropout: bool, checkpointing: bool
 ) -> int:
-    """Return what a token leaves behind in the forward pass for the backward pass, without the logits.
+    """Return what a token holds at most on its way through the model and back, without the logits.
+
+    That is what the forward pass leaves behind for the backward pass, counted for Llama's kind of layers, and what
+    the backward pass of the last layer takes beside it.
 
     Parameters
     ----------
@@ -37,6 +39,8 @@ def activation_bytes_per_token(
         The configuration of the language model, as in its file.
     item_bytes
         Size of a number of the base model.
+    rank
+        The adapter's, on all linear layers.
     dropout
         Whether the adapter has dropout.
     checkpointing
@@ -46,12 +50,43 @@ def activation_bytes_per_token(
     inner = _value(config, _INNER) or 4 * hidden
     if experts := _value(config, _EXPERTS):
         inner = experts * (_value(config, ("moe_intermediate_size",)) or inner)
-    values = ACTIVATIONS_HIDDEN * hidden + ACTIVATIONS_INNER * inner
-    if dropout:
-        values += ACTIVATIONS_DROPOUT_HIDDEN * hidden + inner
+    heads = _value(config, _HEADS) or 1
+    size = _value(config, ("head_dim",)) or hidden // heads
+    queries, keys = heads * size, (_value(config, _KEY_VALUE_HEADS) or heads) * size
+    inputs = 2 * hidden + queries + inner
+    """Of queries, keys and values together, of the output, of gate and up, and of down."""
+    attention = 2 * queries + 2 * keys
+    feed_forward = 3 * inner  # gate, what its activation makes of it, and up
+    values = inputs + attention + feed_forward + 7 * rank
+    layer = values * item_bytes + 2 * hidden * FLOAT32_BYTES + (inputs if dropout else 0)
+    back = 3 * inner * item_bytes
     if checkpointing:
-        return round((values + layers * hidden) * item_bytes)
-    return round(layers * values * item_bytes)
+        return layer + back + layers * hidden * item_bytes
+    return layers * layer + back
+
+
+def logits_bytes(vocabulary: int, tokens: int, *, item_bytes: int, chunk_bytes: int | None) -> int:
+    """Return what the logits of some tokens take, with their probabilities and gradient.
+
+    Parameters
+    ----------
+    vocabulary
+        Its words.
+    tokens
+        How many are learned.
+    item_bytes
+        Size of a number of the base model.
+    chunk_bytes
+        To which they are kept, see `head`; None when all are made at once, by the model.
+    """
+    if chunk_bytes is None:
+        return tokens * vocabulary * 3 * FLOAT32_BYTES
+    return min(tokens * vocabulary * logit_bytes(item_bytes), chunk_bytes)
+
+
+def logit_bytes(item_bytes: int) -> int:
+    """Return what a logit takes in `head`: in float32 and, on the way there and back, in the base model's type."""
+    return item_bytes if item_bytes >= FLOAT32_BYTES else FLOAT32_BYTES + item_bytes
 
 
 def choose_micro_batch_size(batch_size: int, longest: int, *, cuda: bool) -> int:

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 from model import gpus
-from model.training.loop.footprint import LOGITS_CHUNK_BYTES
+from model.training.loop.footprint import FLOAT32_BYTES, LOGITS_CHUNK_BYTES, logit_bytes
 from model.training.weights import trial
 
 CHUNK_BYTES = {"cpu": LOGITS_CHUNK_BYTES[False]}
@@ -135,7 +135,8 @@ def _losses(
 ) -> torch.Tensor:
     if at_once is None:
         room = CHUNK_BYTES.get(hidden.device.type, OTHER_CHUNK_BYTES)
-        most = max(1, room // (layer.weight.shape[0] * (4 + 2 * hidden.element_size())))
+        each = logit_bytes(hidden.element_size()) + (0 if how.cap is None else FLOAT32_BYTES)
+        most = max(1, room // (layer.weight.shape[0] * each))
         at_once = -(-len(targets) // max(1, -(-len(targets) // most)))  # chunks of nearly the same size
     found: torch.Tensor = _Chunked.apply(hidden, targets, layer.weight, layer.bias, how, max(1, at_once))
     return found
@@ -158,18 +159,8 @@ class _Chunked(torch.autograd.Function):
         found = []
         for start in range(0, len(targets), at_once):
             part = slice(start, start + at_once)
-            logits, slope = _scaled(linear(hidden[part], weight, bias), how, with_slope=of_hidden is not None)
-            picked = logits.gather(1, targets[part, None])
-            highest = logits.amax(dim=1, keepdim=True)
-            total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)
-            found.append((total.log() + highest - picked)[:, 0])
-            if of_hidden is None:
-                continue
-            of_logits = logits.div_(total)  # the probabilities
-            of_logits.scatter_add_(1, targets[part, None], torch.full_like(picked, -1.0))
-            if slope is not None:
-                of_logits.mul_(slope)
-            torch.mm(of_logits.to(weight.dtype), weight, out=of_hidden[part])
+            into = None if of_hidden is None else of_hidden[part]
+            found.append(_chunk(hidden[part], targets[part, None], weight, bias, how, into))
         if of_hidden is not None:
             context.save_for_backward(of_hidden.mul_(how.scale) if how.scale != 1 else of_hidden)
         return torch.cat(found) if found else _precise(hidden.new_empty(0))
@@ -181,6 +172,31 @@ class _Chunked(torch.autograd.Function):
         return (of_hidden * gradient[:, None]).to(of_hidden.dtype), None, None, None, None, None
 
 
+def _chunk(  # noqa: PLR0917 - as `_Chunked` has them
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    how: Logits,
+    of_hidden: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the losses of a chunk, (positions,), and write their gradient, if wanted, to `of_hidden`.
+
+    A function of its own, so that its logits are gone before the next chunk's are made.
+    """
+    logits, slope = _scaled(linear(hidden, weight, bias), how, with_slope=of_hidden is not None)
+    picked = logits.gather(1, targets)
+    highest = logits.amax(dim=1, keepdim=True)
+    total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)
+    if of_hidden is not None:
+        of_logits = logits.div_(total)  # the probabilities
+        of_logits.scatter_add_(1, targets, torch.full_like(picked, -1.0))
+        if slope is not None:
+            of_logits.mul_(slope)
+        torch.mm(of_logits.to(weight.dtype), weight, out=of_hidden)
+    return (total.log() + highest - picked)[:, 0]
+
+
 def _scaled(logits: torch.Tensor, how: Logits, *, with_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return what becomes of the layer's results, in their own memory, and how steep the cap is, None without one."""
     logits = _precise(logits)
@@ -189,7 +205,7 @@ def _scaled(logits: torch.Tensor, how: Logits, *, with_slope: bool) -> tuple[tor
     if how.cap is None:
         return logits, None
     logits.div_(how.cap).tanh_()
-    slope = 1 - logits * logits if with_slope else None
+    slope = logits.square().neg_().add_(1) if with_slope else None
     return logits.mul_(how.cap), slope
 
 

@@ -80,19 +80,17 @@ class HostMemory:
         )
 
 
-def host_memory(model: Any, *, row_tokens: int, per_token: int, at_once: int, processes: int) -> HostMemory | None:
+def host_memory(model: Any, *, per_row: int, at_once: int, processes: int) -> HostMemory | None:
     """Estimate what a process that holds this model needs on a CPU; None where no limit is known.
 
     Parameters
     ----------
     model
         The base model with the adapter that is trained.
-    row_tokens
-        Tokens of the longest example, of both rows of a pair.
-    per_token
-        Bytes that a token leaves behind on its way through the model.
+    per_row
+        Bytes that the longest example takes on its way through the model and back.
     at_once
-        Bytes that are held during a pass, however many tokens there are: the logits of a chunk.
+        Bytes that are held during a pass, however many examples there are: the logits of a chunk.
     processes
         How many such processes share the container.
     """
@@ -108,7 +106,7 @@ def host_memory(model: Any, *, row_tokens: int, per_token: int, at_once: int, pr
     # Weights that are mapped from their file count only once they have been read.
     held = max(resident, LIBRARY_BYTES + weights)
     fixed = held + OPTIMIZER_BYTES * trained + at_once
-    return HostMemory(limit=min(shares), fixed=fixed, per_row=row_tokens * per_token)
+    return HostMemory(limit=min(shares), fixed=fixed, per_row=per_row)
 
 
 class Device(Protocol):
