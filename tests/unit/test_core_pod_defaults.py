@@ -109,13 +109,14 @@ def test_every_container_gets_ephemeral_storage() -> None:
 
 
 def test_what_leaves_goes_through_the_proxy_and_the_registry_does_not() -> None:
-    proxy = {"http": "http://proxy:3128", "https": "http://proxy:3129", "noProxy": ".svc, 10.0.0.0/8"}
+    proxy = {"http": "http://proxy:3128", "https": "http://proxy:3129", "noProxy": ".svc, store.example"}
     for template in templates(proxy=proxy):
         for container in containers(template):
             found = variables(container)
             assert found["HTTP_PROXY"] == found["http_proxy"] == "http://proxy:3128"
             assert found["HTTPS_PROXY"] == found["https_proxy"] == "http://proxy:3129"
-            assert found["NO_PROXY"] == found["no_proxy"] == "registry.finetune,.svc,10.0.0.0/8"
+            direct = "registry.finetune,.svc,.cluster.local,localhost,127.0.0.1,::1,store.example"
+            assert found["NO_PROXY"] == found["no_proxy"] == direct
 
 
 def test_a_list_of_exceptions_alone_is_no_proxy() -> None:

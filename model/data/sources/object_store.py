@@ -11,16 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, BinaryIO, TypeVar, cast
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from model.data.readers import DataFile, has_data_extension, read
 from model.data.records import Record
 from model.data.sources import metadata, patterns
 from model.data.sources.base import SourceInterruptedError, access_denied, does_not_exist, invalid_spec
+from model.data.sources.gate import Gate, proxy_to
 
 REQUEST_BYTES = 8 << 20
 ATTEMPTS = 3
 CONNECT_TIMEOUT_SECONDS = 10
 REQUEST_TIMEOUT_SECONDS = 60
+
+AMAZON = "s3.amazonaws.com"
 
 _CREDENTIAL_CHAIN = (
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -64,6 +69,7 @@ class ObjectStoreSource:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     version: int | None = None
     passed_over: list[str] = field(default_factory=list)
+    _gate: Gate | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -193,6 +199,9 @@ class ObjectStoreSource:
             if scheme not in ("http", "https") or not host or "@" in host:
                 raise invalid_spec("--endpoint must be http://<host> or https://<host>, without credentials")
             options.update(scheme=scheme, endpoint_override=host)
+        if self.endpoint is not None or proxy_to("https", AMAZON):
+            self._gate = Gate()  # for as long as this process reads
+            options["proxy_options"] = self._gate.url
         # A Secret made of a file ends with a newline.
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
         access, secret, session = (variables.get(name, "").strip() for name in names)
@@ -208,6 +217,8 @@ class ObjectStoreSource:
         if self.endpoint is not None:
             return "us-east-1"  # what servers other than Amazon's take for their own
         bucket, _ = _split_uri(self.uri)
+        if proxy_to("https", AMAZON):
+            return self._call(partial(_region, bucket))
         region: str = self._call(partial(resolve_s3_region, bucket))
         return region
 
@@ -223,11 +234,18 @@ class ObjectStoreSource:
         except FileNotFoundError as error:
             raise does_not_exist(f"{self.uri}: {error}") from error
         except OSError as error:
+            if self._gate is not None and self._gate.refused is not None:
+                raise invalid_spec(
+                    f"the endpoint {self.endpoint} leads to {self._gate.refused}, where a node or its cloud hands out "
+                    "credentials, and which no run may ask: name the object store's own address"
+                ) from error
             match = _AWS_ERROR.search(str(error))
             if match is None:
                 raise SourceInterruptedError(f"cannot read {self.uri}: {error}") from error
             word, status, detail = match.groups()
             answer = f"{word} (HTTP {status})" if status else word
+            if self._gate is not None and self._gate.trouble is not None:
+                detail = self._gate.trouble
             text = f"cannot read {self.uri} from {self.endpoint or 'Amazon S3'}: {answer}: {detail}".rstrip(". ")
             if _REFUSED.search(word) or status in ("401", "403"):
                 raise access_denied(f"{text}; {self._credentials_hint()}") from error
@@ -281,6 +299,17 @@ def _split_uri(uri: str) -> tuple[str, str]:
     if not uri.startswith("s3://") or not bucket or not (key or uri.endswith("/")):
         raise invalid_spec(f"--uri={uri}: must be s3://<bucket>/<key>, a glob, or a prefix that ends in a slash")
     return bucket, key
+
+
+def _region(bucket: str) -> str:
+    """The region of a bucket of Amazon's, which is named to everybody, whatever else is answered. Raises OSError."""
+    request = Request(f"https://{AMAZON}/{bucket}", method="HEAD")
+    try:
+        with urlopen(request, timeout=CONNECT_TIMEOUT_SECONDS) as answer:  # noqa: S310 - https, as it stands there
+            said = answer.headers
+    except HTTPError as error:
+        said = error.headers
+    return str(said.get("x-amz-bucket-region") or "us-east-1")
 
 
 def _object(info: Any) -> _Object:

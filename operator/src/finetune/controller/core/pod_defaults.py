@@ -19,6 +19,8 @@ CA_VOLUME, CA_DIRECTORY = "ca-bundle", "/etc/finetune/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "PGSSLROOTCERT")
 """Python and its HTTP clients; requests; object stores; libpq's verify-full."""
 OWN_DOMAIN = "finetune.dev/"
+INSIDE = (".svc", ".cluster.local", "localhost", "127.0.0.1", "::1")
+"""What is reached without a proxy: Services, and the pod itself."""
 
 
 class _Part(BaseModel):
@@ -44,7 +46,7 @@ class Proxy(_Part):
     http: str = ""
     https: str = ""
     no_proxy: str = ""
-    """Hosts and domains that are reached without it, with commas in between."""
+    """Hosts and domains that are reached without it beside the registry and Services, with commas in between."""
 
 
 class CABundle(_Part):
@@ -126,7 +128,7 @@ class PodDefaults(_Part):
         if not (self.proxy.http or self.proxy.https):
             return {}
         named = [each.strip() for each in self.proxy.no_proxy.split(",") if each.strip()]
-        direct = ",".join(dict.fromkeys([urlsplit(registry_url).hostname or "", *named]))
+        direct = ",".join(dict.fromkeys([urlsplit(registry_url).hostname or "", *INSIDE, *named]))
         values = {"HTTP_PROXY": self.proxy.http, "HTTPS_PROXY": self.proxy.https, "NO_PROXY": direct}
         # Some clients read the one spelling, some the other.
         return {spelling: value for name, value in values.items() if value for spelling in (name, name.lower())}
