@@ -192,10 +192,14 @@ def _refusal(rule: keys.Rule, column: str, value: Any, row: Fields) -> str | Non
         return f"holds {kind(value)}, but only text is trained on: use rows without it, {ignore}"
     if rule.kind == "weight" and keys.truth(value) is not True:
         return f"is {short(value)}, but rows of a weight of their own are not read: leave out those of 0, {ignore}"
-    if rule.kind == "mask" and _is_mask(column, value):
+    if rule.kind in ("mask", "flag", "notFlag") and _is_mask(column, value):
         return f"is a list: masks of tokens are not read, mark the turns to learn with weight, {ignore}"
-    if rule.kind == "label" and row.reading.method == "SFT" and _is_false(value):
-        return f"is false, which marks a bad answer, and SFT would learn it: leave the row out, {ignore}"
+    if rule.kind in ("flag", "notFlag") and keys.truth(value) is (rule.kind == "notFlag"):
+        return f"is {short(value)}, which marks a row that is not to be learned: leave the row out, {ignore}"
+    if rule.kind == "label" and row.reading.method == "SFT" and _is_bad(column, value):
+        return f"is {str(value).lower()}, which marks a bad answer, and SFT would learn it: leave the row out, {ignore}"
+    if rule.kind == "split":
+        _note_split(column, value, row, ignore)
     if rule.kind == "context" and not keys.is_empty(value):
         row.note(
             f"the column {column} is not used, though the answers may need it: map it (input={column} beside "
@@ -204,12 +208,23 @@ def _refusal(rule: keys.Rule, column: str, value: Any, row: Fields) -> str | Non
     return None
 
 
+def _note_split(column: str, value: Any, row: Fields, ignore: str) -> None:
+    split = keys.SPLIT_WORDS.get(str(value).strip().lower())
+    if split not in (None, "train"):
+        row.note(f"rows whose {column} is {value} are trained on like all others: leave them out, {ignore}")
+
+
 def _is_mask(column: str, value: Any) -> bool:
     value = as_list(value)
     if not isinstance(value, list) or not value:
         return False
-    return keys.plain(column) != "labels" or -100 in value  # labels may be classes; -100 says that they are tokens
+    if keys.plain(column) == "labels":
+        return -100 in value  # else they may be classes
+    return all(isinstance(item, bool | int | float | list) for item in value)
 
 
-def _is_false(value: Any) -> bool:
+def _is_bad(column: str, value: Any) -> bool:
+    """Whether a label marks a bad answer: one that is called label may be a class, unless it is false itself."""
+    if keys.plain(column) != "label":
+        return keys.truth(value) is False
     return value is False or (isinstance(value, str) and value.strip().lower() == "false")

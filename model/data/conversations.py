@@ -8,12 +8,12 @@ calls are text, and a tool may answer any turn of the assistant.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.data.fields import Reading
 from model.data.records import Problem
-from model.data.texts import as_list, check_mapping, listed, not_a_list
+from model.data.texts import as_list, check_mapping, listed, not_a_list, short
 from model.data.turns import CALL, OPENING, Message, is_read, read_turn, role_of, spelling_of
 
 _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
@@ -29,7 +29,7 @@ class _Moved(Message):
 def read_turns(value: Any, field: str, problems: list[Problem], reading: Reading | None = None) -> list[Message]:
     """Return the normalised turns of a conversation; what is wrong with one of them is added to the problems."""
     reading = reading or Reading()
-    value = as_list(value)
+    value = _by_turn(as_list(value))
     if not isinstance(value, list):
         problems.append(Problem(field, f"must be a list, is {not_a_list(value)}", "wrongType"))
         return []
@@ -55,13 +55,23 @@ def read_turns(value: Any, field: str, problems: list[Problem], reading: Reading
     return turns
 
 
+def _by_turn(value: Any) -> Any:
+    """Return the turns of which a table has the roles in one list and the texts in another (`datasets.Sequence`)."""
+    if not isinstance(value, Mapping) or not all(isinstance(held, list) for held in value.values()):
+        return value
+    if not value or len(set(map(len, value.values()))) > 1:
+        return value
+    return [dict(zip(value, held, strict=True)) for held in zip(*value.values(), strict=True)]
+
+
 def unread_keys(value: Any) -> list[str]:
     """Return what the turns of a conversation hold beside what is read of them."""
-    turns = as_list(value)
+    turns = _by_turn(as_list(value))
     if not isinstance(turns, list):
         return []
+    spelling = spelling_of(turns)
     keys = (key for turn in turns if isinstance(turn, dict) for key, held in turn.items() if held is not None)
-    return [key for key in dict.fromkeys(keys) if not is_read(key)]
+    return [key for key in dict.fromkeys(keys) if not is_read(key) and key not in (spelling.role, spelling.content)]
 
 
 def check_order(
@@ -79,12 +89,18 @@ def check_order(
     field.
     """
     previous = before[-1] if before else None
+    unanswered: list[str] | None = None
     calls_are_text = not any("tool_calls" in turn for turn in (*before, *turns))
     for index, turn in enumerate(turns, start):
         if (text := _out_of_order(previous, turn, calls_are_text=calls_are_text)) is not None:
             place = turn.index if isinstance(turn, _Moved) else index
             problems.append(Problem(f"{field}[{place}].role", text, "order"))
             return
+        if turn["role"] == "assistant":
+            unanswered = [call["id"] for call in turn.get("tool_calls", ()) if "id" in call] or None
+        elif unanswered is not None and "tool_call_id" in turn:
+            place = turn.index if isinstance(turn, _Moved) else index
+            _answer(turn["tool_call_id"], unanswered, f"{field}[{place}].tool_call_id", problems)
         previous = turn
     if turns and turns[-1]["role"] not in last:
         if "assistant" in last and not any(turn["role"] == "assistant" for turn in turns):
@@ -92,6 +108,16 @@ def check_order(
         else:
             text = f"ends with a turn of {turns[-1]['role']}, must end with a turn of {' or '.join(last[:2])}"
             problems.append(Problem(field, text, "order"))
+
+
+def _answer(identifier: str, unanswered: list[str], field: str, problems: list[Problem]) -> None:
+    """Check that a tool answers one of the calls that wait for an answer."""
+    if identifier in unanswered:
+        unanswered.remove(identifier)
+    else:
+        waiting = listed(unanswered, "and") if unanswered else "none of the calls before it"
+        text = f"is {short(identifier)}, but what waits for an answer is {waiting}"
+        problems.append(Problem(field, text, "toolCall"))
 
 
 def seen_only(turns: Sequence[Message]) -> list[Message]:

@@ -117,6 +117,10 @@ def _remedy(error: json.JSONDecodeError, start: int, *, is_row: bool) -> str:
     there, rest = error.doc[error.pos : error.pos + 1], error.doc[error.pos + 1 :]
     if there == "'" and error.msg.startswith(("Expecting value", "Expecting property name")):
         return ": this is Python's way to write it, use json.dumps"
+    if there in ("/", "#") and (error.doc[error.pos :].startswith(("//", "/*", "#"))):
+        return ": JSON has no comments, leave them out"
+    if (there == "}" and error.doc[: error.pos].rstrip().endswith(",")) or error.msg.startswith("Illegal trailing"):
+        return ": leave out the comma before }"
     if error.msg == "Extra data" and is_row:
         if there == "," and not rest.strip():
             return ": leave out the comma after the row"

@@ -22,6 +22,9 @@ Shape = Literal[
 Content = dict[str, Any]
 
 _ASKED = ("prompt", "instruction")
+_NO_INPUT = keys.NOTHING | {"<noinput>", "noinput", "n/a", "no input"}
+"""What stands in Alpaca's `input` where an instruction needs none."""
+_SAYS_NOTHING = frozenset({"null", "nan", "<na>", r"\n"})
 PROMPT_ENDS = ("user", "tool", *OPENING)
 _OF_OTHER_SHAPES = (
     "prompt", "completion", "messages", "conversations", "instruction", "output", "chosen", "rejected",
@@ -34,6 +37,8 @@ def _texts(row: Fields, problems: list[Problem], *fields: str) -> Content:
     content = {field: row.get(field) for field in fields}
     for field, text in content.items():
         check_text(text, row.name(field), problems)
+        if isinstance(text, str) and text.strip().lower() in _SAYS_NOTHING:
+            row.note(f"{row.name(field)} is {text.strip()}, as tables write where nothing is, and learned as it stands")
         if (mark := media_in(text, prompt=field in _ASKED)) is not None:
             problems.append(Problem(row.name(field), mark, "media"))
     return content
@@ -46,7 +51,11 @@ def _instruction(row: Fields, problems: list[Problem]) -> str:
         check_text(added, row.name("input"), problems, empty=True)
         if (mark := media_in(added, prompt=True)) is not None:
             problems.append(Problem(row.name("input"), mark, "media"))
-    return f"{instruction}\n\n{added}" if isinstance(added, str) and added.strip() else instruction
+    return (
+        f"{instruction}\n\n{added}"
+        if isinstance(added, str) and added.strip().lower() not in _NO_INPUT
+        else instruction
+    )
 
 
 def normalise_text(row: Fields) -> Content:
@@ -117,8 +126,8 @@ def _conversation(row: Fields, field: str) -> Content:
 def normalise_completion_turns(row: Fields) -> Content:
     """Return a prompt and a completion that are lists of turns as one conversation; only the completion is learned."""
     problems: list[Problem] = []
-    beside, prompt = read_beside(row, problems), _prompt_turns(row, problems)
-    completion = read_turns(row.get("completion"), row.name("completion"), problems, row.reading)
+    beside, prompt = read_beside(row, problems), _turns(row, "prompt", "user", problems)
+    completion = _turns(row, "completion", "assistant", problems)
     _raise(problems)
     check_history(beside, problems)
     _check_turns(prompt, "prompt", row, problems, beside=beside, last=PROMPT_ENDS)
@@ -158,7 +167,7 @@ def _labelled(row: Fields, content: Content, problems: list[Problem]) -> Content
 def normalise_labelled_turns(row: Fields) -> Content:
     """Return a prompt and a labelled completion that are lists of turns."""
     problems: list[Problem] = []
-    prompt = _prompt_turns(row, problems)
+    prompt = _turns(row, "prompt", "user", problems)
     return _labelled_turns(row, prompt, "completion", problems)
 
 
@@ -176,7 +185,7 @@ def _labelled_turns(row: Fields, prompt: list[Message] | None, field: str, probl
     """Return a labelled answer in turns; without a prompt of its own it ends a conversation that begins with one."""
     label = _label(row, problems)
     beside = read_beside(row, problems)
-    turns = read_turns(row.get(field), row.name(field), problems, row.reading)
+    turns = _turns(row, field, "assistant", problems)
     _raise(problems)
     check_history(beside, problems)
     start = 0
@@ -233,17 +242,30 @@ def _preferred(row: Fields, content: Content, problems: list[Problem]) -> Conten
 
 
 def normalise_preference_turns(row: Fields) -> Content:
-    """Return a preference between conversations, their common beginning as the prompt.
+    """Return a preference between conversations, their common beginning as the prompt."""
+    return _preferred_turns(row, "prompt")
+
+
+def normalise_preference_messages(row: Fields) -> Content:
+    """Return a preference between the answers to a conversation in `messages`."""
+    return _preferred_turns(row, "messages")
+
+
+def normalise_preference_conversations(row: Fields) -> Content:
+    """Return a preference between the answers to a conversation as ShareGPT writes it."""
+    return _preferred_turns(row, "conversations")
+
+
+def _preferred_turns(row: Fields, asked: str) -> Content:
+    """Return a preference in turns, with the prompt in the field `asked`.
 
     Without a prompt, or with one that both answers repeat, the prompt is what the answers have in common.
     """
     problems: list[Problem] = []
     beside = read_beside(row, problems)
     _check_no_thoughts(beside, problems)
-    prompt = without_weights(_prompt_turns(row, problems)) if row.has("prompt") else []
-    chosen, rejected = (
-        read_turns(row.get(field), row.name(field), problems, row.reading) for field in ("chosen", "rejected")
-    )
+    prompt = without_weights(_turns(row, asked, "user", problems)) if row.has(asked) else []
+    chosen, rejected = (_turns(row, field, "assistant", problems) for field in ("chosen", "rejected"))
     _raise(problems)
     unweighted = {"chosen": without_weights(chosen), "rejected": without_weights(rejected)}
     _check_different(unweighted, row)
@@ -252,8 +274,8 @@ def normalise_preference_turns(row: Fields) -> Content:
         given, prompt = prompt, _common(**unweighted)
         start = len(prompt)
         chosen, rejected = chosen[start:], rejected[start:]
-        _check_common(prompt, given, row)
-    field = "prompt" if row.has("prompt") else "chosen"
+        _check_common(prompt, given, asked, row)
+    field = asked if row.has(asked) else "chosen"
     check_history(beside, problems)
     _check_turns(prompt, field, row, problems, beside=beside, last=PROMPT_ENDS)
     if not problems:
@@ -294,12 +316,12 @@ def _check_turns(
         check_order(turns, row.name(field), problems, before=beside.before, last=last)
 
 
-def _prompt_turns(row: Fields, problems: list[Problem]) -> list[Message]:
-    """Return the prompt's turns; a prompt that is plain text is one turn of the user."""
-    prompt = as_turns(row.get("prompt"))
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": _texts(row, problems, "prompt")["prompt"]}]
-    return read_turns(prompt, row.name("prompt"), problems, row.reading)
+def _turns(row: Fields, field: str, role: str, problems: list[Problem]) -> list[Message]:
+    """Return a field's turns; plain text is one turn, of the role given."""
+    value = as_turns(row.get(field))
+    if isinstance(value, str):
+        return [{"role": role, "content": _texts(row, problems, field)[field]}]
+    return read_turns(value, row.name(field), problems, row.reading)
 
 
 def _common(chosen: list[Message], rejected: list[Message]) -> list[Message]:
@@ -312,22 +334,27 @@ def _common(chosen: list[Message], rejected: list[Message]) -> list[Message]:
     return chosen[:length]
 
 
-def _check_common(prompt: list[Message], given: list[Message], row: Fields) -> None:
+def _check_common(prompt: list[Message], given: list[Message], asked: str, row: Fields) -> None:
     chosen, rejected = row.name("chosen"), row.name("rejected")
     if not prompt:
         text = f"shares no first turn with {rejected}: a row needs a prompt, or two conversations that begin alike"
         raise InvalidRowError([Problem(chosen, text, "prompt")])
     if not all(turn in prompt for turn in given):
         text = f"is not among the turns that {chosen} and {rejected} begin with"
-        raise InvalidRowError([Problem(row.name("prompt"), text, "prompt")])
+        raise InvalidRowError([Problem(row.name(asked), text, "prompt")])
 
 
 def _check_different(content: Content, row: Fields) -> None:
-    chosen, rejected = content["chosen"], content["rejected"]
-    same = chosen.strip() == rejected.strip() if isinstance(chosen, str) else chosen == rejected
-    if same:
+    if _stripped(content["chosen"]) == _stripped(content["rejected"]):
         text = f"is equal to {row.name('rejected')}: nothing can be learned from that"
         raise InvalidRowError([Problem(row.name("chosen"), text, "chosenEqualsRejected")])
+
+
+def _stripped(answer: Any) -> Any:
+    """Return an answer without the spaces around its texts, which templates take off."""
+    if isinstance(answer, str):
+        return answer.strip()
+    return [{**turn, "content": turn["content"].strip()} for turn in answer]
 
 
 def _raise(problems: list[Problem]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from model.data.fields import Fields
@@ -20,11 +20,15 @@ from model.data.formats import (
     normalise_labelled_turns,
     normalise_messages,
     normalise_preference,
+    normalise_preference_conversations,
+    normalise_preference_messages,
     normalise_preference_turns,
     normalise_prompt_completion,
     normalise_text,
 )
 from model.data.keys import COLUMNS
+from model.data.texts import as_list
+from model.data.turns import role_of
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,28 @@ class Form:
         return self.required + self.optional + (() if self.shape == "text" else BESIDE)
 
     @property
-    def answers(self) -> tuple[str, ...]:
-        """The fields that say whether a row's texts are turns."""
-        return ("completion",) if "completion" in self.required else ("chosen", "rejected")
+    def texts(self) -> tuple[str, ...]:
+        """The fields that say whether a row's texts are turns: one of them is enough."""
+        return tuple(field for field in (*_ANSWERS, "prompt", *_ASKED) if field in self.required)
 
     def fits(self, row: Fields, *, but: str = "") -> bool:
         """Whether a row has all that this form requires, `but` for one field."""
         if not all(row.has(field) for field in self.required if field != but):
             return False
-        return self.conversations is None or self.conversations == any(map(row.has_turns, self.answers))
+        if "chosen" in self.required and _ends_with_an_answer(row, self.required[0]):
+            return False
+        return self.conversations is None or self.conversations == any(map(row.has_turns, self.texts))
+
+
+_ANSWERS = ("completion", "chosen", "rejected")
+_ASKED = ("messages", "conversations")
+
+
+def _ends_with_an_answer(row: Fields, field: str) -> bool:
+    """Whether a conversation has its answer already, as beside the two answers that it was made of."""
+    turns = as_list(row.get(field)) if field in _ASKED else None
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    return isinstance(last, Mapping) and role_of(last.get("role", last.get("from"))) == "assistant"
 
 
 BESIDE = tuple(rule.names[0] for rule in COLUMNS if rule.kind in ("system", "history", "tools", "thoughts", "template"))
@@ -135,6 +152,22 @@ FORMS = {
             (),
             conversations=True,
             normalise=normalise_preference_turns,
+        ),
+        Form(
+            "messages, and a chosen and a rejected answer",
+            "preference-messages",
+            ("messages", "chosen", "rejected"),
+            (),
+            conversations=True,
+            normalise=normalise_preference_messages,
+        ),
+        Form(
+            "conversations (ShareGPT), and a chosen and a rejected answer",
+            "preference-messages",
+            ("conversations", "chosen", "rejected"),
+            (),
+            conversations=True,
+            normalise=normalise_preference_conversations,
         ),
         Form(
             "instruction, input, chosen and rejected",

@@ -22,13 +22,18 @@ from model.exits import FailureError
 _LIKELY = {
     "prompt": ("question", "query", "input", "source", "problem", "user", "request"),
     "completion": ("answer", "response", "output", "target", "solution", "assistant", "reply"),
+    "instruction": ("question", "query", "task"),
+    "output": ("response", "answer", "completion", "target"),
     "messages": ("conversation", "turns", "dialog", "dialogue", "chat"),
-    "chosen": ("preferred", "accepted", "good", "winner"),
-    "rejected": ("dispreferred", "refused", "bad", "loser"),
+    "chosen": ("preferred", "accepted", "good", "winner", "chosen_response", "preferred_output"),
+    "rejected": ("dispreferred", "refused", "bad", "loser", "rejected_response", "non_preferred_output"),
     "label": ("kto_tag", "desirable", "is_good", "thumbs_up", "liked", "feedback"),
 }
 """Names under which fields often go, for a proposal of what to map."""
 
+_WHY_A_PROMPT = (
+    ": two answers that are texts need a prompt of their own; split a text that holds a whole conversation into turns"
+)
 _WHY_A_LABEL = ": KTO asks of each answer whether it is a good one, true, or a bad one, false; without labels use SFT"
 
 LIKELY_NAMES = frozenset(name for names in _LIKELY.values() for name in names)
@@ -231,16 +236,25 @@ def _missing(form: Form, row: Fields) -> list[Problem]:
         name = row.name(field)
         if name not in row.value:
             mapped = "" if name == field else f" (it is mapped to {field})"
-            why = _WHY_A_LABEL if field == "label" else ""
-            problems.append(Problem(name, f"is missing{mapped}{why}", "missing"))
+            problems.append(Problem(name, f"is missing{mapped}{_why(field, form, row)}", "missing"))
         elif not row.has(field):
             problems.append(Problem(name, "must not be null", "missing"))
     return problems
 
 
+def _why(field: str, form: Form, row: Fields) -> str:
+    """Say what to do about a field that is missing."""
+    free = [name for name in row.value if name not in map(row.name, form.required)]
+    if field not in row.reading.columns and (likely := _guess(field, dict.fromkeys(free))) is not None:
+        return f": if it is {likely}, map it with --column={field}={likely} (columns in a TrainingRun)"
+    if field == "label":
+        return _WHY_A_LABEL
+    return _WHY_A_PROMPT if field == "prompt" and "chosen" in form.required else ""
+
+
 def _of_the_other_kind(form: Form, row: Fields, columns: Mapping[str, str]) -> list[Problem]:
     """Return what is wrong with a row that has all fields, its answer as text where the form has turns or reversed."""
-    field = next(field for field in form.answers if row.has_turns(field) != form.conversations)
+    field = next(field for field in form.texts if row.has_turns(field) != form.conversations)
     value, needed = row.get(field), ("a list of turns", "turns") if form.conversations else ("text", "text")
     text = f"must be {needed[0]}, is {not_a_list(value) if form.conversations else kind(value)}"
     mapped = [name for name in columns if name in form.optional] or columns

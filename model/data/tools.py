@@ -1,16 +1,24 @@
 """Tools that a model may call, and its calls of them, in the form that chat templates expect.
 
 A tool is `{"type": "function", "function": {"name", ...}}`; a call is the same with `arguments`, an object. What
-comes without the wrapper, or as JSON in a string (as OpenAI's interface writes arguments), is brought to that form.
+comes without the wrapper, as JSON in a string (as OpenAI's interface writes arguments), or with another name for the
+arguments, is brought to that form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from model.data import keys
 from model.data.decode import decode_text
 from model.data.records import InvalidRowError, Problem
-from model.data.texts import as_list, check_json, check_mapping, check_text, kind, not_a_list
+from model.data.texts import as_list, check_json, check_mapping, check_text, kind, names, not_a_list
+
+_ARGUMENTS = ("arguments", "parameters", "args", "kwargs", "params", "input")
+"""What the arguments of a call are called."""
+
+_OF_A_CALL = frozenset({"name", "id", "type", "index", "function", "description", *_ARGUMENTS})
 
 
 def read_tools(value: Any, field: str, problems: list[Problem]) -> list[dict[str, Any]]:
@@ -31,14 +39,17 @@ def read_tools(value: Any, field: str, problems: list[Problem]) -> list[dict[str
 
 
 def read_calls(value: Any, field: str, problems: list[Problem]) -> list[dict[str, Any]]:
-    """Return the tool calls of an assistant turn; none when the value is null or empty."""
-    value = as_list(value)
+    """Return the tool calls of an assistant turn, one or a list; none when the value is null or empty."""
+    value = _decoded(value)
     if value is None or value in ("", []):
         return []
+    if isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list):
         problems.append(Problem(field, f"must be a list of calls, is {not_a_list(value)}", "wrongType"))
         return []
-    return [call for index, item in enumerate(value) if (call := _call(item, f"{field}[{index}]", problems))]
+    found = (_call(_decoded(item), f"{field}[{index}]", problems) for index, item in enumerate(value))
+    return [call for call in found if call]
 
 
 def read_function_call(value: Any, field: str, problems: list[Problem]) -> list[dict[str, Any]]:
@@ -54,24 +65,53 @@ def read_function_call(value: Any, field: str, problems: list[Problem]) -> list[
     return read_calls(decoded if isinstance(decoded, list) else [decoded], field, problems)
 
 
+def identifier(value: Any) -> Any:
+    """Return what a call goes by; a number as text, as templates compare and write it."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _decoded(value: Any) -> Any:
+    """Return the list or object that a text holds as JSON; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return decode_text(value)
+    except InvalidRowError:
+        return value
+
+
 def _call(item: Any, where: str, problems: list[Problem]) -> dict[str, Any] | None:
     function = _function(item, where, problems)
     if function is None:
         return None
     inside = f"{where}.function" if "function" in item else where
-    arguments = _arguments(function.get("arguments"), f"{inside}.arguments", problems)
+    key, value = _named_arguments(function, item, inside, problems)
+    arguments = _arguments(value, f"{inside}.{key}", problems)
     call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     if item.get("id") is not None:
-        check_text(item["id"], f"{where}.id", problems)
-        call = {"id": item["id"], **call}
+        name = identifier(item["id"])
+        check_text(name, f"{where}.id", problems)
+        call = {"id": name, **call}
     return call
+
+
+def _named_arguments(function: Any, item: Any, where: str, problems: list[Problem]) -> tuple[str, Any]:
+    """Return under which key a call has its arguments, and these; they may stand beside the function, too."""
+    given = {key: holder[key] for holder in (item, function) for key in _ARGUMENTS if holder.get(key) is not None}
+    if len(given) > 1:
+        problems.append(Problem(where, f"has {names(given)}: keep one of them as arguments", "toolCall"))
+    elif not given and (
+        other := [key for key in function if key not in _OF_A_CALL and not keys.is_null(function[key])]
+    ):
+        problems.append(Problem(where, f"has no arguments, but {names(other)}: call them arguments", "toolCall"))
+    return next(iter(given.items()), ("arguments", None))
 
 
 def _function(item: Any, where: str, problems: list[Problem]) -> Any:
     if not check_mapping(item, where, problems):
         return None
     if item.get("function") is not None:
-        where, item = f"{where}.function", item["function"]
+        where, item = f"{where}.function", _decoded(item["function"])
         if not check_mapping(item, where, problems):
             return None
     if "name" not in item:
@@ -91,6 +131,7 @@ def _arguments(value: Any, field: str, problems: list[Problem]) -> Any:
         except InvalidRowError as error:
             problems.append(Problem(field, f"must be an object, or one as JSON: {error}", "toolCall"))
             return {}
-    if check_mapping(value, field, problems):
-        check_json(value, field, problems)
+    if not check_mapping(value, field, problems):
+        return {}
+    check_json(value, field, problems)
     return value

@@ -258,6 +258,32 @@ def test_what_is_noticed_about_good_rows_is_a_warning_with_its_rows(
     assert len(json.loads(run.directory.report.read_text())["warnings"]) == 1  # none is held out
 
 
+def test_rows_of_other_splits_and_words_for_nothing_are_told(run: Exporter) -> None:
+    lines = [
+        '{"prompt": "a", "completion": "NULL", "split": "train"}',
+        '{"prompt": "a", "completion": "b", "split": "Test"}',
+        '{"prompt": "a", "completion": "c", "split": "validation"}',
+        '{"prompt": "a", "completion": "d", "split": "validation"}',
+    ]
+    assert run(lines=lines) == 0
+    warnings = json.loads(run.directory.report.read_text())["warnings"][:3]
+    assert [warning.partition(":")[0] for warning in warnings] == [
+        "completion is NULL, as tables write where nothing is, and learned as it stands (row 1)",
+        "rows whose split is Test are trained on like all others",
+        "rows whose split is validation are trained on like all others",
+    ]
+    assert warnings[2].endswith(" (row 3 and 1 more)")
+
+
+def test_arguments_that_are_null_are_told(run: Exporter) -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": {"a": 1, "city": None}}]}
+    assert run(lines=[json.dumps({"messages": [{"role": "user", "content": "a"}, call]})]) == 0
+    assert json.loads(run.directory.report.read_text())["warnings"][0] == (
+        "arguments of calls are null, and learned so: leave them out where a table has added the arguments of other "
+        "calls (row 1)"
+    )
+
+
 def test_rows_of_text_become_turns_where_more_stands_beside_them(run: Exporter) -> None:
     lines = ['{"prompt": "a", "completion": "b", "system": null}', '{"prompt": "c", "completion": "d", "system": "e"}']
     assert run("--evaluation-percent=0", lines=lines) == 0

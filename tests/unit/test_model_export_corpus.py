@@ -14,7 +14,16 @@ import pytest
 
 from model.data import export
 from model.files import RunDirectory
-from tests.unit.corpus import bad_beside, bad_conversations, bad_fields, bad_labels, bad_texts, good
+from tests.unit.corpus import (
+    bad_beside,
+    bad_conversations,
+    bad_fields,
+    bad_labels,
+    bad_spellings,
+    bad_texts,
+    good,
+    good_spellings,
+)
 from tests.unit.corpus.cases import ANSWER, PAIR, USER, Case, rows
 from tests.unit.corpus.good import Good
 
@@ -82,7 +91,16 @@ PARQUET = (
         file="rows.parquet",
     ),
 )
-CASES = [*bad_texts.CASES, *bad_fields.CASES, *bad_conversations.CASES, *bad_beside.CASES, *bad_labels.CASES, *PARQUET]
+CASES = [
+    *bad_texts.CASES,
+    *bad_fields.CASES,
+    *bad_conversations.CASES,
+    *bad_beside.CASES,
+    *bad_labels.CASES,
+    *bad_spellings.CASES,
+    *PARQUET,
+]
+GOOD_CASES = [*good.CASES, *good_spellings.CASES]
 
 
 @pytest.fixture
@@ -110,7 +128,7 @@ def test_a_bad_dataset_is_refused_in_these_words(case: Case, tmp_path: Path, log
     assert left <= {"report.json", export.LOCK}
 
 
-@pytest.mark.parametrize("case", good.CASES, ids=[case.name for case in good.CASES])
+@pytest.mark.parametrize("case", GOOD_CASES, ids=[case.name for case in GOOD_CASES])
 def test_a_good_dataset_is_learned_like_this(case: Good, tmp_path: Path, log: Path) -> None:
     (tmp_path / case.file).write_bytes(case.content)
     assert run(tmp_path, tmp_path / case.file, "--evaluation-percent=0", *case.flags) == 0, log.read_text()
@@ -120,8 +138,8 @@ def test_a_good_dataset_is_learned_like_this(case: Good, tmp_path: Path, log: Pa
 
 
 def test_the_corpus_is_large_and_every_case_has_a_name_of_its_own() -> None:
-    assert len({case.name for case in CASES}) == len(CASES) >= 200
-    assert len({case.name for case in good.CASES}) == len(good.CASES) >= 80
+    assert len({case.name for case in CASES}) == len(CASES) >= 330
+    assert len({case.name for case in GOOD_CASES}) == len(GOOD_CASES) >= 190
 
 
 def test_a_problem_in_one_of_several_files_names_the_file(tmp_path: Path, log: Path) -> None:

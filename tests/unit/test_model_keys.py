@@ -29,9 +29,33 @@ def test_a_key_is_known_in_any_spelling(spelling: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "kind"),
+    [("should_train", "learned"), ("isTrained", "learned"), ("include-in-loss", "learned"), ("use_loss", "learned"),
+     ("no_train", "notLearned"), ("excludeFromLoss", "notLearned"), ("is_masked", "notLearned"),
+     ("ignored_in_loss", "notLearned"), ("mask_label", "unclear"), ("loss_multiplier", "unclear"),
+     ("turn_weight", "unclear"), ("imageUrl", "media"), ("audio_bytes", "media"),
+     ("message", None), ("is_correct", None), ("brainstorm", None), ("lossy", None), ("image_caption", None)],
+)  # fmt: skip
+def test_a_turns_key_is_told_by_the_words_of_its_name(name: str, kind: str | None) -> None:
+    rule = keys.turn_rule(name)
+    assert (rule and rule.kind) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("train_on_turns", "flag"), ("skipLoss", "notFlag"), ("turn_weights", "mask"), ("mm_data", "media"),
+     ("attention_mask", None), ("special_tokens_mask", None), ("media", None), ("developer", None), ("lessons", None)],
+)  # fmt: skip
+def test_a_column_is_told_by_the_words_of_its_name(name: str, kind: str | None) -> None:
+    rule = keys.column_rule(name)
+    assert (rule and rule.kind) == kind
+
+
+@pytest.mark.parametrize(
     ("value", "said"),
     [(True, True), (1, True), (1.0, True), ("true", True), ("True", True), (" yes", True), ("1", True),
      (False, False), (0, False), (0.0, False), ("FALSE", False), ("0", False), ("no", False),
+     ("t", True), ("Y", True), ("on", True), ("1.0", True), ("f", False), ("N", False), ("off", False), ("0.0", False),
      (2, None), (0.5, None), ("", None), ("maybe", None), ([1], None), (float("nan"), None), ({}, None)],
 )  # fmt: skip
 def test_what_a_flag_says(value: Any, said: bool | None) -> None:
@@ -41,7 +65,8 @@ def test_what_a_flag_says(value: Any, said: bool | None) -> None:
 @pytest.mark.parametrize(
     ("value", "empty"),
     [(None, True), (float("nan"), True), ("", True), (" ", True), ("[]", True), ([], True), ([None], True), ({}, True),
-     ({"bytes": None, "path": None}, True), ("a", False), ([0], False), (0, False), ({"a": 1}, False)],
+     ({"bytes": None, "path": None}, True), ([{"bytes": None}, ""], True), ("NaN", True), ("None", True),
+     (r"\N", True), ("a", False), ([0], False), (0, False), ({"a": 1}, False)],
 )  # fmt: skip
 def test_what_is_empty(value: Any, empty: bool) -> None:
     assert keys.is_empty(value) is empty

@@ -178,7 +178,7 @@ def test_csv_rows_are_records_whatever_lines_they_take() -> None:
     content = b'prompt,completion\n"two\nlines, one ""field""",c1\n\nx\n"a"b,c\np4,"\xff"\np5,c5\n"open,c6\np7,c7\n'
     assert outcome(records("a.csv", content)) == [
         (1, {"prompt": 'two\nlines, one "field"', "completion": "c1"}),
-        (2, "has 1 field, but the header names 2: quote fields that hold commas"),
+        (2, "has 1 field, but the header names 2: write empty ones, too"),
         (3, f"not valid CSV: ',' expected after '\"'{QUOTES}"),
         (4, f"not UTF-8: byte 0xff in completion{TO_UTF8}"),
         (5, {"prompt": "p5", "completion": "c5"}),

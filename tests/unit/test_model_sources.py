@@ -124,6 +124,20 @@ def test_files_that_describe_others_are_passed_over(
     assert source.passed_over == ([] if path == "*" else passed_over)
 
 
+def test_what_is_not_read_of_a_folder_is_told_where_it_may_hold_rows(tmp_path: Path) -> None:
+    write(tmp_path, a_jsonl=line("1"), more__b_jsonl=line("2"), notes__x_txt="", empty__c_jsonl_bz2="x")
+    for name in ("b.jsonl.bz2", "c.xlsx", "D.ZIP", "LICENSE.txt", ".hidden.zip", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    source = FileSource("volume", tmp_path)
+    assert rows(source) == [("", 1, "1")]
+    assert source.passed_over == ["D.ZIP", "b.jsonl.bz2", "c.xlsx", "more/"]
+
+
+def test_a_folder_of_folders_is_refused_with_the_one_that_holds_data(tmp_path: Path) -> None:
+    write(tmp_path, data__train_parquet="x", images__a_png="x")
+    assert f"a glob such as {tmp_path}/data/*; there is data, images" in failure(FileSource("volume", tmp_path)).message
+
+
 def test_a_file_that_is_named_is_read_whatever_it_is_called(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(line("1"))
     assert rows(FileSource("volume", tmp_path / "state.json")) == [("", 1, "1")]

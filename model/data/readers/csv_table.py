@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -17,6 +18,9 @@ from model.exits import FailureError
 
 _RETURNS = r"ends a line with a carriage return alone: convert the file with `tr '\r' '\n'`, or quote the field"
 _MARKS = defaultdict(lambda: "the separator", {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"})
+
+_RULE = re.compile(r"\s*:?-{3,}:?\s*|")
+"""A cell of the line below the header in a table of Markdown."""
 
 
 class _TooLongError(Exception):
@@ -123,12 +127,13 @@ def _row(cells: list[str], header: list[str], marks: str) -> Any:
         return None
     if cells[0].startswith("\ufeff"):
         return joined()
-    if len(cells) > 1 and not any(cells):
+    if len(cells) > 1 and (not any(cells) or all(_RULE.fullmatch(cell) for cell in cells)):
         return {}
     while len(cells) > len(header) and not cells[-1].strip():
         cells.pop()
     if len(cells) != len(header):
-        return invalid(f"has {_fields(len(cells))}, but the header names {len(header)}: quote fields that hold {marks}")
+        remedy = f"quote fields that hold {marks}" if len(cells) > len(header) else "write empty ones, too"
+        return invalid(f"has {_fields(len(cells))}, but the header names {len(header)}: {remedy}")
     return dict(zip(header, cells, strict=True))
 
 

@@ -30,6 +30,7 @@ EXTENSIONS: dict[str, sniff.Format] = {
     ".tsv": "CSV",
     ".parquet": "Parquet",
     ".arrow": "Arrow",
+    ".feather": "Arrow",
 }
 _REMEDIES: dict[sniff.Format, str] = {
     "JSON lines": "name it .jsonl",
@@ -47,7 +48,9 @@ def has_data_extension(name: str) -> bool:
 
 def bare_name(name: str) -> str:
     """Return a file's name in lower case, without the end that says how it is compressed."""
-    return name.lower().removesuffix(".gz").removesuffix(".zst")
+    name = name.lower()
+    ends = (end for _, ends in sniff.COMPRESSIONS.values() for end in ends)
+    return next((name.removesuffix(end) for end in ends if name.endswith(end)), name)
 
 
 def read(file: DataFile) -> Iterator[Record]:
@@ -75,12 +78,12 @@ def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
     stream = _buffered(raw, file.buffer_bytes)
     head = stream.peek()[:HEAD_BYTES]
     wanted = EXTENSIONS.get(_extension(file.name))
-    for method, (magic, end) in sniff.COMPRESSIONS.items():
+    for method, (magic, ends) in sniff.COMPRESSIONS.items():
         if head.startswith(magic):
             stream = _decompressed(file.name, wanted, stream, method)
             head = stream.peek()[:HEAD_BYTES]
             break
-        if file.name.lower().endswith(end):
+        if file.name.lower().endswith(ends):
             what = f"is not {method} although its name says so{_found(head)}"
             raise refusal(file.name, what, "name it after what it is")
     form = _format(file.name, wanted, head)
@@ -96,12 +99,12 @@ def _records(file: DataFile, stack: ExitStack) -> Iterator[Record]:
 
 
 def _decompressed(name: str, wanted: sniff.Format | None, stream: BinaryIO, method: str) -> io.BufferedReader:
-    end = sniff.COMPRESSIONS[method][1]
+    ends = sniff.COMPRESSIONS[method][1]
     if wanted in ("Parquet", "Arrow"):
         raise refusal(name, f"is compressed with {method} as a whole", f"decompress it: {wanted} compresses by itself")
-    if wanted is not None and not name.lower().endswith(end):
+    if wanted is not None and not name.lower().endswith(ends):
         bare = PurePosixPath(name).name
-        raise refusal(name, f"is compressed with {method}", f"name it {bare}{end}, or decompress it")
+        raise refusal(name, f"is compressed with {method}", f"name it {bare}{ends[0]}, or decompress it")
     if method == "gzip":
         return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"), HEAD_BYTES)
     return _buffered(cast(BinaryIO, Decompressed(stream)), HEAD_BYTES)

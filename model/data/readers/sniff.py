@@ -8,8 +8,8 @@ from typing import Literal
 
 Format = Literal["JSON lines", "JSON array", "CSV", "Parquet", "Arrow"]
 
-COMPRESSIONS = {"gzip": (b"\x1f\x8b", ".gz"), "zstd": (b"\x28\xb5\x2f\xfd", ".zst")}
-"""How a file may be compressed as a whole: its first bytes, and the end of its name."""
+COMPRESSIONS = {"gzip": (b"\x1f\x8b", (".gz",)), "zstd": (b"\x28\xb5\x2f\xfd", (".zst", ".zstd"))}
+"""How a file may be compressed as a whole: its first bytes, and the ends of its name."""
 
 ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
 """How a file and a stream of Arrow begin."""
@@ -51,6 +51,8 @@ def foreign(head: bytes) -> tuple[str, str] | None:
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it"
     if not head.startswith((PARQUET, *ARROW)) and len(_CONTROL.findall(head[:4096])) * 20 > len(head[:4096]):
+        if any(map(_is_text_in, ("utf-16-le", "utf-16-be"), [head[:4096]] * 2)):
+            return "UTF-16 text", "convert it with `iconv -f UTF-16 -t UTF-8`"
         return "binary data", "store the rows as JSON lines, a JSON array, CSV or Parquet"
     start = text_start(head)[:512].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
@@ -58,6 +60,12 @@ def foreign(head: bytes) -> tuple[str, str] | None:
     if start.startswith(b"<"):
         return "XML or HTML, perhaps an error message in place of the data", "check where it was fetched from"
     return None
+
+
+def _is_text_in(encoding: str, head: bytes) -> bool:
+    """Whether bytes are text in an encoding of two bytes a character; of other bytes some are none."""
+    text = head[: len(head) & ~1].decode(encoding, "replace").replace("\r", "").replace("\n", "").replace("\t", "")
+    return bool(text) and text.isprintable() and "\ufffd" not in text
 
 
 def text_format(head: bytes) -> Format | None:

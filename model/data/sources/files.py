@@ -99,9 +99,13 @@ class FileSource:
     def _folder_files(self) -> list[Path]:
         entries = sorted(entry for entry in self.path.iterdir() if not entry.name.startswith("."))
         named = [entry for entry in entries if has_data_extension(entry.name) and not entry.is_dir()]
+        folders = [f"{entry.name}/" for entry in entries if entry.is_dir() and _holds_data(entry)]
         if not (files := self._with_rows(named)):
-            text = f"{self.path} is a directory without data files: name a file, or a glob such as {self.path}/*.jsonl"
+            glob = f"{folders[0]}*" if folders else "*.jsonl"
+            text = f"{self.path} is a directory without data files: name a file, or a glob such as {self.path}/{glob}"
             raise does_not_exist(f"{text}; {patterns.neighbours('', [entry.name for entry in entries])}")
+        unread = [entry.name for entry in entries if metadata.may_hold_rows(entry.name) and not entry.is_dir()]
+        self.passed_over[:] = sorted([*self.passed_over, *unread, *folders])
         splits = patterns.splits(path.name for path in files)
         if len(splits) > 1:
             raise invalid_spec(
@@ -148,6 +152,13 @@ def open_file(path: Path) -> BinaryIO:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(metadata.HEAD_BYTES + 1)
+
+
+def _holds_data(folder: Path) -> bool:
+    try:
+        return any(has_data_extension(entry.name) and not entry.name.startswith(".") for entry in folder.iterdir())
+    except OSError:
+        return False  # what cannot be read is not missed
 
 
 def _is_hidden(path: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from model.data.forms import CANONICAL_FIELDS
+from model.data.readers import bare_name
 from model.data.shapes import LIKELY_NAMES
 
 HEAD_BYTES = 64 << 10
@@ -19,6 +20,17 @@ _NAMES = {
     "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 _ROW_FIELDS = frozenset(CANONICAL_FIELDS) | LIKELY_NAMES
+
+
+_UNREAD = (
+    ".bz2", ".xz", ".lz4", ".zip", ".7z", ".tar", ".tgz", ".rar", ".xlsx", ".xls", ".ods", ".orc", ".avro", ".pkl",
+    ".sqlite", ".tfrecord",
+)  # fmt: skip
+
+
+def may_hold_rows(name: str) -> bool:
+    """Whether a file that is not read may hold rows all the same, so that leaving it out must be said."""
+    return bare_name(name).endswith(_UNREAD) and not named_so(name)
 
 
 def named_so(path: str) -> bool:

@@ -6,22 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from model.data.keys import SPLIT_WORDS
+
 WILDCARDS = "*?["
 SHOWN = 10
-
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
-"""The words by which the hub tells a file's split from its path."""
 
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]+")
 _WORD = re.compile(r"[a-z]+")

@@ -42,7 +42,8 @@ CASES = (
         "messages for DPO",
         chat(USER, ANSWER),
         "train.jsonl row 1: has messages: that is for method SFT; DPO needs prompt, chosen and rejected, "
-        "or chosen and rejected, or instruction, chosen and rejected",
+        "or chosen and rejected, or messages, chosen and rejected, or conversations, chosen and rejected, or "
+        "instruction, chosen and rejected",
         flags=("--method=DPO",),
         row=1,
     ),
@@ -59,7 +60,12 @@ CASES = (
         "train.jsonl row 1: messages[0]: must be an object, is a string",
         row=1,
     ),
-    Case("no role", chat({"content": "a"}, ANSWER), "train.jsonl row 1: messages[0].role: is missing", row=1),
+    Case(
+        "no role",
+        chat({"content": "a"}, ANSWER),
+        "train.jsonl row 1: messages[0].role: is missing: the turn has content; write role and content in all turns",
+        row=1,
+    ),
     Case(
         "an unknown role",
         chat({"role": "narrator", "content": "a"}, ANSWER),
@@ -72,7 +78,12 @@ CASES = (
         f"train.jsonl row 1: messages[0].role: {ROLES}, is 1",
         row=1,
     ),
-    Case("no content", chat(USER, {"role": "assistant"}), "train.jsonl row 1: messages[1].content: is missing", row=1),
+    Case(
+        "no content",
+        chat(USER, {"role": "assistant"}),
+        "train.jsonl row 1: messages[1].content: is missing: the turn has role",
+        row=1,
+    ),
     Case(
         "null content without a call",
         chat(USER, {"role": "assistant", "content": None}),
@@ -231,16 +242,15 @@ CASES = (
         row=1,
     ),
     Case(
-        "a call in the old form",
-        chat(USER, {**ANSWER, "function_call": {"name": "f", "arguments": "{}"}}),
-        "train.jsonl row 1: messages[1].function_call: is not read: write the call as tool_calls",
+        "a call in the old form and another",
+        chat(USER, {**CALLING, "function_call": {"name": "f", "arguments": "{}"}}),
+        "train.jsonl row 1: messages[1].function_call: is given beside tool_calls: keep one",
         row=1,
     ),
     Case(
-        "a call in the old form without content",
-        chat(USER, {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}),
-        "train.jsonl has 2 problems in 1 row: row 1: messages[1].content: is missing; row 1: "
-        "messages[1].function_call: is not read: write the call as tool_calls",
+        "a call in the old form by the user",
+        chat({**USER, "function_call": {"name": "f", "arguments": "{}"}}, ANSWER),
+        "train.jsonl row 1: messages[0].function_call: is given for a turn of user, only assistants call",
         row=1,
     ),
     Case(
@@ -270,7 +280,7 @@ CASES = (
     Case(
         "ShareGPT: no value",
         rows({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "text": "b"}]}),
-        "train.jsonl row 1: conversations[1].value: is missing",
+        "train.jsonl row 1: conversations[1].value: is missing: the turn has from, text",
         row=1,
     ),
     Case(
@@ -325,7 +335,8 @@ CASES = (
     Case(
         "no prompt",
         rows({"chosen": "b", "rejected": "c"}),
-        "train.jsonl row 1: prompt: is missing",
+        "train.jsonl row 1: prompt: is missing: two answers that are texts need a prompt of their own; split a text "
+        "that holds a whole conversation into turns",
         flags=("--method=DPO",),
         row=1,
     ),
@@ -366,9 +377,9 @@ CASES = (
         row=1,
     ),
     Case(
-        "rejected is a string",
-        rows({"prompt": [USER], "chosen": [ANSWER], "rejected": "no"}),
-        "train.jsonl row 1: rejected: must be a list, is a string",
+        "several rejected answers",
+        rows({"prompt": "a", "chosen": "b", "rejected": ["c", "d"]}),
+        "train.jsonl row 1: rejected: must be a string, is a list",
         flags=("--method=DPO",),
         row=1,
     ),

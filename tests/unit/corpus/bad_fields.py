@@ -112,7 +112,8 @@ CASES = (
         "completions for DPO",
         rows(PAIR),
         "train.jsonl row 1: has prompt and completion: that is for method SFT; DPO needs prompt, chosen "
-        "and rejected, or chosen and rejected, or instruction, chosen and rejected",
+        "and rejected, or chosen and rejected, or messages, chosen and rejected, or conversations, chosen and "
+        "rejected, or instruction, chosen and rejected",
         flags=("--method=DPO",),
         row=1,
     ),
@@ -120,7 +121,8 @@ CASES = (
         "alpaca for DPO",
         rows({"instruction": "a", "output": "b"}),
         "train.jsonl row 1: has instruction, input and output (Alpaca): that is for method SFT; DPO needs"
-        " prompt, chosen and rejected, or chosen and rejected, or instruction, chosen and rejected",
+        " prompt, chosen and rejected, or chosen and rejected, or messages, chosen and rejected, or conversations, "
+        "chosen and rejected, or instruction, chosen and rejected",
         flags=("--method=DPO",),
         row=1,
     ),

@@ -72,7 +72,8 @@ TEXTS = (
         "train.jsonl row 2: has prompt and completion, but row 1 has text: use one of the two", row=2),
     Case("texts for DPO", rows({"text": "a"}),
         "train.jsonl row 1: has text: that is for method SFT; DPO needs prompt, chosen and rejected, or chosen and "
-        "rejected, or instruction, chosen and rejected", flags=("--method=DPO",), row=1),
+        "rejected, or messages, chosen and rejected, or conversations, chosen and rejected, or instruction, chosen and "
+        "rejected", flags=("--method=DPO",), row=1),
     Case("texts for KTO", rows({"text": "a"}),
         f"train.jsonl row 1: has text: that is for method SFT; KTO needs {NEEDS}", flags=KTO, row=1),
     Case("all texts the same", rows(*[{"text": "a"}] * 3),
@@ -114,7 +115,8 @@ LABELS = (
         row=1),
     Case("labelled answers for DPO", rows(GOOD),
         "train.jsonl row 1: has prompt, completion and label: that is for method KTO; DPO needs prompt, chosen and "
-        "rejected, or chosen and rejected, or instruction, chosen and rejected", flags=("--method=DPO",), row=1),
+        "rejected, or chosen and rejected, or messages, chosen and rejected, or conversations, chosen and rejected, or "
+        "instruction, chosen and rejected", flags=("--method=DPO",), row=1),
     Case("an empty labelled answer", rows({**GOOD, "completion": " "}), "train.jsonl row 1: completion: is empty",
         flags=KTO, row=1),
     Case("a labelled answer that is null", rows({**GOOD, "completion": None}),

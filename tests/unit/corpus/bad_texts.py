@@ -158,7 +158,7 @@ CASES = (
     Case(
         "a table with too few fields",
         b"prompt;completion\na\n",
-        "rows.csv row 1: has 1 field, but the header names 2: quote fields that hold semicolons",
+        "rows.csv row 1: has 1 field, but the header names 2: write empty ones, too",
         row=1,
         file="rows.csv",
     ),
