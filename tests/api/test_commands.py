@@ -262,7 +262,7 @@ def test_adapters_are_listed_named_and_shown(known: Person, kubectl: Kubectl, re
     record(registry, kubectl.namespace, "second")
     assert known("adapters", "alias", "support", "production", "1").out == "support@production is version 1\n"
     moved = known("adapters", "promote", "support", "production")
-    assert moved.out == "support@production is version 2, before version 1: evaluationLoss 1.901\n"
+    assert moved.out == "support@production is version 2 of second: heldOutLoss 1.901, before version 1 (1.901)\n"
     assert "already" in known("adapters", "promote", "support", "production").out
     assert known("adapters", "alias", "support", "production", "1", "--expected=2").code == 0
     lines = known("adapters", "list", "support").out.splitlines()

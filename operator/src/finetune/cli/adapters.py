@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.api.losses import loss_change
 
 from .output import document, facts, number, printable, table
-from .session import Session, UsageError
+from .session import Session
 
 if TYPE_CHECKING:
     from finetune.clients.people import PeopleClient, Sample
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("NAME", "VERSION", "STATE", "LOSS", "VS BASE", "BASE MODEL", "RUN", "CREATED", "ALIASES")
 MORE = ("METHOD", "EXPERIMENT", "DATASET", "BYTES", "SHA256")
-USABLE = frozenset({"Ready", "Registered"})
-"""States of versions that are given out and that nobody has advised against."""
-MEASURES = {"evaluationLoss": "evaluation_loss", "finalLoss": "final_loss", "rewardAccuracy": "reward_accuracy"}
-SIGN = {"evaluationLoss": 1, "finalLoss": 1, "rewardAccuracy": -1}
-"""Of losses the smallest is the best, of accuracies the largest."""
 SOURCE_COLUMNS = ("SOURCE", "VERSION", "ROWS", "HELD OUT", "FOUND", "DROPPED")
 
 
@@ -102,54 +96,6 @@ async def alias(session: Session, arguments: argparse.Namespace) -> str:
         protected=arguments.protect,
     )
     return f"{name}@{alias} is version {moved.version}" + (", protected" if moved.protected else "")
-
-
-async def promote(session: Session, arguments: argparse.Namespace) -> str:
-    """Point an alias to the best version by a measure, unless that is worse than where it points."""
-    from finetune.clients.registry_errors import RegistryNotFound
-
-    registry, name, alias = await session.registry(), arguments.name, arguments.alias
-    versions = await registry.list_adapter_versions(session.namespace, name)
-    best = best_of(versions, arguments.by)
-    if best is None:
-        raise UsageError(f"no version of {name} that may be used has {arguments.by}; `finetune adapters list {name}`")
-    try:
-        current = await registry.find_adapter(session.namespace, name, alias)
-    except RegistryNotFound:
-        current = None
-    if current is not None and current.version == best.version:
-        return f"{name}@{alias} is version {best.version} already, the best by {arguments.by}"
-    if current is not None and (why := worse(best, current, arguments.by, percent=arguments.tolerance)):
-        raise UsageError(f"{name}@{alias} stays at version {current.version}: {why}")
-    moved = await registry.point_alias(
-        session.namespace, name, alias, best.version, expected=current.version if current else 0, protected=None
-    )
-    before = f", before version {current.version}" if current else ""
-    return f"{name}@{alias} is version {moved.version}{before}: {arguments.by} {number(measure(best, arguments.by))}"
-
-
-def best_of(versions: Sequence[AdapterVersion], by: str) -> AdapterVersion | None:
-    """The version with the best measure among those that are given out; of equal ones the newest."""
-    usable = [each for each in versions if each.state in USABLE and measure(each, by) is not None]
-    return min(usable, key=lambda each: (SIGN[by] * (measure(each, by) or 0.0), -each.version), default=None)
-
-
-def worse(best: AdapterVersion, current: AdapterVersion, by: str, *, percent: float) -> str | None:
-    """Why a version shall not take the place of the current one; None where it may.
-
-    It may be worse by so many percent: the current one may be archived, or measured on other rows.
-    """
-    new, old = measure(best, by), measure(current, by)
-    if new is None or old is None or SIGN[by] * (new - old) <= abs(old) * percent / 100:
-        return None
-    return f"the best other one, version {best.version}, has {by} {number(new)}, and it has {number(old)}"
-
-
-def measure(item: AdapterVersion, by: str) -> float | None:
-    """A measure of a version; None where it was not measured, or is no number."""
-    text = getattr(item, MEASURES[by])
-    value = float(text) if text is not None else math.nan
-    return value if math.isfinite(value) else None
 
 
 async def delete_adapter(session: Session, arguments: argparse.Namespace) -> str:

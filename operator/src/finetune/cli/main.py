@@ -1,6 +1,7 @@
 """The `finetune` command, which is `kubectl finetune` as well: commands for people, and the servers.
 
     finetune run|list|status|watch|logs|compare|suspend|resume|retry|delete     runs
+    finetune sweep|promote                runs with each of several settings; the best of them behind an alias
     finetune datasets ...                 push, list, show, diff, delete datasets of the registry
     finetune adapters ...                 list, show, pull, verify, alias, delete adapters of the registry
     finetune login|doctor|completion      to begin with

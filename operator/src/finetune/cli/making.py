@@ -20,7 +20,7 @@ _ONLY_FLAGS = ("model", "dataset", "adapter", "parent", "experiment", "gpus", "m
 
 async def run(session: Session, arguments: argparse.Namespace) -> Result:
     """Make a run, or print its manifest."""
-    made = await _manifest(session, arguments)
+    made = await described(session, arguments)
     made["spec"] = changed(made["spec"], arguments.set)
     check(made["spec"])
     return await _submit(session, arguments, made)
@@ -60,8 +60,8 @@ def _begins(before: RunView, resumed: str | None) -> str:
     return f"{before.name} {why}: it starts anew"
 
 
-async def _manifest(session: Session, arguments: argparse.Namespace) -> Document:
-    """What is to be made, before `--set`."""
+async def described(session: Session, arguments: argparse.Namespace) -> Document:
+    """The manifest that the arguments begin with, before `--set`. Raises UsageError."""
     given = [f"--{name}" for name in _ONLY_FLAGS if getattr(arguments, name) is not None]
     if arguments.from_run and arguments.filename:
         raise UsageError("--from and --filename are two ways to begin: give one of them")
@@ -76,7 +76,7 @@ async def _manifest(session: Session, arguments: argparse.Namespace) -> Document
     missing = [flag for name, flag in _FLAGS.items() if getattr(arguments, name) is None]
     if missing:
         raise UsageError(f"{', '.join(missing)} missing; or begin with --from RUN or --filename FILE")
-    if arguments.adapter is None:
+    if arguments.adapter is None and arguments.experiment is None:
         note("without --adapter the adapter is named after the run, and is always version 1")
     spec = build(method=arguments.method, **{name: getattr(arguments, name) for name in _ONLY_FLAGS})
     namespace = session.namespace if arguments.dry_run != "client" else arguments.namespace

@@ -151,7 +151,7 @@ def changed(spec: Mapping[str, Any], settings: Iterable[str]) -> Document:
             _remove(result, path)
             continue
         try:
-            value = text if _is_text(annotation) else yaml.safe_load(text)
+            value = text if is_text(annotation) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {setting}: the value is no YAML: {error}") from error
         _put(result, path, value)
@@ -211,12 +211,12 @@ def _model_in(annotation: Any) -> type[ApiModel] | None:
     return None
 
 
-def _is_text(annotation: Any) -> bool:
+def is_text(annotation: Any) -> bool:
     """Whether a field takes text only."""
     if typing.get_origin(annotation) is typing.Annotated:
-        return _is_text(typing.get_args(annotation)[0])
+        return is_text(typing.get_args(annotation)[0])
     if _is_union(annotation):
-        return all(_is_text(each) for each in typing.get_args(annotation) if each is not type(None))
+        return all(is_text(each) for each in typing.get_args(annotation) if each is not type(None))
     if typing.get_origin(annotation) is typing.Literal:
         return all(isinstance(each, str) for each in typing.get_args(annotation))
     return annotation is str

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from .export.destinations import add_adapter_flags
+from .measures import MEASURES, Guard, guard
 from .output import FORMATS
 from .session import add_options, run_command
 
 METHODS = ("SFT", "DPO", "KTO")
 RUN_NAME = re.compile(r"(?:trainingruns?(?:\.finetune\.dev)?/)?([a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)")
 REGISTRY_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
-MEASURES = ("evaluationLoss", "finalLoss", "rewardAccuracy")
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands; each sets `handler`, from arguments to an exit code."""
     _add_making(subparsers)
+    _add_sweeps(subparsers)
     _add_looking(subparsers)
     _add_changing(subparsers)
     _add_datasets(subparsers)
@@ -47,23 +48,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 def _add_making(subparsers: Any) -> None:
     run = add(subparsers, "run", "making.run", "make a run: from flags, a file or an earlier run")
     run.add_argument("name", nargs="?", help="default: one is made up, from the adapter's name")
-    run.add_argument("-f", "--filename", metavar="FILE", help="a TrainingRun in YAML; - is standard input")
-    run.add_argument(
-        "--from", dest="from_run", metavar="RUN", type=run_name, help="copy this run; --set changes the copy"
-    )
-    run.add_argument("--method", choices=METHODS, default="SFT", help="default: %(default)s")
-    run.add_argument("--model", metavar="MODEL", help="REPOSITORY[@REVISION] of the hub, or claim://CLAIM/PATH")
-    run.add_argument(
-        "--dataset",
-        metavar="DATASET",
-        help="NAME[@VERSION] of the registry, hub://REPOSITORY, claim://CLAIM/PATH, configmap://NAME/KEY, s3://BUCKET/PATH",
-    )
-    run.add_argument("--adapter", metavar="NAME", help="the adapter that the run makes a version of")
-    run.add_argument("--parent", metavar="NAME[@VERSION]", help="an adapter of the registry to go on from")
-    run.add_argument("--experiment", metavar="NAME", help="groups runs; default: the run's name")
-    run.add_argument("--gpus", type=int, metavar="N", help="0 trains on the CPU; default: 1")
-    run.add_argument("--memory", metavar="SIZE", help="such as 16Gi")
-    run.add_argument("--queue", metavar="NAME", help="Kueue's LocalQueue")
+    _add_beginning(run)
     _add_submitting(run)
     retry = add(subparsers, "retry", "making.retry", "make a run that goes on from a failed run's newest checkpoint")
     retry.add_argument("run", metavar="RUN", type=run_name, help="the failed run")
@@ -71,15 +56,61 @@ def _add_making(subparsers: Any) -> None:
     _add_submitting(retry)
 
 
-def _add_submitting(parser: argparse.ArgumentParser) -> None:
+def _add_beginning(parser: argparse.ArgumentParser) -> None:
+    """What a run, or a sweep, begins with: flags, a file, or an earlier run."""
+    parser.add_argument("-f", "--filename", metavar="FILE", help="a TrainingRun in YAML; - is standard input")
     parser.add_argument(
         *("--set", "-s"), action="append", default=[], metavar="PATH=VALUE", help="any field, such as training.epochs=3"
     )
+    parser.add_argument("--method", choices=METHODS, default="SFT", help="default: %(default)s")
+    parser.add_argument("--model", metavar="MODEL", help="REPOSITORY[@REVISION] of the hub, or claim://CLAIM/PATH")
+    parser.add_argument(
+        "--dataset",
+        metavar="DATASET",
+        help="NAME[@VERSION] of the registry, hub://REPOSITORY, claim://CLAIM/PATH, configmap://NAME/KEY, s3://BUCKET/PATH",
+    )
+    parser.add_argument("--adapter", metavar="NAME", help="the adapter that the run makes a version of")
+    parser.add_argument("--parent", metavar="NAME[@VERSION]", help="an adapter of the registry to go on from")
+    parser.add_argument("--experiment", metavar="NAME", help="groups runs; default: the run's name")
+    parser.add_argument("--gpus", type=int, metavar="N", help="0 trains on the CPU; default: 1")
+    parser.add_argument("--memory", metavar="SIZE", help="such as 16Gi")
+    parser.add_argument("--queue", metavar="NAME", help="Kueue's LocalQueue")
+
+
+def _add_submitting(parser: argparse.ArgumentParser, *, settings: str = "any field, such as training.epochs=3") -> None:
+    parser.add_argument(*("--set", "-s"), action="append", default=[], metavar="PATH=VALUE", help=settings)
     parser.add_argument(
         "--dry-run", choices=("none", "client", "server"), nargs="?", const="client", default="none",
         help="print the manifest (client), or let the API server judge it (server)",
     )  # fmt: skip
     parser.add_argument("-w", "--watch", action="store_true", help="then show it until it ends, as `finetune watch`")
+
+
+def _add_sweeps(subparsers: Any) -> None:
+    sweep = add(subparsers, "sweep", "sweeping.sweep", "make runs with each of several settings, all of them or none")
+    sweep.add_argument("name", nargs="?", type=_name, help="of the sweep; default: the file's run's")
+    _add_beginning(sweep)
+    _add_submitting(sweep, settings="any field, such as lora.rank=8,16, or learningRate=1e-5..1e-3 for --random")
+    sweep.add_argument("--random", type=_positive, metavar="N", help="so many random choices instead of the whole grid")
+    sweep.add_argument("--seed", type=int, metavar="S", help="of the random choices; default: 0")
+    sweep.add_argument(
+        "--parallel", type=_positive, metavar="N", help="how many train at once; the others are created suspended"
+    )
+    promote = add(subparsers, "promote", "promoting.promote", "point an alias to the best adapter of an experiment")
+    promote.add_argument("experiment", type=_name)
+    promote.add_argument("--alias", type=_name, required=True, help="for example production")
+    promote.add_argument("--adapter", type=_name, help="where the experiment's runs have made several")
+    _add_choosing(promote)
+
+
+def _add_choosing(parser: argparse.ArgumentParser) -> None:
+    """Which version is the best, and when it is not good enough."""
+    parser.add_argument("--by", choices=MEASURES, default="heldOutLoss", help="default: %(default)s")
+    parser.add_argument(
+        "--guard", type=guard, default=Guard(), metavar="X[%]",
+        help="may be worse than the version that the alias has by so much; default: not at all",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
 
 
 def _add_looking(subparsers: Any) -> None:
@@ -154,11 +185,12 @@ def _add_adapters(subparsers: Any) -> None:
     alias.add_argument("--expected", type=int, metavar="VERSION", help="only if it points there now; 0: if it is new")
     alias.add_argument("--protect", action=argparse.BooleanOptionalAction, help="whether moving it needs `protect`")
     alias.add_argument("--remove", action="store_true", help="remove the alias; the version stays")
-    promote = add(commands, "promote", "adapters.promote", "point an alias to the best version, unless that is worse")
+    promote = add(
+        commands, "promote", "promoting.promote_adapter", "point an alias to the best version, unless that is worse"
+    )
     promote.add_argument("name", type=_name, help="the adapter")
     promote.add_argument("alias", type=_name, help="for example candidate")
-    promote.add_argument("--by", choices=MEASURES, default=MEASURES[0], help="default: %(default)s")
-    promote.add_argument("--tolerance", type=float, default=0.0, metavar="PERCENT", help="may be worse by so much")
+    _add_choosing(promote)
     delete = add(commands, "delete", "adapters.delete_adapter", "delete a version's files; what is known of it stays")
     delete.add_argument("adapter", metavar="NAME@VERSION", type=_numbered)
 
