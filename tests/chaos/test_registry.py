@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("sqlalchemy", reason="needs the registry's environment; the trainer's image has none")
 
 from tests.support.registry_kills import Killed
-from tests.unit.conftest import backend, database_url, postgresql_server
+from tests.unit.conftest import backend, empty_database_url, postgresql_server
 
-__all__ = ["backend", "database_url", "postgresql_server"]
+__all__ = ["backend", "empty_database_url", "postgresql_server"]
 
 LIVES = 5
 KILLS = 20
@@ -29,8 +29,8 @@ def seeds() -> list[int]:
 
 @pytest.mark.parametrize("seed", seeds())
 async def test_a_registry_that_is_killed_keeps_what_it_has_answered(
-    seed: int, database_url: str, tmp_path: Path
+    seed: int, empty_database_url: str, tmp_path: Path
 ) -> None:
     print(f"repeat with REGISTRY_SEEDS={seed} pytest tests/chaos/test_registry.py")
-    told = await Killed(database_url, tmp_path, seed=seed).carry_out(kills=KILLS)
+    told = await Killed(empty_database_url, tmp_path, seed=seed).carry_out(kills=KILLS)
     assert told.datasets or told.steps

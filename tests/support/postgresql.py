@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -11,21 +12,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
+
+from tests.support.schema import provide_schema
+
 PROGRAMS = Path("/usr/lib/postgresql")
 UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
 
 
 class PostgreSQL:
-    """A running server; every call of `new_database` gives an empty database."""
+    """A running server; every call of `new_database` gives a database of its own."""
 
     def __init__(self, *, bin_dir: Path, folder: Path) -> None:
         self._bin_dir = bin_dir
         self._folder = folder
 
-    def new_database(self) -> str:
-        """The URL of an empty database."""
+    def new_database(self, *, schema: bool = False) -> str:
+        """The URL of an empty database, or of one with the registry's newest schema."""
         name = f"registry_{uuid.uuid4().hex[:12]}"
-        _run(self._bin_dir / "createdb", "-h", str(self._folder), "-U", "finetune", name)
+        self._create(name, template=self._with_schema if schema else "template1")
+        return self._url(name)
+
+    @functools.cached_property
+    def _with_schema(self) -> str:
+        """The name of a database that is migrated once and copied for each test that needs it so."""
+        name = "with_schema"
+        self._create(name, template="template1")
+        provide_schema(self._url(name))
+        return name
+
+    def _create(self, name: str, *, template: str) -> None:
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
+            connection.execute(statement)
+
+    def _url(self, name: str) -> str:
         return f"postgresql://finetune@/{name}?host={self._folder}"
 
     def stop(self) -> None:

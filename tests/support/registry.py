@@ -16,8 +16,8 @@ import uvicorn
 from finetune.registry.access import Access, OpenAccess
 from finetune.registry.blobs import BlobStore
 from finetune.registry.database import parse_url
-from finetune.registry.migrate import migrate
 from finetune.registry.service.app import create_app
+from tests.support.schema import provide_schema
 
 START_SECONDS = 20
 
@@ -37,9 +37,8 @@ def serving(
     **settings: Any,
 ) -> Iterator[str]:
     """Migrate the database and serve it from a thread; gives the base URL. `settings` are those of `create_app`."""
-    url = parse_url(database_url)
-    migrate(url)
-    app = create_app(database_url=url, access=access, store=store, **settings)
+    provide_schema(database_url)
+    app = create_app(database_url=parse_url(database_url), access=access, store=store, **settings)
     server = uvicorn.Server(
         uvicorn.Config(app, host=host, port=0, log_level="warning", lifespan="on", timeout_graceful_shutdown=5)
     )

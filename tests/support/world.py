@@ -22,6 +22,7 @@ from tests.support.kubectl import CommandError, Kubectl
 from tests.support.ports import free_port
 from tests.support.processes import Server, client_tls, plain_kubeconfig
 from tests.support.proxy import RecordingProxy, Write
+from tests.support.schema import provide_schema
 
 Document = dict[str, Any]
 
@@ -243,6 +244,8 @@ async def a_world(
     """
     port = free_port()
     database = f"sqlite:///{folder}/registry.db"
+    if not fresh:
+        provide_schema(database)
     arguments = ["registry", "serve", "--database-url", database, "--host=127.0.0.1", f"--port={port}", "--auth=none"]
     arguments.append(LOG_FORMAT)
     upstream, tls = client_tls(kubectl.kubeconfig)

@@ -17,7 +17,6 @@ from finetune.registry.blobs.errors import BlobMissing, NoStore, StorageFull
 from finetune.registry.blobs.folder import FolderStore
 from finetune.registry.database import Database, parse_url
 from finetune.registry.errors import InvalidRows
-from finetune.registry.migrate import migrate
 from finetune.registry.schema import blobs, compatibility, content_blobs, content_chunks, contents
 from finetune.registry.store import garbage
 from finetune.registry.store.contents import ABANDONED_AFTER, Contents
@@ -31,9 +30,7 @@ ROWS = pairs(400)
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    url = parse_url(database_url)
-    migrate(url)
-    opened = Database(url)
+    opened = Database(parse_url(database_url))
     yield opened
     await opened.close()
 

@@ -45,16 +45,14 @@ def sync_engine(database_url: str) -> Any:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    url = parse_url(database_url)
-    migrate(url)
-    database = Database(url)
+    database = Database(parse_url(database_url))
     yield database
     await database.close()
 
 
-def test_the_migrations_make_what_the_code_expects(database_url: str) -> None:
-    assert migrate(parse_url(database_url)) == (None, head())
-    engine = sync_engine(database_url)
+def test_the_migrations_make_what_the_code_expects(empty_database_url: str) -> None:
+    assert migrate(parse_url(empty_database_url)) == (None, head())
+    engine = sync_engine(empty_database_url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         differences = compare_metadata(context, metadata)
@@ -77,14 +75,16 @@ def test_the_migrations_make_what_the_code_expects(database_url: str) -> None:
     assert ("dataset_versions", ("dataset_id", "version")) in uniques
 
 
-def test_a_second_migration_does_nothing(database_url: str) -> None:
-    migrate(parse_url(database_url))
-    assert migrate(parse_url(database_url)) == (head(), head())
+def test_a_second_migration_does_nothing(empty_database_url: str) -> None:
+    migrate(parse_url(empty_database_url))
+    assert migrate(parse_url(empty_database_url)) == (head(), head())
 
 
-def test_registries_that_start_together_migrate_once(database_url: str) -> None:
+def test_registries_that_start_together_migrate_once(empty_database_url: str) -> None:
     results: list[tuple[str | None, str]] = []
-    threads = [threading.Thread(target=lambda: results.append(migrate(parse_url(database_url)))) for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda: results.append(migrate(parse_url(empty_database_url)))) for _ in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -92,8 +92,8 @@ def test_registries_that_start_together_migrate_once(database_url: str) -> None:
     assert sorted(before or "" for before, _ in results) == ["", *[head()] * 5]
 
 
-async def test_what_an_older_registry_stored_is_there_after_the_migration(database_url: str) -> None:
-    engine = sync_engine(database_url)
+async def test_what_an_older_registry_stored_is_there_after_the_migration(empty_database_url: str) -> None:
+    engine = sync_engine(empty_database_url)
     with engine.begin() as connection:
         config = migrations.alembic_config()
         config.attributes["connection"] = connection
@@ -122,8 +122,8 @@ async def test_what_an_older_registry_stored_is_there_after_the_migration(databa
         ):
             connection.exec_driver_sql(statement)
     engine.dispose()
-    assert migrate(parse_url(database_url)) == ("0001", head())
-    database = Database(parse_url(database_url))
+    assert migrate(parse_url(empty_database_url)) == ("0001", head())
+    database = Database(parse_url(empty_database_url))
     try:
         found = await AdapterStore(database).version("ml", "a", None)
         run = await RunLists(database).find("ml", "r")
@@ -142,7 +142,7 @@ async def test_what_an_older_registry_stored_is_there_after_the_migration(databa
     assert dict(zip(curve.steps, curve.values, strict=True))[77] == -3.0
 
 
-def test_a_migration_that_fails_changes_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_fails_changes_nothing(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def upgrade_and_fail(config: Any, revision: str) -> None:
         real_upgrade(config, revision)
         raise RuntimeError("the power went out")
@@ -150,16 +150,15 @@ def test_a_migration_that_fails_changes_nothing(database_url: str, monkeypatch: 
     real_upgrade = migrations.command.upgrade
     monkeypatch.setattr(migrations.command, "upgrade", upgrade_and_fail)
     with pytest.raises(RuntimeError, match="power"):
-        migrate(parse_url(database_url))
-    engine = sync_engine(database_url)
+        migrate(parse_url(empty_database_url))
+    engine = sync_engine(empty_database_url)
     assert inspect(engine).get_table_names() == []
     engine.dispose()
     monkeypatch.undo()
-    assert migrate(parse_url(database_url)) == (None, head())
+    assert migrate(parse_url(empty_database_url)) == (None, head())
 
 
 def test_a_newer_database_is_left_alone(database_url: str) -> None:
-    migrate(parse_url(database_url))
     engine = sync_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -171,7 +170,6 @@ def test_a_newer_database_is_left_alone(database_url: str) -> None:
 
 async def test_a_release_can_be_taken_back(database_url: str) -> None:
     """The database is newer, and says that this registry can work with it."""
-    migrate(parse_url(database_url))
     engine = sync_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

@@ -22,7 +22,6 @@ from finetune.registry.blobs import BlobStore, open_store
 from finetune.registry.blobs.errors import StorageFull, StoreUnavailable, TooLarge
 from finetune.registry.database import Database, parse_url
 from finetune.registry.errors import DigestMismatch
-from finetune.registry.migrate import migrate
 from finetune.registry.schema import blobs as blobs_table
 from finetune.registry.schema import runs
 from finetune.registry.store.common import now
@@ -48,7 +47,7 @@ def served(
     if backend == "sqlite":
         database = f"sqlite:///{tmp_path_factory.mktemp('files')}/registry.db"
     else:
-        database = request.getfixturevalue("postgresql_server").new_database()
+        database = request.getfixturevalue("postgresql_server").new_database(schema=True)
     with serving(database, store=open_store(f"file://{folder}", label="claim registry")) as url:
         yield url
 
@@ -272,9 +271,7 @@ def test_a_registry_without_a_store_says_so(registry_url: str, namespace: str, u
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    url = parse_url(database_url)
-    migrate(url)
-    opened = Database(url)
+    opened = Database(parse_url(database_url))
     yield opened
     await opened.close()
 

@@ -10,20 +10,20 @@ import pytest
 from sqlalchemy import Connection, event
 
 from finetune.registry.database import Database, parse_url
-from finetune.registry.migrate import migrate
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.audit import AuditFilter, AuditLog
 from finetune.registry.store.contents import Contents
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.listing import SORTS, RunFilter, RunLists
 from finetune.registry.store.outcomes import OutcomeStore
+from tests.support.schema import provide_schema
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    url = parse_url(f"sqlite:///{tmp_path}/registry.db")
-    migrate(url)
-    opened = Database(url)
+    url = f"sqlite:///{tmp_path}/registry.db"
+    provide_schema(url)
+    opened = Database(parse_url(url))
     yield opened
     await opened.close()
 

@@ -136,12 +136,12 @@ def test_a_backup_of_an_older_schema_is_migrated_when_it_is_restored(
 
 
 def test_what_is_no_backup_and_what_fails_halfway_leaves_the_database_empty(
-    database_url: str, another: Callable[[str], str], tmp_path: Path
+    empty_database_url: str, another: Callable[[str], str], tmp_path: Path
 ) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("something else")
     with pytest.raises(backup.BackupError, match="is no backup"):
-        backup.restore(wrong, parse_url(database_url))
+        backup.restore(wrong, parse_url(empty_database_url))
     url = another("sqlite")
     with registry(url, tmp_path) as http:
         fill(http)
@@ -154,11 +154,11 @@ def test_what_is_no_backup_and_what_fails_halfway_leaves_the_database_empty(
             content = source.read(name)
             target.writestr(name, content * 2 if name == "tables/audit.jsonl" else content)
     with pytest.raises(backup.BackupError, match="do not fit together"):
-        backup.restore(twice, parse_url(database_url))
-    migrate(parse_url(database_url))
-    assert {name: len(rows) for name, rows in rows_of(database_url).items() if rows} == {"compatibility": 1}
-    backup.restore(good, parse_url(database_url))
-    assert rows_of(database_url) == rows_of(url)
+        backup.restore(twice, parse_url(empty_database_url))
+    migrate(parse_url(empty_database_url))
+    assert {name: len(rows) for name, rows in rows_of(empty_database_url).items() if rows} == {"compatibility": 1}
+    backup.restore(good, parse_url(empty_database_url))
+    assert rows_of(empty_database_url) == rows_of(url)
 
 
 def blob_folder(folder: Path) -> list[Path]:

@@ -13,7 +13,6 @@ from finetune.api.registry import DATASET_CHANGED, DELETED, OutcomeRequest
 from finetune.clients.registry import RegistryClient, RegistryNotFound
 from finetune.registry.database import Database, parse_url
 from finetune.registry.errors import Conflict, NotFound
-from finetune.registry.migrate import migrate
 from finetune.registry.store.namespaces import NamespaceStore
 from tests.support.registry import adapter_document, pairs, run_document, serving, sha256
 
@@ -230,9 +229,7 @@ async def test_a_name_means_the_newest_run_of_that_name(http: httpx.AsyncClient)
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    url = parse_url(database_url)
-    migrate(url)
-    database = Database(url)
+    database = Database(parse_url(database_url))
     yield database
     await database.close()
 

@@ -16,7 +16,6 @@ from finetune.api.registry import RunRequest, StatusPost
 from finetune.registry.database import Database, parse_url
 from finetune.registry.errors import AttemptOver, TooManyRequests
 from finetune.registry.limits import BURST, PostLimits
-from finetune.registry.migrate import migrate
 from finetune.registry.schema import metric_points
 from finetune.registry.store.points import MAX_POINTS, PointStore, Position, move, remaining_seconds
 from finetune.registry.store.runs import RunStore
@@ -28,9 +27,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    url = parse_url(database_url)
-    migrate(url)
-    database = Database(url)
+    database = Database(parse_url(database_url))
     yield database
     await database.close()
 

@@ -175,7 +175,7 @@ def test_migrate_says_what_it_did(finetune: Finetune, tmp_path: Path) -> None:
 
 
 def test_a_database_that_goes_away_is_unavailable_and_comes_back(postgresql_server: PostgreSQL) -> None:
-    with serving(postgresql_server.new_database()) as url:
+    with serving(postgresql_server.new_database(schema=True)) as url:
         datasets = f"{url}/api/v1/namespaces/ml/datasets"
         assert httpx.get(datasets).status_code == 200
         postgresql_server.stop()

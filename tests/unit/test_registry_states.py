@@ -22,7 +22,7 @@ def served(backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytes
     if backend == "sqlite":
         database = f"sqlite:///{folder}/registry.db"
     else:
-        database = request.getfixturevalue("postgresql_server").new_database()
+        database = request.getfixturevalue("postgresql_server").new_database(schema=True)
     with serving(database, store=open_store(f"file://{folder}/blobs")) as url:
         yield url
 

@@ -16,7 +16,6 @@ from finetune.clients.registry import RegistryClient, RegistryUnavailable
 from finetune.controller.core.manifests import build_job
 from finetune.controller.core.settings import Settings
 from finetune.registry.database import parse_url
-from finetune.registry.migrate import migrate
 from finetune.registry.server import InvalidSettings
 from finetune.registry.server import Settings as ServerSettings
 from finetune.registry.service.app import create_app
@@ -26,6 +25,7 @@ from model.registry import RegistryRefusedError, RegistryUnavailableError, RunRe
 from tests.support import objects as o
 from tests.support.certificates import Certificate, self_signed
 from tests.support.registry import open_access
+from tests.support.schema import provide_schema
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def certificate(tmp_path: Path) -> Certificate:
 @contextmanager
 def serving(certificate: Certificate | None, tmp_path: Path, host: str = "127.0.0.1") -> Iterator[RenewingServer]:
     """The registry on a port of its own, served from a thread."""
-    url = parse_url(f"sqlite:///{tmp_path}/registry.db")
-    migrate(url)
-    app = create_app(database_url=url, access=open_access)
+    url = f"sqlite:///{tmp_path}/registry.db"
+    provide_schema(url)
+    app = create_app(database_url=parse_url(url), access=open_access)
     server = RenewingServer(
         uvicorn.Config(
             app,
