@@ -30,7 +30,16 @@ IMAGES = "FINETUNE_E2E_IMAGES"
 """The images' references, handed to the workers."""
 REGISTRY_LOCK = Path(tempfile.gettempdir()) / "finetune-e2e-registry.lock"
 
+LONGEST_FIRST = ("test_success", "test_survival", "test_quickstart")
+"""Files that take minutes: begun last, one of them would be waited for by all others."""
+
 _was_up = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first, in the order in which workers take files."""
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.hookimpl(tryfirst=True)

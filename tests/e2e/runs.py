@@ -17,11 +17,15 @@ Document = dict[str, Any]
 FINISH_SECONDS = 240.0
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m-instruct"
-LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 100, "checkpointSteps": 20}
+SHORT: Document = {"batchSize": 4, "maxLength": 128, "maxSteps": 8, "checkpointSteps": 2}
+LONG: Document = {**SHORT, "maxSteps": 300, "checkpointSteps": 20}
 
 
-def manifest(name: str = "run", *, model: str = TINY, **spec: Any) -> Document:
-    """A run that is small enough for two CPU cores; keyword arguments replace parts of the spec."""
+def manifest(name: str = "run", *, model: str = TINY, training: Document = SHORT, **spec: Any) -> Document:
+    """A run that is small enough for two CPU cores; keyword arguments replace parts of the spec.
+
+    It answers no prompts at its end, which would take longer than the training; docs/quickstart.md's run does.
+    """
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "TrainingRun",
@@ -30,7 +34,7 @@ def manifest(name: str = "run", *, model: str = TINY, **spec: Any) -> Document:
             "method": "SFT",
             "baseModel": {"volume": {"claimName": "base-models", "path": model}},
             "dataset": {"registry": {"name": "questions"}, "evaluation": {"percent": 10}},
-            "training": {"batchSize": 4, "maxLength": 128, "maxSteps": 8, "checkpointSteps": 2},
+            "training": {"samples": 0, **training},
             "output": {"claim": {"size": "1Gi", "retain": False}},
             "resources": {"gpus": 1, "cpu": "200m", "memory": "4Gi", "sharedMemory": "256Mi"},
             "retries": 1,

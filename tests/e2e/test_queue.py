@@ -14,7 +14,7 @@ from tests.support import queues
 from tests.support.installation import Installation
 from tests.support.kubectl import Kubectl
 
-LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 200, "checkpointSteps": 1000}
+LONG = {"batchSize": 4, "maxLength": 128, "maxSteps": 400, "checkpointSteps": 1000}
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ def age(since: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()
 
 
+@pytest.mark.long
 def test_a_secret_that_vanished_is_waited_for_and_costs_no_training(cluster: Cluster, tiny: Kubectl, store: S3) -> None:
     """The rows are on the claim, but a pod does not start without the Secret that its export refers to."""
     store.create_bucket("rows")
@@ -75,6 +76,7 @@ def test_a_secret_that_vanished_is_waited_for_and_costs_no_training(cluster: Clu
     assert "waiting" not in done["status"]
 
 
+@pytest.mark.long
 def test_an_evicted_pod_costs_no_attempt(tiny: Kubectl) -> None:
     """As a drain does it; without a retry to spend the run must end well all the same."""
     dataset = runs.config_map(tiny, runs.lines(runs.rows(64)))
@@ -90,6 +92,7 @@ def test_an_evicted_pod_costs_no_attempt(tiny: Kubectl) -> None:
     assert done["status"]["resumedFromStep"] >= 20
 
 
+@pytest.mark.long
 def test_a_failed_run_is_gone_on_from_by_another(cluster: Cluster, tiny: Kubectl) -> None:
     dataset = runs.config_map(tiny, runs.lines(runs.rows(64)))
     tiny.apply(runs.manifest("first", training=LONG, dataset=dataset, retries=0))
