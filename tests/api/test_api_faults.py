@@ -67,9 +67,15 @@ def passing_faults() -> dict[str, list[Fault]]:
     }
 
 
-async def test_faults_that_pass_cost_a_run_nothing(managed_kubectl: Kubectl, tmp_path: Path) -> None:
+PASSING = ("409", "422", "html-502", "cut-json", "lost-job", "watch-410", "watch-frozen")
+"""One of each kind; the others take a minute, for each has the whole operator for itself."""
+
+
+@pytest.mark.parametrize("others", [False, pytest.param(True, marks=pytest.mark.long)], ids=["each kind", "others"])
+async def test_faults_that_pass_cost_a_run_nothing(managed_kubectl: Kubectl, tmp_path: Path, others: bool) -> None:
+    chosen = {name: faults for name, faults in passing_faults().items() if (name not in PASSING) is others}
     async with a_managed_world(managed_kubectl, tmp_path, FINETUNE_REFERENCE_TIMEOUT_SECONDS="60") as managed:
-        for name, faults in passing_faults().items():
+        for name, faults in chosen.items():
             with managed.world.kubernetes.faulty(*faults):
                 if faults[0].watches:
                     managed.world.kubernetes.cut()  # so that there are new ones
@@ -77,7 +83,7 @@ async def test_faults_that_pass_cost_a_run_nothing(managed_kubectl: Kubectl, tmp
                 done = await managed.world.phase("Succeeded", name)
             assert all(fault.hits for fault in faults), f"{name}: the fault was never met"
             assert done["status"]["attempts"] == 1, name
-        await managed.check(names=tuple(passing_faults()))
+        await managed.check(names=tuple(chosen))
 
 
 WORDS = "the words of the server"
@@ -106,10 +112,18 @@ LASTING: dict[str, Answer] = {
 }
 
 
-async def test_faults_that_last_are_said_in_the_servers_words(managed_kubectl: Kubectl, tmp_path: Path) -> None:
+REFUSALS = ("denied-403", "webhook-500", "quota-403", "page-502", "job-unread")
+"""One of each kind of `LASTING`."""
+
+
+@pytest.mark.parametrize("others", [False, pytest.param(True, marks=pytest.mark.long)], ids=["each kind", "others"])
+async def test_faults_that_last_are_said_in_the_servers_words(
+    managed_kubectl: Kubectl, tmp_path: Path, others: bool
+) -> None:
+    chosen = {name: fault for name, fault in LASTING.items() if (name not in REFUSALS) is others}
     async with a_managed_world(managed_kubectl, tmp_path, FINETUNE_REFERENCE_TIMEOUT_SECONDS="60") as managed:
         silent = []
-        for name, fault in LASTING.items():
+        for name, fault in chosen.items():
             fault.hits = 0
             fault.over = asyncio.Event()
             with managed.world.kubernetes.faulty(fault):
@@ -122,7 +136,7 @@ async def test_faults_that_last_are_said_in_the_servers_words(managed_kubectl: K
             done = await managed.world.phase("Succeeded", name)
             assert done["status"]["attempts"] == 1, name
         assert not silent, "\n".join(silent)
-        await managed.check(names=tuple(LASTING))
+        await managed.check(names=tuple(chosen))
 
 
 async def said(managed: Managed, name: str, words: str) -> bool:
@@ -233,7 +247,9 @@ async def test_a_slow_api_server_makes_a_run_slow_and_no_more(managed: Managed, 
     await managed.check(names=("support",))
 
 
-@pytest.mark.parametrize(("operator", "node"), [(3600.0, -3600.0), (-3600.0, 3600.0)])
+@pytest.mark.parametrize(
+    ("operator", "node"), [(3600.0, -3600.0), pytest.param(-3600.0, 3600.0, marks=pytest.mark.long)]
+)
 async def test_clocks_that_differ_by_an_hour_change_nothing(
     managed_kubectl: Kubectl, tmp_path: Path, operator: float, node: float
 ) -> None:

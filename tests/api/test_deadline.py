@@ -9,6 +9,8 @@ import asyncio
 import calendar
 import time
 
+import pytest
+
 from tests.support.kubectl import is_true
 from tests.support.kubelet import Attempt, Play
 from tests.support.managed import Managed
@@ -33,6 +35,7 @@ def _seconds(stamp: str) -> float:
     return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
 
 
+@pytest.mark.long
 async def test_resumed_after_most_of_its_deadline_a_run_has_what_is_left(managed: Managed) -> None:
     managed.kubelet.script("support", UNTIL_TOLD, Attempt())
     managed.world.apply(activeDeadlineSeconds=24)
@@ -73,6 +76,7 @@ async def test_the_deadline_ends_a_run_that_is_over_it(managed: Managed) -> None
     await eventually("no pod goes on", lambda: not managed.kubelet.of("support"))
 
 
+@pytest.mark.long
 async def test_active_time_counts_once_however_fast_somebody_toggles(managed: Managed) -> None:
     managed.kubelet.script("support", UNTIL_TOLD)
     managed.world.apply(activeDeadlineSeconds=1000)
