@@ -101,7 +101,10 @@ def test_a_library_that_keeps_pythons_lock_is_ended_as_well(run: Run, reference:
     assert_resumes(run, reference, 2)
 
 
-@pytest.mark.parametrize(("point", "call"), [("micro-batch", (STEPS - 1) * MICRO_BATCHES + 1), ("evaluation", 1)])
+@pytest.mark.parametrize(
+    ("point", "call"),
+    [("micro-batch", (STEPS - 1) * MICRO_BATCHES + 1), pytest.param("evaluation", 1, marks=pytest.mark.long)],
+)
 def test_a_slow_training_is_left_alone(run: Run, reference: Run, point: str, call: int) -> None:
     """A step, and an evaluation, that take longer than there may be no sign of life."""
     assert finish(stuck(run, point, call, "is slow", least=4.0)) == 0

@@ -65,7 +65,7 @@ def run(directory: Path, *arguments: str) -> tuple[str, int]:
     return said, usage.ru_maxrss * 1024
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("name", [pytest.param("deep", marks=pytest.mark.long), "wide vocabulary"])
 def test_the_peak_is_within_15_percent(name: str, tokenizer: Any, rows_file: Path, tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", tokenizer, SHAPES[name])
     arguments = [
