@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 SOURCES := operator model tests examples images benchmarks deploy tools
 
 TRAINER := $(BIN)/python -m images.run trainer --
+CACHE := $(or $(FINETUNE_CACHE),$(HOME)/.cache/finetune)
+# More workers than cores: tests wait for processes a good part of their time.
+PYTEST := $(BIN)/pytest -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-dpo chaos bench-training bench-quality bench-pages bench-registry test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds pages vendor reference docs release argocd format manifests
@@ -49,10 +52,10 @@ lint: $(VENV)/ready ## Style, and the rules of who may import whom
 	$(BIN)/lint-imports
 
 types: $(VENV)/ready ## Strict type check
-	$(BIN)/mypy
+	MYPY_CACHE_DIR=$(CACHE)/mypy $(BIN)/mypy  # looks at contents: a fresh clone need not begin anew
 
 unit: $(VENV)/ready prometheus ## Unit tests: seconds, no cluster
-	$(BIN)/pytest -n 2 tests/unit
+	$(PYTEST) -m "not long" tests/unit
 
 programs: $(VENV)/ready ## Build the cluster's programs into the cache; compilers beside tests would let those run out of time
 	$(BIN)/python -m tests.cluster build
@@ -62,21 +65,23 @@ prometheus: $(VENV)/ready
 	-@$(BIN)/python -m tests.support.oci
 
 api: programs prometheus ## The API, the operator and the registry's authentication against a real API server
-	$(BIN)/pytest -n 3 --dist worksteal -m "not long" tests/api
+	$(PYTEST) -m "not long" tests/api
 
 training-tests: $(VENV)/ready ## The trainer's tests, inside the trainer image
-	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist worksteal --durations=12 tests/training
+	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 3 --dist worksteal -m "not long" --durations=12 tests/training
 
-chaos: programs ## A hundred trainers, five hundred operators and two hundred registries killed at random moments; and the long tests of the API
+chaos: programs ## A hundred trainers, five hundred operators and two hundred registries killed at random moments; and the long tests
 	$(TRAINER) python -m pytest -p no:cacheprovider tests/chaos/test_kills.py
 	$(BIN)/pytest -n 2 tests/chaos/test_failpoints.py tests/chaos/test_registry.py
-	$(BIN)/pytest -n 2 --dist worksteal -m long tests/api
+	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist worksteal -m long tests/training
+	$(BIN)/pytest -n 2 --dist worksteal -m long tests/unit tests/api
+	$(BIN)/pytest -n 2 -m long tests/e2e
 
 gitops: programs ## Runs in Git: the real Argo CD on the local cluster
 	$(BIN)/pytest -n 0 tests/gitops
 
 e2e: programs ## The whole, on the local cluster with real pods
-	$(BIN)/pytest -n 3 --dist loadfile tests/e2e
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long" tests/e2e
 
 cluster: $(VENV)/ready ## Start the local cluster and leave it running
 	$(BIN)/python -m tests.cluster up
@@ -103,8 +108,8 @@ reference: $(VENV)/ready ## Write the documentation's reference pages from the m
 docs: $(VENV)/ready ## Build the documentation's site into out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-release: programs ## Fill dist/ with a release's files; VERSION=0.2.0
-	$(BIN)/python -m tools.release $(VERSION)
+release: programs ## Fill dist/ with a release's files; VERSION=0.2.0, and ADDRESS where they will be downloaded
+	$(BIN)/python -m tools.release $(VERSION) $(if $(ADDRESS),--address=$(ADDRESS))
 
 manifests: programs ## Write deploy/install.yaml, the chart's README and what its values change, from the chart
 	$(BIN)/python -m tests.support.chart
@@ -123,6 +128,7 @@ lock: $(VENV)/ready ## Pin the newest versions that pyproject.toml allows
 $(VENV)/ready: locks/dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement locks/dev.txt
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --requirement locks/dev.txt
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # pip would compile on one core
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
