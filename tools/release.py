@@ -1,6 +1,7 @@
 """Fills dist/ with what a release is made of. The same commit and version give the same files.
 
     make release VERSION=0.2.0
+    make release VERSION=0.2.0 ADDRESS=https://downloads.example.com/v0.2.0      with a manifest for Krew
     python -m tools.release 0.2.0 --without-images      bills of materials from the locks; no image is built
 
 What is committed is released, under that version: the version in the working tree's pyproject.toml and Chart.yaml does
@@ -25,8 +26,8 @@ from pathlib import Path
 
 from images import build, shell
 from images.shell import REPOSITORY, CommandError
-from tests.cluster.host import cache_dir
-from tools import sbom
+from tests.support.chart import find_helm
+from tools import krew, sbom
 from tools.inventory import Installed
 
 CHART = "charts/finetune-operator"
@@ -38,13 +39,20 @@ SEMVER = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?
 LOCKS = {"operator": "locks/operator.txt", "trainer": "locks/training.txt"}
 
 
-def release(version: str, dist: Path, *, packages: Callable[[str], list[Installed]] = sbom.of_image) -> list[Path]:
+def release(
+    version: str,
+    dist: Path,
+    *,
+    packages: Callable[[str], list[Installed]] = sbom.of_image,
+    address: str | None = None,
+) -> list[Path]:
     """Fill an empty folder with the release's files.
 
     Args:
         version: as Semantic Versioning has it, without a `v`.
         dist: the folder; it is made anew.
         packages: what is installed in an image, by its name.
+        address: where the files will be downloaded; without it there is no manifest for Krew.
 
     Returns:
         The files, sorted by name; the last is SHA256SUMS.
@@ -65,6 +73,7 @@ def release(version: str, dist: Path, *, packages: Callable[[str], list[Installe
         shutil.copyfile(tree / CRD, dist / Path(CRD).name)
         (dist / "install.yaml").write_text(_install(tree), encoding="utf-8")
         (dist / "CHANGES.md").write_text(changes((tree / "CHANGELOG.md").read_text(), version), encoding="utf-8")
+        krew.write(version, address, dist, root=tree)
         for name, recipe in build.RECIPES.items():
             bill = sbom.document(recipe.name, version, packages(name), created=moment)
             sbom.write(bill, dist / f"{recipe.name}.spdx.json")
@@ -137,9 +146,7 @@ def _install(tree: Path) -> str:
 
 
 def _helm() -> str:
-    """Helm on PATH, else the one that the local cluster has built."""
-    built = sorted(cache_dir().glob("go/helm/*/helm"), key=lambda path: path.stat().st_mtime)
-    found = shutil.which("helm") or (str(built[-1]) if built else None)
+    found = find_helm()
     if found is None:
         raise CommandError("Helm is needed to package the chart: put it on PATH, or run `make programs`")
     return found
@@ -164,11 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.release", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("version", nargs="?", default="", help="such as 0.2.0")
     parser.add_argument("--dist", type=Path, default=REPOSITORY / "dist", help="the folder to fill (default: dist)")
+    parser.add_argument("--address", help="where the files will be downloaded; with it there is a manifest for Krew")
     parser.add_argument("--without-images", action="store_true", help="read the locks instead of the images")
     options = parser.parse_args(arguments)
     try:
         packages = of_lock if options.without_images else sbom.of_image
-        files = release(options.version, options.dist, packages=packages)
+        files = release(options.version, options.dist, packages=packages, address=options.address)
     except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

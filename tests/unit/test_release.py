@@ -17,29 +17,18 @@ from packaging.version import Version
 
 from images.shell import CommandError
 from tests.support.chart import SYSTEM
+from tests.unit.test_chart_render import needs_helm
 from tools import inventory, release, sbom
 
 VERSION = "7.8.9"
+ADDRESS = "https://downloads.example.com/v7.8.9"
 ROOT = Path(__file__).parents[2]
-
-
-def has_helm() -> bool:
-    try:
-        release._helm()
-    except CommandError:
-        return False
-    return True
-
-
-needs_helm = pytest.mark.skipif(
-    not has_helm(), reason="Helm is not on PATH, and the local cluster has not built it yet"
-)
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release") / "dist"
-    release.release(VERSION, folder, packages=release.of_lock)
+    release.release(VERSION, folder, packages=release.of_lock, address=ADDRESS)
     return folder
 
 
@@ -55,13 +44,15 @@ def test_a_release_has_all_of_its_files_and_their_checksums(dist: Path) -> None:
         "finetune.dev_trainingruns.yaml",
         f"finetune_operator-{VERSION}-py3-none-any.whl",
         "install.yaml",
+        "krew.yaml",
+        "kubectl-finetune.tar.gz",
     }
     assert sums == {name: hashlib.sha256((dist / name).read_bytes()).hexdigest() for name in sums}
 
 
 @needs_helm
 def test_the_same_commit_gives_the_same_files(dist: Path, tmp_path: Path) -> None:
-    release.release(VERSION, tmp_path / "dist", packages=release.of_lock)
+    release.release(VERSION, tmp_path / "dist", packages=release.of_lock, address=ADDRESS)
     assert (tmp_path / "dist" / "SHA256SUMS").read_text() == (dist / "SHA256SUMS").read_text()
 
 
@@ -82,6 +73,11 @@ def test_everything_has_the_version(dist: Path) -> None:
     deployments = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
     images = {container["image"] for pod in deployments for container in pod["containers"]}
     assert images == {f"finetune-operator:{VERSION}"}
+    plugin = yaml.safe_load((dist / "krew.yaml").read_text())["spec"]
+    (platform,) = plugin["platforms"]
+    packed = hashlib.sha256((dist / "kubectl-finetune.tar.gz").read_bytes()).hexdigest()
+    assert (plugin["version"], platform["sha256"]) == (f"v{VERSION}", packed)
+    assert platform["uri"] == f"{ADDRESS}/kubectl-finetune.tar.gz"
     for name in ("operator", "trainer"):
         bill = json.loads((dist / f"finetune-{name}.spdx.json").read_text())
         assert bill["packages"][0]["versionInfo"] == VERSION
