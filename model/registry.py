@@ -100,7 +100,14 @@ class RunRegistry:
 
     def announce_files(self, files: list[dict[str, Any]]) -> list[str]:
         """Announce the files (path, bytes, sha256) of the run's adapter; return the digests that are to be sent."""
-        with self._open("PUT", "files", {"files": files}) as response:
+        return self._announce("files", {"files": files})
+
+    def announce_interim(self, step: int, document: dict[str, Any]) -> list[str]:
+        """Announce the adapter of a step (losses, attempt, files); return the digests that are to be sent."""
+        return self._announce(f"steps/{step}/adapter", document)
+
+    def _announce(self, path: str, document: dict[str, Any]) -> list[str]:
+        with self._open("PUT", path, document) as response:
             answer = response.read()
         try:
             return [str(digest) for digest in json.loads(answer)["missing"]]

@@ -40,7 +40,7 @@ def send(
     until = time.monotonic() + SECONDS + sum(file["bytes"] for file in files) / SLOWEST_BYTES_PER_SECOND
     for delay in (*DELAYS_SECONDS, None):
         try:
-            _send_missing(registry, directory, files)
+            send_missing(registry, directory, files)
         except RegistryRefusedError as error:
             if error.reason != "NoStore":
                 warn(f"the registry does not take the adapter's files, which stay on the claim: {error}")
@@ -65,7 +65,7 @@ def send_later(registry: RunRegistry, directory: Path, files: Sequence[dict[str,
         When the registry is away, or refuses them for good.
     """
     try:
-        _send_missing(registry, directory, files)
+        send_missing(registry, directory, files)
     except RegistryRefusedError as error:
         message = f"the registry does not take the adapter's files, which stay on the claim: {error}"
         raise FailureError(exits.INVALID_CONFIGURATION, "RegistryRefused", message) from error
@@ -74,9 +74,29 @@ def send_later(registry: RunRegistry, directory: Path, files: Sequence[dict[str,
         raise FailureError(exits.UNAVAILABLE, "RegistryUnavailable", message) from error
 
 
-def _send_missing(registry: RunRegistry, directory: Path, files: Sequence[dict[str, Any]]) -> None:
+def send_missing(
+    registry: RunRegistry,
+    directory: Path,
+    files: Sequence[dict[str, Any]],
+    *,
+    announce: Callable[[list[dict[str, Any]]], list[str]] | None = None,
+) -> None:
+    """Announce files, and send those that the registry lacks, the smallest first, each once.
+
+    Parameters
+    ----------
+    registry, directory, files
+        As of `send`.
+    announce
+        Takes the list of files and returns the digests to send; None announces them as the run's finished adapter.
+
+    Raises
+    ------
+    RegistryRefusedError, RegistryUnavailableError, OSError
+        What is sent by then stays sent.
+    """
     listed = [{key: file[key] for key in ("path", "bytes", "sha256")} for file in files]
-    missing = set(registry.announce_files(listed))
+    missing = set((announce or registry.announce_files)(listed))
     for file in sorted(listed, key=lambda file: file["bytes"]):
         if file["sha256"] in missing:
             registry.send_file(directory / file["path"], sha256=file["sha256"], size=file["bytes"])

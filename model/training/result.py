@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,7 @@ def save_adapter(
     """
     temporary = directory.adapter.with_name("adapter.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = settings.recorded_base_model
-    config.revision = settings.base_model_revision
-    if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # a set's order would change the digest
+    _describe(model.peft_config["default"], settings)
     # A reference that the training needs beside the adapter is no part of the result.
     model.save_pretrained(temporary, selected_adapters=["default"], save_embedding_layers=False)
     for name, text in {CARD: card, **(beside or {})}.items():
@@ -106,6 +103,45 @@ def save_adapter(
     verify_adapter(model, temporary)
     publish_directory(temporary, directory.adapter)
     return digest_directory(directory.adapter)
+
+
+def _describe(config: Any, settings: TrainSettings) -> None:
+    """Let an adapter's configuration say which base model it belongs to, the same way every time."""
+    config.base_model_name_or_path = settings.recorded_base_model
+    config.revision = settings.base_model_revision
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # a set's order would change the digest
+
+
+def copied_adapter(model: Any, settings: TrainSettings, beside: Mapping[str, str]) -> Callable[[Path], None]:
+    """Copy the adapter as it is now into the host's memory, and return what writes the copy into a new directory.
+
+    Parameters
+    ----------
+    model
+        The `PeftModel` in training, which may go on at once.
+    settings
+        The run's settings.
+    beside
+        Other text files by name, as of `save_adapter`.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = copy.deepcopy(model.peft_config["default"])
+    _describe(config, settings)
+    config.inference_mode = True
+    weights = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    copied = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+
+    def write(directory: Path) -> None:
+        directory.mkdir()
+        save_file(copied, directory / "adapter_model.safetensors", metadata={"format": "pt"})  # as PEFT does
+        config.save_pretrained(str(directory))
+        for name, text in beside.items():
+            (directory / name).write_text(text, encoding="utf-8")
+
+    return write
 
 
 def verify_adapter(model: Any, directory: Path) -> None:

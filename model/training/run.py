@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from model import disks, exits, upload
@@ -17,6 +18,7 @@ from model.training import build
 from model.training.config import TrainSettings
 from model.training.loop import guessing
 from model.training.loop.checkpoint import Checkpoint, CheckpointStore, RunState
+from model.training.output.interim import InterimSender
 from model.training.output.progress import PeerLog, ProgressLog
 from model.training.processes import hang, interruption, parallel, process
 from model.training.processes.laps import Laps
@@ -134,6 +136,7 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
         past=past,
         laps=laps,
     )
+    trainer.interim_sender = _interim_sender(settings, directory, log, past.step, serving.files)
     for warning in (*arithmetic.warnings, *serving.warnings):
         log.emit("warning", step=past.step, message=warning)
     if past.checkpoint is None:
@@ -144,7 +147,32 @@ def _train(settings: TrainSettings, directory: RunDirectory, log: ProgressLog | 
     } | trainer.run_state.timings
     process.settle()
     _run_loop(trainer, past.checkpoint)
+    if trainer.interim_sender is not None:
+        trainer.interim_sender.close()
     return finish(trainer, directory, data, past, serving)
+
+
+def _interim_sender(
+    settings: TrainSettings,
+    directory: RunDirectory,
+    log: ProgressLog | PeerLog,
+    step: int,
+    beside: Mapping[str, str],
+) -> InterimSender | None:
+    """Return what sends the adapters of evaluations: from the first process, where there is a registry."""
+    from model.training.result import copied_adapter
+
+    registry = settings.registry() if parallel.world().first else None
+    if registry is None:
+        return None
+    return InterimSender(
+        registry,
+        directory.path,
+        attempt=log.attempt,
+        start_step=step,
+        copy=lambda model: copied_adapter(model, settings, beside),
+        warn=_warn,
+    )
 
 
 def _pinned(settings: TrainSettings) -> TrainSettings:

@@ -80,7 +80,7 @@ def train(directory: Path, base_model: Path, method: str, world: World, micro: i
         "weights": weights(trainer.model),
         "losses": [line["loss"] for line in lines],
         "tokens": [line["tokens"] for line in lines],
-        "evaluation": trainer.held_out_loss(),
+        "evaluation": trainer.mean_loss(trainer.held_out_sums()),
         "parts": trainer.run_state.parts_per_batch,
     }
     torch.save(found, directory / f"rank-{world.rank}.pt")

@@ -7,10 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import pytest
 from model import exits
 from tests.training import faults
 from tests.training.harness import Run, finish
+from tests.training.listener import Registry, listening
 
 
 @pytest.fixture
@@ -35,43 +33,10 @@ def own_base_model(run: Run, tmp_path: Path) -> Path:
     return copy
 
 
-@dataclass
-class Registry:
-    """A server that notes what it is told: the registry, or a hub."""
-
-    url: str = ""
-    calls: list[tuple[str, str, str | None, Any]] = field(default_factory=list)
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-
-
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    told = Registry()
-
-    class Handler(BaseHTTPRequestHandler):
-        def _answer(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null")
-            told.calls.append((self.command, self.path, self.headers["Authorization"], body))
-            self.send_response(told.status)
-            for name, value in told.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.path.endswith("/files"):
-                self.wfile.write(b'{"missing": []}')
-
-        do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815 - named by the library
-
-        def log_message(self, *_arguments: Any) -> None:
-            """Nothing: the calls are recorded."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    told.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield told
-    server.shutdown()
-    server.server_close()
+    with listening() as told:
+        yield told
 
 
 def assert_fails(run: Run, code: int, reason: str, *words: str) -> dict[str, Any]:
@@ -210,12 +175,13 @@ def test_the_registry_gets_the_progress_and_the_result(told_run: Run, registry: 
     metrics = {metric["name"]: metric["value"] for metric in status["metrics"]}
     assert status["progressPercentage"] == 100
     names = {"loss", "step", "totalSteps", "epoch", "learningRate", "tokensPerSecond", "checkpointStep"}
-    names |= {"gradientNorm", "evaluationLoss"}
+    names |= {"gradientNorm", "evaluationLoss", "tokens"}
     assert set(metrics) == names
     assert (metrics["step"], metrics["totalSteps"], metrics["checkpointStep"]) == ("4", "4", "4")
     assert float(metrics["gradientNorm"]) == pytest.approx(told_run.events("train")[-1]["gradientNorm"], abs=1e-5)
     assert float(metrics["evaluationLoss"]) == pytest.approx(told_run.events("evaluation")[0]["loss"], abs=1e-5)
     assert float(metrics["loss"]) == pytest.approx(told_run.events("train")[-1]["loss"], abs=1e-5)
+    assert float(metrics["tokens"]) == sum(each["tokens"] for each in told_run.events("train"))  # all so far
 
     document = json.loads((told_run.directory / "training_config.json").read_text())
     assert registry.calls[-2:] == [
@@ -232,5 +198,6 @@ def test_the_registry_gets_the_progress_and_the_result(told_run: Run, registry: 
 def test_a_registry_that_refuses_costs_nothing_but_its_own_copy(told_run: Run, registry: Registry) -> None:
     registry.status = 403
     assert told_run.train() == 0
-    assert [path.rpartition("/")[2] for method, path, *_ in registry.calls if method == "PUT"] == ["result", "files"]
+    puts = [path.rpartition("/")[2] for method, path, *_ in registry.calls if method == "PUT"]
+    assert puts == ["adapter", "result", "files"]  # of the evaluation at step 3, and at the end
     assert told_run.said()["result"]["steps"] == 4

@@ -89,9 +89,9 @@ def test_the_adapter_of_a_quantized_base_is_trained_and_saved_in_float32(
     assert type(layer).__name__ == {"NF4": "Linear4bit", "Int8": "Linear8bitLt"}[quantized]
     assert adapter_trial.description(trainer.model) == {"fused": 14, "joined": 10, "peft": 0}
     assert {weight.dtype for weight in weights(trainer.model).values()} == {torch.float32}
-    before = trainer.held_out_loss()
+    before = trainer.mean_loss(trainer.held_out_sums())
     trainer.train()
-    assert trainer.held_out_loss() < before
+    assert trainer.mean_loss(trainer.held_out_sums()) < before
     directory = RunDirectory(tmp_path)
     assert save_adapter(trainer.model, settings, directory, "card")
     assert {tensor.dtype for tensor in load_file(directory.adapter / "adapter_model.safetensors").values()} == {

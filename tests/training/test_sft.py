@@ -99,7 +99,9 @@ def plain_loss(model: Any, dataset: Any) -> float:
 def test_the_held_out_loss_is_the_mean_over_all_tokens(build: Build, encoded: TokenRows, packing: str) -> None:
     trainer = build(packing=packing, micro_batch_size=7)
     trainer.model.eval()
-    assert trainer.held_out_loss() == pytest.approx(plain_loss(trainer.model, encoded.as_dataset()), rel=1e-5)
+    assert trainer.mean_loss(trainer.held_out_sums()) == pytest.approx(
+        plain_loss(trainer.model, encoded.as_dataset()), rel=1e-5
+    )
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_tokens(build: Build, encoded: TokenRows, tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_evaluating_leaves_the_trainings_random_numbers_alone(build: Build) -> N
     trainer = build(lora_dropout_percent=50)
     trainer.model.train()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    trainer.held_out_loss()
+    trainer.mean_loss(trainer.held_out_sums())
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
     assert trainer.model.training
@@ -248,9 +250,9 @@ def test_sigterm_in_an_evaluation_breaks_it_off_and_saves_the_step(build: Build,
 @pytest.mark.parametrize("variant", ["LoRA", "RSLoRA", "DoRA"])
 def test_every_variant_trains(build: Build, variant: str) -> None:
     trainer = build(lora_variant=variant, lora_target_modules=["q_proj", "v_proj"])
-    before = trainer.held_out_loss()
+    before = trainer.mean_loss(trainer.held_out_sums())
     trainer.train()
-    after = trainer.held_out_loss()
+    after = trainer.mean_loss(trainer.held_out_sums())
     assert before is not None
     assert after is not None
     assert after < before

@@ -60,6 +60,8 @@ class RunState:
     best_step: int | None = None
     """With early stopping, the step of that evaluation; its checkpoint is kept."""
     evaluations_without_best: int = 0
+    base_evaluation_loss: float | None = None
+    """The base model's, once it was measured."""
     evaluation_due: bool = False
     """An interruption cut this step's evaluation short."""
     stopped_early: bool = False

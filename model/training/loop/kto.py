@@ -217,10 +217,14 @@ class LabelTrainer(ComparingLoop, KTOTrainer):
         sums = self.held_out_sums()
         return {
             "evaluationLoss": self.mean_loss(sums),
-            "baseEvaluationLoss": sums["referenceLoss"] / (sums["desirable"] + sums["undesirable"]),
+            "baseEvaluationLoss": self.base_loss(sums),
             **_mean_rewards(sums),
             "kl": self._held_out_kl,
         }
+
+    def base_loss(self, sums: Mapping[str, float], **_stop: bool) -> float:
+        """Return the reference's loss."""
+        return sums["referenceLoss"] / (sums["desirable"] + sums["undesirable"])
 
 
 def mismatches(rows: Sequence[int], of: int) -> list[Mismatch]:

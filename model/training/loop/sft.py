@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,3 +63,14 @@ class SupervisedTrainer(TrainingLoop, SFTTrainer):
     def mean_loss(self, sums: Mapping[str, float]) -> float:
         """Return the mean loss of a learned token."""
         return sums["loss"] / sums["tokens"]
+
+    def base_loss(self, sums: Mapping[str, float], *, stop_when_interrupted: bool = False) -> float:
+        """Return the base model's loss over the held-out rows, which a run measures once; NaN when SIGTERM came."""
+        del sums
+        if self.run_state.base_evaluation_loss is None:
+            with self.model.disable_adapter():
+                base = self.held_out_sums(stop_when_interrupted=stop_when_interrupted)
+            if not base:
+                return math.nan
+            self.run_state.base_evaluation_loss = self.mean_loss(base)
+        return self.run_state.base_evaluation_loss

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState, set_seed
 
 from model import gpus
-from model.training.loop import generators, memory, nonfinite
+from model.training.loop import generators, interim, memory, nonfinite
 from model.training.loop.batches import MicroBatch
 from model.training.loop.callbacks import StepEnd
 from model.training.loop.checkpoint import Checkpoint, generator_name
@@ -32,6 +32,7 @@ from model.training.loop.held_out import HeldOut, check_finite, total
 from model.training.loop.layout import Batch, Step, read, to_device
 from model.training.loop.parts import StepGivenUpError, TrainerParts
 from model.training.loop.schedule import share_of_peak
+from model.training.output.interim import InterimSender
 from model.training.output.progress import RunStatus
 from model.training.processes import hang, interruption, parallel
 from model.training.processes.process import timestamp
@@ -64,6 +65,7 @@ class TrainingLoop(Trainer):
         self.parts = parts
         self.batches = parts.batches
         self.run_state = parts.state
+        self.interim_sender: InterimSender | None = None
         self._held_out = HeldOut(held_out)
         self._status = RunStatus(parts.poster, parts.log.attempt)
         self._saved_step = 0
@@ -351,23 +353,23 @@ class TrainingLoop(Trainer):
             paddedTokens=self._padded_tokens,
             **measured,
         )
-        self._status.step_made(step, total_steps, {"epoch": epoch, **measured})
+        self._status.step_made(step, total_steps, {"epoch": epoch, "tokens": self.run_state.tokens, **measured})
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Evaluate in the middle of training, record it, and stop early when it is time for that."""
         self.control.should_evaluate = False  # else the end of the epoch would ask for it again
         self.run_state.evaluation_due = True
-        loss = self.held_out_loss(stop_when_interrupted=True)
-        if loss is None:
+        sums = self.held_out_sums(stop_when_interrupted=True)
+        if not sums:
             self.control.should_save = self.control.should_training_stop = True
             return {}
-        step = self.state.global_step
+        step, loss = self.state.global_step, self.mean_loss(sums)
         self.parts.log.emit("evaluation", step=step, loss=loss)
         check_finite(loss, step)
         self._status.evaluated(loss)
-        is_best = self.run_state.record_evaluation(loss)
+        interim.offer(self, step, loss, sums)
         patience = self.parts.settings.early_stopping_patience
-        if patience is not None and is_best:
+        if self.run_state.record_evaluation(loss) and patience is not None:
             self.run_state.best_step = step
             self.control.should_save = True
         learned = bool(self.run_state.last_steps)  # steps that were left out could not make it any better
@@ -390,14 +392,12 @@ class TrainingLoop(Trainer):
 
     def final_evaluation(self) -> dict[str, float]:
         """Return what the result says about the held-out examples, by the result's keys."""
-        with self.model.disable_adapter():
-            base = self.mean_loss(self.held_out_sums())
-        return {"evaluationLoss": self.mean_loss(self.held_out_sums()), "baseEvaluationLoss": base}
+        sums = self.held_out_sums()
+        return {"evaluationLoss": self.mean_loss(sums), "baseEvaluationLoss": self.base_loss(sums)}
 
-    def held_out_loss(self, *, stop_when_interrupted: bool = False) -> float | None:
-        """Return the loss over all held-out examples, None when SIGTERM came in between and `stop_when_interrupted`."""
-        sums = self.held_out_sums(stop_when_interrupted=stop_when_interrupted)
-        return self.mean_loss(sums) if sums else None
+    def base_loss(self, sums: Mapping[str, float], *, stop_when_interrupted: bool = False) -> float:
+        """Return the loss without the adapter, NaN when SIGTERM came; `sums` are those of an evaluation with it."""
+        raise NotImplementedError
 
     def held_out_sums(self, *, stop_when_interrupted: bool = False) -> dict[str, float]:
         """Measure all held-out examples; nothing when SIGTERM came in between and `stop_when_interrupted`."""
