@@ -60,7 +60,7 @@ def _add_beginning(parser: argparse.ArgumentParser) -> None:
     """What a run, or a sweep, begins with: flags, a file, or an earlier run."""
     parser.add_argument("-f", "--filename", metavar="FILE", help="a TrainingRun in YAML; - is standard input")
     parser.add_argument(
-        *("--set", "-s"), action="append", default=[], metavar="PATH=VALUE", help="any field, such as training.epochs=3"
+        "--from", dest="from_run", metavar="RUN", type=run_name, help="copy this run; --set changes the copy"
     )
     parser.add_argument("--method", choices=METHODS, default="SFT", help="default: %(default)s")
     parser.add_argument("--model", metavar="MODEL", help="REPOSITORY[@REVISION] of the hub, or claim://CLAIM/PATH")
