@@ -13,6 +13,7 @@ from aiohttp import web
 
 from finetune.cli.ui import Pages, kept
 from finetune.clients.people import PeopleClient
+from tests.support.ports import free_port
 from tests.support.pages import form_token, outcome, spec
 from tests.support.registry import run_document, serving
 
@@ -70,6 +71,14 @@ def test_the_registry_gets_neither_the_browsers_host_nor_its_credentials_nor_oth
     cookies = {"jupyter": "secret", "finetune-ui": "key", "finetune-forms": "f", "finetune-notice": "n.s"}
     assert kept(headers, {}) == {"Accept": "text/html", "X-Finetune-UI": "1"}
     assert kept(headers, cookies)["Cookie"] == "finetune-forms=f; finetune-notice=n.s"
+
+
+def test_no_address_is_printed_where_no_registry_answers() -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    command = (sys.executable, "-m", "finetune.cli.main", "ui", "--registry-url", away, "--no-open")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{away} does not answer" in done.stderr
 
 
 def test_it_ends_at_once_also_while_a_page_is_live(tmp_path: Path) -> None:

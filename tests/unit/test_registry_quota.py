@@ -61,6 +61,15 @@ def test_a_namespace_has_no_more_than_it_may(http: httpx.Client) -> None:
     assert announce(http, uid, FILES).json()["missing"] == []  # needs no room
 
 
+def test_some_namespaces_have_quotas_of_their_own(database_url: str, tmp_path: Path) -> None:
+    limits = FileLimits(namespace_bytes=100, namespace_quotas={"ml": 10_000, "free": 0})
+    with registry(database_url, tmp_path, limits=limits) as http:
+        for namespace, size, status in (("ml", 40, 201), ("ml", 400, 507), ("free", 400, 201), ("others", 40, 507)):
+            url = str(http.base_url).replace("/ml", f"/{namespace}")
+            answer = httpx.post(f"{url}datasets/tickets/versions", content=pairs(size), timeout=30)
+            assert answer.status_code == status, (namespace, size)
+
+
 def test_other_files_of_a_run_need_the_room_of_those_before(http: httpx.Client) -> None:
     make_version(http, str(uuid.uuid4()), FILES)
     uid = str(uuid.uuid4())

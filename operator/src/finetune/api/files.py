@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from .registry import AdapterFile, Document, Request, Time, VersionNumber
+from .registry import AdapterFile, Count, Decimal, Document, Request, Time, VersionNumber
 
 ALIAS_PATTERN = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 """Begins with a letter: a number is a version."""
@@ -48,6 +48,52 @@ class MissingFiles(Document):
     """Digests; each is to be sent with `PUT blobs/{sha256}`."""
     stored: bool
     """The adapter is registered, and the store has all of it."""
+
+
+class InterimRequest(Request):
+    """The adapter of a run that still trains, with what an evaluation has measured; announced before it is sent."""
+
+    attempt: Annotated[int, Field(ge=1, le=2**31)] = 1
+    """Which start of the trainer in its run directory this is, from 1."""
+    start_step: Count = 0
+    """The step that the attempt went on from: what earlier ones made of later steps is made again."""
+    train_loss: Decimal | None = None
+    """Mean over the last steps."""
+    evaluation_loss: Decimal
+    base_evaluation_loss: Decimal | None = None
+    """The base model's (or the reference's) on the same held-out rows."""
+    files: list[AdapterFile] = Field(min_length=1, max_length=256)
+
+
+class InterimAdapter(Document):
+    """The adapter of a run as it was after a step; it has no number, and is pulled as `name@run/step`."""
+
+    name: str
+    """The adapter that the run makes a version of."""
+    run_name: str
+    run_uid: str
+    step: int
+    train_loss: str | None = None
+    evaluation_loss: str
+    base_evaluation_loss: str | None = None
+    newest: bool
+    best: bool
+    """It has the lowest evaluation loss of the run; of equal ones the newest."""
+    sha256: str
+    bytes: int
+    files: list[AdapterFile]
+    created_time: Time
+
+    @property
+    def reference(self) -> str:
+        """What people call it."""
+        return f"{self.name}@{self.run_name}/{self.step}"
+
+
+class InterimAdapters(Document):
+    """What is kept of a run that still trains, or that ended without an adapter; by step."""
+
+    items: list[InterimAdapter]
 
 
 class VersionChange(Request):

@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.api.losses import loss_change
+from finetune.api.registry import AdapterVersion
 
 from .output import document, facts, number, printable, table
-from .session import Session
+from .session import Session, UsageError
 
 if TYPE_CHECKING:
-    from finetune.clients.people import PeopleClient, Sample
-    from finetune.clients.registry import AdapterVersion
+    from finetune.api.files import InterimAdapter
+    from finetune.clients.people import Adapter, PeopleClient, Sample
 
 COLUMNS = ("NAME", "VERSION", "STATE", "LOSS", "VS BASE", "BASE MODEL", "RUN", "CREATED", "ALIASES")
 MORE = ("METHOD", "EXPERIMENT", "DATASET", "BYTES", "SHA256")
+INTERIM_COLUMNS = ("NAME", "STEP", "LOSS", "VS BASE", "TRAIN LOSS", "BYTES", "CREATED", "KEPT AS")
 SOURCE_COLUMNS = ("SOURCE", "VERSION", "ROWS", "HELD OUT", "FOUND", "DROPPED")
 
 
 async def list_adapters(session: Session, arguments: argparse.Namespace) -> str:
-    """The adapters of a namespace, or the versions of one."""
+    """The adapters of a namespace, the versions of one, or what a run that still trains has sent."""
     registry = await session.registry()
+    if arguments.run is not None:
+        if arguments.name is not None:
+            raise UsageError("name an adapter, or a run with --run: not both")
+        return _interim_list(await registry.interim_adapters(session.namespace, arguments.run), arguments.output)
     if arguments.name is None:
         items = await registry.list_adapters(session.namespace)
     else:
@@ -51,31 +57,81 @@ def _row(item: AdapterVersion, *, wide: bool) -> Sequence[object]:
     )
 
 
-def _plain(item: AdapterVersion) -> dict[str, object]:
+def _plain(item: Adapter) -> dict[str, object]:
     return item.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _interim_list(items: Sequence[InterimAdapter], output: str) -> str:
+    if output == "name":
+        return "\n".join(item.reference for item in items)
+    if output in {"json", "yaml"}:
+        return document([_plain(item) for item in items], output)
+    rows = (
+        (
+            item.reference,
+            item.step,
+            number(item.evaluation_loss),
+            loss_change(item.evaluation_loss, item.base_evaluation_loss) or "-",
+            number(item.train_loss),
+            item.bytes,
+            f"{item.created_time:%Y-%m-%d %H:%M:%SZ}",
+            kept_as(item),
+        )
+        for item in items
+    )
+    return table(INTERIM_COLUMNS, rows)
+
+
+def kept_as(item: InterimAdapter) -> str:
+    """Why an adapter of a run that still trains is kept."""
+    return ", ".join(word for word, true in (("best", item.best), ("newest", item.newest)) if true)
+
+
+async def find(registry: PeopleClient, namespace: str, name: str, reference: str) -> Adapter:
+    """A version by number, alias or `latest`, or what a run has sent while it trains, as `RUN/STEP`."""
+    run, is_interim, step = reference.partition("/")
+    if is_interim:
+        return await registry.find_interim(namespace, name, run, step)
+    return await registry.find_adapter(namespace, name, reference)
+
+
+def called(adapter: Adapter) -> str:
+    """What messages call it."""
+    return f"{adapter.name} version {adapter.version}" if isinstance(adapter, AdapterVersion) else adapter.reference
+
+
+def _brief(adapter: Adapter, output: str) -> str | None:
+    """An adapter for programs; None where a person reads."""
+    if output in {"json", "yaml"}:
+        return document(_plain(adapter), output)
+    if output == "name":
+        return f"{adapter.name}@{adapter.version}" if isinstance(adapter, AdapterVersion) else adapter.reference
+    return None
 
 
 async def pull(session: Session, arguments: argparse.Namespace) -> str:
     """Fetch an adapter's files into a new directory."""
-    registry, (name, reference) = await session.registry(), arguments.adapter
+    registry = await session.registry()
+    found = await find(registry, session.namespace, *arguments.adapter)
     target = arguments.to
     if target is None:
-        version = await registry.find_adapter(session.namespace, name, reference)
-        reference, target = str(version.version), Path(f"{name}-v{version.version}")
-    version = await registry.pull(session.namespace, name, reference, target)
-    if arguments.output in {"json", "yaml"}:
-        return document(_plain(version), arguments.output)
-    return f"{version.name} version {version.version}: {len(version.files)} files, {version.bytes} bytes in {target}"
+        of = f"v{found.version}" if isinstance(found, AdapterVersion) else f"{found.run_name}-{found.step}"
+        target = Path(f"{found.name}-{of}")
+    await registry.fetch(session.namespace, found, target)
+    if (brief := _brief(found, arguments.output)) is not None:
+        return brief
+    return f"{called(found)}: {len(found.files)} files, {found.bytes} bytes in {target}"
 
 
 async def verify(session: Session, arguments: argparse.Namespace) -> str:
     """Compare the files of a directory with what the registry recorded."""
     from finetune.clients.people import check_files
 
-    registry, (name, reference) = await session.registry(), arguments.adapter
-    version = await registry.find_adapter(session.namespace, name, reference)
-    check_files(arguments.directory, version)
-    return f"{arguments.directory} is {version.name} version {version.version}, SHA-256 {version.sha256}"
+    found = await find(await session.registry(), session.namespace, *arguments.adapter)
+    check_files(arguments.directory, found)
+    if (brief := _brief(found, arguments.output)) is not None:
+        return brief
+    return f"{arguments.directory} is {called(found)}, SHA-256 {found.sha256}"
 
 
 async def alias(session: Session, arguments: argparse.Namespace) -> str:
@@ -86,7 +142,7 @@ async def alias(session: Session, arguments: argparse.Namespace) -> str:
         return f"removed {name}@{alias}"
     if arguments.version is None:
         found = await registry.find_adapter(session.namespace, name, alias)
-        return f"{name}@{alias} is version {found.version}"
+        return _brief(found, arguments.output) or f"{name}@{alias} is version {found.version}"
     moved = await registry.point_alias(
         session.namespace,
         name,
@@ -101,6 +157,9 @@ async def alias(session: Session, arguments: argparse.Namespace) -> str:
 async def delete_adapter(session: Session, arguments: argparse.Namespace) -> str:
     """Delete the files of a version."""
     registry, (name, version) = await session.registry(), arguments.adapter
+    run, is_interim, step = str(version).partition("/")
+    if is_interim:
+        return f"deleted {(await registry.delete_interim(session.namespace, name, run, step)).reference}"
     await registry.delete_adapter(session.namespace, name, version)
     return f"deleted the files of {name} version {version}"
 
@@ -108,9 +167,11 @@ async def delete_adapter(session: Session, arguments: argparse.Namespace) -> str
 async def show_adapter(session: Session, arguments: argparse.Namespace) -> str:
     """One version of an adapter: files, losses, where it comes from, sample answers."""
     registry, (name, reference) = await session.registry(), arguments.adapter
-    item = await registry.find_adapter(session.namespace, name, reference)
-    if arguments.output in {"json", "yaml"}:
-        return document(_plain(item), arguments.output)
+    item = await find(registry, session.namespace, name, reference)
+    if (brief := _brief(item, arguments.output)) is not None:
+        return brief
+    if not isinstance(item, AdapterVersion):
+        return printable("\n\n".join([facts(_interim_facts(item)), _files(item)]))
     known: dict[str, object] = {
         "Adapter": f"{item.name} version {item.version}",
         "State": item.state + (f": {item.state_reason}" if item.state_reason else ""),
@@ -135,9 +196,27 @@ async def show_adapter(session: Session, arguments: argparse.Namespace) -> str:
         "Steps": item.steps if item.best_step is None else f"{item.steps}, the best is {item.best_step}",
         "Created": f"{item.created_time:%Y-%m-%d %H:%M:%SZ}",
     }
-    files = table(("FILE", "BYTES", "SHA256"), ((file.path, file.bytes, file.sha256) for file in item.files))
-    parts = [facts(known), *_sources(item), files, *await _samples(registry, session.namespace, item)]
+    parts = [facts(known), *_sources(item), _files(item), *await _samples(registry, session.namespace, item)]
     return printable("\n\n".join(parts))
+
+
+def _files(item: Adapter) -> str:
+    return table(("FILE", "BYTES", "SHA256"), ((file.path, file.bytes, file.sha256) for file in item.files))
+
+
+def _interim_facts(item: InterimAdapter) -> dict[str, object]:
+    return {
+        "Adapter": f"{item.reference}, as it was after step {item.step}",
+        "Kept as": kept_as(item),
+        "SHA-256": item.sha256,
+        "Bytes": item.bytes,
+        "Run": f"{item.run_name} ({item.run_uid})",
+        "Training loss": item.train_loss or "-",
+        "Evaluation loss": item.evaluation_loss,
+        "Base model's": item.base_evaluation_loss or "-",
+        "Against it": loss_change(item.evaluation_loss, item.base_evaluation_loss) or "-",
+        "Created": f"{item.created_time:%Y-%m-%d %H:%M:%SZ}",
+    }
 
 
 def _dataset(item: AdapterVersion) -> str:

@@ -53,6 +53,8 @@ async def show(session: Session, arguments: argparse.Namespace) -> str:
     item = await registry.get_dataset_version(session.namespace, name, version)
     if arguments.output in {"json", "yaml"}:
         return document(_plain(item), arguments.output)
+    if arguments.output == "name":
+        return f"{item.name}@{item.version}"
     known = facts(dict(zip(COLUMNS, _row(item), strict=True)))
     if arguments.output != "wide":
         return known

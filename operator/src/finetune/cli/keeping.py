@@ -39,6 +39,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     audit.add_argument("--action", help="what, such as CreateDatasetVersion or DeleteAdapter")
     audit.add_argument("--subject", help="to what: a name with all of it, name/version or name@alias")
     audit.add_argument("--since", type=_time, metavar="TIME", help="not before this time, such as 2026-11-28T10:00")
+    audit.add_argument("--until", type=_time, metavar="TIME", help="before this time")
     audit.add_argument("--limit", type=_count, default=100, help="so many entries (default: %(default)s)")
     audit.add_argument("-o", "--output", choices=("table", "json"), default="table", help="(default: %(default)s)")
     registry.add_database(audit)
@@ -100,7 +101,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     from finetune.registry.store.audit import AuditFilter, AuditLog
 
     async def entries(database: Database) -> list[AuditEntry]:
-        names = ("namespace", "actor", "action", "subject", "since")
+        names = ("namespace", "actor", "action", "subject", "since", "until")
         wanted = AuditFilter(**{name: getattr(arguments, name) for name in names})
         found: list[AuditEntry] = []
         before: int | None = None

@@ -167,13 +167,16 @@ def _add_adapters(subparsers: Any) -> None:
     commands = adapters.add_subparsers(required=True, metavar="COMMAND")
     listing = add(commands, "list", "adapters.list_adapters", "the adapters of a namespace, or the versions of one")
     listing.add_argument("name", type=_name, nargs="?", help="list this adapter's versions")
+    listing.add_argument(
+        "--run", metavar="RUN", type=run_name, help="what this run has sent while it trains: its newest and its best"
+    )
     show = add(commands, "show", "adapters.show_adapter", "one version: files, losses, where it comes from")
-    show.add_argument("adapter", **ADAPTER)
+    show.add_argument("adapter", **ADAPTER_OR_STEP)
     pull = add(commands, "pull", "adapters.pull", "fetch an adapter's files and compare them with their digests")
-    pull.add_argument("adapter", **ADAPTER)
+    pull.add_argument("adapter", **ADAPTER_OR_STEP)
     pull.add_argument("--to", type=Path, metavar="DIRECTORY", help="a new directory; default: NAME-vVERSION")
     verify = add(commands, "verify", "adapters.verify", "compare a directory's files with what the registry recorded")
-    verify.add_argument("adapter", **ADAPTER)
+    verify.add_argument("adapter", **ADAPTER_OR_STEP)
     verify.add_argument("directory", type=Path)
     export = add(commands, "export", "exporting.export_adapter", "as a Hugging Face folder, or into an OCI registry")
     export.add_argument("adapter", **ADAPTER)
@@ -192,7 +195,7 @@ def _add_adapters(subparsers: Any) -> None:
     promote.add_argument("alias", type=_name, help="for example candidate")
     _add_choosing(promote)
     delete = add(commands, "delete", "adapters.delete_adapter", "delete a version's files; what is known of it stays")
-    delete.add_argument("adapter", metavar="NAME@VERSION", type=_numbered)
+    delete.add_argument("adapter", metavar="NAME@VERSION", type=_deletable, help="or NAME@RUN/STEP")
 
 
 def add(commands: Any, name: str, function: str, text: str) -> argparse.ArgumentParser:
@@ -249,6 +252,21 @@ def _reference(text: str) -> tuple[str, str]:
     return _name(name), _name(version or "latest")
 
 
+def _adapter(text: str) -> tuple[str, str]:
+    """As `_reference`, or the adapter of a run after a step: NAME@RUN/STEP."""
+    name, _, version = text.partition("@")
+    run, is_interim, step = version.partition("/")
+    if not is_interim:
+        return _reference(text)
+    if step not in {"best", "latest"}:
+        _positive(step)
+    return _name(name), f"{run_name(run)}/{step}"
+
+
+def _deletable(text: str) -> tuple[str, int | str]:
+    return _adapter(text) if "/" in text else _numbered(text)
+
+
 def _dataset(text: str) -> tuple[str, int | None]:
     name, version = _reference(text)
     return name, None if version == "latest" else _version(version)
@@ -277,4 +295,9 @@ ADAPTER: dict[str, Any] = {
     "metavar": "NAME[@VERSION]",
     "type": _reference,
     "help": "a number, an alias, or latest; default: latest",
+}
+ADAPTER_OR_STEP: dict[str, Any] = {
+    "metavar": "NAME[@VERSION]",
+    "type": _adapter,
+    "help": f"{ADAPTER['help']}; or RUN/STEP, RUN/best, RUN/latest of a run that still trains",
 }

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     collect = commands.add_parser("gc", help="remove the files that no adapter version and no run needs, and exit")
     add_database(collect)
     add_store(collect)
+    _add_interim(collect)
+    collect.add_argument(
+        "--orphans",
+        action="store_true",
+        help="files of which no row knows, too: not before a lost database was restored, to which all files are such",
+    )
     collect.add_argument("--dry-run", action="store_true", help="only say how many there are")
     add_log_format(collect)
     collect.set_defaults(handler=_collect_garbage)
@@ -113,10 +120,42 @@ def _add_limits(serve: argparse.ArgumentParser) -> None:
         "--namespace-bytes", type=int, help="of a namespace's datasets and adapters together (default: no limit)"
     )
     serve.add_argument(
+        "--namespace-quota",
+        action="append",
+        default=[],
+        type=_quota,
+        metavar="NAMESPACE=BYTES",
+        help="the same for one namespace, instead; 0: no limit; can be given several times",
+    )
+    serve.add_argument(
         "--keep-versions",
         type=int,
         help="of each adapter so many newest versions are kept, and those with an alias; older ones are deleted "
         "(default: all are kept)",
+    )
+    _add_interim(serve)
+    serve.add_argument(
+        "--presigned-downloads",
+        action="store_true",
+        help="send who reads an adapter's file to the bucket, by an address that is good for five minutes: the bucket "
+        "must be reachable from where people and pods are",
+    )
+
+
+def _quota(text: str) -> tuple[str, int]:
+    namespace, _, size = text.partition("=")
+    if not namespace or not (size.isascii() and size.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE=BYTES, such as ml=10737418240")
+    return namespace, int(size)
+
+
+def _add_interim(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep-interim-days",
+        type=int,
+        default=30,
+        help="how long what a run has sent while it trained is kept after it has ended without an adapter "
+        "(default: %(default)s)",
     )
 
 
@@ -190,9 +229,12 @@ def _serve(arguments: argparse.Namespace) -> int:
             file_bytes=arguments.max_file_bytes,
             run_bytes=arguments.max_run_bytes,
             namespace_bytes=arguments.namespace_bytes,
+            namespace_quotas=dict(arguments.namespace_quota),
             line_bytes=arguments.max_line_bytes,
             line_values=arguments.max_line_values,
             keep_versions=arguments.keep_versions,
+            interim_days=arguments.keep_interim_days,
+            presigned=arguments.presigned_downloads,
             tls_certificate=arguments.tls_certificate,
             tls_key=arguments.tls_key,
         )
@@ -222,9 +264,14 @@ def _collect_garbage(arguments: argparse.Namespace) -> int:
     async def collect(database: Database, store: BlobStore) -> str:
         from finetune.registry.store import garbage
 
-        found = await garbage.collect(database, store, dry_run=arguments.dry_run)
+        after = timedelta(days=arguments.keep_interim_days)
+        found = await garbage.collect(database, store, dry_run=arguments.dry_run, interim_after=after)
         done = "would be removed" if arguments.dry_run else "removed"
-        return f"{found.blobs} files of {found.bytes} bytes {done} from {store.name}"
+        said = f"{found.blobs} files of {found.bytes} bytes {done} from {store.name}"
+        if arguments.orphans:
+            orphans = await garbage.collect_orphans(database, store, dry_run=arguments.dry_run)
+            said += f"; {orphans.blobs} files of {orphans.bytes} bytes of which no row knows"
+        return said
 
     return _on_store(arguments, collect)
 

@@ -168,11 +168,32 @@ async def status(session: Session, arguments: argparse.Namespace) -> str:
         return document(run.to_dict(), arguments.output)
     if arguments.output == "name":
         return f"{RESOURCE}/{run.name}"
-    return card(run, now=datetime.now(UTC), wide=arguments.output == "wide")
+    return card(run, now=datetime.now(UTC), wide=arguments.output == "wide", interim=await _interim(session, run))
 
 
-def card(run: RunView, *, now: datetime, wide: bool = False, on: bool | None = None) -> str:
-    """What there is to say of a run: its state first, then its numbers, then what to do."""
+async def _interim(session: Session, run: RunView) -> str | None:
+    """What can be pulled of a run without a finished adapter; None where that is nothing, or nobody can say."""
+    from finetune.clients.kubernetes_errors import KubernetesError
+    from finetune.clients.registry_errors import RegistryError
+
+    from .adapters import kept_as
+
+    if run.adapter is not None or run.step is None:
+        return None
+    try:
+        items = await (await session.registry()).interim_adapters(session.namespace, run.uid)
+    except (RegistryError, KubernetesError):
+        return None
+    return (
+        "\n".join(f"{item.reference}  loss {number(item.evaluation_loss)}, {kept_as(item)}" for item in items) or None
+    )
+
+
+def card(run: RunView, *, now: datetime, wide: bool = False, on: bool | None = None, interim: str | None = None) -> str:
+    """What there is to say of a run: its state first, then its numbers, then what to do.
+
+    `interim` is what can be pulled of it before it has ended well.
+    """
     head = f"{run.name}  {painted(run.phase, phase_colour(run.phase), on=on)}"
     if not run.in_cluster:
         head += painted("  (its object is gone; this is the registry's record)", "dim", on=on)
@@ -183,6 +204,7 @@ def card(run: RunView, *, now: datetime, wide: bool = False, on: bool | None = N
         "Loss": losses_of(run),
         "Rewards": f"accuracy {number(run.reward_accuracy)}" if run.reward_accuracy else None,
         "Adapter": run.adapter or (None if run.is_over else f"{run.adapter_name}, not yet"),
+        "To pull": interim,
         "Attempts": _attempts(run),
         "GPU time": duration(run.gpu_seconds) if run.gpu_seconds else None,
         "Created": _when(run.created, now),

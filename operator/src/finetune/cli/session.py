@@ -31,6 +31,8 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_SERVICE = "finetune-system/finetune-operator-registry"
 REGISTRY_LABELS = "app.kubernetes.io/name=finetune-operator,app.kubernetes.io/component=registry"
 PORT = "http"
+TLS = "https:"
+"""Begins the name of a Service that the API server's proxy is to speak TLS with."""
 INTERRUPTED = 130
 
 Result = str | int
@@ -143,15 +145,29 @@ class Session:
         return self._registry
 
     async def service(self) -> str:
-        """The registry's Service, as NAMESPACE/NAME."""
+        """The registry's Service, as NAMESPACE/NAME, or as NAMESPACE/https:NAME where it speaks TLS."""
         if not self._service:
             named = self._arguments.registry_service or os.environ.get(REGISTRY_SERVICE)
-            self._service = named or self.logins.service(self.connection.server) or await self._found_service()
-            if self._service.count("/") != 1:
-                raise UsageError(
-                    f"--registry-service is NAMESPACE/NAME, such as {DEFAULT_SERVICE}; not {self._service!r}"
-                )
+            known = None if named else self.logins.service(self.connection.server)
+            service = known or await self._with_scheme(named or await self._found_service())
+            if service.count("/") != 1:
+                raise UsageError(f"--registry-service is NAMESPACE/NAME, such as {DEFAULT_SERVICE}; not {service!r}")
+            self._service = service
         return self._service
+
+    async def _with_scheme(self, service: str) -> str:
+        """The Service as the API server's proxy calls it; who may not read it takes it for one without TLS."""
+        from finetune.clients.kubernetes_errors import KubernetesError
+
+        namespace, _, name = service.partition("/")
+        if name.startswith(TLS) or not name:
+            return service
+        try:
+            found = await (await self.cluster()).get(f"/api/v1/namespaces/{namespace}/services/{name}")
+        except KubernetesError:
+            return service
+        speaks_tls = any(port.get("appProtocol") == "https" for port in found["spec"].get("ports") or ())
+        return f"{namespace}/{TLS}{name}" if speaks_tls else service
 
     @property
     def logins(self) -> Logins:
@@ -175,11 +191,17 @@ class Session:
             return PeopleClient(base_url=DEFAULT_URL, token_file=Path(token_file) if token_file else None)
         namespace, name = (await self.service()).split("/")
         if self._arguments.port_forward:
+            if name.startswith(TLS):
+                raise UsageError(
+                    f"--port-forward cannot check the certificate of {namespace}/{name}: leave it out, and the API "
+                    "server's proxy is used"
+                )
             return PeopleClient(
                 base_url=await self._stack.enter_async_context(forwarded(self._kubectl_flags(), namespace, name)),
                 token=await self._token(token_file),
             )
-        url = f"{connection.server}/api/v1/namespaces/{namespace}/services/http:{name}:{PORT}/proxy"
+        target = name if name.startswith(TLS) else f"http:{name}"
+        url = f"{connection.server}/api/v1/namespaces/{namespace}/services/{target}:{PORT}/proxy"
         return PeopleClient(base_url=url, token=await self._token(token_file), through=connection)
 
     async def _token(self, file: str | None) -> Callable[[], str] | None:

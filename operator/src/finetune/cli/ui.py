@@ -101,7 +101,9 @@ async def ui(session: Session, arguments: argparse.Namespace) -> int:
     """Serve until it is interrupted."""
     from aiohttp import web
 
-    pages = Pages(await session.registry())
+    registry = await session.registry()
+    await registry.probe()  # before an address is printed that nobody would answer at
+    pages = Pages(registry)
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", pages.serve)
     runner = web.AppRunner(application, access_log=None, auto_decompress=False, shutdown_timeout=SHUTDOWN_SECONDS)

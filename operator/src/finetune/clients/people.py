@@ -20,13 +20,15 @@ from pathlib import Path
 import aiohttp
 from yarl import URL
 
-from finetune.api.files import AdapterAlias, AliasRequest
-from finetune.api.registry import AdapterFile, AdapterVersion, Document, Run, Runs, SeriesList, adapter_digest
+from finetune.api.files import AdapterAlias, AliasRequest, InterimAdapter, InterimAdapters
+from finetune.api.registry import AdapterVersion, Document, Run, Runs, SeriesList, adapter_digest
 
 from .kubeconfig import Connection
 from .registry import RegistryClient, path_of
 from .registry_errors import RegistryError, RegistryNotFound
 
+Adapter = AdapterVersion | InterimAdapter
+"""What has files and a digest: a version, or what a run that still trains has sent."""
 TOKEN_HEADER = "X-Finetune-Token"  # noqa: S105 - the name of a header
 PAGE_SIZE = 100
 
@@ -99,6 +101,10 @@ class PeopleClient(RegistryClient):
             ) as answer:
                 yield answer
 
+    async def probe(self) -> None:
+        """Ask whether a registry answers; raises when it does not."""
+        await self._request("GET", "/healthz")
+
     async def newest_runs(self, namespace: str, *, limit: int, **wanted: str) -> tuple[list[Run], bool]:
         """The first runs that fit, newest first unless `sort` is given, and whether there are more."""
         found: list[Run] = []
@@ -139,28 +145,64 @@ class PeopleClient(RegistryClient):
         except RegistryNotFound:
             return ()
 
+    async def interim_adapters(self, namespace: str, run: str) -> list[InterimAdapter]:
+        """What is kept of a run (uid or name) that still trains, or that ended without an adapter; by step."""
+        return (await self._call(InterimAdapters, "GET", path_of(namespace, "runs", run, "adapters"))).items
+
+    async def find_interim(self, namespace: str, name: str, run: str, step: str) -> InterimAdapter:
+        """The adapter of a run after a step, the `best` or the `latest` of it."""
+        return await self._call(InterimAdapter, "GET", _interim_path(namespace, name, run, step))
+
+    async def delete_interim(self, namespace: str, name: str, run: str, step: str) -> InterimAdapter:
+        """Delete the files of one of these."""
+        return await self._call(InterimAdapter, "DELETE", _interim_path(namespace, name, run, step))
+
     async def pull(self, namespace: str, name: str, reference: str, target: Path) -> AdapterVersion:
-        """Fetch all files of a version into the new directory `target`, which appears once all of them were compared.
+        """Fetch all files of a version into the new directory `target`, as `fetch` does."""
+        version = await self.find_adapter(namespace, name, reference)
+        await self.fetch(namespace, version, target)
+        return version
+
+    async def fetch(self, namespace: str, adapter: Adapter, target: Path) -> None:
+        """Fetch all files of an adapter into the new directory `target`, which appears once all of them were compared.
 
         Raises `FileExistsError` when `target` is there already, and `AdapterDamaged`.
         """
-        version = await self.find_adapter(namespace, name, reference)
         temporary = _directory_beside(target)
         try:
-            for file in version.files:
-                await self._fetch(namespace, version, file, temporary / file.path)
-            await asyncio.to_thread(_publish, temporary, target, version)
+            for file in adapter.files:
+                await self._fetch(f"{_path_of(namespace, adapter)}/files/{file.path}", temporary / file.path)
+            await asyncio.to_thread(_publish, temporary, target, adapter)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return version
 
-    async def _fetch(self, namespace: str, version: AdapterVersion, file: AdapterFile, to: Path) -> None:
-        path = path_of(namespace, "adapters", version.name, "versions", str(version.version), "files")
+    async def _fetch(self, path: str, to: Path) -> None:
+        """Fetch a file, from where the registry sends its readers if that can be reached, else from itself."""
         to.parent.mkdir(parents=True, exist_ok=True)
-        async with self._open("GET", f"{path}/{file.path}", streaming=True) as response:
-            with to.open("wb") as out:
-                async for block in response.content.iter_chunked(1024 * 1024):
-                    await asyncio.to_thread(out.write, block)
+        async with self._open("GET", path, streaming=True, redirected=True) as response:
+            elsewhere = response.headers.get("Location", "") if response.status == 307 else None
+            if elsewhere is None:
+                await _write(response, to)
+        if elsewhere is not None and not await self._fetch_elsewhere(elsewhere, to):
+            async with self._open("GET", path, query={"redirect": "false"}, streaming=True) as response:
+                await _write(response, to)
+
+    async def _fetch_elsewhere(self, url: str, to: Path) -> bool:
+        """Fetch from another server, which gets no credentials of ours; whether that went well.
+
+        The digest decides whether it is the right file, wherever it comes from.
+        """
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=self._streaming, trust_env=True) as http,
+                http.get(URL(url, encoded=True), allow_redirects=False) as response,
+            ):
+                if response.status != 200:
+                    return False
+                await _write(response, to)
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return False
+        return True
 
     async def point_alias(
         self, namespace: str, name: str, alias: str, version: int, *, expected: int | None, protected: bool | None
@@ -185,6 +227,22 @@ class PeopleClient(RegistryClient):
         await self._request("DELETE", path_of(namespace, "datasets", name, "versions", str(version)))
 
 
+async def _write(response: aiohttp.ClientResponse, to: Path) -> None:
+    with to.open("wb") as out:
+        async for block in response.content.iter_chunked(1024 * 1024):
+            await asyncio.to_thread(out.write, block)
+
+
+def _path_of(namespace: str, adapter: Adapter) -> str:
+    if isinstance(adapter, InterimAdapter):  # by uid: the name may be another run's by now
+        return _interim_path(namespace, adapter.name, adapter.run_uid, str(adapter.step))
+    return path_of(namespace, "adapters", adapter.name, "versions", str(adapter.version))
+
+
+def _interim_path(namespace: str, name: str, run: str, step: str) -> str:
+    return path_of(namespace, "adapters", name, "runs", run, "steps", step)
+
+
 def row_digest(row: bytes) -> bytes:
     """What tells rows apart; 16 bytes of a dataset's every row are kept in memory."""
     return hashlib.blake2b(row, digest_size=16).digest()
@@ -198,13 +256,13 @@ def _directory_beside(target: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
 
-def _publish(temporary: Path, target: Path, version: AdapterVersion) -> None:
+def _publish(temporary: Path, target: Path, version: Adapter) -> None:
     check_files(temporary, version)
     temporary.chmod(0o755)
     temporary.rename(target)
 
 
-def check_files(directory: Path, version: AdapterVersion) -> None:
+def check_files(directory: Path, version: Adapter) -> None:
     """Compare each file with its digest, and all with the adapter's. Raises `AdapterDamaged`, naming the file."""
     for file in version.files:
         path = directory / file.path

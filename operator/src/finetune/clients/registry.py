@@ -410,8 +410,12 @@ class RegistryClient:
         query: Mapping[str, str] | None = None,
         streaming: bool = False,
         limits: aiohttp.ClientTimeout | None = None,
+        redirected: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request and yield the answer if it is a success. Converts every error of the transport."""
+        """Send one request and yield the answer if it is a success. Converts every error of the transport.
+
+        No redirection is followed, for the credentials are the registry's alone; `redirected` yields one, too.
+        """
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout, raise_for_status=False)
         sent = {**(headers or {}), **self._credentials()}
@@ -428,7 +432,7 @@ class RegistryClient:
                 allow_redirects=False,
                 **self._transport,
             ) as response:
-                if response.status >= 300:
+                if response.status >= 300 and not (redirected and response.status == 307):
                     raise failure_of(method, url, response.status, await response.text())
                 yield response
         except TimeoutError as error:

@@ -115,7 +115,9 @@ class DatabaseMetrics(Collector):
             yield _gauge("pool_connections", "Connections that may be open at once.", self._database.pool_limit)
         if self._sizes is not None:
             yield _gauge("database_bytes", "Size of the database.", self._sizes.database)
-            yield _gauge("store_bytes", "Size of the files of adapters in the store.", self._sizes.store)
+            yield _gauge(
+                "store_bytes", "Size of the adapters' files and datasets' rows in the store.", self._sizes.store
+            )
         folder = sqlite_folder(self._database)
         if folder is not None:
             usage = shutil.disk_usage(folder)

@@ -336,11 +336,26 @@ run_files = Table(
     "run_files",
     metadata,
     Column("run_id", ForeignKey("runs.id"), primary_key=True),
-    Column("path", String(512), primary_key=True),
+    Column("path", String(512), primary_key=True),  # of the finished adapter; of an interim one below steps/<step>/
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False, index=True),
     # Whether a run of the namespace has sent these bytes: who only knows the digest of others' gets nothing.
     Column("held", Boolean, nullable=False),
+)
+
+# The adapters of runs that still train, one for each evaluation that is kept; their files are rows of `run_files`.
+interim_adapters = Table(
+    "interim_adapters",
+    metadata,
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", BigInteger, nullable=False),
+    # Decimal text, as of finished adapters.
+    Column("train_loss", String(64), nullable=True),
+    Column("evaluation_loss", String(64), nullable=False),
+    Column("base_evaluation_loss", String(64), nullable=True),
+    Column("created_time", UtcTime, nullable=False),
+    Column("stored", Boolean, nullable=False),  # the store has all files
 )
 
 # People in a browser. The cookie's value is not stored, only its digest; nor is the token that it was given for.

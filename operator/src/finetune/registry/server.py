@@ -6,7 +6,9 @@ import ipaddress
 import logging
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -33,9 +35,9 @@ class Settings:
     `database_url` as in `parse_url`; `auth` is `none` (loopback only) or `kubernetes`; `operator_user` is the user
     that may write, like `system:serviceaccount:finetune:operator`. `store` is where the files of adapters are kept, as
     in `open_store`; by default a folder beside an SQLite database, and nowhere with PostgreSQL;
-    `store_label` says in messages what that is. `file_bytes`, `run_bytes`, `namespace_bytes`,
-    `line_bytes` and `line_values` are as in `FileLimits`, `keep_versions` as in `create_app`.
-    `proxy_user` is the account of an authenticating proxy before the pages.
+    `store_label` says in messages what that is. `file_bytes`, `run_bytes`, `namespace_bytes`, `namespace_quotas`,
+    `line_bytes`, `line_values`, `interim_days` and `presigned` are as in `FileLimits`, `keep_versions` as in
+    `create_app`. `proxy_user` is the account of an authenticating proxy before the pages.
     `tls_certificate` and `tls_key` are PEM files, for HTTPS; they are read again when they change.
     """
 
@@ -49,7 +51,10 @@ class Settings:
     file_bytes: int = FileLimits().file_bytes
     run_bytes: int = FileLimits().run_bytes
     namespace_bytes: int | None = None
+    namespace_quotas: Mapping[str, int] = field(default_factory=dict)
     keep_versions: int | None = None
+    interim_days: int = FileLimits().interim_after.days
+    presigned: bool = FileLimits().presigned
     line_bytes: int = FileLimits().line_bytes
     line_values: int = FileLimits().line_values
     proxy_user: str | None = None
@@ -74,6 +79,8 @@ class Settings:
             raise InvalidSettings("--tls-certificate and --tls-key belong together: give both, or neither for HTTP")
         if any(each is not None and each < 1 for each in (self.namespace_bytes, self.keep_versions)):
             raise InvalidSettings("--namespace-bytes and --keep-versions must be more than 0; without them all is kept")
+        if self.interim_days < 0:
+            raise InvalidSettings("--keep-interim-days must not be less than 0")
         if self.line_bytes < 1 or self.line_values < 1:
             raise InvalidSettings("--max-line-bytes and --max-line-values must be more than 0")
         if self.auth == "none" and not is_loopback(self.host):
@@ -123,8 +130,11 @@ def serve(settings: Settings) -> None:
             file_bytes=settings.file_bytes,
             run_bytes=settings.run_bytes,
             namespace_bytes=settings.namespace_bytes,
+            namespace_quotas=settings.namespace_quotas,
             line_bytes=settings.line_bytes,
             line_values=settings.line_values,
+            interim_after=timedelta(days=settings.interim_days),
+            presigned=settings.presigned,
         ),
         keep_versions=settings.keep_versions,
         proxy_user=settings.proxy_user,

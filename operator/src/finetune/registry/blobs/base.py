@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from finetune.registry.errors import DigestMismatch
@@ -43,6 +43,17 @@ class BlobStore(Protocol):
 
     async def read(self, sha256: str, *, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         """The bytes from `start` on, in blocks. Raises `BlobMissing` before the first one."""
+        ...
+
+    async def has(self, sha256: str) -> bool:
+        """Whether a blob is there."""
+        ...
+
+    async def signed_url(self, sha256: str, *, lasting: timedelta) -> str | None:
+        """Where everybody can read a blob for that long; None where the store knows no such thing.
+
+        Raises `BlobMissing`.
+        """
         ...
 
     async def delete(self, sha256: str) -> None:

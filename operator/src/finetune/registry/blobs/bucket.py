@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import ObjectStore, from_url
+from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store, from_url
 
 from .base import BLOCK_BYTES, OPERATION_SECONDS, DigestCheck, StoredBlob, regrouped
 from .errors import BlobMissing, StorageFull, StoreUnavailable
@@ -26,6 +26,9 @@ PARTS_AT_ONCE = 2
 """Two parts of an upload on their way: what one takes of memory is bounded by this."""
 RETRIES = 3
 RETRY_FOR = timedelta(seconds=20)
+
+SIGNS = (S3Store, GCSStore, AzureStore)
+"""Stores that sign addresses."""
 
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _FULL = re.compile(r"StorageFull|QuotaExceeded|InsufficientStorage|507 Insufficient", re.IGNORECASE)
@@ -98,6 +101,25 @@ class BucketStore:
             if block is None:
                 return
             yield bytes(block)
+
+    async def has(self, sha256: str) -> bool:
+        """See `BlobStore.has`."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await obstore.head_async(self._store, _key(sha256))
+        except FileNotFoundError:
+            return False
+        except (TimeoutError, BaseError) as error:
+            raise self._failure(error) from error
+        return True
+
+    async def signed_url(self, sha256: str, *, lasting: timedelta) -> str | None:
+        """See `BlobStore.signed_url`."""
+        if not isinstance(self._store, SIGNS):
+            return None
+        if not await self.has(sha256):
+            raise BlobMissing(self.name, sha256)
+        return await self._named(obstore.sign_async(self._store, "GET", _key(sha256), lasting), seconds=self._seconds)
 
     async def delete(self, sha256: str) -> None:
         """See `BlobStore.delete`."""

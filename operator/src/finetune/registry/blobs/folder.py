@@ -16,7 +16,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -82,6 +82,13 @@ class FolderStore:
                 left = None if left is None else left - len(block)
         finally:
             file.close()
+
+    async def has(self, sha256: str) -> bool:
+        """See `BlobStore.has`."""
+        return await self._run(self._path(sha256).is_file)
+
+    async def signed_url(self, sha256: str, *, lasting: timedelta) -> None:
+        """None: a folder is not reached over the network."""
 
     async def delete(self, sha256: str) -> None:
         """See `BlobStore.delete`."""

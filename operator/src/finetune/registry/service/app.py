@@ -27,6 +27,7 @@ from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.contents import Contents
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.files import FileLimits, FileStore
+from finetune.registry.store.interim import InterimStore
 from finetune.registry.store.listing import RunLists
 from finetune.registry.store.namespaces import NamespaceStore
 from finetune.registry.store.outcomes import OutcomeStore
@@ -34,7 +35,7 @@ from finetune.registry.store.points import PointStore
 from finetune.registry.store.runs import RunStore
 from finetune.registry.store.states import AdapterStates
 
-from . import adapters, audit, datasets, files, runs
+from . import adapters, audit, datasets, files, interim, runs
 from .cleaning import clean_forever
 from .common import Services, services_of
 from .description import describe_documents
@@ -81,6 +82,7 @@ def create_app(
             adapters=AdapterStore(database),
             states=AdapterStates(database),
             files=FileStore(database, store, chosen),
+            interim=InterimStore(database),
         )
         app.state.services = services
         cleaner = asyncio.create_task(clean_forever(services, keep_versions=keep_versions))
@@ -103,7 +105,7 @@ def create_app(
         redoc_url=None,
         responses={"4XX": {"model": ErrorDocument}, "5XX": {"model": ErrorDocument}},
     )
-    for module in (datasets, runs, adapters, files, audit):
+    for module in (datasets, runs, adapters, files, interim, audit):
         app.include_router(module.router)
     for router in (runs.series_router, runs.operator_router):
         app.include_router(router)

@@ -23,6 +23,7 @@ from finetune.registry.reviews import Question
 from finetune.registry.store.adapters import AdapterStore
 from finetune.registry.store.datasets import DatasetStore
 from finetune.registry.store.files import FileStore
+from finetune.registry.store.interim import InterimStore
 from finetune.registry.store.listing import RunLists
 from finetune.registry.store.namespaces import NamespaceStore
 from finetune.registry.store.outcomes import OutcomeStore
@@ -78,6 +79,7 @@ class Services:
     adapters: AdapterStore
     states: AdapterStates
     files: FileStore
+    interim: InterimStore
 
 
 def services_of(request: Request) -> Services:

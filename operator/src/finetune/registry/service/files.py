@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from finetune.api.files import MissingFiles, RunFiles
+from finetune.api.files import InterimRequest, MissingFiles, RunFiles
 from finetune.api.registry import FILE_PATH_PATTERN, SHA256_PATTERN, AdapterFile
 from finetune.registry import safetensors
 from finetune.registry.archive import archive, archive_size
@@ -29,13 +29,23 @@ from .common import (
 )
 from .errors import LengthRequired
 from .pacing import paced
-from .ranges import file_response
+from .ranges import file_response, is_known
 
 router = APIRouter(prefix="/api/v1/namespaces/{namespace}", tags=["files"])
 
 Sha256Path = Annotated[str, Path(pattern=SHA256_PATTERN)]
 FilePath = Annotated[str, Path(pattern=FILE_PATH_PATTERN, max_length=512)]
+Redirect = Annotated[
+    bool, Query(description="whether 307 to the store will do, where the registry sends readers there")
+]
 BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+READING: dict[int | str, dict[str, Any]] = {
+    200: BYTES,
+    206: BYTES,
+    304: {"description": "The reader has it"},
+    307: {"description": "The store has it, at an address that is good for five minutes"},
+    416: {"description": "No such part"},
+}
 
 
 @router.put("/runs/{uid}/files", openapi_extra=body_of(RunFiles))
@@ -49,6 +59,23 @@ async def announce_files(
 ) -> MissingFiles:
     """Take note of the files that a run has made, and say which of them are to be sent. Idempotent."""
     return await services.files.announce(namespace, uid, body, actor=actor)
+
+
+@router.put(
+    "/runs/{uid}/steps/{step}/adapter",
+    dependencies=[run_callers(pod=True)],
+    openapi_extra=body_of(InterimRequest),
+)
+async def announce_interim(
+    *,
+    namespace: NamespacePath,
+    uid: UidPath,
+    step: Annotated[int, Path(ge=1, le=2**53)],
+    services: ServicesOf,
+    body: Annotated[InterimRequest, document(InterimRequest)],
+) -> MissingFiles:
+    """Take note of the adapter that a run has after a step, and say which of its files are to be sent. Idempotent."""
+    return await services.files.announce_interim(namespace, uid, step, body)
 
 
 @router.put(
@@ -102,7 +129,7 @@ async def head_blob(namespace: NamespacePath, uid: UidPath, sha256: Sha256Path, 
     "/adapters/{name}/versions/{version}/files/{path:path}",
     dependencies=[people("get", "adapters")],
     response_class=StreamingResponse,
-    responses={200: BYTES, 206: BYTES, 304: {"description": "The reader has it"}, 416: {"description": "No such part"}},
+    responses=READING,
 )
 async def get_file(
     *,
@@ -112,16 +139,29 @@ async def get_file(
     path: FilePath,
     request: Request,
     services: ServicesOf,
+    redirect: Redirect = True,
 ) -> Response:
     """One file of an adapter version, or a range of it; its ETag is its SHA-256."""
     found = await services.states.given_out(namespace, name, reference(version))
-    file = next((file for file in found.files if file.path == path), None)
+    of = f"version {found.version} of adapter {name!r}"
+    return await adapter_file(request, services, found.files, path, of=of, redirect=redirect)
+
+
+async def adapter_file(
+    request: Request, services: Services, files: Sequence[AdapterFile], path: str, *, of: str, redirect: bool
+) -> Response:
+    """The file of that path among those of an adapter, which messages call `of`, or where it is. Raises `NotFound`."""
+    file = next((file for file in files if file.path == path), None)
     if file is None:
         raise NotFound(
-            f"version {found.version} of adapter {name!r} has no file {path!r}",
-            hint=f"it has: {', '.join(file.path for file in found.files)}",
+            f"{of} has no file {path!r}",
+            hint=f"it has: {', '.join(file.path for file in files)}",
         )
     store = services.files.store
+    if redirect and request.method == "GET" and not is_known(request, file.sha256):
+        url = await services.files.elsewhere(file.sha256)
+        if url is not None:
+            return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
 
     async def opener(start: int, length: int) -> AsyncIterator[bytes]:
         return await store.read(file.sha256, start=start, length=length)

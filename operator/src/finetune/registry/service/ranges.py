@@ -36,6 +36,11 @@ def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end - start
 
 
+def is_known(request: Request, sha256: str) -> bool:
+    """Whether the reader has the file already."""
+    return f'"{sha256}"' in (each.strip() for each in request.headers.get("if-none-match", "").split(","))
+
+
 async def file_response(
     request: Request, opener: Opener, *, size: int, sha256: str, filename: str, media_type: str
 ) -> Response:
@@ -51,7 +56,7 @@ async def file_response(
         "Content-Disposition": f'attachment; filename="{filename}"',
         "X-Content-Type-Options": "nosniff",
     }
-    if tag in (each.strip() for each in request.headers.get("if-none-match", "").split(",")):
+    if is_known(request, sha256):
         return Response(status_code=304, headers=headers)
     part = None
     if request.headers.get("if-range", tag) == tag:

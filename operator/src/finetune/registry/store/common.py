@@ -34,7 +34,8 @@ async def insert_missing(
     When another transaction is inserting the same key, PostgreSQL waits here for its end.
     """
     query = dialect_of(connection).insert(table).values(values).on_conflict_do_nothing()
-    return (await connection.execute(query)).rowcount > 0
+    counted = query.execution_options(preserve_rowcount=True)  # else PostgreSQL's is not kept
+    return bool((await connection.execute(counted)).rowcount > 0)
 
 
 def dialect_of(connection: AsyncConnection) -> Any:

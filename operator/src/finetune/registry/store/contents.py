@@ -128,6 +128,14 @@ class Contents:
             async for _ in await self._store.read(sha256, length=1):
                 pass
 
+    async def is_whole(self, content: int) -> bool:
+        """Whether the store has all chunks that a content has there."""
+        if self._store is None:
+            return True
+        async with self._database.reading() as connection:
+            digests = await _digests(connection, content)
+        return all([await self._store.has(digest) for digest in dict.fromkeys(digests)])
+
     async def read(self, content: int) -> AsyncIterator[bytes]:
         """The bytes of a content, chunk by chunk."""
         number = 0

@@ -36,7 +36,7 @@ class DatasetStore:
         self._database = database
         self._contents = contents
         self._limits = limits or FileLimits()
-        self._quota = Quota(database, self._limits.namespace_bytes)
+        self._quota = Quota(database, self._limits.namespace_bytes, self._limits.namespace_quotas)
         self._checking = asyncio.Lock()
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
@@ -59,11 +59,30 @@ class DatasetStore:
         attached = False
         try:
             facts = await self._store_rows(content, blocks)
-            version, attached = await self._attach(namespace, name, content, facts, actor=actor)
+            version, is_new = await self._attach(namespace, name, content, facts, actor=actor)
+            attached = is_new or await self._repair(namespace, version, content, actor=actor)
         finally:
             if not attached:
                 await asyncio.shield(self._contents.drop(content))
-        return version, attached
+        return version, is_new
+
+    async def _repair(self, namespace: str, version: DatasetVersion, content: int, *, actor: str) -> bool:
+        """Let a content take the place of a version's whose rows the store has lost; whether it was so."""
+        async with self._database.reading() as connection:
+            old = (await DATASETS.find(connection, namespace, version.name, version.version)).content_id
+        if await self._contents.is_whole(old):
+            return False
+
+        async def transaction(connection: AsyncConnection) -> bool:
+            await DATASETS.locked(connection, namespace, version.name)
+            row = await DATASETS.find(connection, namespace, version.name, version.version)
+            if row.content_id != old:
+                return False  # somebody else has done it
+            await touch(connection, content, attached=True)
+            await _bring_back(connection, row, content, namespace=namespace, actor=actor)
+            return True
+
+        return await self._database.write(transaction)
 
     async def _store_rows(self, content: int, blocks: AsyncIterator[bytes]) -> RowFacts:
         reader = JsonLinesReader(line_bytes=self._limits.line_bytes, line_values=self._limits.line_values)
@@ -189,7 +208,7 @@ class DatasetStore:
 
 
 async def _bring_back(connection: AsyncConnection, row: Any, content: int, *, namespace: str, actor: str) -> None:
-    """The content of a deleted version was pushed again: it is that version."""
+    """The content of a version that was deleted, or lost, was pushed again: it is that version."""
     change = update(dataset_versions).where(dataset_versions.c.id == row.id)
     await connection.execute(change.values(content_id=content, deleted_time=None))
     await connection.execute(delete(contents).where(contents.c.id == row.content_id))

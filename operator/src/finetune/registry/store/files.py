@@ -1,13 +1,14 @@
 """The bytes of adapters' files: announced by a run, sent once, held as long as a version needs them.
 
-A run's row in `run_files` keeps its blob, see `garbage`.
+A run announces the adapter that it has made, and before that those of its evaluations (see `interim_rows`). A row in
+`run_files` keeps its blob, see `garbage`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -15,32 +16,40 @@ from typing import Any
 from sqlalchemy import and_, delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from finetune.api.files import ADAPTER_FILE_NAMES, MissingFiles, RunFiles
+from finetune.api.files import ADAPTER_FILE_NAMES, InterimRequest, MissingFiles, RunFiles
 from finetune.api.registry import AdapterFile
 from finetune.registry.blobs import BlobStore
 from finetune.registry.blobs.errors import NoStore, TooLarge
 from finetune.registry.database import Database
-from finetune.registry.errors import Conflict, DigestMismatch, Invalid, NotFound
+from finetune.registry.errors import AttemptOver, Conflict, DigestMismatch, Invalid, NotFound, RunEnded
 from finetune.registry.jsonlines import MAX_LINE_BYTES, MAX_LINE_VALUES
 from finetune.registry.schema import adapter_files, adapter_versions, blobs, run_files, runs
 
-from . import garbage
+from . import garbage, interim_rows
 from .common import now, record, run_missing
 from .quota import Quota
 from .turns import turn
 
+SIGNED_FOR = timedelta(minutes=5)
+"""How long an address is good that a reader is sent to; a download that has begun goes on."""
 UPLOADS_AT_ONCE = 8
 """Each holds a few blocks in memory; the next ones wait for their turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileLimits:
-    """What one file, and all files of one run, may have at most, in bytes; and what else there may be no more of."""
+    """What one file, and all files of one run, may have at most, in bytes; and what else an administrator decides."""
 
     file_bytes: int = 2 * 1024**3
     run_bytes: int = 4 * 1024**3
     namespace_bytes: int | None = None
     """Of a namespace's rows and files together; None: as much as there is room for."""
+    namespace_quotas: Mapping[str, int] = field(default_factory=dict)
+    """The same for some namespaces by name; 0: no limit."""
+    presigned: bool = False
+    """Whether readers are sent to the store, where it can sign addresses."""
+    interim_after: timedelta = garbage.INTERIM_AFTER
+    """How long the interim adapters of an ended run are kept, see `garbage`."""
     line_bytes: int = MAX_LINE_BYTES
     line_values: int = MAX_LINE_VALUES
     """Of one row of a dataset, and how many values may be in it."""
@@ -54,7 +63,7 @@ class FileStore:
         self._store = store
         self._limits = limits or FileLimits()
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
-        self._quota = Quota(database, self._limits.namespace_bytes)
+        self._quota = Quota(database, self._limits.namespace_bytes, self._limits.namespace_quotas)
 
     @property
     def is_kept(self) -> bool:
@@ -68,6 +77,12 @@ class FileStore:
             raise NoStore
         return self._store
 
+    async def elsewhere(self, sha256: str) -> str | None:
+        """Where a reader is to get these bytes, instead of from here; None: from here. Raises the store's errors."""
+        if not self._limits.presigned:
+            return None
+        return await self.store.signed_url(sha256, lasting=SIGNED_FOR)
+
     async def close(self) -> None:
         """Close the store."""
         if self._store is not None:
@@ -77,28 +92,61 @@ class FileStore:
         """Take note of the files that a run has made; returns which of them are to be sent.
 
         Idempotent; other files take the place of those that were announced before. What a run of the same namespace
-        has sent is not sent again. Raises `NotFound`, `Invalid`, `TooLarge`, `QuotaExceeded`, and `Conflict` when the
-        run's adapter is registered with other files.
+        has sent is not sent again, unless the store has lost it. Raises `NotFound`, `Invalid`, `TooLarge`,
+        `QuotaExceeded`, and `Conflict` when the run's adapter is registered with other files.
         """
         self._check(self.store, request.files)
+        await garbage.note_lost(self._database, self.store, [file.sha256 for file in request.files])
 
         async def transaction(connection: AsyncConnection) -> MissingFiles:
             run = await _locked_run(connection, namespace, uid)
             await _refuse_others(connection, run, request.files)
             held = await _held(connection, namespace, {file.sha256 for file in request.files})
             wanted = {(file.sha256, file.bytes) for file in request.files} - held
-            await connection.execute(delete(run_files).where(run_files.c.run_id == run.id))
+            finished = and_(run_files.c.run_id == run.id, ~interim_rows.is_interim)
+            await connection.execute(delete(run_files).where(finished))
             rows = [
                 {**file.model_dump(), "run_id": run.id, "held": (file.sha256, file.bytes) in held}
                 for file in request.files
             ]
             await connection.execute(insert(run_files), rows)
-            # By now: what the run had announced before needs no room any more.
-            await self._quota.check(connection, namespace, sum(size for _, size in wanted))
+            # By now: what the run had announced before needs no room any more, and its interim adapters soon do not.
+            await self._quota.check(connection, namespace, sum(size for _, size in wanted), finishing=run.id)
             stored = await settle(connection, run, actor=actor)
             return MissingFiles(missing=sorted({row["sha256"] for row in rows if not row["held"]}), stored=stored)
 
         return await self._database.write(transaction)
+
+    async def announce_interim(self, namespace: str, uid: str, step: int, request: InterimRequest) -> MissingFiles:
+        """Take note of a run's adapter as it is after a step; returns which of its files are to be sent.
+
+        Idempotent; a step that is made again takes the place of what there was. Raises what `announce` raises, and
+        `RunEnded`, `AttemptOver`.
+        """
+        self._check(self.store, request.files)
+        await garbage.note_lost(self._database, self.store, [file.sha256 for file in request.files])
+
+        async def transaction(connection: AsyncConnection) -> tuple[MissingFiles, list[str]]:
+            run = await _locked_run(connection, namespace, uid)
+            finished = select(exists().where(adapter_versions.c.run_id == run.id))
+            if run.ended or (await connection.execute(finished)).scalar_one():
+                raise RunEnded(f"run {run.name!r} has ended: it takes no more adapters", hint="stop its trainer")
+            if request.attempt < (latest := await interim_rows.latest_attempt(connection, run.id)):
+                raise AttemptOver(
+                    f"attempt {request.attempt} of run {run.name!r} is over: attempt {latest} has begun",
+                    hint="stop the earlier trainer",
+                )
+            held = await _held(connection, namespace, {file.sha256 for file in request.files})
+            gone = await interim_rows.add(connection, run.id, step, request, held=held, time=now())
+            wanted = {(file.sha256, file.bytes) for file in request.files} - held
+            await self._quota.check(connection, namespace, sum(size for _, size in wanted))
+            gone += await interim_rows.settle_interim(connection, run.id)
+            missing = sorted({file.sha256 for file in request.files if (file.sha256, file.bytes) in wanted})
+            return MissingFiles(missing=missing, stored=not missing), gone
+
+        answer, gone = await self._database.write(transaction)
+        await garbage.release(self._database, self.store, gone)
+        return answer
 
     def _check(self, store: BlobStore, files: list[AdapterFile]) -> None:
         paths = [file.path for file in files]
@@ -157,23 +205,32 @@ class FileStore:
             )
         store = self.store
 
-        async def end(connection: AsyncConnection) -> None:
+        async def end(connection: AsyncConnection) -> list[str]:
             run = await _locked_run(connection, namespace, uid)
             await garbage.note_stored(connection, file.sha256, size=size)
             sent = and_(run_files.c.run_id == run.id, run_files.c.sha256 == file.sha256)
             await connection.execute(update(run_files).where(sent).values(held=True))
+            gone = await interim_rows.settle_interim(connection, run.id)
             await settle(connection, run, actor=actor)
+            return gone
 
         async with turn(self._uploads, UPLOADS_AT_ONCE):
             await self._database.write(partial(garbage.claim, sha256=file.sha256, size=size, store=store))
             await store.put(file.sha256, blocks, size=size)
-            await self._database.write(end)
+            gone = await self._database.write(end)
+        await garbage.release(self._database, store, gone)
 
     async def collect_garbage(self, *, dry_run: bool, older_than: timedelta = garbage.GARBAGE_AFTER) -> garbage.Garbage:
         """See `garbage.collect`. Raises `NoStore`."""
-        return await garbage.collect(self._database, self.store, dry_run=dry_run, older_than=older_than)
+        return await garbage.collect(
+            self._database,
+            self.store,
+            dry_run=dry_run,
+            older_than=older_than,
+            interim_after=self._limits.interim_after,
+        )
 
-    async def release(self, files: Sequence[AdapterFile]) -> None:
+    async def release(self, files: Iterable[AdapterFile]) -> None:
         """Remove the bytes of files that were deleted, unless others need them. Raises the errors of the store."""
         if self._store is not None:
             await garbage.release(self._database, self._store, [file.sha256 for file in files])
@@ -182,7 +239,8 @@ class FileStore:
 async def settle(connection: AsyncConnection, run: Any, *, actor: str) -> bool:
     """Note that the store has all files of a run's adapter, once that is so; returns whether it is.
 
-    Called in the transaction that registers the adapter, and in those that take a file: whichever is last.
+    Called in the transaction that registers the adapter, and in those that take a file: whichever is last. The interim
+    adapters have served then.
     """
     query = select(adapter_versions).where(adapter_versions.c.run_id == run.id)
     version = (await connection.execute(query)).first()
@@ -199,6 +257,7 @@ async def settle(connection: AsyncConnection, run: Any, *, actor: str) -> bool:
         return False
     change = update(adapter_versions).where(adapter_versions.c.id == version.id)
     await connection.execute(change.values(stored_time=now()))
+    await interim_rows.give_up(connection, run.id)
     await record(
         connection,
         actor=actor,
@@ -211,7 +270,7 @@ async def settle(connection: AsyncConnection, run: Any, *, actor: str) -> bool:
 
 
 async def _locked_run(connection: AsyncConnection, namespace: str, uid: str) -> Any:
-    query = select(runs.c.id, runs.c.uid, runs.c.name, runs.c.namespace)
+    query = select(runs.c.id, runs.c.uid, runs.c.name, runs.c.namespace, runs.c.ended)
     query = query.where(runs.c.uid == uid, runs.c.namespace == namespace).with_for_update(key_share=True)
     row = (await connection.execute(query)).first()
     if row is None:

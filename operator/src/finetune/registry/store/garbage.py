@@ -7,7 +7,7 @@ has a row, and a row without an object is only one that was never said to be sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,15 +20,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from finetune.registry.blobs import BlobStore
 from finetune.registry.blobs.errors import StoreBusy
 from finetune.registry.database import Database
-from finetune.registry.schema import adapter_versions, blobs, content_blobs, run_files, runs
+from finetune.registry.schema import adapter_versions, blobs, content_blobs, interim_adapters, run_files, runs
 
 from .common import insert_missing, now
+from .interim_rows import is_interim
 
 GARBAGE_AFTER = timedelta(hours=24)
+INTERIM_AFTER = timedelta(days=30)
+"""How long the interim adapters of a run are kept that has ended without a stored one, from when its last was made."""
 LEFTOVERS_AFTER = timedelta(hours=24)
 GARBAGE_BATCH = 500
 CLAIM = timedelta(minutes=10)
 """How long marked garbage is its collector's: one that was killed, or stands still, leaves it to others after that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """Before when something must have been touched, or made, to be garbage."""
+
+    files: datetime
+    interim: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,25 @@ async def claim(connection: AsyncConnection, sha256: str, *, size: int, store: B
         raise StoreBusy(store.name, sha256)
 
 
+async def note_lost(database: Database, store: BlobStore, digests: Iterable[str]) -> None:
+    """Find out which of these blobs the store has lost that are said to be there, so that they are taken again.
+
+    Raises the errors of the store.
+    """
+    said = select(blobs.c.sha256).where(blobs.c.sha256.in_(set(digests)), blobs.c.stored.is_(True))
+    async with database.reading() as connection:
+        known = (await connection.execute(said)).scalars().all()
+    lost = [digest for digest in known if not await store.has(digest)]
+    if not lost:
+        return
+
+    async def transaction(connection: AsyncConnection) -> None:
+        await connection.execute(update(blobs).where(blobs.c.sha256.in_(lost)).values(stored=False))
+        await connection.execute(update(run_files).where(run_files.c.sha256.in_(lost)).values(held=False))
+
+    await database.write(transaction)
+
+
 async def note_stored(connection: AsyncConnection, sha256: str, *, size: int) -> None:
     """The store has a blob that was claimed."""
     change = update(blobs).where(blobs.c.sha256 == sha256)
@@ -59,14 +89,19 @@ async def note_stored(connection: AsyncConnection, sha256: str, *, size: int) ->
 
 
 async def collect(
-    database: Database, store: BlobStore, *, dry_run: bool, older_than: timedelta = GARBAGE_AFTER
+    database: Database,
+    store: BlobStore,
+    *,
+    dry_run: bool,
+    older_than: timedelta = GARBAGE_AFTER,
+    interim_after: timedelta = INTERIM_AFTER,
 ) -> Garbage:
     """Remove the blobs that nothing needs, and what cut uploads left; with `dry_run` only count them.
 
-    Ended runs without an adapter give up what they have sent. Raises the errors of the store: what is removed by then
-    stays removed, the rest is for the next time.
+    Ended runs without an adapter give up what they have sent of one, and after a while their interim adapters. Raises
+    the errors of the store: what is removed by then stays removed, the rest is for the next time.
     """
-    before = now() - older_than
+    before = Before(files=now() - older_than, interim=now() - interim_after)
     if dry_run:
         async with database.reading() as connection:
             query = select(func.count(), func.coalesce(func.sum(blobs.c.bytes), 0)).where(_removable(before))
@@ -76,6 +111,39 @@ async def collect(
     count, size = await _remove(database, store, lambda: _removable(before))
     leftovers = await store.sweep(now() - LEFTOVERS_AFTER)
     return Garbage(blobs=count, bytes=size, leftovers=leftovers)
+
+
+async def collect_orphans(
+    database: Database, store: BlobStore, *, dry_run: bool, older_than: timedelta = GARBAGE_AFTER
+) -> Garbage:
+    """Remove the blobs of which no row knows, or only count them.
+
+    Not done every hour: to a registry that has lost its database all blobs are such, until a backup is restored.
+    Raises the errors of the store.
+    """
+    before, count, size = now() - older_than, 0, 0
+    async for blob in store.list():
+        if blob.time >= before or await _is_known(database, blob.sha256):
+            continue
+        if not dry_run:
+            mine = now()
+            if not await database.write(partial(_claim_orphan, sha256=blob.sha256, size=blob.bytes, mine=mine)):
+                continue  # somebody is sending these bytes
+            await store.delete(blob.sha256)
+            await database.write(partial(_forget, sha256=blob.sha256, mine=mine))
+        count, size = count + 1, size + blob.bytes
+    return Garbage(blobs=count, bytes=size)
+
+
+async def _is_known(database: Database, sha256: str) -> bool:
+    async with database.reading() as connection:
+        query = select(exists().where(blobs.c.sha256 == sha256))
+        return bool((await connection.execute(query)).scalar_one())
+
+
+async def _claim_orphan(connection: AsyncConnection, *, sha256: str, size: int, mine: datetime) -> bool:
+    values = {"sha256": sha256, "bytes": size, "touched_time": mine, "stored": True, "deleting": True}
+    return await insert_missing(connection, blobs, values)
 
 
 async def release(database: Database, store: BlobStore, digests: Sequence[str]) -> None:
@@ -125,8 +193,8 @@ async def _forget(connection: AsyncConnection, *, sha256: str, mine: datetime) -
     await connection.execute(delete(blobs).where(row))
 
 
-def _removable(before: datetime) -> ColumnElement[bool]:
-    garbage = and_(blobs.c.touched_time < before, ~_named(before))
+def _removable(before: Before) -> ColumnElement[bool]:
+    garbage = and_(blobs.c.touched_time < before.files, ~_named(before))
     return or_(_left(now()), and_(blobs.c.deleting.is_(False), garbage))
 
 
@@ -135,20 +203,26 @@ def _left(time: datetime) -> ColumnElement[bool]:
     return and_(blobs.c.deleting.is_(True), blobs.c.touched_time < time - CLAIM)
 
 
-def _named(before: datetime | None = None) -> ColumnElement[bool]:
-    """Blobs that something needs; with `before` without what runs have given up that began before it."""
+def _named(before: Before | None = None) -> ColumnElement[bool]:
+    """Blobs that something needs; with `before` without what runs have given up."""
     sent = exists().where(run_files.c.sha256 == blobs.c.sha256)
     if before is not None:
         sent = exists().where(run_files.c.sha256 == blobs.c.sha256, ~_given_up(before))
     return or_(sent, exists().where(content_blobs.c.sha256 == blobs.c.sha256))
 
 
-def _given_up(before: datetime) -> ColumnElement[bool]:
-    """Rows of `run_files` whose run has ended without an adapter."""
+def _given_up(before: Before) -> ColumnElement[bool]:
+    """Rows of `run_files` whose run has ended without an adapter, or without one in the store for the interim ones."""
+    ended = and_(runs.c.id == run_files.c.run_id, runs.c.ended.is_(True))
     registered = exists().where(adapter_versions.c.run_id == run_files.c.run_id)
-    ended = exists().where(runs.c.id == run_files.c.run_id, runs.c.ended.is_(True), runs.c.created_time < before)
-    return and_(~registered, ended)
+    finished = and_(~is_interim, ~registered, exists().where(ended, runs.c.created_time < before.files))
+    younger = exists().where(
+        interim_adapters.c.run_id == run_files.c.run_id, interim_adapters.c.created_time >= before.interim
+    )
+    return or_(finished, and_(is_interim, ~younger, exists().where(ended)))
 
 
-async def _give_up(connection: AsyncConnection, before: datetime) -> None:
+async def _give_up(connection: AsyncConnection, before: Before) -> None:
     await connection.execute(delete(run_files).where(_given_up(before)))
+    left = exists().where(run_files.c.run_id == interim_adapters.c.run_id, is_interim)
+    await connection.execute(delete(interim_adapters).where(~left))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, literal, or_, select, tuple_, union
 
 from finetune.api.registry import Run, Runs
 from finetune.registry.database import Database
@@ -18,7 +18,7 @@ from finetune.registry.errors import Invalid
 from finetune.registry.schema import dataset_versions, datasets, experiments, runs
 
 from .common import PAGE_SIZE, run_missing
-from .runs import complete, select_runs
+from .runs import complete, find_named_run, select_runs
 
 SORTS: dict[str, ColumnElement[Any]] = {
     "created": runs.c.id,
@@ -65,22 +65,26 @@ class RunLists:
 
     async def find(self, namespace: str, name: str) -> Run:
         """The run with this uid, else the newest of this name. Raises `NotFound`."""
-        query = select_runs().where(runs.c.namespace == namespace)
         async with self._database.reading() as connection:
-            row = (await connection.execute(query.where(runs.c.uid == name))).first()
-            if row is None:
-                newest = query.where(runs.c.name == name).order_by(runs.c.id.desc()).limit(1)
-                row = (await connection.execute(newest)).first()
-            if row is None:
-                raise run_missing(namespace, name)
+            row = await find_named_run(connection, namespace, name)
             return (await complete(connection, [row]))[0]
+
+    async def find_all(self, namespace: str, names: list[str]) -> list[Run]:
+        """Runs by uid or name, as in `find`, in that order. Raises `NotFound`, naming the first that is not there."""
+        query = select_runs().where(_named(namespace, names)).order_by(runs.c.id)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+            by_name = {row.name: row for row in rows} | {row.uid: row for row in rows}
+            for name in names:
+                if name not in by_name:
+                    raise run_missing(namespace, name)
+            return await complete(connection, [by_name[name] for name in names])
 
     async def uids_of(self, namespace: str, names: list[str]) -> list[str]:
         """The uids of runs by uid or name, as in `find`; those that are not known are left out."""
-        query = select(runs.c.uid, runs.c.name).where(runs.c.namespace == namespace).order_by(runs.c.id)
+        query = select(runs.c.uid, runs.c.name).where(_named(namespace, names)).order_by(runs.c.id)
         async with self._database.reading() as connection:
-            found = await connection.execute(query.where(or_(runs.c.uid.in_(names), runs.c.name.in_(names))))
-            rows = found.all()
+            rows = (await connection.execute(query)).all()
         by_name = {row.name: row.uid for row in rows} | {row.uid: row.uid for row in rows}
         return [by_name[name] for name in names if name in by_name]
 
@@ -98,6 +102,12 @@ class RunLists:
             items = await complete(connection, rows[:limit])
         more = _token(wanted, rows[limit - 1]) if len(rows) > limit else None
         return Runs(items=items, continue_=more)
+
+
+def _named(namespace: str, names: list[str]) -> ColumnElement[bool]:
+    """Runs of these uids or names. Two questions in one, each with an index of its own: an OR reads the namespace."""
+    here = select(runs.c.id).where(runs.c.namespace == namespace)
+    return runs.c.id.in_(union(here.where(runs.c.uid.in_(names)), here.where(runs.c.name.in_(names))))
 
 
 def _filtered(query: Select[Any], wanted: RunFilter) -> Select[Any]:

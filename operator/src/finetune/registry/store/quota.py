@@ -6,9 +6,9 @@ Two uploads at once may pass the limit together; the next one is refused.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
-from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy import and_, exists, func, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.registry.database import Database
@@ -23,6 +23,8 @@ from finetune.registry.schema import (
     runs,
 )
 
+from .interim_rows import is_interim
+
 
 class QuotaExceeded(RegistryFault):
     """A namespace has as much in the registry as it may."""
@@ -34,28 +36,40 @@ class QuotaExceeded(RegistryFault):
         super().__init__(
             f"namespace {namespace!r} has {used} of its {limit} bytes in the registry: {wanted} more do not fit",
             hint="delete versions of datasets or adapters (finetune datasets delete, finetune adapters delete), or ask "
-            "an administrator to raise --namespace-bytes (in the chart registry.store.namespaceBytes)",
+            "an administrator to raise --namespace-bytes or --namespace-quota (in the chart "
+            "registry.store.namespaceBytes and namespaceQuotas)",
         )
 
 
 class Quota:
-    """Refuses what is more than a namespace may have; without a limit, nothing."""
+    """Refuses what is more than a namespace may have; without a limit, nothing. `others` have limits of their own."""
 
-    def __init__(self, database: Database, limit: int | None) -> None:
+    def __init__(self, database: Database, limit: int | None, others: Mapping[str, int] | None = None) -> None:
         self._database = database
         self._limit = limit
+        self._others = others or {}
 
-    async def check(self, connection: AsyncConnection, namespace: str, wanted: int) -> None:
-        """Raises `QuotaExceeded` when so many bytes more do not fit."""
-        if self._limit is None or wanted <= 0:
+    def _limit_of(self, namespace: str) -> int | None:
+        return self._others.get(namespace, self._limit or 0) or None
+
+    async def check(
+        self, connection: AsyncConnection, namespace: str, wanted: int, *, finishing: int | None = None
+    ) -> None:
+        """Raises `QuotaExceeded` when so many bytes more do not fit.
+
+        `finishing` is the run whose finished adapter they are: its interim ones do not count, for they go then.
+        """
+        limit = self._limit_of(namespace)
+        if limit is None or wanted <= 0:
             return
-        used = await used_bytes(connection, namespace)
-        if used + wanted > self._limit:
-            raise QuotaExceeded(namespace, used=used, wanted=wanted, limit=self._limit)
+        used = await used_bytes(connection, namespace, finishing=finishing)
+        if used + wanted > limit:
+            raise QuotaExceeded(namespace, used=used, wanted=wanted, limit=limit)
 
     async def within(self, namespace: str, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same blocks, as long as they fit. Raises `QuotaExceeded`."""
-        if self._limit is None:
+        limit = self._limit_of(namespace)
+        if limit is None:
             async for block in blocks:
                 yield block
             return
@@ -64,19 +78,20 @@ class Quota:
         come = 0
         async for block in blocks:
             come += len(block)
-            if used + come > self._limit:
-                raise QuotaExceeded(namespace, used=used, wanted=come, limit=self._limit)
+            if used + come > limit:
+                raise QuotaExceeded(namespace, used=used, wanted=come, limit=limit)
             yield block
 
 
-async def used_bytes(connection: AsyncConnection, namespace: str) -> int:
-    """How many bytes of rows and of adapters' files a namespace has."""
+async def used_bytes(connection: AsyncConnection, namespace: str, *, finishing: int | None = None) -> int:
+    """How many bytes of rows and files a namespace has, without the interim adapters of the run `finishing`."""
     kept = and_(datasets.c.namespace == namespace, dataset_versions.c.deleted_time.is_(None))
     rows = select(func.coalesce(func.sum(dataset_versions.c.bytes), 0)).join(datasets).where(kept)
     each = (
         select(run_files.c.sha256, func.max(run_files.c.bytes).label("bytes"))
         .join(runs, runs.c.id == run_files.c.run_id)
         .where(runs.c.namespace == namespace, run_files.c.held.is_(True))
+        .where(true() if finishing is None else ~and_(run_files.c.run_id == finishing, is_interim))
         .group_by(run_files.c.sha256)
         .subquery()
     )

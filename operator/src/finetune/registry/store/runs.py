@@ -183,6 +183,15 @@ async def find_run(connection: AsyncConnection, namespace: str, uid: str, *, loc
     return row
 
 
+async def find_named_run(connection: AsyncConnection, namespace: str, name: str, *, lock: bool = False) -> Any:
+    """The row of the run with this uid, else of the newest of this name, as `find_run` gives it. Raises `NotFound`."""
+    by_name = select(runs.c.uid).where(runs.c.namespace == namespace, runs.c.name == name)
+    newest = (await connection.execute(by_name.order_by(runs.c.id.desc()).limit(1))).scalar_one_or_none()
+    by_uid = select(runs.c.uid).where(runs.c.namespace == namespace, runs.c.uid == name)
+    exact = (await connection.execute(by_uid)).scalar_one_or_none()
+    return await find_run(connection, namespace, exact or newest or name, lock=lock)
+
+
 async def _find_parent(connection: AsyncConnection, namespace: str, request: RunRequest) -> Any:
     """The row of the adapter version that the run goes on from; None without one.
 
@@ -232,6 +241,13 @@ def base_model_of(spec: Mapping[str, JsonValue]) -> str | None:
         for field in fields_
     ]
     return next((name[:512] for name in found if isinstance(name, str) and name and "\0" not in name), None)
+
+
+def adapter_name(spec: Any, experiment: str) -> str:
+    """The adapter that a run makes a version of, as the operator names it."""
+    adapter = spec.get("adapter") if isinstance(spec, dict) else None
+    name = adapter.get("name") if isinstance(adapter, dict) else None
+    return name if isinstance(name, str) and name else experiment
 
 
 def _label(row: Any) -> str | None:

@@ -15,6 +15,7 @@ from finetune.registry.schema import adapter_aliases, adapter_versions, adapters
 
 from .adapters import ADAPTERS, complete, find_version, refuse_withheld
 from .common import named, now, record
+from .interim_rows import give_up
 
 MAX_NAMED = 5
 """Aliases and runs that a refusal names."""
@@ -88,6 +89,7 @@ class AdapterStates:
                 values = {"mark": "Deleted", "mark_reason": None, "marked_time": now(), "stored_time": None}
                 change = update(adapter_versions).where(adapter_versions.c.id == row.id)
                 await connection.execute(change.values(**values))
+                await give_up(connection, row.run_id)
                 await connection.execute(delete(run_files).where(run_files.c.run_id == row.run_id))
                 await record(
                     connection,
