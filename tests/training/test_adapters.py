@@ -80,6 +80,8 @@ MODELS: dict[str, Callable[[int], Any]] = {
     "gpt_oss": gpt_oss,
     "gemma3": gemma3,
 }
+ONE_MORE = ("qwen2_moe", "qwen3_moe")
+"""Further mixtures of experts."""
 
 
 def write_model(directory: Path, kind: str, tokenizer: Any) -> Path:
@@ -89,7 +91,9 @@ def write_model(directory: Path, kind: str, tokenizer: Any) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(name, marks=pytest.mark.long if name in ONE_MORE else ()) for name in MODELS]
+)
 def test_an_adapter_with_the_defaults_is_trained_and_used(
     kind: str, tokenizer: Any, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_each_path_works_once(work: Path) -> None:
     assert any("mm" in line["name"] for line in found["profile"]["top"])
 
 
+@pytest.mark.long
 def test_variants_train_alike_and_say_what_they_took(work: Path) -> None:
     """Each speed has its losses: with a fast path off they are the same."""
     found = smoke("ablation", work)
@@ -111,6 +112,7 @@ def test_a_program_that_does_not_end_well_has_no_speed(
     assert told.get("error", "").startswith(words or "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["shapes", "llama"])
 def test_ours_and_stock_are_measured_side_by_side(part: str, work: Path) -> None:
     found = smoke(part, work)

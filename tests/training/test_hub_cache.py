@@ -17,7 +17,7 @@ WEIGHTS = "model.safetensors"
 LOAD = "from tests.training.loaded import describe; print(describe('owner/tiny'))"
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["both live", "one killed"])
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.long), True], ids=["both live", "one killed"])
 def test_pods_that_start_together_share_one_download(base_model: Path, tmp_path: Path, killed: bool) -> None:
     files = {path.name: path.read_bytes() for path in base_model.iterdir()}
     cache = tmp_path / "cache" / "huggingface"
