@@ -17,6 +17,7 @@ from model.training.loop import computing, fitting, head, memory
 from model.training.loop.batches import MicroBatch
 from model.training.loop.checkpoint import RunState
 from model.training.loop.examples import PairExamples
+from model.training.loop.footprint import Passes
 from model.training.loop.layout import GPU_WIDTH, Collator, Layout, PairCollator
 from model.training.loop.memory import HostMemory, container_limit, find_rows, free_bytes
 from model.training.loop.recompute import Recompute, choices
@@ -273,10 +274,11 @@ def test_no_pass_of_uneven_pairs_is_larger_than_the_one_that_fits(layout: Layout
 
 
 def test_what_fits_a_cpu() -> None:
-    host = HostMemory(limit=10 * GIB, fixed=4 * GIB, per_row=GIB)
+    passes = Passes(kept=GIB, back=0, head=0, logit=0, chunk=None)
+    host = HostMemory(10 * GIB, 4 * GIB, passes, row_tokens=1)
     assert [host.rows(8), host.rows(3)] == [5, 3]
     assert host.warning() is None
-    tight = HostMemory(limit=4 * GIB, fixed=4 * GIB, per_row=GIB)
+    tight = HostMemory(4 * GIB, 4 * GIB, passes, row_tokens=1)
     assert tight.rows(8) == 1
     assert "takes about 5,120 MiB with the model, and 4,096 MiB may be used" in str(tight.warning())
 

@@ -27,9 +27,8 @@ from model.training.loop.footprint import (
     LIBRARY_BYTES,
     LOGITS_CHUNK_BYTES,
     OPTIMIZER_BYTES,
-    activation_bytes_per_token,
+    Passes,
     choose_micro_batch_size,
-    logits_bytes,
 )
 from model.training.loop.memory import GPU_GROWTH, HostMemory, container_limit, free_bytes
 from model.training.loop.schedule import evaluation_interval, evaluation_tokens, evaluation_warning
@@ -237,9 +236,8 @@ def rows_at_once(settings: TrainSettings, files: ModelFiles, longest: int, *, cu
     )
     if settings.micro_batch_size or cuda or room is None:
         return rows
-    parts = memory_by_part(settings, files, rows * longest, cuda=False)
-    per_row = parts.pop("activations") // rows
-    return HostMemory(limit=room, fixed=sum(parts.values()), per_row=per_row).rows(rows)
+    fixed = sum(fixed_memory(settings, files, cuda=False).values())
+    return HostMemory(room, fixed, _passes(settings, files, cuda=False), longest).rows(rows)
 
 
 def _put_together(
@@ -305,26 +303,41 @@ def trained_parameters(settings: TrainSettings, files: ModelFiles) -> int:
 
 def memory_by_part(settings: TrainSettings, files: ModelFiles, tokens: int, *, cuda: bool) -> dict[str, int]:
     """Return what a process holds, by part, while so many tokens go through the model at once."""
+    passes = _passes(settings, files, cuda=cuda)
+    return {
+        **fixed_memory(settings, files, cuda=cuda),
+        "activations": passes.activations(tokens),
+        "logits": passes.logits(tokens),
+    }
+
+
+def fixed_memory(settings: TrainSettings, files: ModelFiles, *, cuda: bool) -> dict[str, int]:
+    """Return what a process holds, by part, however many tokens go through the model."""
     trainable = trained_parameters(settings, files)
-    half = settings.precision == "BFloat16" or (settings.precision == "Auto" and (cuda or process.cpu_has_bfloat16()))
-    item = 2 if half else 4
-    per_token = activation_bytes_per_token(
-        files.text_config,
-        item_bytes=item,
-        rank=settings.lora_rank or 0,
-        dropout=bool(settings.lora_dropout_percent),
-        checkpointing=settings.gradient_checkpointing == "Enabled"
-        or (settings.gradient_checkpointing == "Auto" and cuda),
-    )
     copies = 1 if settings.parent_adapter is None or settings.method == "SFT" else 2
     return {
         "libraries": CUDA_CONTEXT_BYTES if cuda else LIBRARY_BYTES,
-        "weights": weight_bytes(files, settings.quantization, item),
+        "weights": weight_bytes(files, settings.quantization, _item_bytes(settings, cuda=cuda)),
         "adapter": ADAPTER_BYTES * trainable * copies,
         "gradients and optimizer": OPTIMIZER_BYTES * trainable,
-        "activations": tokens * per_token,
-        "logits": logits_bytes(files.vocabulary, tokens, item_bytes=item, chunk_bytes=LOGITS_CHUNK_BYTES[cuda]),
     }
+
+
+def _item_bytes(settings: TrainSettings, *, cuda: bool) -> int:
+    auto = settings.precision == "Auto" and (cuda or process.cpu_has_bfloat16())
+    return 2 if auto or settings.precision == "BFloat16" else 4
+
+
+def _passes(settings: TrainSettings, files: ModelFiles, *, cuda: bool) -> Passes:
+    setting = settings.gradient_checkpointing
+    return Passes.of(
+        files.text_config,
+        item_bytes=_item_bytes(settings, cuda=cuda),
+        rank=settings.lora_rank or 0,
+        dropout=bool(settings.lora_dropout_percent),
+        checkpointing=setting == "Enabled" or (setting == "Auto" and cuda),
+        chunk=LOGITS_CHUNK_BYTES[cuda],
+    )
 
 
 def weight_bytes(files: ModelFiles, quantization: str, item_bytes: int) -> int:

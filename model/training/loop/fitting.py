@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.training.loop import generators, head, memory
-from model.training.loop.footprint import LOGITS_CHUNK_BYTES, activation_bytes_per_token, logits_bytes
+from model.training.loop.footprint import LOGITS_CHUNK_BYTES, Passes
 from model.training.loop.memory import CudaDevice, Device
 from model.training.loop.recompute import Recompute, use
 from model.training.processes import hang, parallel
@@ -15,32 +15,19 @@ from model.training.processes import hang, parallel
 def on_cpu(trainer: Any) -> str | None:
     """Lower the micro-batch of a `TrainingLoop` until it fits the container's memory; return a warning if none does."""
     settings, batches = trainer.parts.settings, trainer.batches
-    config, most = trainer.model.config.get_text_config().to_dict(), batches.micro_batch.rows
-    item_bytes = trainer.model.get_input_embeddings().weight.element_size()
-    longest = batches.micro_batch.filled(max(batches.lengths))
-    per_row = longest * activation_bytes_per_token(
-        config,
-        item_bytes=item_bytes,
+    passes = Passes.of(
+        trainer.model.config.get_text_config().to_dict(),
+        item_bytes=trainer.model.get_input_embeddings().weight.element_size(),
         rank=settings.lora_rank,
         dropout=bool(settings.lora_dropout_percent),
         checkpointing=trainer.run_state.recompute == Recompute.ALL,
+        chunk=None if head.in_chunks(trainer.model) is None else LOGITS_CHUNK_BYTES[False],
     )
-    chunked = head.in_chunks(trainer.model) is not None
-    logits = logits_bytes(
-        int(config["vocab_size"]),
-        most * longest if chunked else longest,
-        item_bytes=item_bytes,
-        chunk_bytes=LOGITS_CHUNK_BYTES[False] if chunked else None,
-    )
-    found = memory.host_memory(
-        trainer.model,
-        per_row=per_row if chunked else per_row + logits,
-        at_once=logits if chunked else 0,
-        processes=parallel.world().size,
-    )
+    longest = batches.micro_batch.filled(max(batches.lengths))
+    found = memory.host_memory(trainer.model, passes, row_tokens=longest, processes=parallel.world().size)
     if found is None:
         return None
-    trainer.use_micro_batches(min(parallel.gather(found.rows(most))))
+    trainer.use_micro_batches(min(parallel.gather(found.rows(batches.micro_batch.rows))))
     return found.warning()
 
 

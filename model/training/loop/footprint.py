@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 LIBRARY_BYTES = 1000 << 20
@@ -23,65 +24,100 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _EXPERTS = ("num_experts_per_tok", "moe_top_k")
 """What families of models call the same thing."""
+_GROUPS = 7
+"""Products with A that are kept, of rank numbers each: of q, k, v, o, gate, up and down."""
 
 
-def activation_bytes_per_token(
-    config: Mapping[str, Any], *, item_bytes: int, rank: int, dropout: bool, checkpointing: bool
-) -> int:
-    """Return what a token holds at most on its way through the model and back, without the logits.
+@dataclass(frozen=True)
+class Passes:
+    """What tokens hold at most on their way through the model and back, in bytes.
 
-    That is what the forward pass leaves behind for the backward pass, counted for Llama's kind of layers, and what
-    the backward pass of the last layer takes beside it.
+    Counted are Llama's layers with an adapter on all linear ones, on a CPU. At the end of the forward pass all that is
+    kept for the way back is there, and the output layer's part beside it; then that is gone, and the backward pass of
+    the last layer begins.
 
-    Parameters
+    Attributes
     ----------
-    config
-        The configuration of the language model, as in its file.
-    item_bytes
-        Size of a number of the base model.
-    rank
-        The adapter's, on all linear layers.
-    dropout
-        Whether the adapter has dropout.
-    checkpointing
-        Whether one layer at a time is computed anew on the way back.
+    kept
+        What a token leaves behind in the forward pass.
+    back
+        What it takes at once in the backward pass.
+    head
+        What it takes between them, without its logits.
+    logit
+        What the logits of a token take.
+    chunk
+        What logits take at most, for they are made a chunk at a time; None where the model makes all at once.
     """
-    hidden, layers = _value(config, _HIDDEN), _value(config, _LAYERS)
-    inner = _value(config, _INNER) or 4 * hidden
-    if experts := _value(config, _EXPERTS):
-        inner = experts * (_value(config, ("moe_intermediate_size",)) or inner)
-    heads = _value(config, _HEADS) or 1
-    size = _value(config, ("head_dim",)) or hidden // heads
-    queries, keys = heads * size, (_value(config, _KEY_VALUE_HEADS) or heads) * size
-    inputs = 2 * hidden + queries + inner
-    """Of queries, keys and values together, of the output, of gate and up, and of down."""
-    attention = 2 * queries + 2 * keys
-    feed_forward = 3 * inner  # gate, what its activation makes of it, and up
-    values = inputs + attention + feed_forward + 7 * rank
-    layer = values * item_bytes + 2 * hidden * FLOAT32_BYTES + (inputs if dropout else 0)
-    back = 3 * inner * item_bytes
-    if checkpointing:
-        return layer + back + layers * hidden * item_bytes
-    return layers * layer + back
 
+    kept: int
+    back: int
+    head: int
+    logit: int
+    chunk: int | None
 
-def logits_bytes(vocabulary: int, tokens: int, *, item_bytes: int, chunk_bytes: int | None) -> int:
-    """Return what the logits of some tokens take, with their probabilities and gradient.
+    @classmethod
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        item_bytes: int,
+        rank: int,
+        dropout: bool,
+        checkpointing: bool,
+        chunk: int | None,
+    ) -> Passes:
+        """Return the passes through a language model.
 
-    Parameters
-    ----------
-    vocabulary
-        Its words.
-    tokens
-        How many are learned.
-    item_bytes
-        Size of a number of the base model.
-    chunk_bytes
-        To which they are kept, see `head`; None when all are made at once, by the model.
-    """
-    if chunk_bytes is None:
-        return tokens * vocabulary * 3 * FLOAT32_BYTES
-    return min(tokens * vocabulary * logit_bytes(item_bytes), chunk_bytes)
+        Parameters
+        ----------
+        config
+            Its configuration, as in its file.
+        item_bytes
+            Size of a number of the base model.
+        rank
+            The adapter's.
+        dropout
+            Whether the adapter has dropout.
+        checkpointing
+            Whether one layer at a time is computed anew on the way back.
+        chunk
+            See `Passes`.
+        """
+        hidden, layers = _value(config, _HIDDEN), _value(config, _LAYERS)
+        inner = _value(config, _INNER) or 4 * hidden
+        if experts := _value(config, _EXPERTS):
+            inner = experts * (_value(config, ("moe_intermediate_size",)) or inner)
+        heads = _value(config, _HEADS) or 1
+        size = _value(config, ("head_dim",)) or hidden // heads
+        queries, keys = heads * size, (_value(config, _KEY_VALUE_HEADS) or heads) * size
+        inputs = hidden + queries + hidden + inner  # of q/k/v, which share one, of o, gate/up and down
+        attention = 2 * queries + 2 * keys  # what it attends with, and what it gives
+        feed_forward = 3 * inner  # gate, its activation, and up
+        values = inputs + attention + feed_forward + _GROUPS * rank
+        # A norm computes in float32 whatever the type, and a dropout mask has a byte for each input.
+        layer = values * item_bytes + 2 * hidden * FLOAT32_BYTES + (inputs if dropout else 0)
+        return cls(
+            kept=layers * (hidden * item_bytes if checkpointing else layer),
+            back=2 * inner * item_bytes + (layer if checkpointing else 0),
+            head=hidden * (FLOAT32_BYTES + item_bytes),
+            logit=_value(config, ("vocab_size",)) * (3 * FLOAT32_BYTES if chunk is None else logit_bytes(item_bytes)),
+            chunk=chunk,
+        )
+
+    def activations(self, tokens: int) -> int:
+        """Return the bytes of so many tokens without logits."""
+        return tokens * (self.kept + self.back)
+
+    def logits(self, tokens: int) -> int:
+        """Return what their logits add to that, when all of the tokens are learned."""
+        whole = tokens * self.logit
+        made = whole if self.chunk is None else min(whole, self.chunk)
+        return max(0, made + tokens * (self.head - self.back))
+
+    def total(self, tokens: int) -> int:
+        """Return the bytes of so many tokens."""
+        return self.activations(tokens) + self.logits(tokens)
 
 
 def logit_bytes(item_bytes: int) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from model import exits, gpus
 from model.exits import FailureError
+from model.training.loop.footprint import LIBRARY_BYTES, OPTIMIZER_BYTES, Passes
 
 MARGIN = 0.1
 """Share of the memory that stays free: estimates err, and later batches leave other gaps."""
@@ -57,17 +58,19 @@ class HostMemory:
     """The most that the process may hold."""
     fixed: int
     """What it holds whatever the batch: libraries, weights, adapter, optimizer."""
-    per_row: int
-    """What one example of the greatest length adds while it goes through the model."""
+    passes: Passes
+    """What examples add while they go through the model."""
+    row_tokens: int
+    """Positions of the longest example."""
 
     def peak(self, rows: int) -> int:
-        """Return the estimate of the most that is held with so many examples at once."""
-        return self.fixed + rows * self.per_row
+        """Return the estimate of the most that is held with so many of the longest examples at once."""
+        return self.fixed + self.passes.total(rows * self.row_tokens)
 
     def rows(self, most: int) -> int:
         """Return how many examples fit with a margin, `most` at most and 1 at least."""
-        room = int(self.limit * (1 - MARGIN)) - self.fixed
-        return max(1, min(most, room // self.per_row))
+        room = self.limit * (1 - MARGIN)
+        return next((rows for rows in range(most, 1, -1) if self.peak(rows) <= room), 1)
 
     def warning(self) -> str | None:
         """Return what to say when not even one example fits by this estimate; None when one does."""
@@ -80,22 +83,20 @@ class HostMemory:
         )
 
 
-def host_memory(model: Any, *, per_row: int, at_once: int, processes: int) -> HostMemory | None:
+def host_memory(model: Any, passes: Passes, *, row_tokens: int, processes: int) -> HostMemory | None:
     """Estimate what a process that holds this model needs on a CPU; None where no limit is known.
 
     Parameters
     ----------
     model
         The base model with the adapter that is trained.
-    per_row
-        Bytes that the longest example takes on its way through the model and back.
-    at_once
-        Bytes that are held during a pass, however many examples there are: the logits of a chunk.
+    passes
+        What examples take on their way through it and back.
+    row_tokens
+        Positions of the longest example.
     processes
         How many such processes share the container.
     """
-    from model.training.loop.footprint import LIBRARY_BYTES, OPTIMIZER_BYTES
-
     resident, free, limit = resident_bytes(), free_bytes(), container_limit()
     shares = [] if limit is None else [limit // processes]
     shares += [] if free is None else [resident + free // processes]
@@ -105,8 +106,7 @@ def host_memory(model: Any, *, per_row: int, at_once: int, processes: int) -> Ho
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     # Weights that are mapped from their file count only once they have been read.
     held = max(resident, LIBRARY_BYTES + weights)
-    fixed = held + OPTIMIZER_BYTES * trained + at_once
-    return HostMemory(limit=min(shares), fixed=fixed, per_row=per_row)
+    return HostMemory(min(shares), held + OPTIMIZER_BYTES * trained, passes, row_tokens)
 
 
 class Device(Protocol):
