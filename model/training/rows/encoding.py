@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +19,7 @@ from typing import Any
 
 from model import exits
 from model.exits import FailureError
+from model.training.rows.beginnings import Beginnings
 from model.training.rows.outcomes import Place, RefusedRowError
 from model.training.rows.rendering import Rendered, Span
 from model.training.rows.template import Markers, common_prefix_length
@@ -73,6 +74,8 @@ class SpanTokenizer:
         self._marker_texts = {index: text for text, index in markers.ids.items()}
         self._adds_special_tokens = adds_special_tokens
         self._backend = _without_offsets(tokenizer)
+        cuts = self._backend is not None and not adds_special_tokens and not tokenizer.split_special_tokens
+        self._beginnings = Beginnings(tokenizer, self._tokenize) if cuts else None
         self._remembered: dict[str, list[int]] = {}
         self._thread = ThreadPoolExecutor(1, "tokenizer")
         # Read at each call. The image says false, so that libraries that fork do not warn; here nobody forks.
@@ -82,7 +85,7 @@ class SpanTokenizer:
         """Begin to tokenise rows, on all cores, while others are rendered; `finish` takes what this returns."""
         texts = [row.text for row in rows]
         if self._backend is not None:
-            return self._thread.submit(self._tokenize, texts)
+            return self._thread.submit(self._tokenize_rows, texts)
         done: Future[list[list[int]]] = Future()  # a tokenizer written in Python is used by one thread alone
         done.set_result(self._tokenize(texts))
         return done
@@ -128,7 +131,7 @@ class SpanTokenizer:
 
     def _borders(self, row: Rendered, ids: list[int]) -> list[tuple[int, str]]:
         """Return for both ends of each learned span a position that is known, and the text from there to the end."""
-        known = sorted((at, token) for token in self._marker_texts.keys() & set(ids) for at in _places(ids, token))
+        known = [(at, token) for at, token in enumerate(ids) if token in self._marker_texts]
         found: list[re.Match[str]] = []
         if known:
             found = list(_pattern(frozenset(self._marker_texts[token] for _, token in known)).finditer(row.text))
@@ -173,6 +176,12 @@ class SpanTokenizer:
             self._remembered |= {text: ids for text, ids in tokenized.items() if len(text) <= _REMEMBERED_CHARACTERS}
         return answer
 
+    def _tokenize_rows(self, texts: list[str]) -> list[list[int]]:
+        beginning, first = self._beginnings.of(texts) if self._beginnings is not None else ("", [])
+        if not first:
+            return self._tokenize(texts)
+        return [first + rest for rest in self._tokenize([text[len(beginning) :] for text in texts])]
+
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
@@ -216,13 +225,6 @@ def _without_offsets(tokenizer: Any) -> Any:
     backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
     return backend
-
-
-def _places(ids: list[int], token: int) -> Iterator[int]:
-    at = -1
-    for _ in range(ids.count(token)):
-        at = ids.index(token, at + 1)
-        yield at
 
 
 @lru_cache(maxsize=256)
