@@ -9,6 +9,8 @@ TRAINER := $(BIN)/python -m images.run trainer --
 CACHE := $(or $(FINETUNE_CACHE),$(HOME)/.cache/finetune)
 # More workers than cores: tests wait for processes a good part of their time.
 PYTEST := $(BIN)/pytest -n 3 --dist worksteal
+# Keep bytecode, whatever the shell says: tests start hundreds of programs.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-dpo chaos bench-training bench-quality bench-pages bench-registry test down clean lint types unit prometheus training-tests programs api e2e gitops cluster images lock crds pages vendor reference docs release argocd format manifests
