@@ -30,6 +30,7 @@ def running(root: Path) -> list[int]:
     return [identity.pid for identity in find(programs=PROGRAMS, argument_prefix=f"{root}/")]
 
 
+@pytest.mark.long
 def test_several_do_not_see_each_other_and_leave_nothing_behind() -> None:
     with ApiServerOnly() as one, ApiServerOnly() as two:
         roots = [server.kubeconfig.parent for server in (one, two)]
@@ -44,6 +45,7 @@ def test_several_do_not_see_each_other_and_leave_nothing_behind() -> None:
         assert not root.exists()
 
 
+@pytest.mark.long
 def test_one_whose_programs_were_killed_can_be_ended_and_started_again() -> None:
     server = ApiServerOnly()
     server.up()

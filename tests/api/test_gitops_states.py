@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.support import argocd, kstatus
@@ -249,6 +250,7 @@ def outline(run: Document) -> Document:
     }
 
 
+@pytest.mark.long
 async def test_a_retried_run_goes_on_from_where_it_failed(managed: Managed) -> None:
     """Argo CD creates what the action returns."""
     diverges = Attempt(trainer=Play(seconds=2.5, code=6, words=DIVERGED))

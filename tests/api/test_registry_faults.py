@@ -110,6 +110,7 @@ async def said(managed: Managed, name: str, words: str) -> bool:
     return False
 
 
+@pytest.mark.long
 async def test_a_registry_that_hangs_holds_up_no_other_run(managed_kubectl: Kubectl, tmp_path: Path) -> None:
     many = [f"run-{number:02}" for number in range(30)]
     async with a_managed_world(managed_kubectl, tmp_path) as managed:
