@@ -77,7 +77,7 @@ chaos: programs ## A hundred trainers, five hundred operators and two hundred re
 	$(BIN)/pytest -n 2 tests/chaos/test_failpoints.py tests/chaos/test_registry.py
 	$(TRAINER) env OMP_NUM_THREADS=1 python -m pytest -p no:cacheprovider -n 2 --dist worksteal -m long tests/training
 	$(BIN)/pytest -n 2 --dist worksteal -m long tests/unit tests/api
-	$(BIN)/pytest -n 2 -m long tests/e2e
+	$(BIN)/pytest -n 2 --dist loadfile -m long tests/e2e
 
 gitops: programs ## Runs in Git: the real Argo CD on the local cluster
 	$(BIN)/pytest -n 0 tests/gitops
