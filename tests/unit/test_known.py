@@ -9,7 +9,15 @@ import pytest
 from finetune.api.registry import TrainerStatus
 from finetune.controller.core import names
 from finetune.controller.core.mark import mark_of
-from finetune.controller.known import ABSENT_SECONDS, PROGRESS_SECONDS, KnownRuns, is_newer, is_worth_writing, run_of
+from finetune.controller.known import (
+    ABSENT_SECONDS,
+    PROGRESS_SECONDS,
+    KnownRuns,
+    is_newer,
+    is_over,
+    is_worth_writing,
+    run_of,
+)
 from finetune.controller.workqueue import Key
 from tests.support import objects as o
 from tests.support.cases import look, stored
@@ -359,3 +367,27 @@ def test_progress_is_written_when_it_moves_by_a_percent_or_is_a_minute_old(
     now: TrainerStatus, before: TrainerStatus | None, seconds: float, worth: bool
 ) -> None:
     assert is_worth_writing(now, (before, 100.0) if before else None, 100.0 + seconds) is worth
+
+
+def test_unfinished_runs_are_found_by_a_word_that_they_have(known: KnownRuns) -> None:
+    reader = run(11, uid="b", name="reader")
+    known.run_seen({**reader, "spec": {"dataset": {"volume": {"claimName": "rows", "path": "rows-2"}}}})
+    known.run_seen({**ended(12), "spec": {"output": {"claimName": "rows"}}})
+    assert known.naming("ml", "rows") == [("reader", "b")]
+    assert known.naming("ml", "rows-") == known.naming("other", "rows") == []
+
+
+@pytest.mark.parametrize(
+    ("child_", "over"),
+    [
+        (o.pod("p1", "Running"), False),
+        (o.pod("p1", "Succeeded"), True),
+        (o.pod("p1", "Failed"), True),
+        (o.job(), False),
+        (o.job("Complete"), True),
+        (o.job("Failed"), True),
+        ({"metadata": {}}, False),
+    ],
+)
+def test_jobs_and_pods_have_ended_by_their_own_words(child_: Document, *, over: bool) -> None:
+    assert is_over(child_) is over

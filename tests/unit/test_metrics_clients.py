@@ -64,5 +64,5 @@ def test_the_queue_tells_how_many_wait_and_for_how_long() -> None:
     lines.put(Key("ml", "a"), Line.ROUTINE)  # it keeps its place, and since when
     now = 107.0
     assert lines.state(running=2) == QueueState(1, 1, 2, 7.0)
-    assert lines.take() == Key("ml", "b")
+    assert lines.take({}) == (Key("ml", "b"), Line.NEWS)
     assert lines.state(running=3) == QueueState(0, 1, 3, 7.0)

@@ -30,7 +30,7 @@ from .core.mark import has_finished
 from .core.settings import Settings
 from .gather import Gatherer
 from .health import PORT, serve_health
-from .known import KnownRuns, key_of, run_of
+from .known import KnownRuns, is_over, key_of, run_of
 from .metrics import OperatorMetrics
 from .namespaces import Served
 from .reconcile import Reconciler
@@ -115,11 +115,7 @@ class Operator:
         if gone:
             self._teller.gone(run["metadata"]["uid"])
         if self._known.run_seen(run, added=added, gone=gone):
-            if new:
-                line = Line.NEWS if added or gone else Line.WISH
-            else:  # after a start the unfinished ones do not wait behind all of history
-                line = Line.ROUTINE if has_finished(run) else Line.NEWS
-            self._queue.add(key_of(run), line)
+            self._queue.add(key_of(run), line_of(run, listed=not new, changed=new and not added and not gone))
 
     def job_seen(self, job: Mapping[str, Any], *, new: bool, gone: bool) -> None:
         """A watch told of a Job."""
@@ -134,7 +130,8 @@ class Operator:
     def _add_run_of(self, child: Mapping[str, Any], *, new: bool) -> None:
         key = run_of(child)
         if key is not None:
-            self._queue.add_after(key, SETTLE_SECONDS, Line.NEWS if new else Line.ROUTINE)
+            line = Line.ROUTINE if not new else Line.END if is_over(child) else Line.NEWS
+            self._queue.add_after(key, SETTLE_SECONDS, line)
 
     async def _work(self, key: Key) -> float | None:
         """One pass; none where the namespace's list is refused: the first that succeeds adds its runs again."""
@@ -203,6 +200,15 @@ class Operator:
                 continue
             for key in self._known.posted(training, posted):
                 self._queue.add(key, Line.ROUTINE)
+
+
+def line_of(run: Mapping[str, Any], *, listed: bool, changed: bool) -> Line:
+    """The line of a run that a watch tells of; after a start the unfinished ones do not wait behind all of history."""
+    if changed:
+        return Line.WISH
+    if has_finished(run):
+        return Line.ROUTINE if listed else Line.NEWS
+    return Line.NEWS if (run.get("status") or {}).get("phase") else Line.BIRTH
 
 
 async def run_operator(settings: Settings) -> None:

@@ -267,6 +267,15 @@ class KnownRuns:
         runs = self._runs.items()
         return {key: each.uid for key, each in runs if namespace in (None, key.namespace) and not each.finished}
 
+    def naming(self, namespace: str, word: str) -> list[tuple[str, str]]:
+        """Name and uid of the unfinished runs of a namespace that have this word somewhere."""
+        said = json.dumps(word).encode()
+        return [
+            (key.name, each.uid)
+            for key, each in self._runs.items()
+            if key.namespace == namespace and not each.finished and said in each.content
+        ]
+
     def phases(self) -> Iterable[tuple[str, str]]:
         """Phase, and reason of waiting or "", of every unfinished run."""
         return [(each.phase, each.waits_for) for each in self._runs.values() if not each.finished]
@@ -323,3 +332,10 @@ def run_of(child: Document) -> Key | None:
     """The run that a Job or a pod belongs to by its label."""
     name = (child["metadata"].get("labels") or {}).get(names.RUN_LABEL)
     return Key(child["metadata"]["namespace"], name) if name else None
+
+
+def is_over(child: Document) -> bool:
+    """Whether a Job or a pod has ended."""
+    status = child.get("status") or {}
+    true = {each.get("type") for each in status.get("conditions") or [] if each.get("status") == "True"}
+    return status.get("phase") in ("Succeeded", "Failed") or bool(true & {"Complete", "Failed"})

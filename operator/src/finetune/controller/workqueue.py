@@ -3,19 +3,21 @@
 Events only add keys; what has to be done is found out when the key's turn comes. A key that is added while it is being
 worked on runs once more afterwards, so nothing that happened during the work is missed.
 
-What somebody wants goes before what has happened, and that before keys whose time has come; for each some workers are
-kept: a suspension is carried out at once, however many runs wait for something or call a registry that hangs.
+What somebody wants goes first; then new runs, for a GPU stands idle until they have their Jobs; then ends; then all
+else that has happened; then keys whose time has come. Workers are kept for the better ones: a suspension is carried out
+at once, however many runs wait for something or call a registry that hangs. No line starves: each has its turn after
+some others. While new runs are on their way to their Jobs few others are worked on, for all share one API server and
+one registry; what happens to a run until its turn comes is dealt with in one pass.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -28,10 +30,14 @@ BACKOFF_FIRST_SECONDS = 0.2
 BACKOFF_MAXIMUM_SECONDS = 60.0
 WORKERS = 32
 """Keys that are worked on at once; all that a worker does is to wait for answers."""
+BIRTH_WORKERS = 8
+"""New runs that are worked on at once, if need be beside those: more of them would only wait for each other."""
 WISH_WORKERS = 8
-"""The same for wishes alone, beside those."""
+"""The same for wishes alone, beside all of those."""
+FEW_WORKERS = 2
+"""What is left for all other keys while there are new runs."""
 PATIENCE = 8
-"""So many urgent keys in a row go before a routine one that is due; then it has its turn."""
+"""So many keys of better lines in a row go before one that is due; then it has its turn."""
 
 
 class Key(NamedTuple):
@@ -49,9 +55,13 @@ class Line(IntEnum):
 
     WISH = 0
     """Somebody has changed the run: it shall rest, say."""
-    NEWS = 1
-    """The run was made, or something happened to its Job or pods."""
-    ROUTINE = 2
+    BIRTH = 1
+    """The run was made, and has no Job yet."""
+    END = 2
+    """Its Job or one of its pods has ended."""
+    NEWS = 3
+    """Something else has happened to it."""
+    ROUTINE = 4
     """Nothing is known to have happened: its time has come."""
 
 
@@ -59,7 +69,7 @@ class QueueState(NamedTuple):
     """The queue at one moment."""
 
     urgent: int
-    """Keys that are due because of a wish, or because something happened to them."""
+    """Keys that are due because of a wish, or because something happened."""
     routine: int
     """Keys that are due to be looked at again."""
     running: int
@@ -80,11 +90,24 @@ def backoff_seconds(failures: int, spread: float) -> float:
 
 
 class Lines:
-    """The keys that are due, with since when. Each key stands in one line, once."""
+    """The keys that are due, with since when, and whose turn it is. Each key stands in one line, once.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Parameters
+    ----------
+    workers: how many keys are worked on at once; a quarter of them takes no routine, and some more take new runs and
+        wishes alone.
+    """
+
+    def __init__(self, workers: int = WORKERS, clock: Callable[[], float] = time.monotonic) -> None:
         self._lines: dict[Line, OrderedDict[Key, float]] = {line: OrderedDict() for line in Line}
-        self._overtaken = 0
+        self._overtaken: Counter[Line] = Counter()
+        self._limits = {
+            Line.WISH: workers + BIRTH_WORKERS + WISH_WORKERS,
+            Line.BIRTH: workers + BIRTH_WORKERS,
+            Line.END: workers,
+            Line.NEWS: workers,
+            Line.ROUTINE: workers - workers // 4,
+        }
         self._clock = clock
 
     def __contains__(self, key: Key) -> bool:
@@ -105,17 +128,33 @@ class Lines:
         routine = len(self._lines[Line.ROUTINE])
         return QueueState(sum(map(len, self._lines.values())) - routine, routine, running, oldest)
 
-    def take(self, last: Line = Line.ROUTINE) -> Key | None:
-        """The key whose turn it is, of the lines up to the last; or None."""
-        waits = last is Line.ROUTINE and bool(self._lines[Line.ROUTINE])
-        line = next((each for each in (Line.WISH, Line.NEWS) if each <= last and self._lines[each]), None)
-        if line is not None and not (waits and self._overtaken >= PATIENCE):
-            self._overtaken += waits
-            return self._lines[line].popitem(last=False)[0]
-        if not waits:
+    def take(self, running: Mapping[Line, int]) -> tuple[Key, Line] | None:
+        """The key whose turn it is and its line, beside those that are worked on; None when none may begin now."""
+        waiting = [line for line in Line if self._lines[line] and self._has_place(line, running)]
+        if not waiting:
             return None
-        self._overtaken = 0
-        return self._lines[Line.ROUTINE].popitem(last=False)[0]
+        line = next((each for each in waiting if self._overtaken[each] >= PATIENCE), waiting[0])
+        self._overtaken.update(each for each in waiting if each > line)
+        self._overtaken[line] = 0
+        return self._lines[line].popitem(last=False)[0], line
+
+    def _has_place(self, line: Line, running: Mapping[Line, int]) -> bool:
+        """Whether one more key of this line may be worked on."""
+        if sum(running.values()) >= self._limits[line]:
+            return False
+        births = running.get(Line.BIRTH, 0)
+        if line is Line.BIRTH:
+            return births < BIRTH_WORKERS
+        if line is Line.WISH or not (births or self._lines[Line.BIRTH]):
+            return True
+        return sum(count for each, count in running.items() if each > Line.BIRTH) < FEW_WORKERS
+
+
+class _Timer(NamedTuple):
+    """A key that is due later."""
+
+    handle: asyncio.TimerHandle
+    line: Line
 
 
 class WorkQueue:
@@ -124,24 +163,24 @@ class WorkQueue:
     Parameters
     ----------
     work: returns seconds until the key is due again, or None. An exception is logged and tried again after a back-off.
-    workers: how many keys are worked on at once; a quarter of them takes no routine, and some more take wishes alone.
+    workers: see `Lines`.
     told: for the metrics.
     """
 
     def __init__(self, *, work: Work, workers: int = WORKERS, told: Told | None = None) -> None:
         self._work = work
         self._told = told
-        self._workers = workers
-        self._due = Lines()
-        self._running: set[Key] = set()
+        self._due = Lines(workers)
+        self._running: dict[Key, Line] = {}
         self._again: dict[Key, Line] = {}
         self._failures: dict[Key, int] = {}
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._timers: dict[Key, _Timer] = {}
         self._group: asyncio.TaskGroup | None = None
 
     def add(self, key: Key, line: Line = Line.NEWS) -> None:
         """Make the key due now. Adding it again before its turn changes nothing, except that it may move forward."""
-        self._cancel_timer(key)
+        timer = self._cancel_timer(key)
+        line = line if timer is None else min(line, timer.line)
         if key in self._running:
             self._again[key] = min(line, self._again.get(key, line))
         else:
@@ -153,13 +192,10 @@ class WorkQueue:
         if key in self._due or key in self._again:
             return
         loop = asyncio.get_running_loop()
-        when, timer = loop.time() + seconds, self._timers.get(key)
-        if timer is not None and timer.when() <= when:
-            if line is Line.ROUTINE:
-                return
-            when = timer.when()
-        self._cancel_timer(key)
-        self._timers[key] = loop.call_at(when, lambda: self.add(key, line))
+        when, timer = loop.time() + seconds, self._cancel_timer(key)
+        if timer is not None:
+            when, line = min(when, timer.handle.when()), min(line, timer.line)
+        self._timers[key] = _Timer(loop.call_at(when, lambda: self.add(key, line)), line)
 
     def state(self) -> QueueState:
         """The queue at this moment."""
@@ -177,25 +213,14 @@ class WorkQueue:
                 self._cancel_timer(key)
 
     def _start_due(self) -> None:
-        while self._group is not None and (last := self._last_line()) is not None:
-            key = self._due.take(last)
-            if key is None:
-                return
-            self._running.add(key)
+        while self._group is not None and (turn := self._due.take(Counter(self._running.values()))) is not None:
+            key, line = turn
+            self._running[key] = line
             self._group.create_task(self._serve(key), name=f"work on {key}")
-
-    def _last_line(self) -> Line | None:
-        """The last line that the next free worker serves; None when all workers are busy."""
-        limits = {
-            Line.ROUTINE: self._workers - self._workers // 4,
-            Line.NEWS: self._workers,
-            Line.WISH: self._workers + WISH_WORKERS,
-        }
-        return next((line for line, limit in limits.items() if len(self._running) < limit), None)
 
     async def _serve(self, key: Key) -> None:
         delay = await self._attempt(key)
-        self._running.discard(key)
+        del self._running[key]
         if key in self._again:
             self.add(key, self._again.pop(key))
         elif delay is not None:  # what goes on at once is in the middle of something
@@ -222,6 +247,8 @@ class WorkQueue:
         if self._told is not None:
             self._told(time.monotonic() - started, error)
 
-    def _cancel_timer(self, key: Key) -> None:
-        with contextlib.suppress(KeyError):
-            self._timers.pop(key).cancel()
+    def _cancel_timer(self, key: Key) -> _Timer | None:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.handle.cancel()
+        return timer
