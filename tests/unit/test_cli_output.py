@@ -15,9 +15,7 @@ import pytest
 import yaml
 
 from finetune.api.losses import loss_change
-from finetune.api.registry import AdapterVersion, Run
-from finetune.cli import people
-from finetune.cli.adapters import MEASURES, best_of, worse
+from finetune.api.registry import Run
 from finetune.cli.completion import complete, kubectl, script
 from finetune.cli.curve import bar, curve
 from finetune.cli.doctor import DEFAULT_CLASS, default_class, fields_known, gpus_of, references
@@ -280,43 +278,6 @@ def test_doctors_checks() -> None:
         "output": {"claimName": "out"},
     }
     assert [word for _, word in references(spec)] == ["Secret db", "ConfigMap t", "claim out"]
-
-
-def test_the_measures_are_those_that_the_command_takes() -> None:
-    assert tuple(MEASURES) == people.MEASURES
-
-
-def version(number: int, loss: str | None, *, state: str = "Ready", accuracy: str | None = None) -> AdapterVersion:
-    facts = {"name": "support", "version": number, "state": state, "evaluation_loss": loss, "reward_accuracy": accuracy}
-    return AdapterVersion.model_construct(**facts)
-
-
-@pytest.mark.parametrize(
-    ("by", "best"),
-    [("evaluationLoss", 3), ("rewardAccuracy", 1)],
-)
-def test_the_best_version_is_one_that_may_be_used(by: str, best: int) -> None:
-    versions = [
-        version(5, "0.5", state="Quarantined"),
-        version(4, "nan"),
-        version(3, "1.2", accuracy="0.7"),
-        version(2, "1.2"),
-        version(1, "1.4", accuracy="0.9"),
-        version(6, None),
-    ]
-    found = best_of(versions, by)
-    assert found is not None
-    assert found.version == best
-    assert best_of(versions[:1], by) is None
-
-
-@pytest.mark.parametrize(
-    ("new", "old", "percent", "refused"),
-    [("1.2", "1.3", 0, False), ("1.3", "1.3", 0, False), ("1.31", "1.3", 0, True), ("1.31", "1.3", 1, False),
-     ("1.4", "1.3", 1, True), ("1.4", None, 0, False)],
-)  # fmt: skip
-def test_an_alias_does_not_move_to_what_is_worse(new: str, old: str | None, percent: float, refused: bool) -> None:
-    assert (worse(version(2, new), version(1, old), "evaluationLoss", percent=percent) is not None) is refused
 
 
 @pytest.mark.parametrize(
