@@ -276,11 +276,11 @@ def test_no_pass_of_uneven_pairs_is_larger_than_the_one_that_fits(layout: Layout
 def test_what_fits_a_cpu() -> None:
     passes = Passes(kept=GIB, back=0, head=0, logit=0, chunk=None)
     host = HostMemory(10 * GIB, 4 * GIB, passes, row_tokens=1)
-    assert [host.rows(8), host.rows(3)] == [5, 3]
+    assert [host.rows(8), host.rows(3)] == [4, 3]  # of 1.2 GiB each, with what the heap leaves between them
     assert host.warning() is None
     tight = HostMemory(4 * GIB, 4 * GIB, passes, row_tokens=1)
     assert tight.rows(8) == 1
-    assert "takes about 5,120 MiB with the model, and 4,096 MiB may be used" in str(tight.warning())
+    assert "takes about 5,325 MiB with the model, and 4,096 MiB may be used" in str(tight.warning())
 
 
 def test_the_limits_of_both_versions_of_control_groups(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from model.training import local
 from model.training.config import TrainSettings
 from model.training.local import PlanCommand
 from model.training.loop.footprint import (
+    HEAP,
     LIBRARY_BYTES,
     LOGITS_CHUNK_BYTES,
     OPTIMIZER_BYTES,
@@ -303,11 +304,11 @@ def trained_parameters(settings: TrainSettings, files: ModelFiles) -> int:
 
 def memory_by_part(settings: TrainSettings, files: ModelFiles, tokens: int, *, cuda: bool) -> dict[str, int]:
     """Return what a process holds, by part, while so many tokens go through the model at once."""
-    passes = _passes(settings, files, cuda=cuda)
+    passes, held = _passes(settings, files, cuda=cuda), 1.0 if cuda else HEAP
     return {
         **fixed_memory(settings, files, cuda=cuda),
-        "activations": passes.activations(tokens),
-        "logits": passes.logits(tokens),
+        "activations": round(held * passes.activations(tokens)),
+        "logits": round(held * passes.logits(tokens)),
     }
 
 

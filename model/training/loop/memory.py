@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from model import exits, gpus
 from model.exits import FailureError
-from model.training.loop.footprint import LIBRARY_BYTES, OPTIMIZER_BYTES, Passes
+from model.training.loop.footprint import HEAP, LIBRARY_BYTES, OPTIMIZER_BYTES, Passes
 
 MARGIN = 0.1
 """Share of the memory that stays free: estimates err, and later batches leave other gaps."""
@@ -65,7 +65,7 @@ class HostMemory:
 
     def peak(self, rows: int) -> int:
         """Return the estimate of the most that is held with so many of the longest examples at once."""
-        return self.fixed + self.passes.total(rows * self.row_tokens)
+        return self.fixed + round(HEAP * self.passes.total(rows * self.row_tokens))
 
     def rows(self, most: int) -> int:
         """Return how many examples fit with a margin, `most` at most and 1 at least."""
