@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.memory import ERRORS, SHAPES
 from benchmarks.race import Block
 
 AT_LEAST = {
@@ -22,6 +23,8 @@ AT_MOST = {
     "exportSeconds": 20.0,
     "exportMiB": 300.0,
 }
+WITHIN = {f"memory.{shape}.{kind}": 15.0 for shape in SHAPES for kind in ERRORS}
+"""How far a figure may be from 0, on either side."""
 
 Figure = dict[str, float]
 """median, low and high."""
@@ -39,15 +42,15 @@ def figure(values: Sequence[float], digits: int = 3) -> Figure:
 def beside_targets(document: Mapping[str, Any]) -> list[str]:
     """Return a line for each figure that has a target: its name, what was seen, the target, and whether it is met."""
     lines = []
-    for name, target in (AT_LEAST | AT_MOST).items():
+    for name, target in (AT_LEAST | AT_MOST | WITHIN).items():
         value: Any = document
         for key in name.split("."):
             value = value.get(key) if value is not None else None
         if value is None:
             continue
         seen = value["median"] if isinstance(value, Mapping) else value
-        met = seen >= target if name in AT_LEAST else seen <= target
-        sign = ">=" if name in AT_LEAST else "<="
+        met = seen >= target if name in AT_LEAST else (abs(seen) if name in WITHIN else seen) <= target
+        sign = ">=" if name in AT_LEAST else "<=" if name in AT_MOST else "+-"
         lines.append(f"{name:20} {seen:>9} {sign} {target:<6} {'met' if met else 'MISSED'}")
     return lines
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks import startup
+from benchmarks import memory, startup
 from benchmarks.figures import beside_targets, figure, speeds
 from benchmarks.race import Block, Contestant, race
 from benchmarks.rows import REPOSITORY, Task, export_rows
@@ -205,6 +205,9 @@ def measure(bench: Bench, plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
 
         tell("export")
         document |= measure_export()
+    if "memory" in parts:
+        tell("memory, planned and taken")
+        document |= {"memory": memory.measure(bench.work, environment(1) | allocator_settings())}
     return document
 
 
@@ -213,7 +216,7 @@ def tell(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
-PARTS = ("waiting", "sft", "dpo", "export")
+PARTS = ("waiting", "sft", "dpo", "export", "memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import figures, race, rows, startup, training
+from benchmarks import figures, memory, race, rows, startup, training
 from benchmarks.gpu import base, programs, wheels
 from benchmarks.gpu.machine import MemoryPeak
 from benchmarks.gpu.programs import Followed
@@ -58,12 +58,22 @@ def test_a_method_has_all_the_keys() -> None:
 
 
 def test_figures_stand_beside_their_targets() -> None:
-    document = {"sft": {"oursOverStock": {"median": 2.19}}, "helpSeconds": {"median": 0.3}, "exportMiB": 250.0}
+    runs = memory.Run(100, 900, 910, 1000), memory.Run(200, 1000, 1000, 1200)
+    document = {
+        "sft": {"oursOverStock": {"median": 2.19}},
+        "helpSeconds": {"median": 0.3},
+        "exportMiB": 250.0,
+        "memory": {"deep": memory.errors(*runs)},
+    }
     lines = [line.split() for line in figures.beside_targets(document)]
     assert lines == [
         ["sft.oursOverStock", "2.19", ">=", "2.2", "MISSED"],
         ["helpSeconds", "0.3", "<=", "0.4", "met"],
         ["exportMiB", "250.0", "<=", "300.0", "met"],
+        ["memory.deep.planErrorPercent", "0.0", "+-", "15.0", "met"],
+        ["memory.deep.calculatedErrorPercent", "20.0", "+-", "15.0", "MISSED"],
+        ["memory.deep.planErrorPercentOfToken", "-10.0", "+-", "15.0", "met"],
+        ["memory.deep.calculatedErrorPercentOfToken", "100.0", "+-", "15.0", "MISSED"],
     ]
 
 
