@@ -3,7 +3,7 @@
     python -m benchmarks.gpu paths --output=out/bench-gpu-paths.json         4 minutes
     python -m benchmarks.gpu ablation --output=out/bench-gpu-ablation.json   5 minutes
     python -m benchmarks.gpu shapes --output=out/bench-gpu-shapes.json       5 minutes, 20 GB of disk
-    python -m benchmarks.gpu nf4 --output=out/bench-gpu-nf4.json             a run of its own, with bitsandbytes
+    python -m benchmarks.gpu llama --output=out/bench-gpu-llama.json         6 minutes; with bitsandbytes on NF4, too
     python -m benchmarks.gpu paths --smoke --output=out/smoke.json           tiny models on the CPU: shows that it works
 
 What the parts are: `benchmarks.gpu.bench`. The order of calls for a quarter of an hour: benchmarks/gpu/README.md.
@@ -22,7 +22,7 @@ from benchmarks.gpu.bench import FULL, SMOKE, Bench
 from benchmarks.gpu.machine import gpu_query
 from benchmarks.training import about_this_machine
 
-PARTS = ("paths", "ablation", "shapes", "nf4")
+PARTS = ("paths", "ablation", "shapes", "llama")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ paths      each path once, on four layers of an 8B model: SFT, DPO, probe, too l
 ablation   on the same slice, microseconds a token and layer: ours, ours with each fast path off in turn, TRL as it
            comes and with its best flags; DPO, ours and TRL
 shapes     the whole shapes of Qwen3 8B and 0.6B, ragged and packed: ours and TRL, peak memory
-nf4        the whole shape of Llama 8B on NF4: ours and TRL
+llama      the whole shape of Llama 8B, packed to 4,096, in bfloat16 and on NF4: ours and TRL
 
 Every speed has its losses beside it.
 """
@@ -78,7 +78,7 @@ class Size:
     pairs: Task
     ablation: Task
     whole: tuple[Task, ...]
-    nf4: Task
+    llama: tuple[Task, ...]
     many: int
     """Steps with each one's time."""
     few: int
@@ -109,7 +109,10 @@ FULL = Size(
         Task("qwen3-0.6b-packed", shapes.QWEN3_06B, 32, 128, 384, ragged=False, packed=2048, at_once=8),
         Task("qwen3-0.6b-ragged", shapes.QWEN3_06B, 32, 128, 384, at_once=16),
     ),
-    nf4=Task("llama-8b-nf4", shapes.LLAMA_8B, 32, 128, 384, quantization="NF4", ragged=False, packed=4096, at_once=1),
+    llama=(
+        Task("llama-8b-packed", shapes.LLAMA_8B, 32, 128, 384, ragged=False, packed=4096, at_once=1),
+        Task("llama-8b-nf4", shapes.LLAMA_8B, 32, 128, 384, "SFT", "NF4", ragged=False, packed=4096, at_once=1),
+    ),
     many=40,
     few=6,
     warm_up=5,
@@ -121,7 +124,7 @@ SMOKE = Size(
     pairs=Task("dpo", shapes.TINY, 2, 8, 24, method="DPO"),
     ablation=Task("sft", shapes.TINY, 4, 8, 24, at_once=2),
     whole=(Task("ragged", shapes.TINY_QWEN3, 4, 8, 24, at_once=2),),
-    nf4=Task("nf4", shapes.TINY, 4, 8, 24, ragged=False, packed=64, at_once=1),  # which takes a GPU: without
+    llama=(Task("packed", shapes.TINY, 4, 8, 24, ragged=False, packed=64, at_once=1),),  # NF4 takes a GPU
     many=4,
     few=8,
     warm_up=1,
@@ -152,8 +155,8 @@ class Bench:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "paths": self._paths,
             "ablation": self._ablation,
-            "shapes": self._shapes,
-            "nf4": self._nf4,
+            "shapes": lambda: self._whole(self._size.whole),
+            "llama": lambda: self._whole(self._size.llama),
         }
         return parts[name]()
 
@@ -202,11 +205,8 @@ class Bench:
         found["dpo"] = self._beside(size.pairs)
         return found
 
-    def _shapes(self) -> dict[str, Any]:
-        return {task.name: self._beside(task) for task in self._size.whole}
-
-    def _nf4(self) -> dict[str, Any]:
-        return {self._size.nf4.name: self._beside(self._size.nf4)}
+    def _whole(self, tasks: Sequence[Task]) -> dict[str, Any]:
+        return {task.name: self._beside(task) for task in tasks}
 
     def _beside(self, task: Task) -> dict[str, Any]:
         ours = self._speed(task, self._until(task, "ours"))
