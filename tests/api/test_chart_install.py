@@ -18,6 +18,7 @@ from tests.support.kubectl import CommandError, Kubectl
 
 CHART = str(Path(__file__).parents[2] / "charts" / "finetune-operator")
 UPGRADES = Path(__file__).parents[2] / "docs" / "upgrades.md"
+STORED_CHART = Path(__file__).parent / "stored_charts" / "0.1.0.yaml"
 SYSTEM = "finetune-system"
 WATCHED = "watched"
 OPERATOR = "finetune-operator"
@@ -44,7 +45,8 @@ def release(helm: Kubectl) -> Iterator[Kubectl]:
 
 
 def values() -> tuple[str, ...]:
-    return ("--namespace", SYSTEM, "--set", f"watch.namespaces={{{WATCHED}}}", "--take-ownership")
+    chosen = f"trainer.preload.enabled=true,watch.namespaces={{{WATCHED}}}"
+    return ("--namespace", SYSTEM, "--set", chosen, "--take-ownership")
 
 
 def allowed(api: KubeApi, account: str, right: Right) -> bool:
@@ -114,14 +116,16 @@ def test_what_is_not_needed_is_not_allowed(api: KubeApi, account: str, right: Ri
 
 
 def test_the_pods_pass_the_restricted_standard(release: Kubectl) -> None:
-    """The API server's own admission decides, on the pods as the Deployments would make them."""
+    """The API server's own admission decides, on the pods as Deployments and the DaemonSet would make them."""
     release("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted", "--overwrite")
-    for deployment in release.json("get", "deployments")["items"]:
-        template = deployment["spec"]["template"]
+    owners = release.json("get", "deployments,daemonsets")["items"]
+    assert len(owners) == 3
+    for owner in owners:
+        template = owner["spec"]["template"]
         pod: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": deployment["metadata"]["name"], "labels": template["metadata"]["labels"]},
+            "metadata": {"name": owner["metadata"]["name"], "labels": template["metadata"]["labels"]},
             "spec": template["spec"],
         }
         release("create", "--dry-run=server", "--filename=-", stdin=json.dumps(pod))
@@ -161,6 +165,35 @@ def test_an_older_version_is_upgraded_as_the_documentation_says(release: Kubectl
     assert (variables["FINETUNE_WATCH_NAMESPACES"], variables["FINETUNE_PAUSED"]) == (WATCHED, "false")
     assert not container["image"].endswith(":old")
     release.command("helm", "uninstall", "older", "--namespace", SYSTEM)
+
+
+def test_what_an_older_chart_has_made_is_upgraded_and_comes_back(release: Kubectl, tmp_path: Path) -> None:
+    """Nothing that cannot change has changed, and a rollback brings every object back as it was."""
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text("{apiVersion: v2, name: finetune-operator, version: 0.1.0}")
+    (tmp_path / "templates" / "all.yaml").write_text(STORED_CHART.read_text().replace(SYSTEM, "stored"))
+    release("create", "namespace", "stored")
+    stored = release.at("stored")
+    helm, place = release.command, ("--namespace", "stored")
+    helm("helm", "install", "finetune", str(tmp_path), *place)
+    before = lasting(stored)
+    helm("helm", "upgrade", "finetune", CHART, *place, "--set", "fullnameOverride=finetune-operator,crds.enabled=false")
+    after = lasting(stored)
+    assert after.keys() == before.keys()
+    assert {name: each["metadata"]["uid"] for name, each in after.items()} == {
+        name: each["metadata"]["uid"] for name, each in before.items()
+    }
+    helm("helm", "rollback", "finetune", *place)
+    assert {name: each["spec"] for name, each in lasting(stored).items()} == {
+        name: each["spec"] for name, each in before.items()
+    }
+    helm("helm", "uninstall", "finetune", *place)
+
+
+def lasting(stored: Kubectl) -> dict[str, dict[str, Any]]:
+    """What of a release has a spec that must live on: the Deployments, the Service and the claim."""
+    listed = stored.json("get", "deployments,services,persistentvolumeclaims")["items"]
+    return {f"{each['kind']}/{each['metadata']['name']}": each for each in listed}
 
 
 def test_the_whole_chart_is_accepted_when_it_serves_every_namespace(release: Kubectl) -> None:

@@ -12,7 +12,7 @@ from tests.cluster.kube_api import KubeApi
 from tests.support.chart import cases, render_cases
 from tests.support.kubectl import Kubectl
 
-NOT_SERVED = {"monitoring.coreos.com/v1", "cert-manager.io/v1"}
+NOT_SERVED = {"monitoring.coreos.com/v1", "cert-manager.io/v1", "gateway.networking.k8s.io/v1"}
 """Definitions of others, which this server has not."""
 ONE_FAMILY = 'Invalid value: "IPv6": not configured on this cluster'
 """What this server says of a Service that is otherwise as it should be."""
@@ -32,7 +32,7 @@ def objects() -> dict[str, dict[str, Any]]:
 def path_of(document: dict[str, Any]) -> str:
     """Where objects of its kind are made; each object of a namespace says of which."""
     version, plural = document["apiVersion"], document["kind"].lower()
-    plural = f"{plural[:-1]}ies" if plural.endswith("y") else f"{plural}s"
+    plural = f"{plural[:-1]}ies" if plural.endswith("y") else f"{plural}es" if plural.endswith("s") else f"{plural}s"
     namespace = document["metadata"].get("namespace")
     place = f"namespaces/{namespace}/{plural}" if namespace else plural
     return f"/{'apis' if '/' in version else 'api'}/{version}/{place}?dryRun=All&fieldValidation=Strict"

@@ -141,6 +141,11 @@ def holds(network: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) 
                 ("everything", "cidrs"),
             )
         ),
+        ("registry.pages.ingress.enabled=true", "/registry/pages/ingress/host"),
+        ("registry.pages.httpRoute.enabled=true", "/registry/pages/httpRoute/parentRefs"),
+        ("registry.pages.proxyUser=a b", "proxyUser"),
+        ("registry.proxy.https=proxy:3128", "/registry/proxy/https"),
+        ("trainer.preload.image=x", "image"),
         ("trainer.allowed.images={*}", "images"),
         ("trainer.allowed.podLabelPrefixes={-}", "podLabelPrefixes"),
         ("trainer.allowed.service=x", "service"),

@@ -184,6 +184,19 @@ def test_every_pod_meets_the_restricted_standard(values: tuple[str, ...]) -> Non
 
 
 @needs_helm
+def test_the_pod_that_keeps_an_image_may_do_nothing() -> None:
+    flags = ("--set", "trainer.preload.enabled=true")
+    objects = render(*flags)
+    preload = find(objects, "DaemonSet", "finetune-finetune-operator-preload")
+    operator = find(objects, "Deployment", "finetune-finetune-operator")
+    pod, container = preload["spec"]["template"]["spec"], container_of(preload)
+    assert container["image"] == environment(container_of(operator))["FINETUNE_TRAINER_IMAGE"]
+    assert pod["securityContext"] == operator["spec"]["template"]["spec"]["securityContext"]
+    assert container["securityContext"] == container_of(operator)["securityContext"]
+    assert (pod["automountServiceAccountToken"], set(pod) & {"volumes", "serviceAccountName"}) == (False, set())
+
+
+@needs_helm
 def test_the_operator_understands_its_environment() -> None:
     """Every FINETUNE_ variable of the Deployment is a setting, and the settings are the values."""
     operator = container_of(
@@ -216,7 +229,8 @@ def test_the_operator_understands_its_environment() -> None:
 
 @needs_helm
 def test_the_registry_understands_its_arguments() -> None:
-    registry = container_of(find(render(), "Deployment", "finetune-finetune-operator-registry"))
+    flags = ("--set", "registry.pages.proxyUser=system:serviceaccount:web:oauth2-proxy")
+    registry = container_of(find(render(*flags), "Deployment", "finetune-finetune-operator-registry"))
     parser = argparse.ArgumentParser()
     add_commands(parser.add_subparsers())
     arguments = parser.parse_args(registry["args"])
@@ -230,6 +244,7 @@ def test_the_registry_understands_its_arguments() -> None:
         store_label=arguments.store_label,
         file_bytes=arguments.max_file_bytes,
         run_bytes=arguments.max_run_bytes,
+        proxy_user=arguments.proxy_user,
     )
     settings.check()
     assert (settings.store_url(), settings.store_label) == (
@@ -237,7 +252,7 @@ def test_the_registry_understands_its_arguments() -> None:
         "claim finetune-finetune-operator-registry",
     )
     assert (settings.file_bytes, settings.run_bytes) == (2 * 1024**3, 4 * 1024**3)
-    assert arguments.log_format == "json"
+    assert (arguments.log_format, settings.proxy_user) == ("json", "system:serviceaccount:web:oauth2-proxy")
     assert (settings.host, settings.port, settings.auth) == ("", 8080, "kubernetes")
     assert registry["ports"] == [{"name": "http", "containerPort": settings.port}]
 
