@@ -25,7 +25,8 @@ def offer(trainer: Any, step: int, loss: float, sums: Mapping[str, float]) -> No
         losses["trainLoss"] = trainer.run_state.final_loss()
     try:
         write = sender.copy(trainer.model)
-    except (MemoryError, RuntimeError) as error:
-        trainer.parts.log.emit("warning", step=step, message=f"the adapter cannot be copied for the registry: {error}")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+        message = f"the adapter cannot be copied for the registry: {error!r}"
+        trainer.parts.log.emit("warning", step=step, message=message)
     else:
         sender.offer(Interim(step, losses, write))

@@ -7,7 +7,8 @@ A run announces the adapter that it has made, and before that those of its evalu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -18,10 +19,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from finetune.api.files import ADAPTER_FILE_NAMES, InterimRequest, MissingFiles, RunFiles
 from finetune.api.registry import AdapterFile
+from finetune.logs import described
 from finetune.registry.blobs import BlobStore
 from finetune.registry.blobs.errors import NoStore, TooLarge
 from finetune.registry.database import Database
-from finetune.registry.errors import AttemptOver, Conflict, DigestMismatch, Invalid, NotFound, RunEnded
+from finetune.registry.errors import (
+    AttemptOver,
+    Conflict,
+    DigestMismatch,
+    Invalid,
+    NotFound,
+    RegistryFault,
+    RunEnded,
+)
 from finetune.registry.jsonlines import MAX_LINE_BYTES, MAX_LINE_VALUES
 from finetune.registry.schema import adapter_files, adapter_versions, blobs, run_files, runs
 
@@ -29,6 +39,8 @@ from . import garbage, interim_rows
 from .common import now, record, run_missing
 from .quota import Quota
 from .turns import turn
+
+log = logging.getLogger(__name__)
 
 SIGNED_FOR = timedelta(minutes=5)
 """How long an address is good that a reader is sent to; a download that has begun goes on."""
@@ -145,8 +157,15 @@ class FileStore:
             return MissingFiles(missing=missing, stored=not missing), gone
 
         answer, gone = await self._database.write(transaction)
-        await garbage.release(self._database, self.store, gone)
+        await self._give_up(gone)
         return answer
+
+    async def _give_up(self, digests: Sequence[str]) -> None:
+        """Remove what interim adapters had that were replaced; what fails is left for the next garbage."""
+        try:
+            await garbage.release(self._database, self.store, digests)
+        except RegistryFault as error:
+            log.warning("replaced adapters are still in the store %s: %s", self.store.name, described(error))
 
     def _check(self, store: BlobStore, files: list[AdapterFile]) -> None:
         paths = [file.path for file in files]
@@ -218,7 +237,7 @@ class FileStore:
             await self._database.write(partial(garbage.claim, sha256=file.sha256, size=size, store=store))
             await store.put(file.sha256, blocks, size=size)
             gone = await self._database.write(end)
-        await garbage.release(self._database, store, gone)
+        await self._give_up(gone)
 
     async def collect_garbage(self, *, dry_run: bool, older_than: timedelta = garbage.GARBAGE_AFTER) -> garbage.Garbage:
         """See `garbage.collect`. Raises `NoStore`."""
