@@ -6,11 +6,11 @@
 ARG BASE_IMAGE=python:3.13-slim
 FROM ${BASE_IMAGE}
 
-# pip is thrown away in the step that used it. Of the Kubernetes client only its asyncio half is used (kubernetes.aio, which
-# never imports the other): the blocking half is 65 MB of generated models, source and compiled, and costs every start half a
-# second, so it goes, and the package's own __init__, which imports it, becomes empty. Of the other half's generated models the
-# compiled form is enough. The secrets tell how this machine reaches a package index, if it needs telling.
+# pip is thrown away in the step that used it, and so is what nothing here reaches: packages that only the blocking half of the
+# Kubernetes client needs, time zones (the base has them), and what images/operator/slim.py takes out. The secrets tell how this
+# machine reaches a package index, if it needs telling.
 COPY locks/operator.txt /opt/finetune/requirements.txt
+COPY images/operator/slim.py /opt/finetune/slim.py
 RUN --mount=type=secret,id=pip_configuration --mount=type=secret,id=certificates \
     set -eu; \
     export PIP_CONFIG_FILE=/run/secrets/pip_configuration PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore; \
@@ -18,13 +18,11 @@ RUN --mount=type=secret,id=pip_configuration --mount=type=secret,id=certificates
     python3 -m venv /tmp/pip; \
     /tmp/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-compile --only-binary=:all: \
         --require-hashes --requirement /opt/finetune/requirements.txt; \
+    /tmp/pip/bin/pip --python /opt/venv/bin/python uninstall --quiet --yes \
+        certifi charset-normalizer durationpy oauthlib requests requests-oauthlib tzdata websocket-client; \
     rm -rf /tmp/pip; \
     cd /opt/venv/lib/python3*/site-packages; \
-    find kubernetes -mindepth 1 -maxdepth 1 ! -name aio -exec rm -rf {} +; \
-    : > kubernetes/__init__.py; \
-    rm -rf sqlalchemy/testing; \
-    /opt/venv/bin/python -m compileall -q -b --invalidation-mode unchecked-hash kubernetes/aio/client/api kubernetes/aio/client/models; \
-    find kubernetes/aio/client/api kubernetes/aio/client/models -name '*.py' -delete; \
+    /opt/venv/bin/python -B /opt/finetune/slim.py "$PWD"; \
     /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash .; \
     echo 'finetune:x:10001:10001::/home/finetune:/usr/sbin/nologin' >> /etc/passwd; \
     echo 'finetune:x:10001:' >> /etc/group; \
