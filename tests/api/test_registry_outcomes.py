@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finetune.controller.core.names import FINISHED_ANNOTATION
 from tests.support.databases import lose_the_database
+from tests.support.faults import Answer
 from tests.support.world import EXPORTED, World, eventually, terminated, wait_until_ready
 
 
@@ -55,6 +57,16 @@ async def test_a_run_that_never_was_recorded_is_known_when_it_has_failed(world: 
     run = await world.told("Failed")
     assert run.outcome is not None
     assert (run.outcome.reason, run.dataset_name) == ("DatasetUnavailable", None)
+
+
+async def test_a_run_that_never_was_recorded_is_told_of_by_the_next_operator(world: World) -> None:
+    with world.registry.faulty(Answer("PUT", r"/runs/[^/]+/status$", status=503)):
+        world.apply(dataset={"registry": {"name": "nothing-here"}})
+        await world.phase("Failed")
+        await world.operator.kill()
+    await world.operator.start()
+    assert (await world.told("Failed")).dataset_name is None
+    await eventually("its mark", lambda: FINISHED_ANNOTATION in (world.run() or {})["metadata"].get("annotations", {}))
 
 
 async def test_a_run_that_is_deleted_while_it_trains_does_not_seem_to_train_for_ever(world: World) -> None:

@@ -167,6 +167,25 @@ async def test_a_server_that_cannot_select_by_phase_is_asked_again_some_time_lat
     assert selected == [True, False, False, True]
 
 
+async def test_runs_with_an_output_are_selected_by_the_api_server_or_by_us() -> None:
+    """A definition that is older than the operator cannot select by it."""
+    runs = [{"spec": {"output": {"claimName": name}}} for name in ("a", "b")] + [{"spec": {"output": {}}}, {"spec": {}}]
+    selects = [True]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        wanted = request.query.get("fieldSelector")
+        if wanted and not selects[0]:
+            words = {"kind": "Status", "reason": "BadRequest", "message": "field label not supported"}
+            return web.json_response(words, status=400)
+        found = [each for each in runs if not wanted or (wanted == "spec.output.claimName=a" and each == runs[0])]
+        return web.json_response({"kind": "TrainingRunList", "items": found})
+
+    async with asking(answer) as kubernetes:
+        assert [page async for page in kubernetes.list_runs_with_output("ml", "a")] == [runs[:1]]
+        selects[0] = False
+        assert [page async for page in kubernetes.list_runs_with_output("ml", "a")] == [runs[:1]]
+
+
 @pytest.mark.parametrize(
     ("environment", "proxy"),
     [

@@ -11,7 +11,7 @@ from finetune.controller.core import decide
 from finetune.controller.core.manifests import build_collect_job, build_job
 from finetune.controller.core.messages import message_of
 from finetune.controller.core.settings import Settings
-from finetune.controller.core.views import AdapterView, DatasetView
+from finetune.controller.core.views import AdapterView, ClaimView, DatasetView
 from tests.support import objects as o
 from tests.support.cases import action, failed, failure, look, status, waiting
 
@@ -160,6 +160,28 @@ def ended(reason: str, **more: Any) -> dict[str, Any]:
 def test_only_a_run_that_never_trained_leaves_no_claim(
     status: dict[str, Any], spec: dict[str, Any], *, goes: bool
 ) -> None:
-    case = look(o.run(status, **spec))
-    assert action(case) == (decide.DeleteClaim() if goes else decide.MarkFinished())
-    assert action(look(o.run(status, **spec), claim_deleted=True)) == decide.MarkFinished()
+    run = o.run(status, **spec)
+    assert action(look(run, told=True)) == (decide.FindClaim() if goes else decide.MarkFinished())
+
+
+@pytest.mark.parametrize(
+    ("claim", "goes"),
+    [
+        (ClaimView(uid="c"), True),
+        (ClaimView(), False),
+        (ClaimView(uid="c", runs=("other",)), False),
+        (ClaimView(uid="c", stepped=True), False),
+    ],
+)
+def test_only_a_claim_that_nobody_uses_is_deleted(claim: ClaimView, *, goes: bool) -> None:
+    run = o.run(ended("DatasetInvalid", jobName=o.JOB), output={})
+    assert action(look(run, claim=claim)) == (decide.DeleteClaim("c") if goes else decide.MarkFinished())
+    assert action(look(run, claim=claim, claim_deleted=True)) == decide.MarkFinished()
+
+
+def test_a_run_that_ends_before_its_job_is_marked_once_the_registry_knows() -> None:
+    """It may never have been recorded, and a marked run is not looked at again."""
+    run = o.run(ended("DatasetUnavailable"), output={"claimName": "mine"})
+    assert action(look(run)) == decide.TellEnd()
+    assert action(look(run, told=True)) == decide.MarkFinished()
+    assert action(look(o.run(ended("Diverged", jobName=o.JOB)))) == decide.MarkFinished()

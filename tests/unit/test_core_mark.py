@@ -161,6 +161,6 @@ def test_a_finished_run_is_marked_once_whatever_its_status_holds() -> None:
     end = {"type": "Finished", "status": "True", "reason": "X", "lastTransitionTime": o.stamp(9)}
     for status in ({"conditions": [end]}, {"conditions": [end], "failure": {"reason": 3}}):
         run = o.run(status)
-        assert action(look(run)) == decide.MarkFinished()
+        assert action(look(run, told=True)) == decide.MarkFinished()
         marked = o.run(status, annotations=mark_of(run, run.status))
         assert action(look(marked)) is None

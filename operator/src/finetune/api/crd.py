@@ -35,7 +35,7 @@ KEPT = (
 
 INT32_MAX = 2**31 - 1
 
-SELECTABLE_FIELDS = (".status.phase", ".spec.method", ".spec.experiment")
+SELECTABLE_FIELDS = (".status.phase", ".spec.method", ".spec.experiment", ".spec.output.claimName")
 """What `kubectl get trun --field-selector` can select by, on Kubernetes 1.31 and later."""
 
 PRINTER_COLUMNS: tuple[dict[str, Any], ...] = (

@@ -166,6 +166,22 @@ class KubernetesClient:
         async for page in self.list_runs(namespace):
             yield page
 
+    async def list_runs_with_output(self, namespace: str, claim: str) -> AsyncIterator[list[Document]]:
+        """The TrainingRuns of a namespace that name this claim for their output, page by page.
+
+        All of them are read where the API server cannot select by that.
+        """
+        try:
+            async for page in self._pages(_RUNS, namespace, {"fieldSelector": f"spec.output.claimName={claim}"}):
+                yield page
+        except KubernetesError as error:
+            if error.status != 400:
+                raise
+        else:
+            return
+        async for page in self.list_runs(namespace):
+            yield [run for run in page if run["spec"].get("output", {}).get("claimName") == claim]
+
     async def list_runs(self, namespace: str | None) -> AsyncIterator[list[Document]]:
         """All TrainingRuns of a namespace, or of all, page by page."""
         async for page in self._pages(_RUNS, namespace):

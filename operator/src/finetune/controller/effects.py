@@ -6,11 +6,12 @@ A refusal is no exception here: it is classified, becomes part of the outcome, a
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, assert_never
+
+from pydantic import ValidationError
 
 from finetune.api.registry import (
     DATASET_CHANGED,
@@ -41,13 +42,15 @@ from .core.case import Case
 from .core.manifests import build_claim, build_collect_job, build_job, build_send_job
 from .core.mark import mark_of, spec_without_suspend
 from .core.messages import Message, message_or_none
+from .core.outcome import outcome_of
 from .core.policies.jobs import doing
 from .core.refusals import Refusal, classify, classify_registry
 from .core.settings import Settings
 from .core.status import recorded_parent
 from .core.storage import output_claim_name
-from .core.views import AdapterView, DatasetView, JobView, PodView, job_view, parent_view
+from .core.views import AdapterView, ClaimView, DatasetView, JobView, PodView, job_view, parent_view
 from .gather import Gatherer
+from .teller import tell_end
 
 _log = logging.getLogger(__name__)
 
@@ -139,8 +142,12 @@ class Effects:
                 return await self._ask_stored(case)
             case decide.RegisterAdapter():
                 return await self._register_adapter(case)
+            case decide.FindClaim():
+                return await self._find_claim(case)
             case decide.DeleteClaim():
-                return await self._delete_claim(case)
+                return await self._delete_claim(case, action.uid)
+            case decide.TellEnd():
+                return await self._tell_end(case)
             case decide.MarkFinished():
                 return await self._mark_finished(case)
             case decide.DeleteJob():
@@ -276,6 +283,17 @@ class Effects:
             return _with(case, recorded_again=True)
         return _with(case, adapter=_adapter_view(adapter))
 
+    async def _tell_end(self, case: Case) -> Case:
+        """A refusal is final; where there is no answer the run is not marked, so that it is told after a new start."""
+        run = case.run.metadata
+        try:
+            outcome = outcome_of(run, case.run.status)
+            if outcome is not None:
+                await tell_end(self._registry, case.run, outcome)
+        except (RegistryRefused, ValidationError) as error:
+            _log.warning("%s/%s: its end cannot be told: %s", run.namespace, run.name, described(error))
+        return _with(case, told=True)
+
     async def _ask_stored(self, case: Case) -> Case:
         run = case.run.metadata
         try:
@@ -311,20 +329,27 @@ class Effects:
             _log.info("claim %s exists already", output_claim_name(case.run))
         return _seen(case, claim_exists=True)
 
-    async def _delete_claim(self, case: Case) -> Case:
-        """Only the claim that bears the run's uid, and that neither its trainer nor another run has written to."""
-        namespace, name = case.run.metadata.namespace, output_claim_name(case.run)
+    async def _find_claim(self, case: Case) -> Case:
+        """Only the claim that bears the run's uid is looked at."""
+        run, name = case.run.metadata, output_claim_name(case.run)
         try:
-            claim = await self._kubernetes.get_claim(namespace, name)
+            claim = await self._kubernetes.get_claim(run.namespace, name)
             labels = (claim or {}).get("metadata", {}).get("labels") or {}
-            mine = labels.get(names.RUN_UID_LABEL) == case.run.metadata.uid
-            used = await self._has_trained_unseen(case) or await self._is_named_by_others(case, name)
-            if claim is not None and mine and not used:
-                await self._kubernetes.delete_claim(namespace, name, claim["metadata"]["uid"])
-        except ConflictError:
-            _log.info("%s/%s: the claim %s is another one by now", namespace, case.run.metadata.name, name)
+            if claim is None or labels.get(names.RUN_UID_LABEL) != run.uid:
+                return _with(case, claim=ClaimView())
+            runs = await self._gatherer.runs_naming(case.run, name)
         except ForbiddenError as error:  # it costs storage, and nothing else
-            _log.warning("%s/%s: claim %s not deleted: %s", namespace, case.run.metadata.name, name, described(error))
+            _log.warning("%s/%s: claim %s is kept: %s", run.namespace, run.name, name, described(error))
+            return _with(case, claim=ClaimView())
+        stepped = await self._has_trained_unseen(case)
+        return _with(case, claim=ClaimView(uid=claim["metadata"]["uid"], runs=runs, stepped=stepped))
+
+    async def _delete_claim(self, case: Case, uid: str) -> Case:
+        run, name = case.run.metadata, output_claim_name(case.run)
+        try:
+            await self._kubernetes.delete_claim(run.namespace, name, uid)
+        except ForbiddenError as error:
+            _log.warning("%s/%s: claim %s not deleted: %s", run.namespace, run.name, name, described(error))
         return _with(case, claim_deleted=True)
 
     async def _has_trained_unseen(self, case: Case) -> bool:
@@ -336,15 +361,6 @@ class Effects:
             _log.warning("%s/%s: its claim is kept: %s", run.namespace, run.name, described(error))
             return True
         return posted is not None and posted.value("step") not in (None, "0")
-
-    async def _is_named_by_others(self, case: Case, claim: str) -> bool:
-        """Also by runs that have ended: their adapters are there."""
-        async for page in self._kubernetes.list_runs(case.run.metadata.namespace):
-            for other in page:
-                is_other = other["metadata"]["uid"] != case.run.metadata.uid
-                if is_other and json.dumps(claim) in json.dumps(other.get("spec")):
-                    return True
-        return False
 
     async def _create_job(self, case: Case) -> Case:
         run = case.run

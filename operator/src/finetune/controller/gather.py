@@ -124,6 +124,17 @@ class Gatherer:
         seen = await self._with_workload(run, seen, job)
         return await self._with_events(Case(run, seen, Outcome(), self._settings, now))
 
+    async def runs_naming(self, run: TrainingRun, claim: str) -> tuple[str, ...]:
+        """Other runs that name a claim: those that have not ended, and all whose output is there.
+
+        What one that has ended only read from it, nobody misses. Raises KubernetesError.
+        """
+        namespace, uid = run.metadata.namespace, run.metadata.uid
+        found = set(self._known.naming(namespace, claim))
+        async for page in self._kubernetes.list_runs_with_output(namespace, claim):
+            found |= {(each["metadata"]["name"], each["metadata"]["uid"]) for each in page}
+        return tuple(sorted(name for name, other in found if other != uid))
+
     async def _with_events(self, case: Case) -> Seen:
         """What was seen, with the Events that say why it waits where nothing else does."""
         seen = dataclasses.replace(case.seen, pending_seconds=self._pending_seconds(case))

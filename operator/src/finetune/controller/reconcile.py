@@ -7,6 +7,7 @@ says so: a pass that fails again and again writes its error where people look.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune.api import reasons
+from finetune.api import conditions, reasons
 from finetune.api.status import TrainingRunStatus
 from finetune.api.trainingrun import ObjectMeta, TrainingRun
 from finetune.clients.kubernetes import ConflictError, KubernetesClient, KubernetesError, NotFoundError
@@ -129,12 +130,13 @@ class Reconciler:
                 return self._requeue_after(case, run.status)
             status = next_status(case)
             stored = run.status if status == run.status else await self._write(document, status.to_dict())
+            await self._emit_events(run.metadata, run.status, stored)
+            if is_finished(stored):  # what the end was decided from is new enough for what is left to do
+                case = await self._perform_all(dataclasses.replace(case.with_status(stored), outcome=Outcome()))
+                return 0.0 if case.outcome.stored is not None else self._requeue_after(case, stored)
         except (ConflictError, StaleError):
             self._known.doubt(key)
             return 0.0  # somebody changed it since it was read: start again from what it is now
-        await self._emit_events(run.metadata, run.status, stored)
-        if is_finished(status):
-            return 0.0  # the Job is taken care of once the final status is stored
         if stored != run.status and decide.next_action(case.with_status(stored)) is not None:
             return 0.0  # something was waiting for what is stored now; nobody tells us of our own write
         return self._requeue_after(case, status)
@@ -158,14 +160,18 @@ class Reconciler:
         return case if action is None and not is_finished(next_status(case)) else None
 
     async def _act(self, run: TrainingRun) -> Case:
-        """Perform one action after the other until none is left."""
+        """Read everything, then do all that follows."""
         seen = await self._gatherer.gather(run, self._now())
-        case = Case(run, seen, Outcome(), self._settings, self._now())
+        return await self._perform_all(Case(run, seen, Outcome(), self._settings, self._now()))
+
+    async def _perform_all(self, case: Case) -> Case:
+        """Perform one action after the other until none is left."""
+        run = case.run.metadata
         for _ in range(MAXIMUM_ACTIONS):
             action = decide.next_action(case)
             if action is None:
                 return case
-            _log.debug("%s/%s: %s", run.metadata.namespace, run.metadata.name, type(action).__name__)
+            _log.debug("%s/%s: %s", run.namespace, run.name, type(action).__name__)
             case = await self._effects.perform(case, action)
         raise RuntimeError(f"still {action} after {MAXIMUM_ACTIONS} actions")
 
@@ -214,7 +220,9 @@ class Reconciler:
             if job is not None and not job.ended:
                 return max(1.0, decide.lingers(case).total_seconds())
             refused = case.outcome.refusal is not None or case.outcome.mark_refused
-            return SELDOM_SECONDS if refused else None
+            finished = status.condition(conditions.FINISHED)
+            since = (self._now() - finished.last_transition_time).total_seconds() if finished else 0.0
+            return min(WATCHED_SECONDS, max(SELDOM_SECONDS, since / 6)) if refused else None
         refusal = case.outcome.refusal
         if refusal is not None and refusal.answer is Answer.RETRIES and status.waiting is not None:
             waited = (self._now() - status.waiting.since).total_seconds()

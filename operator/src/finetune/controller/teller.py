@@ -35,6 +35,8 @@ MAX_PENDING = 5000
 MAX_TOLD = 20_000
 """Runs of which is remembered what was told last; forgetting one costs a request."""
 RETRY_SECONDS = 5.0
+SETTLE_SECONDS = 1.0
+"""How long it waits for more before it tells: a short run changes several times a second, and its last word counts."""
 UNHEARD_PERIODS = 5
 """An unfinished run of which nothing was heard for so long is looked for: all are looked at more often than that."""
 
@@ -123,6 +125,7 @@ class Teller:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, self._settled + self._period_seconds - self._clock()) + 0.1):
                     await self._woken.wait()
+            await asyncio.sleep(SETTLE_SECONDS)
 
     async def tell(self) -> None:
         """Tell all that is to be told now. Raises `RegistryError`; then it is told later."""
@@ -205,26 +208,36 @@ class Teller:
             await self._registry.put_outcome(word.namespace, word.uid, word.outcome)
         except RegistryNotFound:
             # It was not recorded: it waits for what it refers to, or it has ended before it had that.
-            if word.outcome.ended and word.outcome.phase != DELETED and await self._record(word):
-                await self._registry.put_outcome(word.namespace, word.uid, word.outcome)
+            run = await self._find(word) if word.outcome.ended and word.outcome.phase != DELETED else None
+            if run is not None:
+                await tell_end(self._registry, run, word.outcome)
 
-    async def _record(self, word: _Word) -> bool:
-        """Record a run that has ended without; its dataset and its parent may not exist, so they are not named."""
+    async def _find(self, word: _Word) -> TrainingRun | None:
         try:
             run = TrainingRun.from_object(await self._kubernetes.get_run(word.namespace, word.name))
         except (NotFoundError, ValidationError):
-            return False
-        if run.metadata.uid != word.uid:
-            return False
-        await self._registry.put_run(
-            word.namespace,
-            word.uid,
-            name=word.name,
-            experiment=run.experiment,
-            method=run.spec.method,
-            spec=run.spec.to_dict(),
-        )
-        return True
+            return None
+        return run if run.metadata.uid == word.uid else None
+
+
+async def tell_end(registry: RegistryClient, run: TrainingRun, outcome: OutcomeRequest) -> None:
+    """Tell how a run has ended, and record it if it was not. Raises RegistryError.
+
+    Its dataset and its parent are not named then: they may not exist.
+    """
+    namespace, uid = run.metadata.namespace, run.metadata.uid
+    with suppress(RegistryNotFound):
+        await registry.put_outcome(namespace, uid, outcome)
+        return
+    await registry.put_run(
+        namespace,
+        uid,
+        name=run.metadata.name,
+        experiment=run.experiment,
+        method=run.spec.method,
+        spec=run.spec.to_dict(),
+    )
+    await registry.put_outcome(namespace, uid, outcome)
 
 
 def _mark(outcome: OutcomeRequest) -> int:

@@ -104,8 +104,20 @@ class RegisterAdapter:
 
 
 @dataclass(frozen=True)
+class FindClaim:
+    """Find out who uses the output claim that was made for the run: it has failed before it trained."""
+
+
+@dataclass(frozen=True)
 class DeleteClaim:
-    """Delete the output claim that was made for the run: it has failed before it trained, and nothing is on it."""
+    """Delete that claim: nothing is on it, and nobody uses it."""
+
+    uid: str
+
+
+@dataclass(frozen=True)
+class TellEnd:
+    """Tell the registry of the end of a run that it may never have heard of, as it hears of a run before its Job."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +156,9 @@ Action = (
     | CreateSendJob
     | AskStored
     | RegisterAdapter
+    | FindClaim
     | DeleteClaim
+    | TellEnd
     | MarkFinished
     | DeleteJob
     | SetTTL
@@ -295,12 +309,21 @@ def _clean_up(case: Case) -> Action | None:
     """After the final status is stored: no Job goes on, and the ended one gets its time to live."""
     run, seen = case.run, case.seen
     if not is_marked(run) and not case.outcome.mark_refused:
-        if _has_an_empty_claim(case) and not case.outcome.claim_deleted:
-            return DeleteClaim()  # before the mark, which is written once
-        return MarkFinished()
+        return _before_the_mark(case) or MarkFinished()
     if seen.collect_job is not None:
         return DeleteJob(seen.collect_job.name, seen.collect_job.uid)
     return _end_job(case) or _send(case)
+
+
+def _before_the_mark(case: Case) -> Action | None:
+    """What would be left undone for ever if the operator ended now and the run were marked already."""
+    claim = case.outcome.claim
+    if _has_an_empty_claim(case):
+        if claim is None:
+            return FindClaim()
+        if claim.is_unused and not case.outcome.claim_deleted:
+            return DeleteClaim(claim.uid)
+    return TellEnd() if case.run.status.job_name is None and not case.outcome.told else None
 
 
 def _send(case: Case) -> Action | None:

@@ -10,6 +10,7 @@ from .messages import Message
 from .refusals import Refusal
 from .views import (
     AdapterView,
+    ClaimView,
     DatasetView,
     EventView,
     JobView,
@@ -93,8 +94,12 @@ class Outcome:
     """The registry did not know the run any more, and was told of it anew."""
     stored: bool | None = None
     """Whether the registry's store has the adapter's files; None when it was not asked."""
+    claim: ClaimView | None = None
+    """The claim that was made for the run, looked for when it has failed before it trained."""
     claim_deleted: bool = False
-    """The claim of a run that never trained is gone, or was none of ours."""
+    """That claim was asked to go."""
+    told: bool = False
+    """The registry knows how the run has ended, or will not hear of it."""
     mark_refused: bool = False
     """The mark of the end could not be written; the rest of the cleaning up goes on."""
 

@@ -251,6 +251,23 @@ class WorkloadView:
 
 
 @dataclass(frozen=True)
+class ClaimView:
+    """The output claim that the operator has made for a run, and what speaks against deleting it."""
+
+    uid: str = ""
+    """Empty where there is none with the run's uid, or where we may not look."""
+    runs: tuple[str, ...] = ()
+    """Other runs that name it."""
+    stepped: bool = False
+    """The registry has heard of steps while the operator was away, or cannot say: there may be a checkpoint."""
+
+    @property
+    def is_unused(self) -> bool:
+        """It is there, and nothing that anybody would miss is on it."""
+        return bool(self.uid) and not self.runs and not self.stepped
+
+
+@dataclass(frozen=True)
 class DatasetView:
     """What the registry said when it was told of the run."""
 
