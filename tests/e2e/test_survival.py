@@ -8,7 +8,7 @@ import pytest
 
 from finetune.controller.core import names
 from tests.cluster.base import Cluster
-from tests.e2e import runs
+from tests.e2e import outside, runs
 from tests.support.installation import RELEASE, Installation
 from tests.support.kubectl import Kubectl
 
@@ -94,3 +94,32 @@ def test_with_the_registry_the_pod_and_the_operator_gone_the_claim_still_has_the
     reader = names.collect_job_name(done["status"]["jobName"])  # gone by now; what the Job controller said of it is not
     told = [each for each in tiny.json("get", "events")["items"] if each["involvedObject"]["name"] == reader]
     assert "SuccessfulCreate" in {each["reason"] for each in told}
+
+
+LIMITS = (
+    {"kind": "ResourceQuota", "spec": {"hard": {"limits.cpu": "8", "limits.memory": "64Gi"}}},
+    {"kind": "LimitRange", "spec": {"limits": [{"type": "Container", "min": {"cpu": "1m"}, "max": {"cpu": "2"}}]}},
+)
+
+
+@pytest.mark.usefixtures("registry_needed")
+def test_a_run_in_a_limited_namespace_leaves_the_cluster_by_the_proxy_alone(
+    installation: Installation, tiny: Kubectl
+) -> None:
+    """Values that an upgrade brings and a rollback takes back: the operator is away for both."""
+    proxy = outside.provide(tiny, installation.images.operator, runs.lines(runs.rows(24)))
+    tiny.apply(*({"apiVersion": "v1", "metadata": {"name": "all"}, **limit} for limit in LIMITS))
+    annotations = {"sidecar.istio.io/inject": "false"}
+    pod = {"annotations": annotations, "labels": {"cost-centre": "ml"}, "proxy": {"http": proxy, "https": proxy}}
+    store = {"uri": "s3://data/rows.jsonl", "endpoint": "http://store.example:9000"}
+    with outside.changed(installation, {"trainer": {"cpuLimit": 2, "pod": pod}}):
+        tiny.apply(runs.manifest(dataset={"objectStore": store, "evaluation": {"percent": 10}}))
+        done = runs.succeeded(tiny)
+    assert done["status"]["result"]["adapter"]["version"] == 1  # the registry was told all the same
+    asked = outside.asked(tiny)
+    assert {method for method, _ in asked} == {"HEAD", "GET"}
+    assert {address for _, address in asked} == {"http://store.example:9000/data/rows.jsonl"}
+    for each in runs.pods(tiny):
+        assert each["metadata"]["annotations"].items() >= annotations.items()
+        assert each["metadata"]["labels"]["cost-centre"] == "ml"
+        assert all(container["resources"]["limits"]["cpu"] == "2" for container in each["spec"]["containers"])
