@@ -12,25 +12,16 @@ from tests.cluster.api_server import MUTATING_POLICIES, ApiServerOnly
 from tests.cluster.kube_api import KubeApi
 from tests.support.kubectl import Kubectl
 from tests.support.managed import Managed, a_managed_world
+from tests.support.served import serve_training_runs
 from tests.support.world import World, a_world
-
-CRD = Path(__file__).parents[2] / "crds" / "finetune.dev_trainingruns.yaml"
 
 
 @pytest.fixture(scope="session")
 def api_server() -> Iterator[ApiServerOnly]:
     """etcd and an API server with the CRD of TrainingRun."""
     with ApiServerOnly() as server:
-        _serve_training_runs(server)
+        serve_training_runs(server)
         yield server
-
-
-def _serve_training_runs(server: ApiServerOnly) -> None:
-    kubectl = Kubectl(kubeconfig=server.kubeconfig, bin_dir=server.bin_dir)
-    kubectl("apply", "--server-side", f"--filename={CRD}")
-    api = KubeApi.from_kubeconfig(server.kubeconfig)
-    # A definition is served a moment after it is Established.
-    kubectl.wait_for("TrainingRuns are served", lambda: api.get("/apis/finetune.dev/v1alpha1/trainingruns"))
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +31,7 @@ def managed_server() -> Iterator[ApiServerOnly]:
     The tests that write a Job's status themselves need a server on which nobody else does.
     """
     with ApiServerOnly(MUTATING_POLICIES) as server:
-        _serve_training_runs(server)
+        serve_training_runs(server)
         server.start_controllers()
         yield server
 

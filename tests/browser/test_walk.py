@@ -8,19 +8,17 @@ Chromium is Debian's (`apt-get install chromium`). The pictures in docs/pages ar
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from finetune.registry.blobs import open_store
+from tests.support.browsing import go, opened
 from tests.support.pages import finish, make_scene, outcome, post_points, spec
 from tests.support.registry import run_document, serving
 
@@ -48,17 +46,6 @@ NARROW = (
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if program is None:
-        pytest.skip("there is no Chromium: apt-get install chromium, or set CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("walk")
     with serving(f"sqlite:///{folder}/registry.db", store=open_store(f"file://{folder}/blobs")) as url:
@@ -78,27 +65,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def api(site: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=f"{site}/api/v1/namespaces/ml/", timeout=60) as http:
         yield http
-
-
-@pytest.fixture
-def problems() -> list[str]:
-    """What browsers reported: violations of the policy, errors of scripts, failed requests."""
-    return []
-
-
-def opened(browser: Browser, site: str, problems: list[str], **settings: Any) -> tuple[BrowserContext, Page]:
-    context = browser.new_context(base_url=site, **settings)
-    context.set_default_timeout(30_000)
-    page = context.new_page()
-    page.on("console", lambda said: problems.append(said.text) if said.type in {"error", "warning"} else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    return context, page
-
-
-def go(page: Page, path: str) -> None:
-    answer = page.goto(path)
-    assert answer is not None
-    assert answer.status == 200, path
 
 
 def charts_drawn(page: Page) -> None:
@@ -165,6 +131,16 @@ def test_runs_are_filtered_chosen_and_compared_by_keyboard(browser: Browser, sit
     expect(page.locator("thead th a").filter(has_text="support-22")).to_be_visible()
     charts_drawn(page)
     page.get_by_label("log scale").check()
+    page.locator("select[name=x]").select_option("tokens")
+    page.wait_for_url("**#x=tokens&log=1")
+    page.reload()
+    charts_drawn(page)
+    expect(page.get_by_label("log scale")).to_be_checked()
+    expect(page.locator("select[name=x]")).to_have_value("tokens")
+    page.locator(".plot").first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".reading").first).to_contain_text("100,000 tokens: support-22")
+    page.locator("select[name=x]").select_option("step")
     plot = page.locator(".plot").first
     plot.focus()
     page.keyboard.press("ArrowRight")
@@ -179,9 +155,13 @@ def test_a_curve_moves_and_a_run_ends_while_it_is_looked_at(
     uid = "00000000-0000-4000-8000-000000000031"
     assert api.put(f"runs/{uid}", json=run_document(name="live", spec=spec())).status_code == 201
     outcome(api, uid, "Training")
-    post_points(api, uid, 1, 50)
     context, page = opened(browser, site, problems)
-    go(page, f"/ui/ml/runs/{uid}")
+    go(page, f"/ui/ml/runs/{uid}#smooth=0.5")
+    expect(page.locator(".empty")).to_be_visible()
+    post_points(api, uid, 1, 50)
+    expect(page.locator("figure.chart")).to_have_count(4)
+    expect(page.get_by_label("smooth")).to_have_value("0.5")
+    page.get_by_label("smooth").fill("0")
     charts_drawn(page)
     expect(page.locator("#status")).to_contain_text("step 50 of")
     post_points(api, uid, 51, 120)

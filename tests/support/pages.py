@@ -45,6 +45,7 @@ def points(first: int, last: int, *, offset: float = 0.0, every: int = 1) -> lis
             "learningRate": 2e-4 * (1 - step / 5000),
             "tokensPerSecond": 5000 + step % 7,
             "gradientNorm": 1 / (1 + step / 100),
+            "tokens": 1000.0 * step,
         }
         if step % 100 == 0:
             values["evaluationLoss"] = loss_at(step, offset=offset + 0.1) - (3.0 if step == 500 else 0.0)
@@ -128,7 +129,11 @@ def finish(http: httpx.Client, uid: str, *, offset: float = 0.05) -> None:
         assert send(http, uid, content).status_code in {200, 201}
     result = {
         "result": {"runUid": uid},
-        "timings": {"loadModelSeconds": "12.5", "trainSeconds": "340"},
+        "timings": {
+            "startTime": "2026-11-01T09:00:41Z",
+            "modelLoadedTime": "2026-11-01T09:01:44Z",
+            "firstStepTime": "2026-11-01T09:01:47Z",
+        },
         "samples": [
             {"row": 3, "prompt": "How do I reset?", "reference": "Open Settings", "base": "I do", "adapter": "Open it"}
         ],

@@ -96,8 +96,10 @@ class Installed:
 
 
 @contextlib.contextmanager
-def installed(api: KubeApi, kubeconfig: Path, folder: Path, *, namespace: str) -> Iterator[Installed]:
-    """Serve a registry and put it behind a Service with the chart's labels."""
+def installed(
+    api: KubeApi, kubeconfig: Path, folder: Path, *, namespace: str, database: str = ""
+) -> Iterator[Installed]:
+    """Serve a registry, over SQLite or a given database, and put it behind a Service with the chart's labels."""
     operator = f"system:serviceaccount:{namespace}:operator"
 
     async def access() -> Access:
@@ -107,7 +109,7 @@ def installed(api: KubeApi, kubeconfig: Path, folder: Path, *, namespace: str) -
         await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
         return KubernetesAccess(KubernetesReviews(configuration), operator_user=operator)
 
-    with serving(f"sqlite:///{folder}/registry.db", access=access, host=own_address()) as url:
+    with serving(database or f"sqlite:///{folder}/registry.db", access=access, host=own_address()) as url:
         made = Installed(api=api, namespace=namespace, url=url)
         made.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
         made.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "operator"}})

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from finetune.api.conditions import Condition
 from finetune.registry.access import Rule
 from finetune.registry.blobs import open_store
 from finetune.registry.errors import Forbidden, Unauthorized, Unavailable
@@ -47,6 +48,9 @@ class FakeCluster:
 
     async def allows(self, user: User, question: Question) -> bool:
         return (user.name, question.verb, question.resource, question.namespace) in self.rights
+
+    async def conditions(self, namespace: str, name: str, uid: str) -> tuple[Condition, ...]:
+        raise Unavailable(f"there is nothing to say of {namespace}/{name} {uid}", hint="")
 
     async def close(self) -> None:
         pass

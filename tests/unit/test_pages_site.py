@@ -15,7 +15,7 @@ from finetune.registry.blobs import open_store
 from finetune.registry.pages.assets import STATIC, assets, vendored
 from finetune.registry.pages.mount import LOOPBACK_HEADER
 from tests.support.pages import form_token, make_scene, points, post_points
-from tests.support.registry import serving
+from tests.support.registry import run_document, serving
 
 TEMPLATES = STATIC.parent / "templates"
 PATHS = (
@@ -88,6 +88,38 @@ def test_a_comparison_shows_only_what_differs(site: httpx.Client) -> None:
     table = site.get("/ui/ml/compare.csv?run=support-13&run=support-14").text.splitlines()
     assert table[:3] == [",support-13,support-14", "dataset,tickets/1,tickets/2", "training.learningRate,1e-4,2e-4"]
     assert site.get("/ui/ml/compare?run=support-13").status_code == 422
+    ranking = site.get("/ui/ml/experiments/support/runs.csv")
+    assert ranking.headers["content-disposition"] == 'attachment; filename="support.csv"'
+    assert ranking.text.splitlines()[1].startswith("support-14,")
+    page = site.get("/ui/ml/compare?run=support-13&run=support-14").text
+    assert "tickets: version 1 against 2</a>, +5 −0 rows" in page  # noqa: RUF001 - a true minus
+
+
+def test_a_page_shows_points_that_were_told_a_moment_ago(site: httpx.Client) -> None:
+    """What is remembered of a curve is read anew once its run has told more."""
+    uid, address = "00000000-0000-4000-8000-000000000051", "/ui/fresh"
+    api = httpx.Client(base_url=f"{site.base_url}/api/v1/namespaces/fresh/")
+    assert api.put(f"runs/{uid}", json=run_document(name="fresh")).status_code == 201
+    for last in (50, 150, 151):
+        post_points(api, uid, max(1, last - 99), last)
+        for _ in range(2):
+            assert f"by step {last}" in site.get(f"{address}/runs/{uid}").text
+            assert "<polyline" in site.get(f"{address}/runs").text
+    other = "00000000-0000-4000-8000-000000000052"
+    assert api.put(f"runs/{other}", json=run_document(name="other")).status_code == 201
+    compared = site.get(f"{address}/compare?run=other&run=fresh")
+    assert re.search(r"fresh.*by step 151", compared.text)
+    assert site.get(f"{address}/compare?run=other&run=gone").status_code == 404
+
+
+def test_points_are_given_over_tokens_too(site: httpx.Client) -> None:
+    uids = "00000000-0000-4000-8000-000000000013,00000000-0000-4000-8000-000000000012"
+    address = f"/ui/ml/series?runs={uids}&metrics=evaluationLoss"
+    (line,) = site.get(f"{address}&x=tokens").json()["lines"]
+    assert line["tokens"] == [1000 * step for step in line["steps"]]
+    assert "tokens" not in site.get(address).json()["lines"][0]
+    assert '<option value="tokens">' in site.get("/ui/ml/compare?run=support-13&run=support-12").text
+    assert '<option value="tokens">' not in site.get("/ui/ml/runs/support-12").text
 
 
 def test_points_keep_their_spike(site: httpx.Client) -> None:

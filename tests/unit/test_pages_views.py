@@ -8,17 +8,20 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from finetune.api.conditions import Condition
 from finetune.api.registry import Run
 from finetune.registry.errors import Invalid
 from finetune.registry.pages import text
-from finetune.registry.pages.charts import Line, draw, sparkline
+from finetune.registry.pages.charts import Line, between, draw, sparkline
 from finetune.registry.pages.forms import MAX_FIELDS
 from finetune.registry.pages.queries import Part
 from finetune.registry.pages.routes.actions import read_tags
 from finetune.registry.pages.routes.sessions import local_path
 from finetune.registry.pages.views.compare import comparison, table
 from finetune.registry.pages.views.datasets import difference, lengths_of, row_view
-from finetune.registry.pages.views.run import next_name, tags_text
+from finetune.registry.pages.views.experiments import parallel, ranked
+from finetune.registry.pages.views.experiments import table as ranking_table
+from finetune.registry.pages.views.run import next_name, run_view, tags_text
 from finetune.registry.pages.views.runs import filter_of
 from finetune.registry.pages.views.settings import defaults, differences, settings_of
 
@@ -119,6 +122,54 @@ def test_any_finite_values_can_be_drawn(values: list[float]) -> None:
     assert 1 <= len(chart.y_ticks) <= 7
 
 
+def test_a_growing_number_is_known_between_its_steps() -> None:
+    assert between([1, 2, 5, 10, 15, 99], [2, 10, 20], [200.0, 1000.0, 2500.0]) == [200, 200, 500, 1000, 1750, 2500]
+    assert between([], [1], [1.0]) == []
+
+
+def test_the_time_before_the_first_step_is_told_event_by_event() -> None:
+    """Conditions say what the cluster did, and the trainer's document what the trainer did."""
+
+    def at(seconds: int) -> str:
+        return f"2026-11-28T09:{seconds // 60:02}:{seconds % 60:02}Z"
+
+    outcome = {"phase": "Succeeded", "startTime": at(2), "completionTime": at(600), "ended": True}
+    run = Run.model_validate({
+        "uid": "u", "name": "n", "experiment": "e", "method": "SFT", "spec": {}, "outcome": outcome,
+        "createdTime": at(0),
+    })  # fmt: skip
+    conditions = [
+        Condition(type=type_, status=status, reason="R", last_transition_time=datetime.fromisoformat(at(seconds)))
+        for type_, status, seconds in (
+            ("Accepted", "True", 1),
+            ("DatasetReady", "True", 54),
+            ("Suspended", "False", 3),
+            ("Succeeded", "Unknown", 4),
+            ("Stalled", "True", 5),
+        )
+    ]
+    result = {"timings": {"startTime": at(60), "modelLoadedTime": at(123), "firstStepTime": at(126), "x": [1]}}
+    view = run_view("ml", run, attempts=[], result=result, row_text="", conditions=conditions)
+    assert [(fact.name, fact.value.rpartition(", ")[2]) for fact in view.times[1:]] == [
+        ("accepted", "1s later"),
+        ("job started", "1s later"),
+        ("rows exported", "52s later"),
+        ("trainer started", "6s later"),
+        ("model loaded", "1m 3s later"),
+        ("first step", "3s later"),
+        ("ended", "7m 54s later"),
+    ]
+    assert [(each.type, each.kind) for each in view.conditions] == [
+        ("Accepted", "good"),
+        ("DatasetReady", "good"),
+        ("Suspended", "idle"),
+        ("Succeeded", "idle"),
+        ("Stalled", "bad"),
+    ]
+    nothing = run_view("ml", run, attempts=[], result={"timings": "x"}, row_text="")
+    assert [fact.name for fact in nothing.times] == ["recorded", "job started", "ended"]
+
+
 def test_a_live_chart_has_a_place_for_lines_that_get_their_points_later() -> None:
     lines = [
         Line(label=name, metric=name, run="u", parts=parts, place=place)
@@ -130,6 +181,45 @@ def test_a_live_chart_has_a_place_for_lines_that_get_their_points_later() -> Non
         assert chart.metrics == "evaluationLoss,loss"  # colours go by the place among them
         assert [line.place for line in chart.lines] == places
         assert [tick.text for tick in chart.x_ticks] == ["1", "2"]
+
+
+def test_an_experiment_is_drawn_from_setting_to_setting_and_ranked_as_csv() -> None:
+    def run(name: str, loss: str | None, rate: str, rank: int) -> Run:
+        outcome = {"phase": "Succeeded" if loss else "Failed", "evaluationLoss": loss, "ended": True}
+        spec = {"training": {"learningRate": rate, "seed": rank}, "lora": {"rank": rank}, "method": "=1+1"}
+        return Run.model_validate(
+            {"uid": name, "name": name, "experiment": "e", "method": "SFT", "spec": spec, "outcome": outcome}
+            | {"createdTime": "2026-11-28T00:00:00Z"}
+        )
+
+    runs = [
+        run("a", "2.0", "1e-4", 8),
+        run("b", None, "1e-4", 8),
+        run("c", "1.0", "2e-4", 16),
+        run("d", "1.5", "1e-4", 16),
+    ]
+    drawn = parallel(ranked(runs))
+    assert drawn is not None
+    assert [(axis.name, axis.low, axis.high) for axis in drawn.axes] == [
+        ("lora.rank", "8", "16"),
+        ("training.learningRate", "1e-4", "2e-4"),
+        ("held-out loss", "1", "2"),
+    ]
+    low, high = drawn.bottom, drawn.top
+    assert [(each.points, each.is_best) for each in drawn.threads] == [
+        (f"60.0,{high}.0 480.0,{low}.0 900.0,{(low + high) / 2:.1f}", False),
+        (f"60.0,{low}.0 480.0,{low}.0 900.0,{high}.0", False),
+        (f"60.0,{high}.0 480.0,{high}.0 900.0,{low}.0", True),
+    ]
+    assert parallel([runs[0], runs[3]]) is None  # only one setting differs
+    assert parallel([runs[0]]) is None
+    assert ranking_table(ranked(runs)).splitlines() == [
+        "run,uid,state,lora.rank,training.learningRate,heldOutLoss,baseHeldOutLoss,adapter",
+        "c,c,Succeeded,16,2e-4,1.0,,",
+        "d,d,Succeeded,16,1e-4,1.5,,",
+        "a,a,Succeeded,8,1e-4,2.0,,",
+        "b,b,Failed,8,1e-4,,,",
+    ]
 
 
 def test_a_cell_of_the_table_is_no_formula() -> None:

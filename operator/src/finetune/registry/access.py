@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from finetune.api.conditions import Condition
+
 from .errors import Forbidden, Unauthorized
 from .reviews import POD_NAME, POD_UID, KubernetesReviews, Question, User
 
@@ -59,6 +61,10 @@ class Access(Protocol):
         """Whether the cluster's rules let a user do something. Raises `Unavailable`."""
         ...
 
+    async def conditions(self, namespace: str, name: str, uid: str) -> tuple[Condition, ...]:
+        """What the cluster says of a run; nothing where it is gone, or there is no cluster. Raises `Unavailable`."""
+        ...
+
     async def close(self) -> None:
         """Close connections."""
         ...
@@ -84,6 +90,10 @@ class OpenAccess:
     async def allows(self, user: User, question: Question) -> bool:  # noqa: ARG002 - nothing is asked for
         """Let everybody do it."""
         return True
+
+    async def conditions(self, namespace: str, name: str, uid: str) -> tuple[Condition, ...]:  # noqa: ARG002
+        """There is no cluster to ask."""
+        return ()
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -127,6 +137,10 @@ class KubernetesAccess:
     async def allows(self, user: User, question: Question) -> bool:
         """Whether the cluster's rules let a user do something. Raises `Unavailable`."""
         return await self._reviews.may(user, question)
+
+    async def conditions(self, namespace: str, name: str, uid: str) -> tuple[Condition, ...]:
+        """The conditions of the TrainingRun. Raises `Unavailable`."""
+        return await self._reviews.conditions(namespace=namespace, name=name, uid=uid)
 
     async def _check_pod(self, user: User, rule: Rule) -> None:
         name, uid = user.single(POD_NAME), user.single(POD_UID)

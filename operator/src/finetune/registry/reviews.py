@@ -1,4 +1,4 @@
-"""Questions to the Kubernetes API: whose token is this, may they do that, whose is this pod, which namespace is that.
+"""Questions to the Kubernetes API: whose token is this, may they do that, whose is this pod, what is said of a run.
 
 Answers are remembered for ten seconds, whose a token is for a minute, refusals for two seconds: a revoked right or a
 deleted pod loses its access within that time, a new one has it within two seconds. Equal questions share one call, and
@@ -18,6 +18,9 @@ from urllib.parse import quote
 
 import aiohttp
 
+from finetune.api import API_VERSION, PLURAL
+from finetune.api.conditions import Condition
+
 from .cache import ShortCache
 from .errors import Unauthorized, Unavailable
 
@@ -30,6 +33,7 @@ TURN_SECONDS = 5.0
 """How long a question waits for one of these to end."""
 TOKEN_SECONDS = 60.0
 """How long it is remembered whose a token is: what that user may do is asked more often."""
+CONDITION_SECONDS = 2.0
 MAX_TOKEN_LENGTH = 8192
 TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 """Three parts in base64: every token that is made for an audience."""
@@ -112,6 +116,16 @@ class KubernetesReviews:
         except _RefusedError:
             return None
 
+    async def conditions(self, *, namespace: str, name: str, uid: str) -> tuple[Condition, ...]:
+        """The conditions of a TrainingRun as they are now; none where the object is gone. Raises `Unavailable`."""
+        key = ("conditions", namespace, name, uid)
+        try:
+            return await self._cache.get(
+                key, lambda: self._find_conditions(namespace, name, uid), seconds=CONDITION_SECONDS
+            )
+        except _RefusedError:
+            return ()
+
     async def _review_token(self, token: str, audiences: tuple[str, ...]) -> User:
         review = await self._post(
             "/apis/authentication.k8s.io/v1/tokenreviews",
@@ -181,6 +195,13 @@ class KubernetesReviews:
         found = await self._request("GET", f"/api/v1/namespaces/{quote(namespace)}")
         return str(found["metadata"]["uid"])
 
+    async def _find_conditions(self, namespace: str, name: str, uid: str) -> tuple[Condition, ...]:
+        run = await self._request("GET", f"/apis/{API_VERSION}/namespaces/{quote(namespace)}/{PLURAL}/{quote(name)}")
+        if run["metadata"].get("uid") != uid:
+            raise _RefusedError
+        told = (run.get("status") or {}).get("conditions") or ()
+        return tuple(Condition.model_validate(each) for each in told)
+
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return await self._request("POST", path, body)
 
@@ -210,7 +231,7 @@ class KubernetesReviews:
             raise Unavailable(
                 f"the Kubernetes API answered HTTP {response.status} to {verb} {path}",
                 hint="may the registry's service account create tokenreviews and subjectaccessreviews, and get pods, "
-                "jobs and namespaces?",
+                "jobs, namespaces and trainingruns?",
             )
         document: dict[str, Any] = json.loads(data)
         return document

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .queries import Part
@@ -157,6 +158,22 @@ def caption(lines: Sequence[Line], base: float | None) -> str:
     return "; ".join(said) + "."
 
 
+def between(steps: Sequence[int], known: Sequence[int], values: Sequence[float]) -> list[int]:
+    """What a growing number was at each of `steps`, on the straight line between the steps at which it is known.
+
+    Both lists of steps are sorted; outside of what is known the nearest value stands.
+    """
+    found = []
+    for step in steps:
+        place = bisect_left(known, step)
+        if place == 0 or place == len(known) or known[place] == step:
+            found.append(round(values[min(place, len(known) - 1)]))
+            continue
+        share = (step - known[place - 1]) / (known[place] - known[place - 1])
+        found.append(round(values[place - 1] + share * (values[place] - values[place - 1])))
+    return found
+
+
 def _table(lines: Sequence[Line]) -> Iterable[tuple[str, ...]]:
     steps = sorted({part.step for line in lines for part in line.parts})
     every = max(1, math.ceil(len(steps) / MAX_ROWS))
@@ -181,24 +198,13 @@ def _path(parts: Sequence[Part]) -> Iterable[tuple[int, float]]:
             yield part.step, part.low
 
 
-def _scale(low: float, high: float, start: float, end: float) -> _Scale:
-    return _Scale(low, high, start, end)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        # Both are divided first: the difference of two large doubles can be infinite.
-        extent = self.high / 2 - self.low / 2
-        if extent == 0:
-            return (self.start + self.end) / 2
-        share = (value / 2 - self.low / 2) / extent
-        return self.start + share * (self.end - self.start)
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """From values to places in the picture. Made for thousands of calls."""
+    # Both are divided first: the difference of two large doubles can be infinite.
+    half, extent, length = low / 2, high / 2 - low / 2, end - start
+    if extent == 0:
+        return lambda _: (start + end) / 2
+    return lambda value: start + (value / 2 - half) / extent * length
 
 
 def _ticks(low: float, high: float) -> list[float]:

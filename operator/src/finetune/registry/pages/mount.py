@@ -21,6 +21,7 @@ from finetune.registry.errors import RegistryFault
 from finetune.registry.service.common import Services
 
 from .assets import asset_url
+from .curves import Curves
 from .keeping import RunKeeping
 from .live import Hub
 from .people import SignInNeeded
@@ -28,7 +29,6 @@ from .queries import PageQueries
 from .rendering import HEADERS, render
 from .routes import routes
 from .routes.sessions import to_sign_in
-from .sparks import Sparks
 from .visit import Site
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _site(services: Services, app: FastAPI, proxy_user: str | None) -> Site:
     return Site(
         services=services,
         queries=queries,
-        sparks=Sparks(queries),
+        curves=Curves(queries),
         keeping=RunKeeping(services.database),
         hub=Hub(services.database, is_stopping=is_stopping),
         proxy_user=proxy_user,

@@ -21,6 +21,8 @@ UNKNOWN = "–"  # noqa: RUF001 - a dash on purpose
 
 def clean(text: str) -> str:
     """The text without anything that would not be shown, or would show the rest as something else."""
+    if text.isascii() and text.isprintable():
+        return text
     text = _BREAKS.sub("\n", text)
     text = _UNSEEN.sub("", _SEQUENCES.sub("", text))
     return _HALVES.sub("\ufffd", text)

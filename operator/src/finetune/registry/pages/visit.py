@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +17,13 @@ from finetune.registry.errors import Forbidden, NotFound, Unauthorized
 from finetune.registry.reviews import Question
 from finetune.registry.service.common import Services
 
+from .curves import Curves
 from .forms import Notice, keep_key, leave_notice, read_form
 from .keeping import RunKeeping
 from .live import Hub
 from .people import Person, SignInNeeded, may, person_of
 from .queries import PageQueries
 from .rendering import HEADERS, render
-from .sparks import Sparks
 
 _PATTERNS = {
     "namespace": re.compile(NAMESPACE_PATTERN),
@@ -39,9 +39,11 @@ class Site:
 
     services: Services
     queries: PageQueries
-    sparks: Sparks
+    curves: Curves
     keeping: RunKeeping
     hub: Hub
+    differences: dict[tuple[str, str], str] = field(default_factory=dict)
+    """How many rows two versions of a dataset do not share, in words, by their digests."""
     proxy_user: str | None
     """The account whose headers say who is asking; None: nobody's."""
 

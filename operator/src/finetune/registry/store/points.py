@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import groupby, product
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, select, update
@@ -123,28 +125,27 @@ class PointStore:
 
     async def series(self, namespace: str, uids: Sequence[str], names: Sequence[str], *, points: int) -> SeriesList:
         """The named metrics of the runs, each thinned to at most `points`; those without points are left out."""
-        wanted = (
-            select(runs.c.id, runs.c.uid, runs.c.name, metrics.c.id.label("metric_id"), metrics.c.name.label("metric"))
-            .join(metrics, metrics.c.name.in_(names))
-            .where(runs.c.uid.in_(uids), runs.c.namespace == namespace)
-            .order_by(runs.c.id, metrics.c.name)
-        )
-        items = []
+        wanted = select(runs.c.id, runs.c.uid, runs.c.name).where(runs.c.uid.in_(uids), runs.c.namespace == namespace)
+        named = select(metrics.c.id, metrics.c.name).where(metrics.c.name.in_(names)).order_by(metrics.c.name)
         async with self._database.reading() as connection:
-            for each in (await connection.execute(wanted)).all():
-                found = thin(await _points(connection, each.id, each.metric_id), points)
-                if found:
-                    items.append(
-                        Series(
-                            run=each.uid,
-                            name=each.name,
-                            metric=each.metric,
-                            steps=[point.step for point in found],
-                            values=[point.value for point in found],
-                            seconds=[point.seconds for point in found],
-                            attempts=[point.attempt for point in found],
-                        )
+            of_run = (await connection.execute(wanted.order_by(runs.c.id))).all()
+            of_metric = (await connection.execute(named)).all()
+            found = await _points_of_all(connection, [each.id for each in of_run], [each.id for each in of_metric])
+        items = []
+        for run, metric in product(of_run, of_metric):
+            thinned = thin(found.get((run.id, metric.id), ()), points)
+            if thinned:
+                items.append(
+                    Series(
+                        run=run.uid,
+                        name=run.name,
+                        metric=metric.name,
+                        steps=[point.step for point in thinned],
+                        values=[point.value for point in thinned],
+                        seconds=[point.seconds for point in thinned],
+                        attempts=[point.attempt for point in thinned],
                     )
+                )
         return SeriesList(items=items)
 
 
@@ -294,6 +295,17 @@ async def _thin(connection: AsyncConnection, run_id: int) -> None:
         gone = [{"gone": point.step} for point in points if point.step not in kept]
         this = (metric_points.c.run_id == run_id) & (metric_points.c.metric_id == metric_id)
         await connection.execute(delete(metric_points).where(this, metric_points.c.step == bindparam("gone")), gone)
+
+
+async def _points_of_all(
+    connection: AsyncConnection, run_ids: Sequence[int], metric_ids: Sequence[int]
+) -> dict[tuple[int, int], list[Point]]:
+    """The points of each run's metrics, by one question that the key answers in its order."""
+    columns = (metric_points.c.step, metric_points.c.value, metric_points.c.seconds, metric_points.c.attempt)
+    key = (metric_points.c.run_id, metric_points.c.metric_id)
+    query = select(*key, *columns).where(key[0].in_(run_ids), key[1].in_(metric_ids))
+    rows = (await connection.execute(query.order_by(*key, metric_points.c.step))).all()
+    return {pair: [Point(*row[2:]) for row in each] for pair, each in groupby(rows, key=itemgetter(0, 1))}
 
 
 async def _points(connection: AsyncConnection, run_id: int, metric_id: int) -> list[Point]:

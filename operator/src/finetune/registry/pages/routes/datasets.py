@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from finetune.api.registry import DatasetVersion
+from finetune.registry.errors import RegistryFault
 from finetune.registry.pages.text import age
 from finetune.registry.pages.views.datasets import (
     DIFFERED_BYTES,
@@ -21,6 +22,8 @@ from finetune.registry.pages.views.datasets import (
 )
 from finetune.registry.pages.views.runs import base_path
 from finetune.registry.pages.visit import Visit, screen
+
+MOST_DIFFERENCES = 1000
 
 
 def routes() -> list[BaseRoute]:
@@ -106,6 +109,30 @@ async def _against(visit: Visit, name: str, version: DatasetVersion) -> dict[str
         return {"version": other, "difference": None, "limit": DIFFERED_BYTES}
     _, new = await visit.services.datasets.rows(visit.namespace, name, version.version)
     return {"version": other, "difference": await difference(old, new), "limit": DIFFERED_BYTES}
+
+
+async def rows_between(visit: Visit, name: str, old: int, new: int) -> str:
+    """How many rows two versions do not share, in words; empty where that cannot be told, or only by long reading.
+
+    Versions never change, so they are counted once.
+    """
+    datasets, kept = visit.services.datasets, visit.site.differences
+    try:
+        if not await visit.may("get", "datasets/rows", name):
+            return ""
+        versions = [await datasets.version(visit.namespace, name, number) for number in (old, new)]
+        if max(version.bytes for version in versions) > LOOKED_AT_BYTES:
+            return ""
+        key = (versions[0].sha256, versions[1].sha256)
+        if key not in kept:
+            (_, before), (_, after) = [await datasets.rows(visit.namespace, name, number) for number in (old, new)]
+            found = await difference(before, after)
+            if len(kept) >= MOST_DIFFERENCES:
+                kept.clear()
+            kept[key] = f"+{found.added:,} −{found.removed:,} rows"  # noqa: RUF001 - a true minus
+    except RegistryFault:  # deleted, or the store does not answer: the rest of the page is there
+        return ""
+    return kept[key]
 
 
 def _number(text: str) -> int | None:

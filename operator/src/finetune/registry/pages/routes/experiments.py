@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from finetune.api.registry import Runs
 from finetune.registry.errors import NotFound
 from finetune.registry.pages.queries import MAX_LISTED
+from finetune.registry.pages.rendering import HEADERS
 from finetune.registry.pages.routes.runs import rows_of
 from finetune.registry.pages.text import age, number
 from finetune.registry.pages.views.compare import MOST
-from finetune.registry.pages.views.experiments import MOST_RUNS, ranked, scatters
+from finetune.registry.pages.views.experiments import MOST_RUNS, parallel, ranked, scatters, table
 from finetune.registry.pages.views.runs import base_path
 from finetune.registry.pages.visit import Visit, screen
 from finetune.registry.store.listing import RunFilter
@@ -23,6 +25,7 @@ def routes() -> list[BaseRoute]:
     return [
         screen("/{namespace}/experiments", _experiments, verb="list", resource="trainingruns"),
         screen("/{namespace}/experiments/{name}", _experiment, verb="list", resource="trainingruns"),
+        screen("/{namespace}/experiments/{name}/runs.csv", _table, verb="list", resource="trainingruns"),
     ]
 
 
@@ -52,7 +55,8 @@ async def _experiments(visit: Visit) -> Response:
     )
 
 
-async def _experiment(visit: Visit) -> Response:
+async def _runs_of(visit: Visit) -> Runs:
+    """The runs of the experiment, those with the lowest losses first. Raises `NotFound`."""
     name = visit.path("name")
     wanted = RunFilter(experiment=name, sort="evaluationLoss")
     found = await visit.services.lists.page(visit.namespace, wanted, limit=MOST_RUNS)
@@ -61,6 +65,17 @@ async def _experiment(visit: Visit) -> Response:
             f"experiment {name!r} has no runs in namespace {visit.namespace!r}",
             hint="an experiment is there as soon as a run names it in spec.experiment",
         )
+    return found
+
+
+async def _table(visit: Visit) -> Response:
+    found = await _runs_of(visit)
+    headers = {**HEADERS, "Content-Disposition": f'attachment; filename="{visit.path("name")}.csv"'}
+    return Response(table(ranked(found.items)), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+async def _experiment(visit: Visit) -> Response:
+    name, found = visit.path("name"), await _runs_of(visit)
     runs = ranked(found.items)
     rows = await rows_of(visit, runs)
     best = rows[0] if rows[0].loss.value is not None else None
@@ -74,6 +89,8 @@ async def _experiment(visit: Visit) -> Response:
         best=best,
         compare=compare if len(measured) > 1 else "",
         compared=len(measured),
+        csv=f"{base_path(visit.namespace)}/experiments/{name}/runs.csv",
+        parallel=parallel(runs),
         scatters=scatters(visit.namespace, runs),
         is_all=found.continue_ is None,
     )

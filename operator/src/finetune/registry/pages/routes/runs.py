@@ -13,15 +13,19 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 from starlette.routing import BaseRoute
 
 from finetune.api import reasons
+from finetune.api.conditions import Condition
 from finetune.api.registry import NAME_PATTERN, Run
 from finetune.registry.errors import Invalid, NotFound, RegistryFault
+from finetune.registry.pages.charts import between
 from finetune.registry.pages.rendering import HEADERS
+from finetune.registry.pages.routes.datasets import rows_between
 from finetune.registry.pages.text import clean
 from finetune.registry.pages.views.compare import COMPARED, MOST, compare_charts, comparison, table
 from finetune.registry.pages.views.datasets import row_text
 from finetune.registry.pages.views.run import (
     CHARTS,
     PARTS,
+    TOKENS,
     charts_of,
     manifest,
     read_result,
@@ -62,9 +66,13 @@ async def _to_runs(visit: Visit) -> Response:
 async def rows_of(visit: Visit, runs: Sequence[Run]) -> list[Any]:
     """The lines of a list, with their curves."""
     now = datetime.now(UTC)
-    told = {run.uid: run.trainer_status.last_updated_time for run in runs if run.trainer_status is not None}
-    sparks = await visit.site.sparks.of(told)
+    sparks = await visit.site.curves.sparks(_told(runs))
     return [run_row(visit.namespace, run, sparks.get(run.uid, ""), now) for run in runs]
+
+
+def _told(runs: Sequence[Run]) -> dict[str, datetime | None]:
+    """When the runs told something last, those that did."""
+    return {run.uid: run.trainer_status.last_updated_time for run in runs if run.trainer_status is not None}
 
 
 async def _runs(visit: Visit) -> Response:
@@ -92,8 +100,8 @@ async def _runs(visit: Visit) -> Response:
 async def _run(visit: Visit) -> Response:
     run = await visit.services.lists.find(visit.namespace, visit.path("name"))
     queries = visit.site.queries
-    names = sorted({*run.metrics, *(name for _, each in CHARTS for name in each)})
-    outlines = await queries.outlines([run.uid], names, parts=PARTS)
+    names = sorted({*run.metrics, *(name for _, each in CHARTS for name in each)} - {TOKENS})
+    outlines = await visit.site.curves.outlines(_told([run]), names, parts=PARTS)
     attempts = await queries.attempts(run.uid)
     view = run_view(
         visit.namespace,
@@ -101,6 +109,7 @@ async def _run(visit: Visit) -> Response:
         attempts=attempts,
         result=read_result(await _result(visit, run)),
         row_text=await _row(visit, run),
+        conditions=await _conditions(visit, run),
     )
     marks = [each.first for each in attempts[1:]]
     return visit.page(
@@ -110,6 +119,7 @@ async def _run(visit: Visit) -> Response:
         run=view,
         tags=tags_text(view.tags),
         charts=charts_of(run, outlines, marks),
+        has_tokens=TOKENS in run.metrics,
         series=f"{base_path(visit.namespace)}/series",
         events=f"{view.href}/events?{urlencode(_known(run))}" if view.is_live else "",
         may_update=await visit.may("update", "trainingruns"),
@@ -122,6 +132,14 @@ async def _result(visit: Visit, run: Run) -> bytes | None:
         return await visit.services.runs.result(visit.namespace, run.uid)
     except NotFound:
         return None
+
+
+async def _conditions(visit: Visit, run: Run) -> tuple[Condition, ...]:
+    """What the cluster says of the run now; the page is there without it."""
+    try:
+        return await visit.services.access.conditions(visit.namespace, run.name, run.uid)
+    except RegistryFault:
+        return ()
 
 
 async def _row(visit: Visit, run: Run) -> str:
@@ -149,7 +167,7 @@ async def _chosen(visit: Visit) -> list[Run]:
         raise Invalid(f"{len(names)} runs are chosen", hint=f"tick two to {MOST} runs in the list")
     if not all(re.fullmatch(NAME_PATTERN, name) for name in names):
         raise Invalid("one of these is no name of a run", hint="tick the runs in the list")
-    return [await visit.services.lists.find(visit.namespace, name) for name in names]
+    return await visit.services.lists.find_all(visit.namespace, names)
 
 
 def _ignored(visit: Visit) -> tuple[str, ...]:
@@ -159,14 +177,13 @@ def _ignored(visit: Visit) -> tuple[str, ...]:
 
 async def _compare(visit: Visit) -> Response:
     runs = await _chosen(visit)
-    uids = [run.uid for run in runs]
-    outlines = await visit.site.queries.outlines(uids, [metric for _, metric in COMPARED], parts=PARTS)
+    outlines = await visit.site.curves.outlines(_told(runs), [metric for _, metric in COMPARED], parts=PARTS)
     ignored = _ignored(visit)
     query = visit.request.query_params
     compared = comparison(
         visit.namespace,
         runs,
-        best=await visit.site.queries.best(uids, "evaluationLoss"),
+        best=await visit.site.curves.best(_told(runs), "evaluationLoss"),
         ignored=ignored,
         show_equal=bool(query.get("equal")),
     )
@@ -175,7 +192,9 @@ async def _compare(visit: Visit) -> Response:
         "runs",
         compared=compared,
         charts=compare_charts(runs, outlines),
+        has_tokens=any(TOKENS in run.metrics for run in runs),
         series=f"{base_path(visit.namespace)}/series",
+        rows=[await rows_between(visit, each.name, each.old, each.new) for each in compared.datasets],
         ignored=", ".join(ignored),
         show_equal=bool(query.get("equal")),
         csv=f"{base_path(visit.namespace)}/compare.csv?{visit.request.url.query}",
@@ -187,7 +206,7 @@ async def _compare_table(visit: Visit) -> Response:
     compared = comparison(
         visit.namespace,
         runs,
-        best=await visit.site.queries.best([run.uid for run in runs], "evaluationLoss"),
+        best=await visit.site.curves.best(_told(runs), "evaluationLoss"),
         ignored=_ignored(visit),
         show_equal=bool(visit.query("equal")),
     )
@@ -202,7 +221,9 @@ async def _series(visit: Visit) -> Response:
         raise Invalid("the address names no runs, or too many", hint=f"at most {MOST}, separated by commas")
     if len(names) > MOST_METRICS or not all(_METRIC.fullmatch(name) for name in names):
         raise Invalid("the address names no metrics, or too many", hint=f"at most {MOST_METRICS}, separated by commas")
-    found = await visit.services.points.series(visit.namespace, uids, names, points=MOST_POINTS)
+    asked = [*names, TOKENS] if visit.query("x") == "tokens" else names
+    found = await visit.services.points.series(visit.namespace, uids, asked, points=MOST_POINTS)
+    tokens = {each.run: (each.steps, each.values) for each in found.items if each.metric == TOKENS}
     lines = [
         {
             "run": each.run,
@@ -211,8 +232,10 @@ async def _series(visit: Visit) -> Response:
             "steps": each.steps,
             "seconds": each.seconds,
             "values": [float(f"{value:.6g}") for value in each.values],
+            **({"tokens": between(each.steps, *tokens[each.run])} if each.run in tokens else {}),
         }
         for each in found.items
+        if each.metric in names
     ]
     body = json.dumps({"lines": lines}, separators=(",", ":"))
     return Response(body, media_type="application/json", headers=HEADERS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import datetime
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -63,10 +63,11 @@ def local_path(wanted: str) -> str:
 
 
 def to_sign_in(request: Request) -> Response:
-    """Ask who it is, and come back to where they wanted to go."""
-    there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    """Ask who it is, and come back to where they wanted to go; after a form to the page that had it."""
+    shown = urlsplit(str(request.url) if request.method == "GET" else request.headers.get("referer", ""))
+    there = shown.path + (f"?{shown.query}" if shown.query else "")
     where = "/ui/sign-in"
-    if request.method == "GET" and there != "/ui/":
+    if there not in {"", "/ui/"}:  # what is no page of ours is left out when one has signed in
         where += "?" + urlencode({"next": there})
     return RedirectResponse(where, status_code=303, headers=HEADERS)
 

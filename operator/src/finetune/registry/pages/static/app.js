@@ -7,13 +7,17 @@ let source = null;
 let polling = null;
 let due = null;
 let last = 0;
+let hasPoints = false;
 
 /** Replace a part of the page by what it is now. Ticked boxes, the focus and open details stay. */
 function renew(id) {
   last = Date.now();
   if (!document.getElementById(id)) return;
   const target = "#" + id;
-  htmx.ajax("GET", location.pathname + location.search, { target, select: target, swap: "outerMorph" });
+  const show = (part) => htmx.ajax("GET", location.pathname + location.search, { target: part, select: part, swap: "outerMorph" });
+  show(target);
+  // The charts of a page that was opened before the first point. Those that are there move by themselves.
+  if (hasPoints && document.getElementById("charts") && !document.querySelector("figure.chart")) show("#charts");
 }
 
 /** Renew soon: all viewers together as often as the registry bears, which says how long each of them waits. */
@@ -24,6 +28,7 @@ function renewSoon(id, wait) {
 }
 
 function changed(id) {
+  hasPoints = true; // there may be some
   renew(id);
   document.dispatchEvent(new CustomEvent("finetune:reload"));
 }
@@ -52,6 +57,7 @@ function listen() {
   source.addEventListener("list", (event) => renewSoon(id, JSON.parse(event.data).wait));
   source.addEventListener("run", (event) => {
     const told = JSON.parse(event.data);
+    hasPoints ||= Object.keys(told.points).length > 0;
     document.dispatchEvent(new CustomEvent("finetune:points", { detail: told.points }));
     renewSoon(id, told.wait);
     if (told.ended) quiet();

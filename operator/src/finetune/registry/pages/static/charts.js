@@ -3,7 +3,31 @@
 
 const DASHES = [[], [6, 3], [2, 2], [8, 3, 2, 3]];
 const charts = new Map();
+const AXES = { step: "steps", seconds: "seconds", tokens: "tokens" };
 const options = { x: "step", smooth: 0, log: false };
+
+/** How charts are shown stands in the address, behind #: who is given it sees the same. */
+function readOptions() {
+  const said = new URLSearchParams(location.hash.slice(1));
+  if (said.get("x") in AXES) options.x = said.get("x");
+  const smooth = Number(said.get("smooth"));
+  if (smooth > 0 && smooth <= 0.95) options.smooth = smooth;
+  options.log = said.get("log") === "1";
+}
+
+function keepOptions() {
+  const said = new URLSearchParams();
+  if (options.x !== "step") said.set("x", options.x);
+  if (options.smooth) said.set("smooth", options.smooth);
+  if (options.log) said.set("log", "1");
+  history.replaceState(history.state, "", location.pathname + location.search + (said.size ? `#${said}` : ""));
+}
+
+/** A place on the x axis, in words. */
+function place(x) {
+  if (options.x === "seconds") return duration(x);
+  return options.x === "tokens" ? `${number(x)} tokens` : `step ${number(x)}`;
+}
 
 /** The value of a colour of the style sheet, as the canvas needs it: light or dark resolved. */
 function colour(name) {
@@ -46,7 +70,8 @@ class Chart {
   }
 
   async load() {
-    const query = new URLSearchParams({ runs: figureRuns(this), metrics: this.metrics.join(",") });
+    const query = new URLSearchParams({ runs: this.runs.join(","), metrics: this.metrics.join(",") });
+    if (options.x === "tokens") query.set("x", "tokens");
     const answer = await fetch(`${this.figure.dataset.series}?${query}`, { headers: { Accept: "application/json" } });
     if (!answer.ok) return; // the picture of the page stays
     this.lines = (await answer.json()).lines;
@@ -58,16 +83,16 @@ class Chart {
     const ordered = [];
     for (const metric of this.metrics) for (const run of this.runs) {
       const line = this.lines.find((each) => each.run === run && each.metric === metric);
-      if (line) ordered.push({ ...line, place: this.runs.length > 1 ? this.runs.indexOf(run) : this.metrics.indexOf(metric) });
+      if (line && line[AXES[options.x]]) ordered.push({ ...line, place: this.runs.length > 1 ? this.runs.indexOf(run) : this.metrics.indexOf(metric) });
     }
-    const x = options.x === "seconds" ? "seconds" : "steps";
-    const tables = ordered.map((line) => [line[x], smoothed(line.values, options.smooth)]);
+    const tables = ordered.map((line) => [line[AXES[options.x]], smoothed(line.values, options.smooth)]);
     return { ordered, table: tables.length > 1 ? uPlot.join(tables) : tables[0] };
   }
 
   draw() {
     if (!this.lines || !this.lines.length) return;
     const { ordered, table } = this.data();
+    if (!ordered.length) return; // no run has told of its tokens yet
     const faint = colour("--faint"), grid = { stroke: colour("--line"), width: 1 };
     const values = ordered.flatMap((line) => line.values);
     const log = options.log && values.every((value) => value > 0);
@@ -80,7 +105,7 @@ class Chart {
       cursor: { drag: { x: true, y: false }, sync: { key: "finetune" } },
       scales: { x: { time: false }, y: { distr: log ? 3 : 1, range: log ? undefined : (u, low, high) => this.range(low, high) } },
       axes: [
-        { ...axis, values: (u, ticks) => ticks.map((tick) => options.x === "seconds" ? duration(tick) : tick.toLocaleString("en")) },
+        { ...axis, values: (u, ticks) => ticks.map((tick) => options.x === "seconds" ? duration(tick) : short(tick)) },
         { ...axis, size: 60, values: (u, ticks) => ticks.map(number) },
       ],
       series: [{}, ...ordered.map((line) => ({
@@ -135,7 +160,7 @@ class Chart {
     if (at == null) { this.reading.textContent = ""; return; }
     const x = u.data[0][at];
     const said = u.series.slice(1).map((line, place) => [line.label, u.data[place + 1][at]]).filter(([, value]) => value != null);
-    this.reading.textContent = `${options.x === "seconds" ? duration(x) : "step " + number(x)}: ` + said.map(([label, value]) => `${label} ${number(value)}`).join(", ");
+    this.reading.textContent = `${place(x)}: ` + said.map(([label, value]) => `${label} ${number(value)}`).join(", ");
   }
 
   move(by) {
@@ -147,6 +172,7 @@ class Chart {
   /** Newer points of the run, from the stream. */
   add(points) {
     if (!this.lines) return;
+    if (options.x === "tokens") { this.load(); return; } // where the points are is the server's to say
     let more = false;
     for (const metric of this.metrics) {
       let line = this.lines.find((each) => each.metric === metric);
@@ -166,7 +192,10 @@ class Chart {
   }
 }
 
-const figureRuns = (chart) => chart.runs.join(",");
+/** Steps as they are; tokens by the million. */
+function short(tick) {
+  return tick >= 1e6 ? `${number(tick / 1e6)} M` : tick.toLocaleString("en");
+}
 
 function duration(seconds) {
   if (seconds >= 3600) return `${(seconds / 3600).toFixed(1)} h`;
@@ -181,25 +210,40 @@ const seen = new IntersectionObserver((entries) => {
     chart.load();
   }
 }, { rootMargin: "100px" });
-document.querySelectorAll("figure.chart").forEach((figure) => {
-  seen.observe(figure);
-  figure.querySelector(".plot").addEventListener("keydown", (event) => {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const chart = charts.get(figure);
-    if (by && chart && chart.uplot) { chart.move(by); event.preventDefault(); }
-  });
-});
 
-const controls = document.querySelector("[data-chart-controls]");
-if (controls) {
+/** Take over the charts of the page; some come later, with the first points of a run. */
+function mount() {
+  document.querySelectorAll("figure.chart").forEach((figure) => seen.observe(figure));
+  const controls = document.querySelector("[data-chart-controls]");
+  if (!controls || !controls.hidden) return;
   controls.hidden = false;
-  controls.addEventListener("input", () => {
-    options.x = controls.querySelector("[name=x]").value;
-    options.smooth = Number(controls.querySelector("[name=smooth]").value);
-    options.log = controls.querySelector("[name=log]").checked;
-    charts.forEach((chart) => chart.draw());
-  });
+  const x = controls.querySelector("[name=x]");
+  if (![...x.options].some((each) => each.value === options.x)) options.x = "step";
+  x.value = options.x;
+  controls.querySelector("[name=smooth]").value = options.smooth;
+  controls.querySelector("[name=log]").checked = options.log;
 }
+
+readOptions();
+mount();
+const late = document.getElementById("charts");
+if (late) for (const part of [late, late.parentNode]) new MutationObserver(mount).observe(part, { childList: true });
+document.addEventListener("keydown", (event) => {
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  const plot = by && event.target.closest("figure.chart .plot");
+  const chart = plot && charts.get(plot.closest("figure"));
+  if (chart && chart.uplot) { chart.move(by); event.preventDefault(); }
+});
+document.addEventListener("input", (event) => {
+  const controls = event.target.closest("[data-chart-controls]");
+  if (!controls) return;
+  options.x = controls.querySelector("[name=x]").value;
+  options.smooth = Number(controls.querySelector("[name=smooth]").value);
+  options.log = controls.querySelector("[name=log]").checked;
+  keepOptions();
+  const isNew = event.target.name === "x" && options.x === "tokens";
+  charts.forEach((chart) => isNew ? chart.load() : chart.draw());
+});
 document.addEventListener("finetune:points", (event) => charts.forEach((chart) => chart.figure.dataset.live && chart.add(event.detail)));
 document.addEventListener("finetune:reload", () => charts.forEach((chart) => chart.figure.dataset.live && chart.load()));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach((chart) => chart.draw()));

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,6 +44,17 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetPair:
+    """Two versions of one dataset that the runs have learned."""
+
+    name: str
+    old: int
+    new: int
+    href: str
+    """Where their rows are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The page's content but its charts."""
 
@@ -53,8 +64,7 @@ class Comparison:
     """Settings that are the same in all, which are left out."""
     ignored: int
     results: tuple[Result, ...]
-    datasets: tuple[tuple[str, str], ...]
-    """Pairs of versions of one dataset whose difference can be looked at: what to say, and the address."""
+    datasets: tuple[DatasetPair, ...]
 
 
 def comparison(
@@ -105,14 +115,20 @@ def compare_charts(runs: Sequence[Run], outlines: Mapping[tuple[str, str], Seque
 
 
 def table(compared: Comparison) -> str:
-    """The comparison as CSV. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    """The comparison as CSV."""
+    return csv_of(
+        [
+            ("", *(column.name for column in compared.columns)),
+            *((row.path, *row.values) for row in compared.settings),
+            *((result.name, *result.values) for result in compared.results),
+        ]
+    )
+
+
+def csv_of(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as CSV. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
     out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["", *(column.name for column in compared.columns)])
-    for row in compared.settings:
-        writer.writerow(map(_cell, [row.path, *row.values]))
-    for result in compared.results:
-        writer.writerow([result.name, *map(_cell, result.values)])
+    csv.writer(out).writerows([_cell(cell) for cell in row] for row in rows)
     return out.getvalue()
 
 
@@ -175,7 +191,7 @@ def _signed(value: float) -> str:
     return ("+" if value > 0 else "−") + number(abs(value), 3)  # noqa: RUF001 - a true minus
 
 
-def _dataset_pairs(namespace: str, runs: Sequence[Run]) -> list[tuple[str, str]]:
+def _dataset_pairs(namespace: str, runs: Sequence[Run]) -> list[DatasetPair]:
     versions: dict[str, set[int]] = {}
     for run in runs:
         if run.dataset_name and run.dataset_version:
@@ -185,7 +201,7 @@ def _dataset_pairs(namespace: str, runs: Sequence[Run]) -> list[tuple[str, str]]
         ordered = sorted(numbers)
         for old, new in pairwise(ordered):
             href = f"{base_path(namespace)}/datasets/{name}?version={new}&against={old}"
-            pairs.append((f"{name}: version {old} against {new}", href))
+            pairs.append(DatasetPair(name=name, old=old, new=new, href=href))
     return pairs
 
 

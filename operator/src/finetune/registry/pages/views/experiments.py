@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from finetune.api.registry import Run
 from finetune.registry.pages.text import decimal, number
 
-from .runs import base_path, loss_of
-from .settings import IGNORED, differences
+from .compare import csv_of
+from .runs import base_path, loss_of, state_of
+from .settings import IGNORED, Difference, differences
 
 WIDTH, HEIGHT = 300, 140
+WIDE, TALL, EDGE, TOP = 960, 260, 60, 34
 MAX_SCATTERS = 6
+MAX_AXES = 7
 MOST_RUNS = 200
 
 
@@ -40,23 +43,101 @@ class Scatter:
     """Left to right, where the setting is no number."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An upright line of the parallel coordinates, and the values at its ends."""
+
+    x: float
+    name: str
+    low: str
+    high: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thread:
+    """A run, drawn from axis to axis."""
+
+    points: str
+    text: str
+    is_best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """All settings that differ beside each other, and the held-out loss at the right."""
+
+    axes: tuple[Axis, ...]
+    threads: tuple[Thread, ...]
+
+    width, height, top, bottom = WIDE, TALL, TOP, TALL - 24
+
+
 def ranked(runs: Sequence[Run]) -> list[Run]:
     """The lowest held-out loss first; runs without one last, newest first."""
     return sorted(runs, key=lambda run: (loss_of(run).value is None, loss_of(run).value or 0.0))
 
 
+def varied(runs: Sequence[Run]) -> tuple[list[Run], list[Difference]]:
+    """The runs that have a loss, and the settings that differ between them."""
+    measured = [run for run in runs if loss_of(run).value is not None]
+    rows = differences([run.spec for run in measured], ignored=IGNORED) if len(measured) > 1 else []
+    return measured, [row for row in rows if row.differs and not row.is_ignored]
+
+
+def parallel(runs: Sequence[Run]) -> Parallel | None:
+    """A line for each run through its settings to its loss; None where fewer than two settings differ."""
+    measured, rows = varied(runs)
+    if len(rows) < 2:
+        return None
+    rows = rows[:MAX_AXES]
+    losses = [loss_of(run).value or 0.0 for run in measured]
+    low, high = min(losses), max(losses)
+    columns = [(row.path, *_places(row.values)) for row in rows]
+    columns.append(("held-out loss", [_share(loss, low, high) for loss in losses], (number(low), number(high))))
+    step = (WIDE - 2 * EDGE) / (len(columns) - 1)
+    axes = tuple(
+        Axis(x=round(EDGE + place * step, 1), name=name, low=ends[0], high=ends[-1])
+        for place, (name, _, ends) in enumerate(columns)
+    )
+    bottom = TALL - 24
+    threads = [
+        Thread(
+            points=" ".join(
+                f"{axis.x},{bottom - shares[place] * (bottom - TOP):.1f}"
+                for axis, (_, shares, _) in zip(axes, columns, strict=True)
+            ),
+            text=f"{run.name}: {', '.join(f'{row.path} {row.values[place]}' for row in rows)}, "
+            f"held-out loss {number(loss)}",
+            is_best=loss == low,
+        )
+        for place, (run, loss) in enumerate(zip(measured, losses, strict=True))
+    ]
+    return Parallel(axes=axes, threads=tuple(sorted(threads, key=lambda thread: thread.is_best)))
+
+
+def table(runs: Sequence[Run]) -> str:
+    """The runs as CSV, as they are ranked: settings that differ, then what came of them."""
+    rows = [row for row in differences([run.spec for run in runs], ignored=IGNORED) if row.differs]
+    rows = [row for row in rows if not row.is_ignored]
+    lines: list[Sequence[str]] = [
+        ("run", "uid", "state", *(row.path for row in rows), "heldOutLoss", "baseHeldOutLoss", "adapter")
+    ]
+    for place, run in enumerate(runs):
+        loss, made = loss_of(run), run.adapter
+        numbers = ("" if value is None else repr(value) for value in (loss.value, loss.base))
+        adapter = f"{made.name}@{made.version}" if made else ""
+        values = (row.values[place] for row in rows)
+        lines.append((run.name, run.uid, state_of(run).word, *values, *numbers, adapter))
+    return csv_of(lines)
+
+
 def scatters(namespace: str, runs: Sequence[Run]) -> list[Scatter]:
     """A picture for each setting that differs between runs that have a loss."""
-    measured = [run for run in runs if loss_of(run).value is not None]
-    if len(measured) < 2:
-        return []
-    rows = differences([run.spec for run in measured], ignored=IGNORED)
+    measured, rows = varied(runs)
     losses = [loss_of(run).value or 0.0 for run in measured]
-    best = min(losses)
+    best = min(losses, default=0.0)
     found = []
     for row in rows:
-        if not row.differs or row.is_ignored:
-            continue
         xs, values = _places(row.values)
         low, high = min(losses), max(losses)
         dots = tuple(

@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import yaml
 from pydantic import JsonValue
 
 from finetune.api import reasons
+from finetune.api.conditions import ACCEPTED, DATASET_READY, STALLED, SUCCEEDED, Condition
 from finetune.api.registry import Run
 from finetune.registry.pages.charts import Chart, Line, draw
 from finetune.registry.pages.queries import Part
@@ -31,6 +33,12 @@ CHARTS = (
 )
 """Known metrics in the order of their charts; each other one has a chart of its own after these."""
 LABELS = {"loss": "training loss", "evaluationLoss": "held-out loss", "learningRate": "learning rate"}
+JUDGED = frozenset({ACCEPTED, DATASET_READY, SUCCEEDED})
+"""Conditions that are true when all is well."""
+TIMINGS = {"startTime": "trainer started", "modelLoadedTime": "model loaded", "firstStepTime": "first step"}
+"""The times of the trainer's document, and their words."""
+TOKENS = "tokens"
+"""How many the trainer has seen by a step: no curve, but what the others can be drawn over."""
 MAX_CHARTS = 12
 PARTS = 80
 """Of a curve that the page itself brings."""
@@ -102,6 +110,19 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Said:
+    """A condition of the run's object."""
+
+    type: str
+    status: str
+    kind: str
+    """As `State.kind`: whether that is as it should be."""
+    reason: str
+    message: str
+    since: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunView:
     """Everything of a run's page but its charts."""
 
@@ -121,6 +142,7 @@ class RunView:
     """What a run says that has not failed."""
     facts: tuple[Fact, ...]
     times: tuple[Fact, ...]
+    conditions: tuple[Said, ...]
     attempts: tuple[Attempt, ...]
     lineage: Lineage
     settings: tuple[Setting, ...]
@@ -140,8 +162,12 @@ def run_view(
     attempts: Sequence[Any],
     result: Mapping[str, Any] | None,
     row_text: str,
+    conditions: Sequence[Condition] = (),
 ) -> RunView:
-    """The page's content. `attempts` as `PageQueries.attempts` has them, `result` the trainer's document."""
+    """The page's content. `attempts` as `PageQueries.attempts` has them, `result` the trainer's document.
+
+    `conditions` are those of the run's object, as long as there is one.
+    """
     outcome = run.outcome
     step, total = step_of(run)
     settings = settings_of(run.spec)
@@ -161,7 +187,8 @@ def run_view(
         failure=_failure(run, row_text),
         message=(outcome.message or "") if outcome and outcome.phase != reasons.FAILED else "",
         facts=tuple(_facts(namespace, run)),
-        times=tuple(_times(run, attempts, result)),
+        times=tuple(_times(run, attempts, result, conditions)),
+        conditions=tuple(map(_condition, conditions)),
         attempts=tuple(
             Attempt(
                 number=each.attempt,
@@ -184,7 +211,7 @@ def run_view(
 
 def charts_of(run: Run, outlines: Mapping[tuple[str, str], Sequence[Part]], marks: Sequence[int]) -> list[Chart]:
     """The run's charts, the most important first."""
-    known = {name for _, names in CHARTS for name in names}
+    known = {name for _, names in CHARTS for name in names} | {TOKENS}
     groups = [*CHARTS, *((name, (name,)) for name in sorted(run.metrics) if name not in known)]
     live = not (run.outcome and run.outcome.ended)
     found = []
@@ -225,6 +252,19 @@ def _failure(run: Run, row_text: str) -> Failure | None:
     )
 
 
+def _condition(each: Condition) -> Said:
+    judged = {"True": "good", "False": "bad"}.get(each.status, "idle") if each.type in JUDGED else "idle"
+    kind = "bad" if each.type == STALLED and each.status == "True" else judged
+    return Said(
+        type=each.type,
+        status=each.status,
+        kind=kind,
+        reason=each.reason,
+        message=each.message,
+        since=moment(each.last_transition_time),
+    )
+
+
 def _facts(namespace: str, run: Run) -> list[Fact]:
     base, outcome = base_path(namespace), run.outcome
     facts = [
@@ -249,40 +289,46 @@ def _facts(namespace: str, run: Run) -> list[Fact]:
     return facts
 
 
-def _times(run: Run, attempts: Sequence[Any], result: Mapping[str, Any] | None) -> list[Fact]:
-    """Where the time went: from the record to the first step, and to the end."""
+def _times(
+    run: Run, attempts: Sequence[Any], result: Mapping[str, Any] | None, conditions: Sequence[Condition]
+) -> list[Fact]:
+    """Where the time went: what happened when, and how long after the event before."""
     outcome = run.outcome
-    facts = [Fact(name="recorded", value=moment(run.created_time))]
-    started = outcome.start_time if outcome else None
-    if started is not None:
-        facts.append(Fact(name="started", value=f"{moment(started)}, {_after(run.created_time, started)} later"))
-    if attempts:
-        first = run.created_time + timedelta(seconds=attempts[0].seconds)
-        since = started if started is not None and started < first else run.created_time
-        facts.append(Fact(name="first step told", value=f"{moment(first)}, {_after(since, first)} later"))
+    events: list[tuple[datetime, str]] = [(run.created_time, "recorded")]
+    names = {ACCEPTED: "accepted", DATASET_READY: "rows exported"}
+    events += [
+        (each.last_transition_time, names[each.type])
+        for each in conditions
+        if each.type in names and each.status == "True"
+    ]
+    if outcome and outcome.start_time:
+        events.append((outcome.start_time, "job started"))
     timings = (result or {}).get("timings")
-    if isinstance(timings, Mapping):
-        facts += [
-            Fact(name=_words(str(name)), value=f"{shortened(str(value), 40)} s")
-            for name, value in list(timings.items())[:20]
-        ]
+    told = {name: _time((timings if isinstance(timings, Mapping) else {}).get(name)) for name in TIMINGS}
+    events += [(at, TIMINGS[name]) for name, at in told.items() if at is not None]
+    if attempts and told["firstStepTime"] is None:
+        events.append((run.created_time + timedelta(seconds=attempts[0].seconds), "first step told"))
     if outcome and outcome.completion_time:
-        facts.append(
-            Fact(
-                name="ended",
-                value=f"{moment(outcome.completion_time)}, {_after(run.created_time, outcome.completion_time)} in all",
-            )
-        )
-    return facts
+        events.append((outcome.completion_time, "ended"))
+    events.sort(key=lambda event: event[0])
+    began = [Fact(name=events[0][1], value=moment(events[0][0]))]
+    return began + [
+        Fact(name=name, value=f"{moment(at)}, {_after(before, at)} later")
+        for (before, _), (at, name) in pairwise(events)
+    ]
+
+
+def _time(text: object) -> datetime | None:
+    """A time that the trainer has written; None for what is none."""
+    try:
+        found = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _after(start: datetime, end: datetime) -> str:
     return duration((end - start).total_seconds())
-
-
-def _words(name: str) -> str:
-    """`loadModelSeconds` as "load model"."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.removesuffix("Seconds")).lower()[:60]
 
 
 def lineage(namespace: str, run: Run) -> Lineage:
