@@ -12,7 +12,7 @@ import pytest
 from model.training.rows.tokens import RowEncoder
 from tests.training.chat_templates import SHIPPED, shipped_tokenizer
 from tests.training.test_rows_shipped import AS_TEXT, MOMENT, NO_SYSTEM, expected, learned
-from tests.unit.corpus import good
+from tests.unit.corpus import good, good_spellings
 
 ROLES = {"gemma", "gemma3", "cohere", "cohere2"}
 NO_TOOLS = {"llama3", "phi3", "phi3_5", "deepseek_r1_distill"}
@@ -66,6 +66,8 @@ REFUSED: dict[str, tuple[tuple[str, set[str]], ...]] = {
     "several calls in turns of their own": SEVERAL_CALLS,
     "several calls in one turn, as text": SEVERAL_CALLS,
     "ms-swift: tool_call and tool_response": (NO_CALL_OF_ADD, ALTERNATE),
+    "a call in OpenAI's old form": (NO_CALL_OF_ADD, ALTERNATE),
+    "numbers as names of calls": (NO_CALL_OF_ADD, ALTERNATE),
     "a text and its call, merged": (
         NO_CALL_OF_ADD,
         ("does not show what assistant says here", ONE_CALL),
@@ -79,7 +81,7 @@ REFUSED: dict[str, tuple[tuple[str, set[str]], ...]] = {
 def conversations() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the corpus's rows for SFT with a chat template, each different one once, under its first case's name."""
     seen = set()
-    for case in good.CASES:
+    for case in (*good.CASES, *good_spellings.CASES):
         if any(flag.startswith("--method") for flag in case.flags):
             continue
         for row in case.expected:

@@ -293,6 +293,82 @@ def test_a_template_that_leaves_out_what_a_turn_says_is_refused() -> None:
         encode(silent, {"messages": [question, thinking]})
 
 
+IM_SEEN = [
+    f"{IM_USER}Hi.<|im_end|>\n{IM_ASSISTANT}⟦Yes?<|im_end|>⟧",
+    f"\n{IM_USER}No.<|im_end|>\n{IM_ASSISTANT}⟦Why?<|im_end|>⟧",
+]
+
+
+def turns(content: str, before: str = "") -> str:
+    """Return a template in the manner of ChatML that writes texts in a way of its own."""
+    return (
+        f"{before}{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{content}<|im_end|>\n{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("{{ m.content | upper }}", "BECAUSE IT IS SO."),
+        ("{{ m.content | replace('it', 'that') }}", "Because that is so."),
+        ("{{ m.content | tojson }}", '"Because it is so."'),
+        ("{{ m.content[:9] }}", None),
+        ("{{ m.content | truncate(9) }}", None),
+        ("{{ m.content.split()[:2] | join(' ') }}", None),
+        ("{% if m.role != 'user' %}{{ m.content }}{% else %}{{ m.content[:9] }}{% endif %}", None),
+    ],
+)
+def test_a_template_may_write_texts_otherwise_but_not_cut_them(content: str, answer: str | None) -> None:
+    row = {"prompt": "Why is it so, and what?", "completion": "Because it is so."}
+    if answer is not None:
+        assert masked(with_template("chatml", turns(content)), row).endswith(f"⟦{answer}<|im_end|>⟧")
+        return
+    with pytest.raises(FailureError, match=r"row 7: (prompt|completion): .*does not show all of what \w+ says here"):
+        encode(with_template("chatml", turns(content)), row)
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "seen"),
+    [
+        (
+            "chatml",
+            turns("{{ m.content }}").replace("{% if add_generation_prompt %}", "{% if true %}"),
+            IM_SEEN,
+        ),
+        (
+            "chatml",
+            turns("{{ m.content }}") + "{% if not add_generation_prompt %}<|im_start|>user\nRate.<|im_end|>{% endif %}",
+            IM_SEEN,
+        ),
+        (
+            "no-end",
+            "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n\n{% endfor %}### assistant:",
+            [
+                "### user: Hi.\n\n### assistant:⟦ Yes?</s>⟧",
+                "### user: Hi.\n\n### assistant: Yes?\n\n### user: No.\n\n### assistant:⟦ Why?</s>⟧",
+            ],
+        ),
+    ],
+)
+def test_what_a_template_writes_behind_the_last_turn_is_not_learned(name: str, template: str, seen: list[str]) -> None:
+    """As some do that write the header of the next answer whether or not they are asked for it."""
+    tokenizer = with_template(name, template)
+    rows = encode(tokenizer, CONVERSATION)
+    assert [render_mask(tokenizer, *rows.row(number)) for number in range(len(rows))] in (["".join(seen)], seen)
+
+
+@pytest.mark.parametrize("what", ["range(1000) | random", "['a', 'b'] | random", "lipsum(1, false)"])
+def test_a_template_that_writes_something_random_is_refused(what: str) -> None:
+    always = with_template("chatml", turns("{{ m.content }}", f"{{{{ {what} }}}}"))
+    with pytest.raises(FailureError, match=r"row 7: .*refuses it: it writes something random here, .*--chat-template"):
+        encode(always, SINGLE)
+    never = with_template(
+        "chatml", turns("{{ m.content }}", f"{{% if messages | length > 9 %}}{{{{ {what} }}}}{{% endif %}}")
+    )
+    assert "⟦Yes?<|im_end|>⟧" in masked(never, SINGLE)
+
+
 def test_arguments_that_are_not_json_name_the_row() -> None:
     call = {"type": "function", "function": {"name": "weather", "arguments": "{city"}}
     messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "", "tool_calls": [call]}]

@@ -180,9 +180,13 @@ class _Rendering:
         return rows[0]
 
     def _turns(self) -> list[_Turn]:
-        messages = self._row.messages
+        messages, trailer = self._row.messages, self._template.trailer
         return [
-            _Turn(index, self._render(messages[:index], generation=True), self._render(messages[: index + 1]))
+            _Turn(
+                index,
+                self._render(messages[:index], generation=True),
+                self._render(messages[: index + 1]).removesuffix(trailer),
+            )
             for index in self._row.turns
         ]
 
@@ -278,7 +282,7 @@ class _Rendering:
         key = self._template.reasoning_key if message.keys() - PLAIN_KEYS else None
         if key is None or message.get(key, "").strip() in shown:
             return
-        if not self._shows_probe([*self._row.messages[:index], message | {key: PROBE}]):
+        if not self._shows_probe(self._row.messages[: index + 1], index, PROBE, key):
             raise without_thoughts(self._row, index)
 
     def _check_texts(self, last: int, learned: frozenset[int], whole: str) -> None:
@@ -291,19 +295,26 @@ class _Rendering:
             text = message["content"].strip()
             if text in whole:
                 continue
-            shown = self._shows_probe([*messages[:index], message | {"content": PROBE}, *messages[index + 1 :]])
+            matters = index in learned or message["role"] != "assistant"
+            shown = self._shows_probe(messages, index, PROBE)
             thought = text.partition("</think>")[0].removeprefix("<think>").strip() if "</think>" in text else ""
-            if not shown or (thought not in whole and (index in learned or message["role"] != "assistant")):
-                what = "thinks" if shown else "says"
+            what = None if shown else "what {} says"
+            if matters and shown and thought not in whole:
+                what = "what {} thinks"
+            elif matters and shown and not self._shows_probe(messages, index, f"{text} {PROBE}"):
+                what = "all of what {} says"
+            if what is not None:
                 raise self._refused(
                     index,
-                    f"the base model's chat template does not show what {message['role']} {what} here: use a base "
+                    f"the base model's chat template does not show {what.format(message['role'])} here: use a base "
                     "model whose template does, or leave it out",
                 )
 
-    def _shows_probe(self, messages: Messages) -> bool:
+    def _shows_probe(self, messages: Messages, index: int, text: str, key: str = "content") -> bool:
+        """Whether the template shows the probe in a text that takes the place of a message's."""
         try:
-            return PROBE in self._render(messages)
+            shown = self._render([*messages[:index], messages[index] | {key: text}, *messages[index + 1 :]])
+            return PROBE in shown.lower()
         except template_errors():
             return True  # it takes texts of this turn apart, so it does not pass over them
 

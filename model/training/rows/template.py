@@ -33,6 +33,16 @@ def template_errors() -> tuple[type[Exception], ...]:
     return (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
+def _random(*_given: Any, **_named: Any) -> str:
+    """Stand for what writes something else each time: no two renderings agree, and no server would ask so again."""
+    from jinja2 import TemplateRuntimeError
+
+    raise TemplateRuntimeError(
+        "it writes something random here, so that no two renderings are alike: give one that does not, with "
+        "--chat-template (baseModel.chatTemplate)"
+    )
+
+
 class Markers:
     """The tokens that a tokenizer cuts out of a text before anything else: turn headers, end tokens and the like."""
 
@@ -93,8 +103,11 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         source = self._tokenizer.get_chat_template(None, tools)
-        environment = _compile_jinja_template(source).environment
-        template = environment.from_string(source, globals={"strftime_now": self._moment.strftime})
+        environment = _compile_jinja_template(source).environment.overlay()
+        environment.filters = {**environment.filters, "random": _random}
+        names = {"strftime_now": self._moment.strftime, "lipsum": _random}
+        template = environment.from_string(source, globals=names)
+        template.globals = dict(template.globals)  # each rendering copies them, and from a chain of mappings slowly
         self._compiled[bool(tools)] = template
         return template
 
@@ -108,18 +121,42 @@ class ChatTemplate:
     @cached_property
     def closing(self) -> str | None:
         """The token that the template closes an assistant's turn with, whether or not more turns follow."""
-        messages = [turn("user", _QUESTIONS[0]), turn("assistant", PROBE)]
-        last, followed = self.tries(messages), self.tries([*messages, messages[0]])
-        if last is None:
-            return None
-        _, found, after = last[: common_prefix_length(last, followed or "")].rpartition(PROBE)
-        while found and after:
+        last, after = self._after_an_answer
+        if self._adds_text(last, after):
+            return self._markers.at_start(after.lstrip())
+        while after:
             if marker := self._markers.at_end(after):
                 return marker
             after = after[:-1]
         # It writes the turn otherwise once others follow: then the one that it ends with now.
-        marker = self._markers.at_start(last.rpartition(PROBE)[2].lstrip())
+        marker = self._markers.at_start(last.lstrip())
         return marker if marker is not None and self._markers.ids[marker] in self._markers.special_ids else None
+
+    @cached_property
+    def trailer(self) -> str:
+        """What the template writes behind the end of a conversation, as the header of a next turn; no part of it."""
+        last, after = self._after_an_answer
+        if not self._adds_text(last, after):
+            return ""
+        return last.partition(self.closing)[2] if self.closing else last
+
+    @cached_property
+    def _after_an_answer(self) -> tuple[str, str]:
+        """What stands behind an answer that ends a conversation, and the beginning of it that a question leaves."""
+        messages = [turn("user", _QUESTIONS[0]), turn("assistant", PROBE)]
+        texts = (self.tries(messages) or "", self.tries([*messages, messages[0]]) or "")
+        last, followed = (text.rpartition(PROBE)[2] if PROBE in text else "" for text in texts)
+        end = 0
+        while end < len(last) and followed.startswith(piece := self._markers.at_start(last[end:]) or last[end], end):
+            end += len(piece)
+        return last, last[:end]
+
+    def _adds_text(self, last: str, common: str) -> bool:
+        """Whether only the end of a conversation is followed by more than white space and tokens."""
+        rest = last[len(common) :].strip()
+        while rest and (marker := self._markers.at_start(rest)):
+            rest = rest[len(marker) :].lstrip()
+        return bool(rest) and bool(common.strip())
 
     @cached_property
     def reasoning_key(self) -> str | None:
@@ -134,7 +171,7 @@ class ChatTemplate:
     def has_system(self) -> bool:
         """Whether the template shows what a system turn says."""
         messages = [turn("system", PROBE), turn("user", _QUESTIONS[0]), turn("assistant", "yes")]
-        return PROBE in (self.tries(messages) or "")
+        return PROBE in (self.tries(messages) or "").lower()
 
     @cached_property
     def has_developer(self) -> bool:
