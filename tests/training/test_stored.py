@@ -232,6 +232,18 @@ def test_fp8_without_a_word_about_it_is_refused(base_model: Path, tmp_path: Path
     assert "as F8_E4M3, and its config.json has no quantization_config" in run.said()["failure"]["message"]
 
 
+def test_fp8_without_its_scales_is_refused(base_model: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    """The library would take the numbers of eight bits for the weights."""
+    base, _ = in_fp8(base_model, tmp_path)
+    path = base / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if not name.endswith("scale_inv")}, path)
+    run = Run(tmp_path, base, max_steps=2).export(rows)
+    assert run.train() == exits.INVALID_CONFIGURATION
+    assert "as F8_E4M3 and no scale for it: get its files again" in run.said()["failure"]["message"]
+    with pytest.raises(FailureError, match="no scale for it"):
+        basemodel.load_model(str(base), None, bfloat16=False)
+
+
 def test_weights_without_a_place_are_named(base_model: Path, tmp_path: Path) -> None:
     base, _ = in_fp8(base_model, tmp_path)
     _call_the_scales_otherwise(base)
@@ -264,6 +276,16 @@ def test_a_weight_more_matters_where_it_belongs_to_the_layers(
             basemodel.load_model(str(base), None, bfloat16=False)
     else:
         basemodel.load_model(str(base), None, bfloat16=False)
+
+
+def test_weights_of_another_shape_are_named(base_model: Path, tmp_path: Path) -> None:
+    base = write(base_model, tmp_path / "base", load_file(base_model / "model.safetensors"), vocab_size=600)
+    said = (
+        r"lm_head\.weight of shape \(\d+, 32\), but its config\.json makes it \(600, 32\): they do not belong together"
+    )
+    with pytest.raises(FailureError, match=said) as caught:
+        basemodel.load_model(str(base), None, bfloat16=False)
+    assert (caught.value.code, caught.value.reason) == (exits.DOES_NOT_EXIST, "BaseModelUnavailable")
 
 
 def test_layers_that_guess_ahead_are_not_needed(base_model: Path, tmp_path: Path) -> None:

@@ -76,8 +76,28 @@ def test_a_model_in_several_files(tmp_path: Path) -> None:
     index = {"weight_map": {name: part for part, members in parts.items() for name in members}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     assert set(read_model(base).tensors) == set(names)
+    for changed, said in (
+        (
+            {"weight_map": index["weight_map"] | {"model.more": "a.safetensors"}},
+            r"lacks model\.more, which .*index\.json",
+        ),
+        ({}, r"index\.json names no weights"),
+    ):
+        (base / "model.safetensors.index.json").write_text(json.dumps(changed))
+        with pytest.raises(FilesError, match=said):
+            read_model(base)
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_safetensors(base / "b.safetensors", {name: base_shapes()[name] for name in names[2:]}, "BF16")
+    with pytest.raises(FilesError, match=rf"b\.safetensors holds {names[2]}, as another file"):
+        read_model(base)
     (base / "b.safetensors").unlink()
     with pytest.raises(FilesError, match=r"lacks b\.safetensors"):
+        read_model(base)
+    write_safetensors(base / "model.safetensors", {"x": (2, 2)}, "BF16")
+    assert set(read_model(base).tensors) == {"x"}  # which the library takes, too
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").unlink()
+    with pytest.raises(FilesError, match=r"has a\.safetensors, but neither .*: name a\.safetensors so"):
         read_model(base)
 
 

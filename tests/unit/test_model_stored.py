@@ -79,9 +79,38 @@ def test_weights_that_are_no_numbers_by_themselves_need_an_explanation() -> None
     assert "up_proj.weight as F8_E4M3, and its config.json has no quantization_config" in str(
         stored.problem_of_tensors({}, weight)
     )
-    assert stored.problem_of_tensors({"quantization_config": FP8}, weight) is None
+    assert stored.problem_of_tensors({"quantization_config": PACKED}, weight) is None
     buffers = {"h.0.attn.bias": Tensor("U8", (1, 1, 8, 8)), "model.position_ids": Tensor("I64", (1, 8))}
     assert stored.problem_of_tensors({}, buffers | {"model.norm.weight": Tensor("BF16", (8,))}) is None
+
+
+@pytest.mark.parametrize(
+    ("scales", "block", "said"),
+    [
+        ({}, [128, 128], "holds model.layers.0.mlp.up_proj.weight as F8_E4M3 and no scale for it: get its files again"),
+        ({"down_proj.weight_scale_inv": (1, 2)}, None, "and no scale for it"),
+        (
+            {"up_proj.weight_scale_inv": (1, 2)},
+            [128, 128],
+            "holds 1 x 2 scales for model.layers.0.mlp.up_proj.weight, whose",
+        ),
+        ({"up_proj.weight_scale_inv": (1, 2)}, [128, 128], "blocks are 2 x 2: get its files again, or name the full"),
+        ({"up_proj.weight_scale_inv": (2, 2)}, [128, 128], None),
+        ({"up_proj.weight_scale_inv": (1, 1)}, [128, 128], None),  # one for the whole weight
+        ({"up_proj.weight_scale_inv": ()}, None, None),
+        ({"up_proj.scale": (2, 2)}, [128, 128], None),
+        ({"up_proj.weight_scale_inv": (200, 5)}, [1, 32], None),
+    ],
+)
+def test_weights_of_eight_bits_need_their_scales(
+    scales: dict[str, tuple[int, ...]], block: list[int] | None, said: str | None
+) -> None:
+    found = {"quant_method": "fp8", "weight_block_size": block}
+    tensors = {"model.layers.0.mlp.up_proj.weight": Tensor("F8_E4M3", (200, 160))}
+    tensors |= {f"model.layers.0.mlp.{name}": Tensor("F32", shape) for name, shape in scales.items()}
+    problem = stored.problem_of_tensors({"quantization_config": found}, tensors)
+    assert (problem is None) == (said is None)
+    assert said is None or said in str(problem)
 
 
 def test_a_base_is_looked_at_before_it_is_loaded(tmp_path: Path) -> None:
@@ -127,7 +156,10 @@ def test_an_adapter_beside_the_weights_is_not_taken_for_them(tmp_path: Path) -> 
     (base / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/tiny"}')
     assert set(read_model(base).tensors) == set(base_shapes())
     (base / "model.safetensors").rename(base / "weights.safetensors")
-    assert set(read_model(base).tensors) == set(base_shapes())
+    with pytest.raises(
+        FilesError, match=r"has weights\.safetensors, but neither model\.safetensors nor .*: name weights"
+    ):
+        read_model(base)  # nor would the library find them
     (base / "weights.safetensors").unlink()
     with pytest.raises(FilesError, match=r"holds an adapter and no model's weights: .*owner/tiny.*--parent-adapter"):
         read_model(base)

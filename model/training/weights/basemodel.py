@@ -229,6 +229,7 @@ def load_model(base_model: str, revision: str | None, *, bfloat16: bool, quantiz
             dtype=torch.bfloat16 if bfloat16 else torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             adapter_kwargs=_NO_ADAPTER,
             **options,
         ),
@@ -264,10 +265,16 @@ def _model_config(base_model: str, revision: str | None, config: dict[str, Any])
 
 
 def _check_complete(base_model: str, model: Any, report: dict[str, Any]) -> None:
-    """Refuse a model of which weights are missing, or whose files hold more than it has a place for.
+    """Refuse a model of which weights are missing or of another shape, or more than it has a place for.
 
     The library fills what is missing with random numbers, passes over the rest, and only warns.
     """
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, there, wanted = mismatched[0]
+        raise origin.missing(
+            f"{base_model} holds {name} of shape {tuple(there)}, but its config.json makes it {tuple(wanted)}: they do "
+            "not belong together, get its files again"
+        )
     if missing := sorted(report["missing_keys"]):
         raise origin.missing(f"{base_model} lacks weights: {_some(missing)}")
     if stray := sorted(name for name in report["unexpected_keys"] if _is_stray(name, model)):

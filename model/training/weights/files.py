@@ -149,10 +149,15 @@ def read_model(directory: Path) -> ModelFiles:
     config = read_json(directory / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise FilesError(f"{directory / 'config.json'} names no model_type: it is no model of transformers")
+    paths, named = _weight_files(directory)
     tensors: dict[str, Tensor] = {}
-    paths = _weight_files(directory)
     for path in paths:
-        tensors |= read_header(path)
+        header = read_header(path)
+        if twice := sorted(header.keys() & tensors.keys()):
+            raise FilesError(f"{path} holds {twice[0]}, as another file of {directory} does: get them again")
+        tensors |= header
+    if absent := sorted(named - tensors.keys()):
+        raise FilesError(f"{directory} lacks {', '.join(absent[:3])}, which {_INDEX} names: get it again")
     return ModelFiles(directory, config, tensors)
 
 
@@ -208,17 +213,27 @@ def lora_parameters(files: ModelFiles, targets: Iterable[str], rank: int, *, dor
     return sum(rank * sum(tensor.shape) + (tensor.shape[0] if dora else 0) for tensor in layers)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if absent := [name for name in names if not (directory / name).is_file()]:
-            raise FilesError(f"{directory} lacks {', '.join(absent[:3])}, which {index.name} names: get it again")
-        return [directory / name for name in names]
+_INDEX = "model.safetensors.index.json"
+
+
+def _weight_files(directory: Path) -> tuple[list[Path], set[str]]:
+    """Return the files that the library would load, one before an index, and the weights that the index names."""
     if (directory / "model.safetensors").is_file():
-        return [directory / "model.safetensors"]
-    if found := sorted(path for path in directory.glob("*.safetensors") if path.name != ADAPTER_WEIGHTS):
-        return found
+        return [directory / "model.safetensors"], set()
+    if (index := directory / _INDEX).is_file():
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise FilesError(f"{index} names no weights: get it again")
+        names = sorted(set(places.values()))
+        if absent := [name for name in names if not (directory / name).is_file()]:
+            raise FilesError(f"{directory} lacks {', '.join(absent[:3])}, which {_INDEX} names: get it again")
+        return [directory / name for name in names], set(places)
+    if found := sorted(path.name for path in directory.glob("*.safetensors") if path.name != ADAPTER_WEIGHTS):
+        name = f"name {found[0]} so" if len(found) == 1 else "get the index, too"
+        raise FilesError(
+            f"{directory} has {', '.join(found[:3])}, but neither model.safetensors nor {_INDEX}, by which weights are "
+            f"found: {name}"
+        )
     if (directory / ADAPTER_CONFIG).is_file():
         base = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path") or "its own"
         raise FilesError(

@@ -108,12 +108,21 @@ def stored_config(base_model: str, revision: str | None) -> dict[str, Any]:
     """Return a model's config.json as `read_config` does, without a quantization that its weights do not have.
 
     The weights' headers are read where it names one: those of the files that are here, or else from the hub.
+
+    Raises
+    ------
+    FailureError
+        As `read_config`, or when the weights lack what their quantization needs.
     """
     config = read_config(base_model, revision)
     if stored.quantization_of(config) is None:
         return config
     tensors = _tensors(base_model, revision)
-    return config if tensors is None else stored.settled(config, tensors)
+    if tensors is None:
+        return config
+    config = stored.settled(config, tensors)
+    stored.check_tensors(base_model, config, tensors)
+    return config
 
 
 def _tensors(base_model: str, revision: str | None) -> dict[str, Tensor] | None:

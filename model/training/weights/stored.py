@@ -139,15 +139,37 @@ def problem_of(
 
 
 def problem_of_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """Return that weights are no plain numbers though config.json says nothing of it, None when all is well."""
-    if quantization_of(config) is not None:
-        return None
+    """Return that weights are no plain numbers though config.json says nothing of it, None when all is well.
+
+    Nor are they without their scales: the library would take floats of eight bits for the weights themselves.
+    """
+    if (found := quantization_of(config)) is not None:
+        return _problem_of_scales(found, tensors) if method_of(found) in ("fp8", "mxfp8") else None
     if (name := _first_packed(tensors)) is None:
         return None
     return (
         f"holds {name} as {tensors[name].dtype}, and its config.json has no quantization_config that says what these "
         f"numbers mean: get its files again, or {INSTEAD}"
     )
+
+
+def _problem_of_scales(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+    """Return that a weight of eight bits has no scale, or not one for each of its blocks."""
+    scaled = {name.rpartition(".")[0] for name in tensors if "scale" in name.rpartition(".")[2]}
+    block = found.get("weight_block_size")
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        if not tensor.dtype.startswith("F8") or "scale" in leaf:
+            continue
+        if path not in scaled:
+            return f"holds {name} as {tensor.dtype} and no scale for it: get its files again, or {INSTEAD}"
+        scale = tensors.get(f"{name}_scale_inv")
+        if block and scale is not None and len(scale.shape) == len(tensor.shape) == 2 and scale.elements > 1:
+            blocks = tuple(-(-size // step) for size, step in zip(tensor.shape, block, strict=True))
+            if scale.shape != blocks:
+                wanted, there = (" x ".join(map(str, shape)) for shape in (blocks, scale.shape))
+                return f"holds {there} scales for {name}, whose blocks are {wanted}: get its files again, or {INSTEAD}"
+    return None
 
 
 def read_base(
@@ -176,9 +198,20 @@ def read_base(
             raise FailureError(exits.ACCESS_DENIED, "AccessDenied", text) from error
         raise FailureError(exits.DOES_NOT_EXIST, "BaseModelUnavailable", str(error)) from error
     check_config(str(directory), files.config, quantization=quantization, cuda=cuda, find=find)
-    if problem := problem_of_tensors(files.config, files.tensors):
-        raise _refused(f"{directory} {problem}")
+    check_tensors(str(directory), files.config, files.tensors)
     return files
+
+
+def check_tensors(base_model: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a model whose stored tensors are no weights by themselves, and not what its config.json says either.
+
+    Raises
+    ------
+    FailureError
+        With the first such weight, and what to use instead.
+    """
+    if problem := problem_of_tensors(config, tensors):
+        raise _refused(f"{base_model} {problem}")
 
 
 def check_tokenizer(files: ModelFiles, find: Finder = importlib.util.find_spec) -> None:
