@@ -71,7 +71,8 @@ def errors(few: Run, many: Run) -> dict[str, float]:
     """Return `ERRORS` of two runs of a shape, and the kilobytes that a further token takes."""
 
     def a_token(held: str) -> float:
-        return (getattr(many, held) - getattr(few, held)) / (many.tokens - few.tokens)
+        added: int = getattr(many, held) - getattr(few, held)
+        return added / (many.tokens - few.tokens)
 
     seen = a_token("seen")
     pairs = [
