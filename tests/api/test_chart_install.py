@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.cluster import go_build
 from tests.cluster.api_server import ApiServerOnly
 from tests.cluster.kube_api import KubeApi
+from tests.support.chart import objects_of
 from tests.support.kubectl import CommandError, Kubectl
 
 CHART = str(Path(__file__).parents[2] / "charts" / "finetune-operator")
@@ -199,7 +199,7 @@ def lasting(stored: Kubectl) -> dict[str, dict[str, Any]]:
 def test_the_whole_chart_is_accepted_when_it_serves_every_namespace(release: Kubectl) -> None:
     options = ("--namespace", SYSTEM, "--set", "networkPolicy.enabled=true", "--set", "crds.enabled=false")
     text = release.command("helm", "template", "other", CHART, *options)
-    assert len([each for each in yaml.safe_load_all(text) if each]) >= 15
+    assert len(objects_of(text)) >= 15
     release("create", "--dry-run=server", "--validate=strict", "--filename=-", stdin=text)
 
 

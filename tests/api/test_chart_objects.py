@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import yaml
-
 from tests.cluster import go_build
 from tests.cluster.kube_api import KubeApi
-from tests.support.chart import cases, render_cases
+from tests.support.chart import cases, objects_of, render_cases
 from tests.support.kubectl import Kubectl
 
 NOT_SERVED = {"monitoring.coreos.com/v1", "cert-manager.io/v1", "gateway.networking.k8s.io/v1"}
@@ -23,8 +21,8 @@ def objects() -> dict[str, dict[str, Any]]:
     helm = str(go_build.build(go_build.CLIENTS) / "helm")
     found: dict[str, dict[str, Any]] = {}
     for name, text in render_cases(helm, cases()).items():
-        for each in yaml.safe_load_all(text):
-            if each and each["apiVersion"] not in NOT_SERVED:
+        for each in objects_of(text):
+            if each["apiVersion"] not in NOT_SERVED:
                 found.setdefault(json.dumps(each, sort_keys=True), {"case": name, "object": each})
     return found
 

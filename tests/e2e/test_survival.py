@@ -35,6 +35,7 @@ def left_of_runs(team: Kubectl) -> list[runs.Document]:
     return [each for kind in ("jobs", "pods") for each in team.items(kind, "finetune.dev/run")]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("registry_needed")
 def test_an_operator_that_is_killed_again_and_again(
     cluster: Cluster, installation: Installation, tiny: Kubectl, tmp_path: Path

@@ -184,7 +184,7 @@ def relayed(url: str) -> Iterator[int]:
             to.shutdown(socket.SHUT_WR)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
-        thread = threading.Thread(target=server.serve_forever, name="relay")
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="relay")
         thread.start()
         try:
             yield server.server_address[1]
@@ -247,7 +247,7 @@ class LogServer:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, name="logs")
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="logs")
         thread.start()
         self.port = server.server_address[1]
         try:

@@ -7,7 +7,6 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import pytest
-import yaml
 
 from deploy import manifests
 from tests.support.chart import (
@@ -18,6 +17,7 @@ from tests.support.chart import (
     cases,
     differences,
     find_helm,
+    objects_of,
     render,
     render_cases,
     template,
@@ -58,7 +58,7 @@ def test_two_releases_of_one_name_have_nothing_in_common() -> None:
 
     def objects(namespace: str) -> set[tuple[str, str | None, str]]:
         done = template(*POLICIES, "--namespace", namespace, "--set", "crds.enabled=false")
-        found = [each for each in yaml.safe_load_all(done.stdout) if each]
+        found = objects_of(done.stdout)
         return {(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in found}
 
     assert objects("one") & objects("other") == set()

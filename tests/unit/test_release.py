@@ -16,7 +16,7 @@ import yaml
 from packaging.version import Version
 
 from images.shell import CommandError
-from tests.support.chart import SYSTEM
+from tests.support.chart import SYSTEM, objects_of
 from tests.unit.test_chart_render import needs_helm
 from tools import inventory, release, sbom
 
@@ -67,7 +67,7 @@ def test_everything_has_the_version(dist: Path) -> None:
         metadata = wheel.read(f"finetune_operator-{VERSION}.dist-info/METADATA").decode()
         assert {"finetune/cli/main.py", "model/training/cli.py"} <= set(wheel.namelist())
     assert f"\nVersion: {VERSION}\n" in metadata
-    objects = [each for each in yaml.safe_load_all((dist / "install.yaml").read_text()) if each]
+    objects = objects_of((dist / "install.yaml").read_text())
     assert (objects[0]["kind"], objects[0]["metadata"]["name"]) == ("Namespace", SYSTEM)
     assert {"CustomResourceDefinition", "Deployment", "Service"} <= {each["kind"] for each in objects}
     deployments = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
@@ -88,8 +88,7 @@ def test_the_plain_manifests_are_the_repositorys(dist: Path) -> None:
     """With the policies, and without the pod of `helm test`."""
 
     def names(file: Path) -> set[tuple[str, str]]:
-        objects = [each for each in yaml.safe_load_all(file.read_text()) if each]
-        return {(each["kind"], each["metadata"]["name"]) for each in objects}
+        return {(each["kind"], each["metadata"]["name"]) for each in objects_of(file.read_text())}
 
     definition = ("CustomResourceDefinition", "trainingruns.finetune.dev")
     assert names(dist / "install.yaml") == names(ROOT / "deploy" / "install.yaml") | {definition}
