@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -87,7 +88,8 @@ def errors(few: Run, many: Run) -> dict[str, float]:
 
 def runs_of(shape: Shape, work: Path, environment: Mapping[str, str]) -> list[Run]:
     """Return what runs with few and with many rows at once take."""
-    work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)  # a run that has finished would only say so again
+    work.mkdir(parents=True)
     write_base(work / "base", shape)
     write_rows(work / "rows.jsonl", MANY)
     runs = []
