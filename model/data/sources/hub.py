@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model import exits, hubcache
+from model.data import keys
 from model.data.readers import DataFile, bare_name, has_data_extension, read
 from model.data.records import Record
 from model.data.sources import hub_layout as layout
@@ -130,7 +131,7 @@ class HubSource:
         splits = layout.configured_splits(configurations.get(configuration, {}), data)
         if not data:
             return configuration, split, []
-        wanted = split if split in splits else patterns.SPLIT_WORDS.get(split, split)
+        wanted = split if split in splits else keys.SPLIT_WORDS.get(split, split)
         if wanted not in splits:
             raise self._no_split(split, sorted(splits), configuration, sorted(configurations))
         return configuration, wanted, splits[wanted]
