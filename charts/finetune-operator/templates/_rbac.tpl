@@ -29,13 +29,16 @@
   verbs: [list, patch]
 {{- end -}}
 
-{{/* What the registry may do where runs are: look up who is behind a token. */}}
+{{/* What the registry may do where runs are: look up who is behind a token, and show a run's conditions. */}}
 {{- define "finetune-operator.registryRules" -}}
 - apiGroups: [""]
   resources: [pods, namespaces]  # a namespace that comes back under its name inherits nothing
   verbs: [get]
 - apiGroups: [batch]
   resources: [jobs]  # a run's pod is of a Job that the run owns
+  verbs: [get]
+- apiGroups: [finetune.dev]
+  resources: [trainingruns]  # their conditions stand on the pages
   verbs: [get]
 {{- end -}}
 
