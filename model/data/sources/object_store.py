@@ -113,6 +113,8 @@ class ObjectStoreSource:
         listed = self._list(f"{bucket}/{key}", recursive=False)
         if not (found := self._with_rows([entry for entry in listed if has_data_extension(entry.path)])):
             raise does_not_exist(f"{self.uri} holds no data files: {self._nearest(bucket, key)}")
+        unread = [name for entry in listed if metadata.may_hold_rows(name := entry.path.rsplit("/", 1)[-1])]
+        self.passed_over[:] = sorted([*self.passed_over, *unread])
         if len(splits := patterns.splits(entry.path.rsplit("/", 1)[-1] for entry in found)) > 1:
             raise invalid_spec(
                 f"{self.uri} holds objects of several splits ({', '.join(sorted(splits))}): name those to train on, "
