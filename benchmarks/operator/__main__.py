@@ -1,7 +1,7 @@
 """What a run costs the operator: `make bench-operator BENCH="--quick --loads=a,f"` writes out/bench-operator.json.
 
 Each load runs on a cluster of its own, several rounds of it; figures are median, lowest and highest. Times and CPU
-seconds need a quiet machine, numbers of requests do not.
+seconds need a quiet machine (each entry has the load average with which it began), numbers of requests do not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.operator.loads import loads, spread
+from benchmarks.operator.loads import FOUND_BY, loads, spread
 
 
 def main() -> int:
@@ -31,16 +31,18 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # what asks a registry that is not there yet
     known = loads(quick=arguments.quick, runs=arguments.runs, wait_seconds=arguments.wait_seconds)
-    wanted = arguments.loads.split(",") if arguments.loads else list(known)
+    named = arguments.loads.split(",") if arguments.loads else list(known)
+    wanted = list(dict.fromkeys(FOUND_BY.get(name, name) for name in named))
     if unknown := sorted(set(wanted) - set(known)):
-        parser.error(f"no such load: {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"no such load: {', '.join(unknown)}; there are {', '.join([*known, *FOUND_BY])}")
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     entries: list[dict[str, Any]] = []
     for name in wanted:
         measured: list[list[dict[str, Any]]] = []
         for _ in range(rounds):
+            busy = {"loadAverage": round(os.getloadavg()[0], 2)}
             found = asyncio.run(known[name]())
-            measured.append(found if isinstance(found, list) else [found])
+            measured.append([entry | busy for entry in (found if isinstance(found, list) else [found])])
             sys.stdout.write(f"{json.dumps(measured[-1])}\n")
             sys.stdout.flush()
         entries += [spread(list(each)) for each in zip(*measured, strict=True)]

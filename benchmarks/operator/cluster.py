@@ -38,6 +38,14 @@ RUNS = f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/trainingruns"
 PARALLEL = 16
 """Objects that are made at once."""
 PATIENCE_SECONDS = 3600.0
+SHARES = {
+    "kube-apiserver": "apiServer",
+    "etcd": "etcd",
+    "kube-controller-manager": "controllerManager",
+    "registry": "registry",
+    "bench": "bench",
+}
+"""The processes whose CPU time is told beside the operator's; the last is this one: kubelet's stand-in and clients."""
 QUEUE_METRIC = "finetune_operator_queue_oldest_seconds "
 
 
@@ -58,9 +66,15 @@ class Cluster:
 
     session: ClientSession
     server: str
+    etcd: str
+    processes: dict[str, int]
+    """Process numbers by the names of `SHARES`."""
     kubelet: Kubelet
     operator: Server
-    registry: RecordingProxy
+    registry: str
+    """URL of the registry."""
+    proxy: RecordingProxy | None
+    """What stands between it and the operator, where something does."""
     log: Path
     seen: Seen
     created: dict[str, float] = field(default_factory=dict)
@@ -134,8 +148,11 @@ class Cluster:
 
     def cpu_seconds(self) -> float:
         """CPU seconds that the operator has used."""
-        fields = Path(f"/proc/{self.operator.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return _cpu_seconds(self.operator.pid)
+
+    def other_cpu_seconds(self) -> dict[str, float]:
+        """The same of all other processes, by the words of `SHARES`."""
+        return {word: _cpu_seconds(self.processes[name]) for name, word in SHARES.items()}
 
     def peak_mib(self) -> float:
         """The most memory that the operator has had, in MiB."""
@@ -153,9 +170,17 @@ class Cluster:
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @asynccontextmanager
-async def a_cluster(*, start: bool = True) -> AsyncIterator[Cluster]:
-    """Everything for one load; with `start`, the operator runs from the beginning."""
+async def a_cluster(*, start: bool = True, proxied: bool = False) -> AsyncIterator[Cluster]:
+    """Everything for one load; with `start`, the operator runs from the beginning.
+
+    `proxied`: the registry may be made to hang. A proxy costs each call some milliseconds, so that it is left out else.
+    """
     folder = Path(tempfile.mkdtemp(prefix="bench-operator-"))
     try:
         with ApiServerOnly(audit.flags(folder)) as server:
@@ -164,7 +189,7 @@ async def a_cluster(*, start: bool = True) -> AsyncIterator[Cluster]:
             kubectl("wait", "--for=condition=Established", f"--filename={CRD}")
             server.start_controllers()
             kubectl("create", "namespace", NAMESPACE)
-            async with _in_namespace(server, folder) as cluster:
+            async with _in_namespace(server, folder, proxied=proxied) as cluster:
                 if start:
                     await cluster.operator.start()
                 yield cluster
@@ -173,7 +198,7 @@ async def a_cluster(*, start: bool = True) -> AsyncIterator[Cluster]:
 
 
 @asynccontextmanager
-async def _in_namespace(server: ApiServerOnly, folder: Path) -> AsyncIterator[Cluster]:
+async def _in_namespace(server: ApiServerOnly, folder: Path, *, proxied: bool) -> AsyncIterator[Cluster]:
     url, tls = client_tls(server.kubeconfig)
     port = free_port()
     database = f"--database-url=sqlite:///{folder}/registry.db"
@@ -185,14 +210,16 @@ async def _in_namespace(server: ApiServerOnly, folder: Path) -> AsyncIterator[Cl
     async with contextlib.AsyncExitStack() as stack:
         registry = Server(*arguments, environment={}, log=folder / "registry.log", fresh=True)
         await stack.enter_async_context(registry.serving())
-        proxy = await stack.enter_async_context(RecordingProxy(upstream=f"http://127.0.0.1:{port}").serving())
-        await wait_until_ready(f"{proxy.url}/readyz")
-        client = RegistryClient(base_url=proxy.url)
+        direct = f"http://127.0.0.1:{port}"
+        proxy = await stack.enter_async_context(RecordingProxy(upstream=direct).serving()) if proxied else None
+        address = proxy.url if proxy is not None else direct
+        await wait_until_ready(f"{address}/readyz")
+        client = RegistryClient(base_url=address)
         stack.push_async_callback(client.close)
         rows = folder / "rows.jsonl"
         rows.write_bytes(ROWS)
         await client.push_dataset(NAMESPACE, "tickets", rows)
-        environment["FINETUNE_REGISTRY_URL"] = proxy.url
+        environment["FINETUNE_REGISTRY_URL"] = address
         operator = Server("operator", environment=environment, log=folder / "operator.log", fresh=True)
         stack.push_async_callback(operator.kill)
         kubelet = Kubelet(server=url, tls=tls, namespace=NAMESPACE, defaults=USUAL)
@@ -203,7 +230,19 @@ async def _in_namespace(server: ApiServerOnly, folder: Path) -> AsyncIterator[Cl
             stack.callback(asyncio.create_task(task).cancel)
         connector = TCPConnector(ssl=tls, limit=0)
         session = await stack.enter_async_context(ClientSession(connector=connector, timeout=ClientTimeout(total=60)))
-        yield Cluster(session, url, kubelet, operator, proxy, audit.log_of(folder), seen)
+        processes = {**server.programs, "registry": registry.pid, "bench": os.getpid()}
+        yield Cluster(
+            session=session,
+            server=url,
+            etcd=server.etcd,
+            processes=processes,
+            kubelet=kubelet,
+            operator=operator,
+            registry=address,
+            proxy=proxy,
+            log=audit.log_of(folder),
+            seen=seen,
+        )
 
 
 async def _note(record: Record, seen: Seen) -> None:

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from benchmarks.operator.cluster import PARALLEL, RUNS, Cluster, a_cluster
+from benchmarks.operator import history
+from benchmarks.operator.cluster import RUNS, Cluster, a_cluster
 from finetune.controller.core import names
 from tests.support.faults import Hang
 from tests.support.kubelet import Attempt, Play
-from tests.support.world import manifest, result_of
+from tests.support.world import result_of
 
 Entry = dict[str, Any]
+FOUND_BY = {"g": "f"}
+"""Loads that another one measures on its way."""
 TOO_MANY_REQUESTS = 429
 NO_GPU = Attempt(unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
 ENDLESS = Attempt(trainer=Play(seconds=None, sigterm_code=75))
@@ -36,6 +39,11 @@ def requests_per_run(before: Mapping[str, int], after: Mapping[str, int], runs: 
         "otherWritesPerRun": each.get("write", 0.0),
         "eventsPerRun": each.get("event", 0.0),
     }
+
+
+def shares(before: Mapping[str, float], after: Mapping[str, float], runs: int) -> Entry:
+    """CPU seconds of each process since `before`, for each run."""
+    return {f"{name}CpuSecondsPerRun": round((after[name] - before[name]) / runs, 4) for name in after}
 
 
 def to_job(cluster: Cluster, runs: Sequence[str]) -> Entry:
@@ -62,7 +70,7 @@ async def short_runs(load: str, count: int, pause: float, endless: int = 0) -> E
         for run in going_on:
             cluster.kubelet.script(run, ENDLESS)
         before, cpu, memory = await cluster.requests(), cluster.cpu_seconds(), cluster.rss_mib()
-        stored = cluster.database_kib()
+        stored, others = cluster.database_kib(), cluster.other_cpu_seconds()
         began, cluster.seen.queue_seconds = time.monotonic(), 0.0
         if pause:
             for run in runs:
@@ -79,6 +87,7 @@ async def short_runs(load: str, count: int, pause: float, endless: int = 0) -> E
             **requests_per_run(before, await cluster.requests(), count),
             "queueSeconds": round(cluster.seen.queue_seconds, 1),
             "cpuSecondsPerRun": round((cluster.cpu_seconds() - cpu) / count, 4),
+            **shares(others, cluster.other_cpu_seconds(), count),
             "rssMiB": round(cluster.peak_mib(), 1),
             "rssKiBPerRun": round(1024 * (cluster.peak_mib() - memory) / count, 1),
             "databaseKiBPerRun": round((cluster.database_kib() - stored) / count, 1),
@@ -163,7 +172,7 @@ async def _post_steps(cluster: Cluster, uids: Sequence[str], seconds: float) -> 
     while time.monotonic() - began < seconds:
         step += 1
         for uid in uids:
-            path = f"{cluster.registry.url}/api/v1/namespaces/load/runs/{uid}/status"
+            path = f"{cluster.registry}/api/v1/namespaces/load/runs/{uid}/status"
             metrics = [{"name": "loss", "value": f"{2 / step:.4f}"}, {"name": "step", "value": str(step)}]
             body = {"trainerStatus": {"progressPercentage": step // 100, "metrics": metrics}}
             async with cluster.session.post(path, json=body, ssl=False) as answer:
@@ -174,14 +183,16 @@ async def _post_steps(cluster: Cluster, uids: Sequence[str], seconds: float) -> 
 
 async def hanging_registry(count: int, seconds: float) -> Entry:
     """The registry answers nobody while runs end; others are suspended meanwhile."""
-    async with a_cluster() as cluster:
+    async with a_cluster(proxied=True) as cluster:
+        if cluster.proxy is None:
+            raise RuntimeError("the registry is not behind a proxy")
         await _is_listed(cluster)
         ending, going_on = [f"e{n:04}" for n in range(count)], [f"t{n:04}" for n in range(10)]
         for run in [*ending, *going_on]:
             cluster.kubelet.script(run, ENDLESS)
         await cluster.create_all([*ending, *going_on])
         await cluster.in_phase([*ending, *going_on], "Training")
-        with cluster.registry.faulty(Hang(".*", "")):
+        with cluster.proxy.faulty(Hang(".*", "")):
             began = time.monotonic()
             for run in ending:
                 cluster.kubelet.tell(run, "trainer", words=_words)
@@ -247,18 +258,15 @@ async def _finished_runs(cluster: Cluster, count: int) -> None:
     await _all_marked(cluster, 1)
     model = await cluster.call("GET", f"{RUNS}/model")
     await cluster.operator.kill()
-    mark, free = model["metadata"]["annotations"][names.FINISHED_ANNOTATION], asyncio.Semaphore(PARALLEL)
+    await history.write(
+        cluster.session, cluster.etcd, [history.ended_like(model, f"h{n:05}") for n in range(count - 1)]
+    )
 
-    async def one(name: str) -> None:
-        async with free:
-            document = manifest(name)
-            made = await cluster.call("POST", RUNS, document)
-            marked = mark.replace(model["metadata"]["uid"], made["metadata"]["uid"])
-            patch = {"metadata": {"annotations": {names.FINISHED_ANNOTATION: marked}}}
-            made = await cluster.call("PATCH", f"{RUNS}/{name}", patch)
-            await cluster.call("PUT", f"{RUNS}/{name}/status", {**made, "status": model["status"]})
+    async def served() -> int:
+        page = await cluster.call("GET", f"{RUNS}?limit=1")
+        return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
 
-    await asyncio.gather(*(one(f"h{n:05}") for n in range(count - 1)))
+    await cluster.until("the history is served", served, lambda found: found >= count)
 
 
 Load = Callable[[], Coroutine[Any, Any, Entry | list[Entry]]]

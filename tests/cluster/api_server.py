@@ -69,6 +69,16 @@ class ApiServerOnly:
         """A folder with ``kubectl``."""
         return self._running().bin_dir
 
+    @property
+    def etcd(self) -> str:
+        """URL of etcd, which takes JSON below ``/v3``."""
+        return f"http://{LOOPBACK}:{self._running().ports.etcd}"
+
+    @property
+    def programs(self) -> dict[str, int]:
+        """The process numbers of the programs that were started, by name."""
+        return {name: each.pid for name, each in self._running().supervisor.recorded().items()}
+
     def _running(self) -> ControlPlane:
         if self._plane is None:
             raise ClusterError("this API server is not running: call up(), or use it in a `with` statement")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
 
-from benchmarks.operator import audit
-from benchmarks.operator.loads import percentile, requests_per_run, spread
+from benchmarks.operator import audit, history
+from benchmarks.operator.loads import percentile, requests_per_run, shares, spread
+from finetune.controller.core.mark import is_settled
+from tests.support import objects as o
+from tests.support.cases import look, stored
 
 AGENT = "finetune-operator/0.1.0"
 
@@ -58,3 +62,22 @@ def test_a_percentile_is_one_of_the_values(percent: float, value: float) -> None
 def test_rounds_become_median_and_spread() -> None:
     entries = [{"load": "a", "runs": 5, "rssMiB": each} for each in (90.0, 80.0, 100.0)]
     assert spread(entries) == {"load": "a", "runs": 5, "rssMiB": {"median": 90.0, "low": 80.0, "high": 100.0}}
+
+
+def test_cpu_time_is_told_by_process() -> None:
+    found = shares({"etcd": 1.0, "registry": 4.0}, {"etcd": 3.0, "registry": 5.0}, 4)
+    assert found == {"etcdCpuSecondsPerRun": 0.5, "registryCpuSecondsPerRun": 0.25}
+
+
+def test_a_history_is_of_runs_of_which_nothing_is_left_to_be_done() -> None:
+    ended = stored(look(None, o.job("Failed", reason="PodFailurePolicy"), o.failed_pod("p1", 6)))
+    model = {**ended.to_dict(), "status": ended.status.to_dict()}
+    assert not is_settled(model)
+    runs = [history.ended_like(model, f"h{number:05}") for number in range(history.BATCH + 1)]
+    assert all(is_settled(run) for run in runs)
+    assert len({run["metadata"]["uid"] for run in [*runs, model]}) == len(runs) + 1
+    bodies = list(history.transactions(runs))
+    assert [len(body["success"]) for body in bodies] == [history.BATCH, 1]
+    put = bodies[1]["success"][0]["requestPut"]
+    assert base64.b64decode(put["key"]).decode() == "/registry/finetune.dev/trainingruns/ml/h00050"
+    assert json.loads(base64.b64decode(put["value"])) == runs[-1]
