@@ -80,7 +80,7 @@ def strip(library: Path) -> int:
         return 0
     (start,) = struct.unpack_from("<Q", content, 32)
     entry, count = struct.unpack_from("<HH", content, 54)
-    end = start + entry * count
+    end: int = start + entry * count
     for place in range(start, end, entry):
         offset, length = struct.unpack_from("<Q", content, place + 8) + struct.unpack_from("<Q", content, place + 32)
         end = max(end, offset + length)

@@ -36,7 +36,6 @@ RANGE = {
     "min": {"cpu": "1m", "memory": "4Mi", "ephemeral-storage": "1Mi"},
     "max": {"cpu": "4", "memory": "64Gi", "ephemeral-storage": "10Gi"},
 }
-OF_PODS = ("FINETUNE_CPU_LIMIT", "FINETUNE_POD_DEFAULTS")
 
 
 def settings() -> dict[str, str]:
@@ -45,8 +44,7 @@ def settings() -> dict[str, str]:
     command = ["helm", "template", "finetune", str(CHART), "--show-only=templates/operator-deployment.yaml"]
     text = helm.command(*command, "--values=-", stdin=json.dumps(VALUES))
     (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
-    given = {each["name"]: each["value"].replace("$$", "$") for each in container["env"] if "value" in each}
-    return {name: given[name] for name in OF_PODS}
+    return {each["name"]: each["value"].replace("$$", "$") for each in container["env"] if "value" in each}
 
 
 async def test_runs_end_well_under_a_quota_and_a_limit_range_and_their_pods_are_as_the_chart_says(
@@ -56,7 +54,11 @@ async def test_runs_end_well_under_a_quota_and_a_limit_range_and_their_pods_are_
     limits = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "all"}, "spec": {"limits": [RANGE]}}
     managed_kubectl.apply(quota, limits)
     await eventually("the quota counts", lambda: managed_kubectl.json("get", "resourcequota", "all")["status"])
-    async with a_managed_world(managed_kubectl, tmp_path, **settings()) as managed:
+    given = settings()
+    limit, defaults = given["FINETUNE_CPU_LIMIT"], given["FINETUNE_POD_DEFAULTS"]
+    async with a_managed_world(
+        managed_kubectl, tmp_path, FINETUNE_CPU_LIMIT=limit, FINETUNE_POD_DEFAULTS=defaults
+    ) as managed:
         managed.kubelet.script("silent", Attempt(trainer=Play(seconds=0.1, words="")))
         for name in ("told", "silent"):  # the second's result is read from its claim, by a Job of its own
             managed.world.apply(name)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import cast
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 CONNECT_SECONDS = 10
 SILENT_SECONDS = 90
@@ -60,9 +60,8 @@ def _held(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
 
 def proxy_to(scheme: str, host: str) -> SplitResult | None:
     """The proxy that the environment names on the way to a host; None where it is reached directly."""
-    proxies = getproxies_environment()
-    found = proxies.get(scheme)
-    if not found or proxy_bypass_environment(host, proxies):
+    found = getproxies().get(scheme)
+    if not found or proxy_bypass(host):
         return None
     return urlsplit(found if "://" in found else f"http://{found}")
 
