@@ -326,3 +326,19 @@ async def test_keys_that_were_added_before_the_start_are_worked_on() -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+async def test_what_becomes_due_while_the_queue_ends_is_left_alone() -> None:
+    begun = asyncio.Event()
+
+    async def work(key: Key) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            queue.add(B if key == A else A)
+
+    async with serving(work) as queue:
+        queue.add(A)
+        await asyncio.wait_for(begun.wait(), 5)
+    assert B in queue._due

@@ -204,11 +204,14 @@ class WorkQueue:
     async def run(self) -> None:
         """Work until cancelled; then cancels what is under way."""
         try:
-            async with asyncio.TaskGroup() as self._group:
-                self._start_due()
-                await asyncio.Event().wait()
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                try:
+                    self._start_due()
+                    await asyncio.Event().wait()
+                finally:
+                    self._group = None  # it takes no more tasks, and timers still fire until all have ended
         finally:
-            self._group = None
             for key in list(self._timers):
                 self._cancel_timer(key)
 
