@@ -13,8 +13,8 @@ from aiohttp import web
 
 from finetune.cli.ui import Pages, kept
 from finetune.clients.people import PeopleClient
-from tests.support.ports import free_port
 from tests.support.pages import form_token, outcome, spec
+from tests.support.ports import free_port
 from tests.support.registry import run_document, serving
 
 UID = "00000000-0000-4000-8000-000000000001"
