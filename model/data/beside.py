@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.data import keys
@@ -83,12 +83,21 @@ def read_beside(row: Fields, problems: list[Problem]) -> Beside:
         if rule.kind in ("system", "history", "tools", "thoughts", "template") and not keys.is_empty(value):
             if (other := given.setdefault(rule.kind, column)) == column:
                 beside.columns.append(column)
-                _READERS[rule.kind](value, column, beside, problems)
+                found: list[Problem] = []
+                _READERS[rule.kind](value, column, beside, found)
+                problems += [_ignorable(problem, column) for problem in found]
             elif row.value[other] != value:
                 problems.append(Problem(column, f"differs from {other} beside it: keep one", "order"))
         elif (text := _refusal(rule, column, value, row)) is not None:
             problems.append(Problem(column, text, "media" if rule.kind == "media" else "weight"))
     return beside
+
+
+def _ignorable(problem: Problem, column: str) -> Problem:
+    """Return a problem with the way out where a column is of another type: it may be about something else."""
+    if problem.kind != "wrongType" or problem.field != column:
+        return problem
+    return replace(problem, text=f"{problem.text}: mend it, {keys.IGNORE.format(key=column)}")
 
 
 def check_history(beside: Beside, problems: list[Problem]) -> None:

@@ -8,12 +8,12 @@ calls are text, and a tool may answer any turn of the assistant.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from model.data.fields import Reading
 from model.data.records import Problem
-from model.data.texts import as_list, check_mapping, listed, not_a_list, short
+from model.data.texts import as_list, by_turn, check_mapping, listed, not_a_list, short
 from model.data.turns import CALL, OPENING, Message, is_read, read_turn, role_of, spelling_of
 
 _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
@@ -29,7 +29,7 @@ class _Moved(Message):
 def read_turns(value: Any, field: str, problems: list[Problem], reading: Reading | None = None) -> list[Message]:
     """Return the normalised turns of a conversation; what is wrong with one of them is added to the problems."""
     reading = reading or Reading()
-    value = _by_turn(as_list(value))
+    value = by_turn(as_list(value))
     if not isinstance(value, list):
         problems.append(Problem(field, f"must be a list, is {not_a_list(value)}", "wrongType"))
         return []
@@ -55,18 +55,9 @@ def read_turns(value: Any, field: str, problems: list[Problem], reading: Reading
     return turns
 
 
-def _by_turn(value: Any) -> Any:
-    """Return the turns of which a table has the roles in one list and the texts in another (`datasets.Sequence`)."""
-    if not isinstance(value, Mapping) or not all(isinstance(held, list) for held in value.values()):
-        return value
-    if not value or len(set(map(len, value.values()))) > 1:
-        return value
-    return [dict(zip(value, held, strict=True)) for held in zip(*value.values(), strict=True)]
-
-
 def unread_keys(value: Any) -> list[str]:
     """Return what the turns of a conversation hold beside what is read of them."""
-    turns = _by_turn(as_list(value))
+    turns = by_turn(as_list(value))
     if not isinstance(turns, list):
         return []
     spelling = spelling_of(turns)

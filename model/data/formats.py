@@ -22,8 +22,8 @@ Shape = Literal[
 Content = dict[str, Any]
 
 _ASKED = ("prompt", "instruction")
-_NO_INPUT = keys.NOTHING | {"<noinput>", "noinput", "n/a", "no input"}
-"""What stands in Alpaca's `input` where an instruction needs none."""
+_NO_INPUT = (keys.NOTHING - {"[]", "{}"}) | {"<noinput>", "noinput", "n/a", "no input"}
+"""What stands in Alpaca's `input` where an instruction needs none; an empty list may be what is asked about."""
 _SAYS_NOTHING = frozenset({"null", "nan", "<na>", r"\n"})
 PROMPT_ENDS = ("user", "tool", *OPENING)
 _OF_OTHER_SHAPES = (

@@ -134,7 +134,11 @@ TURN_KEYS = (
         ("reasoning_content", "thinking", "reasoning", "thought", "thoughts"),
         "what the assistant thinks",
     ),
-    Rule("channel", ("channel", "recipient"), "`final` and `all` change nothing; refused otherwise"),
+    Rule(
+        "channel",
+        ("channel", "recipient"),
+        "of the assistant: `final`, `all` and `user` change nothing; refused otherwise",
+    ),
     Rule(
         "media",
         ("image", "images", "image_url", "video", "videos", "audio", "audios"),

@@ -109,12 +109,22 @@ def as_list(value: Any) -> Any:
         return value
 
 
+def by_turn(value: Any) -> Any:
+    """Return the turns of which a table has the roles in one list and the texts in another (`datasets.Sequence`)."""
+    if not isinstance(value, Mapping) or not all(isinstance(held, list) for held in value.values()):
+        return value
+    if not value or len(set(map(len, value.values()))) > 1:
+        return value
+    return [dict(zip(value, held, strict=True)) for held in zip(*value.values(), strict=True)]
+
+
 def as_turns(value: Any) -> Any:
     """Return the list of turns that a text holds as JSON; any other value as it is.
 
     A text to learn may be a JSON list itself, of numbers or of records: it holds turns when its first item has a role.
     One turn alone, an object with a role, is a list of one.
     """
+    value = by_turn(value)
     if isinstance(value, Mapping) and ("role" in value or "from" in value):
         return [value]
     if not isinstance(value, str):

@@ -100,7 +100,7 @@ def read_turn(turn: Any, where: str, spelling: Spelling, problems: list[Problem]
 def _read_further(turn: Any, where: str, message: Message, problems: list[Problem], reading: Reading) -> None:
     """Add to a message what its turn has beside role, content and calls."""
     for key in ("name", "tool_call_id"):
-        if not keys.is_null(turn.get(key)):
+        if not keys.is_null(turn.get(key)) and turn[key] != "":
             message[key] = identifier(turn[key]) if key == "tool_call_id" else turn[key]
             check_text(message[key], f"{where}.{key}", problems)
     thoughts: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def _read_further(turn: Any, where: str, message: Message, problems: list[Proble
             thoughts[key] = value
         elif rule.kind in ("learned", "notLearned") and (flag := keys.truth(value)) is not None:
             learned[key] = flag == (rule.kind == "learned")
-        elif (text := _refusal(rule, value)) is not None:
+        elif (text := _refusal(rule, value, message["role"])) is not None:
             problems.append(Problem(f"{where}.{key}", text, "media" if rule.kind == "media" else "weight"))
     if (reasoning := _reasoning(thoughts, where, message["role"], problems)) is not None:
         message["reasoning_content"] = reasoning
@@ -121,7 +121,7 @@ def _read_further(turn: Any, where: str, message: Message, problems: list[Proble
         _mark(learned, where, message, problems, reading)
 
 
-def _refusal(rule: keys.Rule, value: Any) -> str | None:
+def _refusal(rule: keys.Rule, value: Any, role: str) -> str | None:
     if rule.kind in ("learned", "notLearned"):
         return f"must be 0 or 1, is {short(value)}"
     if rule.kind == "unclear":
@@ -131,13 +131,17 @@ def _refusal(rule: keys.Rule, value: Any) -> str | None:
     if keys.is_empty(value):
         return None
     if rule.kind == "channel":
-        if str(value).lower() in ("final", "all"):
+        if role != "assistant" or str(value).strip().lower() in _FOR_EVERYBODY:
             return None
         remedy = "what is thought as reasoning_content of the answer, what is called as its tool_calls"
         return f"is {short(value)}, and only what is said to the user is read as content: write {remedy}"
     if rule.kind == "detail":
         return "is not read: a turn is learned as a whole or not at all, write weight: 1 or weight: 0"
     return "holds images or sound, but only text is trained on: leave the row out"
+
+
+_FOR_EVERYBODY = ("final", "all", "user")
+"""Channels and recipients of what an assistant says to the user."""
 
 
 def _mark(learned: dict[str, bool], where: str, message: Message, problems: list[Problem], reading: Reading) -> None:

@@ -168,7 +168,8 @@ CASES = (
     Case(
         "a system prompt that is no text",
         rows({**PAIR, "system": ["Be brief."]}),
-        "train.jsonl row 1: system: must be a string, is a list",
+        "train.jsonl row 1: system: must be a string, is a list: mend it, "
+        "or leave the column out with --ignore-column=system (ignoredColumns in a TrainingRun)",
         row=1,
     ),
     Case(
@@ -192,7 +193,8 @@ CASES = (
     Case(
         "history that is text",
         rows({**PAIR, "history": "before"}),
-        "train.jsonl row 1: history: must be a list, is a string",
+        "train.jsonl row 1: history: must be a list, is a string: mend it, "
+        "or leave the column out with --ignore-column=history (ignoredColumns in a TrainingRun)",
         row=1,
     ),
     Case(
@@ -222,7 +224,8 @@ CASES = (
     Case(
         "history of plain texts",
         rows({**PAIR, "history": ["a", "b"]}),
-        "train.jsonl row 1: history: must hold pairs of question and answer, or turns with role and content",
+        "train.jsonl row 1: history: must hold pairs of question and answer, or turns with role and content: mend it, "
+        "or leave the column out with --ignore-column=history (ignoredColumns in a TrainingRun)",
         row=1,
     ),
     Case(
@@ -234,14 +237,16 @@ CASES = (
     Case(
         "template variables that are a list",
         rows({**PAIR, "chat_template_kwargs": ["a"]}),
-        "train.jsonl row 1: chat_template_kwargs: must be an object, is a list",
+        "train.jsonl row 1: chat_template_kwargs: must be an object, is a list: mend it, "
+        "or leave the column out with --ignore-column=chat_template_kwargs (ignoredColumns in a TrainingRun)",
         row=1,
     ),
     Case(
         "template variables that are broken JSON",
         rows({**PAIR, "chat_template_kwargs": "{a}"}),
         "train.jsonl row 1: chat_template_kwargs: must be an object, or one as JSON: not valid JSON: Expecting "
-        "property name enclosed in double quotes at character 2",
+        "property name enclosed in double quotes at character 2: mend it, "
+        "or leave the column out with --ignore-column=chat_template_kwargs (ignoredColumns in a TrainingRun)",
         row=1,
     ),
     Case(
@@ -332,7 +337,8 @@ CASES = (
     Case(
         "thoughts in a column, and a number",
         rows({**PAIR, "reasoning_content": 5}),
-        "train.jsonl row 1: reasoning_content: must be a string, is a number",
+        "train.jsonl row 1: reasoning_content: must be a string, is a number: mend it, "
+        "or leave the column out with --ignore-column=reasoning_content (ignoredColumns in a TrainingRun)",
         row=1,
     ),
     Case(

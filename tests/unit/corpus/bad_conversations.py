@@ -200,7 +200,8 @@ CASES = (
     Case(
         "tools that are no list",
         chat(USER, ANSWER, tools={"name": "f"}),
-        "train.jsonl row 1: tools: must be a list of tools, is an object",
+        "train.jsonl row 1: tools: must be a list of tools, is an object: mend it, "
+        "or leave the column out with --ignore-column=tools (ignoredColumns in a TrainingRun)",
         row=1,
     ),
     Case(

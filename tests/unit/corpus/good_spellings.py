@@ -54,6 +54,8 @@ FLAGS = (
         [{"messages": [USER, ANSWER, USER, OTHER]}]),
     Good("a channel for everybody", flagged(channel="final", recipient="all"),
         [{"messages": [USER, ANSWER, USER, OTHER]}]),
+    Good("an answer for the user", flagged(recipient="user"), [{"messages": [USER, ANSWER, USER, OTHER]}]),
+    Good("channels of other turns", chat({**USER, "channel": "web", "recipient": "Bob"}, ANSWER), [PLAIN]),
     Good("rows that are to be learned", rows({**PAIR, "train": True, "skip_loss": 0, "is_good": "yes"}), [PAIR]),
     Good("numbers and words about training", rows({**PAIR, "loss": 0.12, "training": "2023", "attention_mask": [1],
         "body_weight": 70, "weights": []}), [PAIR]),
@@ -78,9 +80,9 @@ BESIDE = (
         [[{"bytes": None, "path": None}]], pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])))),
         [PAIR], file="train.parquet"),
     Good("Alpaca: words for no input", rows(*({"instruction": "a", "input": added, "output": str(number)}
-        for number, added in enumerate(("<noinput>", "nan", "N/A", "None", "c")))),
+        for number, added in enumerate(("<noinput>", "nan", "N/A", "None", "[]", "{}")))),
         [*({"prompt": "a", "completion": str(number)} for number in range(4)),
-         {"prompt": "a\n\nc", "completion": "4"}]),
+         {"prompt": "a\n\n[]", "completion": "4"}, {"prompt": "a\n\n{}", "completion": "5"}]),
 )  # fmt: skip
 
 
@@ -125,6 +127,10 @@ TURNS = (
         "value": ["Why?", "Because."]}}), [PLAIN]),
     Good("Parquet: roles in one list and texts in another", parquet(messages=[{"role": ["user", "assistant"],
         "content": ["Why?", "Because."]}]), [PLAIN], file="train.parquet"),
+    Good("a prompt and an answer, each with roles in one list and texts in another", rows({
+        "prompt": {"role": ["user"], "content": ["Why?"]},
+        "completion": {"role": ["assistant"], "content": ["Because."]}}), [PLAIN]),
+    Good("names of turns without anything in them", chat({**USER, "name": "", "tool_call_id": ""}, ANSWER), [PLAIN]),
     Good("a prompt as turns and an answer as text", rows({"prompt": [USER], "completion": "Because."}), [PLAIN]),
     Good("an answer that is one turn", rows({"prompt": "Why?", "completion": ANSWER}), [PLAIN]),
 )  # fmt: skip
@@ -140,6 +146,9 @@ ANSWERS = (
         [COMPARED], flags=DPO),
     Good("answers to messages, of which each is one turn", rows({"prompt": "Why?", "chosen": ANSWER,
         "rejected": OTHER}), [COMPARED], flags=DPO),
+    Good("answers with roles in one list and texts in another", rows({
+        "chosen": {"role": ["user", "assistant"], "content": ["Why?", "Because."]},
+        "rejected": {"role": ["user", "assistant"], "content": ["Why?", "Go away."]}}), [COMPARED], flags=DPO),
     Good("an answer as turns and one as text", rows({"prompt": [USER], "chosen": [ANSWER], "rejected": "Go away."}),
         [COMPARED], flags=DPO),
     Good("UltraFeedback: the messages that were chosen beside both", rows({"prompt": "Why?", "chosen": [USER, ANSWER],
