@@ -155,6 +155,18 @@ async def test_a_key_that_waits_to_settle_keeps_its_line_whatever_comes_then(sec
     assert [queue._due.take({}), queue._due.take({})] == [(A, Line.END), (B, Line.NEWS)]
 
 
+async def test_an_end_brings_forward_what_stands_in_a_worse_line_already() -> None:
+    async def work(key: Key) -> None:
+        del key
+
+    queue = WorkQueue(work=work)
+    for key in (B, A):
+        queue.add(key, Line.ROUTINE)
+    queue.add_after(A, 600, Line.END)
+    queue.add_after(A, 600, Line.NEWS)
+    assert [queue._due.take({}), queue._due.take({})] == [(A, Line.END), (B, Line.ROUTINE)]
+
+
 @pytest.mark.parametrize(("failures", "full"), [(1, 0.2), (2, 0.4), (5, 3.2), (50, BACKOFF_MAXIMUM_SECONDS)])
 def test_backoff_doubles_up_to_a_minute_and_is_spread(failures: int, full: float) -> None:
     assert backoff_seconds(failures, 0.0) == pytest.approx(full)

@@ -8,6 +8,7 @@ run goes on. Labels find objects; whose they are, the controller's uid says.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from typing import Any
 
 from finetune.api import reasons
 from finetune.api.trainingrun import TrainingRun
-from finetune.clients.kubernetes import KubernetesClient, KubernetesError
+from finetune.clients.kubernetes import KubernetesClient, KubernetesError, NotFoundError
 from finetune.logs import described
 
 from .core import names
@@ -130,10 +131,21 @@ class Gatherer:
         What one that has ended only read from it, nobody misses. Raises KubernetesError.
         """
         namespace, uid = run.metadata.namespace, run.metadata.uid
-        found = set(self._known.naming(namespace, claim))
+        found = set()
+        for key in self._known.naming(namespace, claim):
+            other = self._known.document(key) or await self._read(key)
+            if json.dumps(claim) in json.dumps(other):
+                found.add((key.name, other["metadata"]["uid"]))
         async for page in self._kubernetes.list_runs_with_output(namespace, claim):
             found |= {(each["metadata"]["name"], each["metadata"]["uid"]) for each in page}
         return tuple(sorted(name for name, other in found if other != uid))
+
+    async def _read(self, key: Key) -> Document:
+        """A run as it is; empty where it is gone."""
+        try:
+            return await self._kubernetes.get_run(key.namespace, key.name)
+        except NotFoundError:
+            return {}
 
     async def _with_events(self, case: Case) -> Seen:
         """What was seen, with the Events that say why it waits where nothing else does."""

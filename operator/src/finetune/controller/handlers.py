@@ -176,7 +176,7 @@ class Operator:
                     del before[key]
                 changed = self._known.run_seen(run)
                 if not has_finished(run) and (changed or self._known.is_stale(key)):
-                    self._queue.add(key, Line.ROUTINE)
+                    self._queue.add(key, Line.ROUTINE if has_phase(run) else Line.BIRTH)
         for key, uid in before.items():
             self._known.missed(key, uid)
 
@@ -208,7 +208,12 @@ def line_of(run: Mapping[str, Any], *, listed: bool, changed: bool) -> Line:
         return Line.WISH
     if has_finished(run):
         return Line.ROUTINE if listed else Line.NEWS
-    return Line.NEWS if (run.get("status") or {}).get("phase") else Line.BIRTH
+    return Line.NEWS if has_phase(run) else Line.BIRTH
+
+
+def has_phase(run: Mapping[str, Any]) -> bool:
+    """Whether a run was looked at before."""
+    return bool((run.get("status") or {}).get("phase"))
 
 
 async def run_operator(settings: Settings) -> None:

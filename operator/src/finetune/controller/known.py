@@ -267,13 +267,13 @@ class KnownRuns:
         runs = self._runs.items()
         return {key: each.uid for key, each in runs if namespace in (None, key.namespace) and not each.finished}
 
-    def naming(self, namespace: str, word: str) -> list[tuple[str, str]]:
-        """Name and uid of the unfinished runs of a namespace that have this word somewhere."""
+    def naming(self, namespace: str, word: str) -> list[Key]:
+        """The unfinished runs of a namespace that have this word somewhere, and those that have to be read."""
         said = json.dumps(word).encode()
         return [
-            (key.name, each.uid)
+            key
             for key, each in self._runs.items()
-            if key.namespace == namespace and not each.finished and said in each.content
+            if key.namespace == namespace and not each.finished and (said in each.content or not each.content)
         ]
 
     def phases(self) -> Iterable[tuple[str, str]]:

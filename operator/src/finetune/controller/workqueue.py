@@ -188,8 +188,9 @@ class WorkQueue:
             self._start_due()
 
     def add_after(self, key: Key, seconds: float, line: Line = Line.ROUTINE) -> None:
-        """Make the key due in `seconds`, unless it is due earlier already; the latter may move to a better line."""
+        """Make the key due in `seconds`, unless it is due earlier already; then it may move to a better line."""
         if key in self._due or key in self._again:
+            self.add(key, line)
             return
         loop = asyncio.get_running_loop()
         when, timer = loop.time() + seconds, self._cancel_timer(key)
