@@ -31,8 +31,11 @@ LOCAL = (
     ip_network("169.254.0.0/16"),
     ip_network("fe80::/10"),
     ip_network("100.100.100.200/32"),  # Alibaba's metadata
+    ip_network("168.63.129.16/32"),  # Azure's agent of nodes
     ip_network("fd00:ec2::/32"),  # Amazon's, and its agent of pods' identities
     ip_network("fd20:ce::254/128"),  # Google's
+    ip_network("fd00:c1::a9fe:a9fe/128"),  # Oracle's
+    ip_network("fd00:42::42/128"),  # Scaleway's
 )
 """Link-local addresses, and their like elsewhere."""
 NAT64 = ip_network("64:ff9b::/96")
