@@ -63,7 +63,7 @@ def build(base_model: Path, tokenizer: Any, encoded: TokenRows, tmp_path: Path) 
             state=RunState(),
         )
         trainer = kind(model, tokenizer, encoded, encoded, parts)
-        fit(trainer, max(encoded.lengths), cuda=False, resumed=False)
+        fit(trainer, cuda=False, resumed=False)
         with torch.no_grad():  # a fresh adapter adds nothing, and a wrong gradient could hide behind that
             for name, weight in trainer.model.named_parameters():
                 if "lora_B" in name:
