@@ -16,17 +16,17 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from finetune.api.files import RunFiles
+from finetune.api.files import InterimRequest, RunFiles
 from finetune.api.registry import AdapterFile, RunRequest
 from finetune.registry.blobs import BlobStore, open_store
-from finetune.registry.blobs.errors import StorageFull, StoreUnavailable, TooLarge
+from finetune.registry.blobs.errors import StorageFull, StoreBusy, StoreUnavailable, TooLarge
 from finetune.registry.database import Database, parse_url
 from finetune.registry.errors import DigestMismatch
 from finetune.registry.schema import blobs as blobs_table
 from finetune.registry.schema import runs
 from finetune.registry.store.common import now
 from finetune.registry.store.files import FileLimits, FileStore
-from finetune.registry.store.garbage import CLAIM
+from finetune.registry.store.garbage import CLAIM, collect_orphans
 from finetune.registry.store.runs import RunStore
 from tests.support.adapters import adapter_files, announce, listing, make_version, registered, safetensors, send
 from tests.support.registry import run_document, serving
@@ -460,6 +460,43 @@ async def test_uploads_of_the_same_bytes_at_once_are_one_blob(database: Database
         await recorded(database, uid)
     await asyncio.gather(*(sent(store, uid, adapter_files(salt=1)) for uid in uids))
     assert await stored(blobs) == {hashlib.sha256(content).hexdigest() for content in adapter_files(salt=1).values()}
+
+
+@pytest.mark.parametrize("collected", [False, True], ids=["replaced", "collected"])
+async def test_bytes_that_are_given_up_while_they_come_are_known_or_sent_again(
+    database: Database, blobs: BlobStore, uid: str, *, collected: bool
+) -> None:
+    store = FileStore(database, blobs)
+    await recorded(database, uid)
+    card, other = {"README.md": b"card"}, {"README.md": b"other"}
+    digest = hashlib.sha256(b"card").hexdigest()
+
+    async def evaluated(step: int, files: dict[str, bytes]) -> None:
+        request = InterimRequest.model_validate({"evaluationLoss": "1", "files": listing(files)})
+        await store.announce_interim("ml", uid, step, request)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"ca"
+        await evaluated(2, other)  # takes the place of what has not come whole
+        if collected:
+            await store.collect_garbage(dry_run=False, older_than=NOW)
+        await evaluated(3, card)
+        yield b"rd"
+
+    await evaluated(1, card)
+    file = await store.awaited("ml", uid, digest)
+    assert file is not None
+    if collected:
+        with pytest.raises(StoreBusy):
+            await store.put("ml", uid, file, slow(), size=4, actor="test")
+        file = await store.awaited("ml", uid, digest)
+        assert file is not None
+        await store.put("ml", uid, file, blocks_of(b"card"), size=4, actor="test")
+    else:
+        await store.put("ml", uid, file, slow(), size=4, actor="test")
+    assert await store.awaited("ml", uid, digest) is None
+    assert (await collect_orphans(database, blobs, dry_run=True, older_than=NOW)).blobs == 0
+    assert await stored(blobs) == {digest}
 
 
 async def test_a_full_store_still_deletes(

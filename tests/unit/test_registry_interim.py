@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import uuid
 from collections.abc import Iterator
@@ -11,9 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from finetune.cli.main import main
 from finetune.registry.blobs import open_store
 from finetune.registry.database import Database, parse_url
+from finetune.registry.schema import blobs as blobs_table
+from finetune.registry.schema import interim_adapters
+from finetune.registry.store.common import now
 from finetune.registry.store.files import FileLimits, FileStore
 from tests.support.adapters import adapter_files, announce, listing, make_version, registered, send
 from tests.support.registry import run_document, serving
@@ -184,6 +190,33 @@ async def test_those_of_a_failed_run_stay_for_a_while(
         await database.close()
     assert kept(http) == []
     assert kept(http, "run-2") == [(10, True, True)]
+
+
+def test_the_command_leaves_them_unless_it_is_told_how_old_they_may_become(
+    http: httpx.Client, uid: str, database_url: str, blobs: Path
+) -> None:
+    """How long the registry that serves keeps them the command does not know."""
+    files = send_step(http, uid, 10)
+    end(http, uid, "Failed")
+
+    async def aged() -> None:
+        database, before = Database(parse_url(database_url)), now() - timedelta(days=40)
+        await database.write(lambda c: c.execute(update(interim_adapters).values(created_time=before)))
+        await database.write(lambda c: c.execute(update(blobs_table).values(touched_time=before)))
+        await database.close()
+
+    asyncio.run(aged())
+    collect = ("registry", "gc", f"--database-url={database_url}", f"--store=file://{blobs}")
+    for flags, left in (
+        ((), digests(files)),
+        (("--keep-interim-days=41",), digests(files)),
+        (("--keep-interim-days=39",), set()),
+    ):
+        assert main([*collect, *flags]) == 0
+        assert weights_in(blobs) == left
+    for wrong in ("-1", "100001", "x"):
+        with pytest.raises(SystemExit):
+            main([*collect, f"--keep-interim-days={wrong}"])
 
 
 def test_one_is_deleted_by_people(http: httpx.Client, uid: str, blobs: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from finetune.clients.people import AdapterDamaged, PeopleClient
 from finetune.registry.blobs import open_store
+from finetune.registry.blobs.errors import StoreUnavailable
 from finetune.registry.blobs.folder import FolderStore
 from finetune.registry.store.files import FileLimits
 from tests.support.adapters import adapter_files, make_version
@@ -149,3 +150,21 @@ async def test_a_store_that_cannot_be_reached_is_read_through_the_registry(
         async with client(http) as people:
             await people.pull("ml", "support", "1", tmp_path / "pulled")
     assert {path.name: path.read_bytes() for path in (tmp_path / "pulled").iterdir()} == FILES
+
+
+class Unsigned(FolderStore):
+    """A store that gives its bytes, to an account that may not sign."""
+
+    async def signed_url(self, sha256: str, *, lasting: timedelta) -> None:
+        raise StoreUnavailable(self.name, f"signBlob is denied: {sha256} for {lasting}")
+
+
+def test_where_nothing_can_be_signed_the_registry_gives_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with registry(tmp_path, store=Unsigned(tmp_path / "blobs"), limits=PRESIGNED) as http:
+        assert http.get(FILE).content == FILES[WEIGHTS]
+        assert "may the registry's account sign?" in caplog.text
+        digest = hashlib.sha256(FILES[WEIGHTS]).hexdigest()
+        (tmp_path / "blobs" / digest[:2] / digest).unlink()
+        assert http.get(FILE).status_code == 503

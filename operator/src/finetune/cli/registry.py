@@ -26,6 +26,7 @@ DATABASE_URL = "FINETUNE_DATABASE_URL"
 STORE = "FINETUNE_STORE"
 REFUSALS = frozenset({"42501", "25006"})
 """SQLSTATE of what an administrator must grant: a privilege that is missing, a database that is only read."""
+MOST_DAYS = 100_000
 ADMINISTRATOR = "administrator"
 """Who the audit trail says has used the commands on the database itself."""
 
@@ -57,7 +58,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     collect = commands.add_parser("gc", help="remove the files that no adapter version and no run needs, and exit")
     add_database(collect)
     add_store(collect)
-    _add_interim(collect)
+    _add_interim(collect, default=None, said="they are left to the registry that serves, which knows its own days")
     collect.add_argument(
         "--orphans",
         action="store_true",
@@ -133,7 +134,7 @@ def _add_limits(serve: argparse.ArgumentParser) -> None:
         help="of each adapter so many newest versions are kept, and those with an alias; older ones are deleted "
         "(default: all are kept)",
     )
-    _add_interim(serve)
+    _add_interim(serve, default=30, said="%(default)s")
     serve.add_argument(
         "--presigned-downloads",
         action="store_true",
@@ -149,14 +150,22 @@ def _quota(text: str) -> tuple[str, int]:
     return namespace, int(size)
 
 
-def _add_interim(parser: argparse.ArgumentParser) -> None:
+def _add_interim(parser: argparse.ArgumentParser, *, default: int | None, said: str) -> None:
     parser.add_argument(
         "--keep-interim-days",
-        type=int,
-        default=30,
+        type=_days,
+        default=default,
+        metavar="DAYS",
         help="how long what a run has sent while it trained is kept after it has ended without an adapter "
-        "(default: %(default)s)",
+        f"(default: {said})",
     )
+
+
+def _days(text: str) -> int:
+    """A number of days for which there is a date before today."""
+    if not (text.isascii() and text.isdigit() and int(text) <= MOST_DAYS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 0 to {MOST_DAYS}")
+    return int(text)
 
 
 def add_log_format(parser: argparse.ArgumentParser) -> None:
@@ -264,7 +273,8 @@ def _collect_garbage(arguments: argparse.Namespace) -> int:
     async def collect(database: Database, store: BlobStore) -> str:
         from finetune.registry.store import garbage
 
-        after = timedelta(days=arguments.keep_interim_days)
+        days = arguments.keep_interim_days
+        after = None if days is None else timedelta(days=days)
         found = await garbage.collect(database, store, dry_run=arguments.dry_run, interim_after=after)
         done = "would be removed" if arguments.dry_run else "removed"
         said = f"{found.blobs} files of {found.bytes} bytes {done} from {store.name}"

@@ -105,7 +105,7 @@ class Contents:
             await connection.execute(insert(content_blobs).values(**row))
 
         async def end(connection: AsyncConnection) -> None:
-            await garbage.note_stored(connection, sha256, size=len(data))
+            await garbage.note_stored(connection, sha256, size=len(data), store=store)
             await connection.execute(delete(content_chunks).where(and_content(content_chunks, content, number)))
 
         await self._database.write(begin)

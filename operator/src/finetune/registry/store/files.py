@@ -21,7 +21,7 @@ from finetune.api.files import ADAPTER_FILE_NAMES, InterimRequest, MissingFiles,
 from finetune.api.registry import AdapterFile
 from finetune.logs import described
 from finetune.registry.blobs import BlobStore
-from finetune.registry.blobs.errors import NoStore, TooLarge
+from finetune.registry.blobs.errors import BlobMissing, NoStore, StoreUnavailable, TooLarge
 from finetune.registry.database import Database
 from finetune.registry.errors import (
     AttemptOver,
@@ -90,10 +90,20 @@ class FileStore:
         return self._store
 
     async def elsewhere(self, sha256: str) -> str | None:
-        """Where a reader is to get these bytes, instead of from here; None: from here. Raises the store's errors."""
+        """Where a reader is to get these bytes, instead of from here; None: from here. Raises `BlobMissing`."""
         if not self._limits.presigned:
             return None
-        return await self.store.signed_url(sha256, lasting=SIGNED_FOR)
+        try:
+            return await self.store.signed_url(sha256, lasting=SIGNED_FOR)
+        except BlobMissing:
+            raise
+        except StoreUnavailable as error:  # such as an account that may read, and may not sign
+            log.warning(
+                "no address in %s can be signed, so that its files are read here: %s; may the registry's account sign?",
+                self.store.name,
+                described(error),
+            )
+            return None
 
     async def close(self) -> None:
         """Close the store."""
@@ -226,7 +236,7 @@ class FileStore:
 
         async def end(connection: AsyncConnection) -> list[str]:
             run = await _locked_run(connection, namespace, uid)
-            await garbage.note_stored(connection, file.sha256, size=size)
+            await garbage.note_stored(connection, file.sha256, size=size, store=store)
             sent = and_(run_files.c.run_id == run.id, run_files.c.sha256 == file.sha256)
             await connection.execute(update(run_files).where(sent).values(held=True))
             gone = await interim_rows.settle_interim(connection, run.id)

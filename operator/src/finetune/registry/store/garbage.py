@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -28,6 +28,7 @@ from .interim_rows import is_interim
 GARBAGE_AFTER = timedelta(hours=24)
 INTERIM_AFTER = timedelta(days=30)
 """How long the interim adapters of a run are kept that has ended without a stored one, from when its last was made."""
+EVER = datetime(1, 1, 1, tzinfo=UTC)
 LEFTOVERS_AFTER = timedelta(hours=24)
 GARBAGE_BATCH = 500
 CLAIM = timedelta(minutes=10)
@@ -82,10 +83,11 @@ async def note_lost(database: Database, store: BlobStore, digests: Iterable[str]
     await database.write(transaction)
 
 
-async def note_stored(connection: AsyncConnection, sha256: str, *, size: int) -> None:
-    """The store has a blob that was claimed."""
-    change = update(blobs).where(blobs.c.sha256 == sha256)
-    await connection.execute(change.values(bytes=size, stored=True, touched_time=now()))
+async def note_stored(connection: AsyncConnection, sha256: str, *, size: int, store: BlobStore) -> None:
+    """The store has a blob that was claimed. Raises `StoreBusy` where a collector has taken the claim meanwhile."""
+    change = update(blobs).where(blobs.c.sha256 == sha256, blobs.c.deleting.is_(False))
+    if not (await connection.execute(change.values(bytes=size, stored=True, touched_time=now()))).rowcount:
+        raise StoreBusy(store.name, sha256)
 
 
 async def collect(
@@ -94,14 +96,14 @@ async def collect(
     *,
     dry_run: bool,
     older_than: timedelta = GARBAGE_AFTER,
-    interim_after: timedelta = INTERIM_AFTER,
+    interim_after: timedelta | None = INTERIM_AFTER,
 ) -> Garbage:
     """Remove the blobs that nothing needs, and what cut uploads left; with `dry_run` only count them.
 
-    Ended runs without an adapter give up what they have sent of one, and after a while their interim adapters. Raises
-    the errors of the store: what is removed by then stays removed, the rest is for the next time.
+    Ended runs without an adapter give up what they have sent of one, and after a while their interim adapters, unless
+    that is None. Raises the errors of the store: what is removed by then stays removed, the rest is for the next time.
     """
-    before = Before(files=now() - older_than, interim=now() - interim_after)
+    before = Before(files=now() - older_than, interim=EVER if interim_after is None else now() - interim_after)
     if dry_run:
         async with database.reading() as connection:
             query = select(func.count(), func.coalesce(func.sum(blobs.c.bytes), 0)).where(_removable(before))
@@ -149,8 +151,8 @@ async def _claim_orphan(connection: AsyncConnection, *, sha256: str, size: int, 
 async def release(database: Database, store: BlobStore, digests: Sequence[str]) -> None:
     """Remove those of these blobs that nothing needs any more, at once: somebody has deleted what they belonged to.
 
-    Whoever needs one has its row in the transaction that claims the blob. Raises the errors of the store; what could
-    not be removed is garbage for the next collector.
+    Whoever needs one has its row in the transaction that claims the blob; one that is still being sent is left to the
+    next collector, as is what could not be removed. Raises the errors of the store.
     """
     ordered = sorted(set(digests))
     for start in range(0, len(ordered), GARBAGE_BATCH):
@@ -159,7 +161,7 @@ async def release(database: Database, store: BlobStore, digests: Sequence[str]) 
 
 
 def _unneeded(digests: Sequence[str]) -> ColumnElement[bool]:
-    return and_(blobs.c.sha256.in_(digests), blobs.c.deleting.is_(False), ~_named())
+    return and_(blobs.c.sha256.in_(digests), blobs.c.stored.is_(True), blobs.c.deleting.is_(False), ~_named())
 
 
 async def _remove(database: Database, store: BlobStore, wanted: Callable[[], ColumnElement[bool]]) -> tuple[int, int]:
