@@ -21,7 +21,7 @@ from tests.cluster.kube_api import KubeApi
 from tests.support import documents
 from tests.support.kubectl import Kubectl
 from tests.support.people import Installed, Person, a_person, installed
-from tests.support.registry import adapter_document, run_document
+from tests.support.registry import adapter_document, run_document, sha256
 from tests.support.world import manifest
 
 SYSTEM = "finetune-sweeps"
@@ -86,6 +86,19 @@ def test_a_grid_is_made_once_and_grows(person: Person, kubectl: Kubectl, base: s
     assert uids < {each["metadata"]["uid"] for each in runs(kubectl).values()}
 
 
+def test_the_runs_are_made_in_the_file_s_namespace(person: Person, kubectl: Kubectl, base: str, tmp_path: Path) -> None:
+    document = yaml.safe_load(Path(base).read_text())
+    document["metadata"]["namespace"] = kubectl.namespace
+    Path(base).write_text(yaml.safe_dump(document))
+    config = yaml.safe_load(Path(person.environment["KUBECONFIG"]).read_text())
+    for each in config["contexts"]:
+        each["context"]["namespace"] = "elsewhere"
+    (tmp_path / "elsewhere.conf").write_text(yaml.safe_dump(config))
+    said = Person({**person.environment, "KUBECONFIG": str(tmp_path / "elsewhere.conf")})("sweep", "-f", base, *GRID)
+    assert said.code == 0, said.err
+    assert len(runs(kubectl)) == 4
+
+
 def test_nothing_is_made_where_one_is_refused(person: Person, kubectl: Kubectl, base: str) -> None:
     """dpo and kto are for their methods only: a rule of the API server's."""
     refused = person("sweep", "-f", base, "--set", "method=SFT,DPO,KTO", "--set", "dpo.beta=0.1,0.2")
@@ -96,12 +109,13 @@ def test_nothing_is_made_where_one_is_refused(person: Person, kubectl: Kubectl, 
     assert "method=DPO" not in refused.err
     assert runs(kubectl) == {}
     names = person("sweep", "-f", base, *GRID, "--dry-run=client", "-o", "json").out
-    taken = json.loads(names)["items"][2]["metadata"]["name"]
-    kubectl.apply(manifest(taken))
+    taken = [each["metadata"]["name"] for each in json.loads(names)["items"][1:3]]
+    for each in taken:
+        kubectl.apply(manifest(each))
     other = person("sweep", "-f", base, *GRID)
     assert other.code == 1
-    assert f"{taken}: there is such a TrainingRun, and it is not of the sweep tune" in other.err
-    assert runs(kubectl).keys() == {taken}
+    assert f"{', '.join(taken)}: there is such a TrainingRun, and it is not of the sweep tune" in other.err
+    assert runs(kubectl).keys() == set(taken)
 
 
 def test_what_was_made_goes_again_where_a_later_one_is_refused(person: Person, kubectl: Kubectl, base: str) -> None:
@@ -213,6 +227,7 @@ def finished(
     uid, operator = str(uuid.uuid4()), {"Authorization": f"Bearer {registry.token('operator')}"}
     made = adapter_document(uid, name=adapter)
     made["result"]["evaluationLoss"] = loss
+    made["dataset"]["sha256"] = sha256(experiment)
     root = f"{registry.url}/api/v1/namespaces/{namespace}/runs/{uid}"
     for path, body in (
         ("", run_document(name=name, experiment=experiment)),
@@ -258,6 +273,7 @@ def test_the_best_of_an_experiment_is_promoted_unless_it_is_worse(
     }
     all_of_it = person("adapters", "promote", "support", "production")
     assert all_of_it.out == "support@production is version 4 of d: heldOutLoss 1, before version 2 (1.4)\n"
+    assert "the versions were trained on 2 datasets" in all_of_it.err
     finished(registry, kubectl.namespace, "e", "1.0", adapter="another")
     several = person("promote", "tune", "--alias=candidate")
     assert several.code == 2

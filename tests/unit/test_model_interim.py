@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def test_a_registry_that_takes_none_is_left_alone(
         sender.offer(interim(1, 1.0))
         wait_for(lambda: not sender.wants)
     assert ["takes no adapters" in text for text in said] == ([] if store is None else [True])
+
+
+def test_copies_do_not_stay_in_memory_once_the_registry_takes_none(url: str, make: Make) -> None:
+    sender, slow, waiting = make(url, "unknown"), threading.Event(), interim(2, 0.5)
+    sender.offer(interim(1, 1.0, until=slow))
+    sender.offer(waiting)
+    copy = weakref.ref(waiting)
+    del waiting
+    assert copy() is not None
+    slow.set()
+    wait_for(lambda: copy() is None)
 
 
 def test_what_fails_is_said_and_the_next_one_is_tried(make: Make, said: list[str]) -> None:

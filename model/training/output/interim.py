@@ -102,6 +102,8 @@ class InterimSender:
     def offer(self, interim: Interim) -> None:
         """Send this one next, unless newer ones come first and none is better."""
         with self._changed:
+            if self._closed:
+                return
             self._waiting = worth_sending([*self._waiting, interim])
             self._changed.notify()
 
@@ -135,7 +137,10 @@ class InterimSender:
         """Wait for an adapter; None when no more are to be sent."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
-            return None if self._closed else self._waiting.pop(0)
+            if not self._closed:
+                return self._waiting.pop(0)
+            self._waiting.clear()  # each holds a copy of the weights
+            return None
 
     def _send(self, interim: Interim) -> None:
         shutil.rmtree(self._scratch, ignore_errors=True)

@@ -61,8 +61,13 @@ def measure(item: AdapterVersion, by: str) -> float | None:
 def best_of(versions: Iterable[AdapterVersion], by: str) -> AdapterVersion | None:
     """The version with the best measure among those that are given out; of equal ones the newest."""
     sign = -1 if by in LARGER_IS_BETTER else 1
-    usable = [each for each in versions if each.state in USABLE and measure(each, by) is not None]
+    usable = usable_of(versions, by)
     return min(usable, key=lambda each: (sign * (measure(each, by) or 0.0), -each.version), default=None)
+
+
+def usable_of(versions: Iterable[AdapterVersion], by: str) -> list[AdapterVersion]:
+    """The versions that `best_of` chooses from."""
+    return [each for each in versions if each.state in USABLE and measure(each, by) is not None]
 
 
 def objection(best: AdapterVersion, current: AdapterVersion, by: str, allowed: Guard) -> str | None:

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .measures import best_of, measure, objection
+from .measures import best_of, measure, objection, usable_of
 from .output import document, number
 from .session import Result, Session, UsageError, fail, note
 
@@ -60,6 +60,9 @@ async def _promote(
     best = best_of(versions, by)
     if best is None:
         raise UsageError(f"no version of {of} that may be used has {by}; `finetune adapters list {name}` shows them")
+    datasets = {each.dataset.sha256 for each in usable_of(versions, by)}
+    if len(datasets) > 1:
+        note(f"the versions were trained on {len(datasets)} datasets: numbers compare only on the same held-out rows")
     try:
         current = await registry.find_adapter(session.namespace, name, alias)
     except RegistryNotFound:

@@ -61,7 +61,7 @@ async def sweep(session: Session, arguments: argparse.Namespace) -> Result:
         return manifests([member.manifest for member in made], arguments.output)
     this = Sweep(
         name=name,
-        namespace=session.namespace,
+        namespace=made[0].manifest["metadata"]["namespace"],  # the file's, as for `finetune run`
         members=made,
         parallel=arguments.parallel,
         cluster=await session.cluster(),
@@ -118,7 +118,8 @@ async def _judged(this: Sweep, before: Objects) -> list[str]:
                 runs_path(this.namespace), _made(this, member), fieldValidation="Strict", dryRun="All"
             )
         except AlreadyExistsError:
-            problems[f"there is such a TrainingRun, and it is not of the sweep {this.name}"] = [member.name]
+            said = f"there is such a TrainingRun, and it is not of the sweep {this.name}"
+            problems.setdefault(said, []).append(member.name)
         except KubernetesError as error:
             if error.status == 401 or passes(error):  # it is not about this member
                 raise
