@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,13 @@ from finetune.controller.core.outcome import deleted_outcome, outcome_of
 from finetune.controller.teller import MAX_PENDING, MAX_TOLD, Teller
 from tests.support.registry import run_document, serving
 
+FINISHED = {
+    "type": "Finished",
+    "status": "True",
+    "reason": "Failed",
+    "message": "",
+    "lastTransitionTime": "2026-01-01T12:00:00Z",
+}
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
@@ -56,6 +64,34 @@ async def test_each_change_is_told_once(registry: RegistryClient) -> None:
     assert not teller._pending, "only the version is another one"
     teller.note(run(version="13"), status("Suspended"))
     assert len(teller._pending) == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_what_waits_is_told_when_the_operator_ends(registry: RegistryClient, begun: bool) -> None:
+    """It would be asked for again minutes after the next start."""
+    teller = Teller(kubernetes=nowhere(), registry=registry, period_seconds=3600)
+    telling = asyncio.create_task(teller.run())
+    await asyncio.sleep(0)
+    teller.note(run(version="9"), status("Failed", conditions=[FINISHED]))
+    if begun:
+        await asyncio.sleep(0)
+    telling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await telling
+    known = (await registry.get_run("ml", "u1")).outcome
+    assert known is not None
+    assert (known.phase, known.ended) == ("Failed", True)
+
+
+async def test_a_registry_that_is_away_does_not_hold_up_the_end() -> None:
+    async with RegistryClient(base_url="http://127.0.0.1:9") as away:
+        teller = Teller(kubernetes=nowhere(), registry=away)
+        teller.note(run(), status("Training"))
+        telling = asyncio.create_task(teller.run())
+        await asyncio.sleep(0)
+        telling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await telling
 
 
 @pytest.fixture

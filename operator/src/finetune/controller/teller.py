@@ -37,6 +37,8 @@ MAX_TOLD = 20_000
 RETRY_SECONDS = 5.0
 SETTLE_SECONDS = 1.0
 """How long it waits for more before it tells: a short run changes several times a second, and its last word counts."""
+LAST_SECONDS = 1.0
+"""How long the end of the operator may wait for the registry."""
 UNHEARD_PERIODS = 5
 """An unfinished run of which nothing was heard for so long is looked for: all are looked at more often than that."""
 
@@ -113,7 +115,15 @@ class Teller:
         self._woken.set()
 
     async def run(self) -> None:
-        """Tell for ever."""
+        """Tell until cancelled; then tell what waits, which would be found out minutes after the next start."""
+        try:
+            await self._tell_for_ever()
+        finally:
+            with suppress(RegistryError, TimeoutError):
+                async with asyncio.timeout(LAST_SECONDS):
+                    await self._tell_pending()
+
+    async def _tell_for_ever(self) -> None:
         while True:
             self._woken.clear()
             try:
