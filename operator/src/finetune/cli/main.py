@@ -76,6 +76,7 @@ class _Version(argparse.Action):
 
 def _operator(arguments: argparse.Namespace) -> int:
     import asyncio
+    import gc
 
     from pydantic import ValidationError
 
@@ -94,6 +95,7 @@ def _operator(arguments: argparse.Namespace) -> int:
             print(f"finetune operator: {name}: {problem['msg']}", file=sys.stderr)
         return 2
     asyncio.run(run_operator(settings))
+    gc.freeze()  # the interpreter would look through all that is loaded several times before it ends
     return 0
 
 
