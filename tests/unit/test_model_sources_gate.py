@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -186,6 +187,31 @@ def test_which_proxy_is_on_the_way(
     found = proxy_to("https", host)
     assert (found and found.hostname) == expected
     assert gate.refused is None
+
+
+def test_a_long_answer_is_not_cut_because_nothing_more_is_asked(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.data.sources.gate.SILENT_SECONDS", 1.5)
+    letters = b"abcdefghij"
+
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            for letter in letters:
+                connection.sendall(bytes([letter]))
+                if select.select([connection], [], [], 0.25)[0]:  # the client has hung up
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer, args=(listening,), daemon=True).start()
+        host, port = gate.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(f"CONNECT 127.0.0.1:{listening.getsockname()[1]} HTTP/1.1\r\n\r\n".encode())
+            answers = connection.makefile("rb")
+            assert answers.readline().startswith(b"HTTP/1.1 200")
+            assert answers.readline() == b"\r\n"
+            connection.sendall(b"?")
+            assert answers.read() == letters
 
 
 def test_what_cannot_be_reached_is_said(gate: Gate) -> None:

@@ -128,6 +128,7 @@ class _Handler(socketserver.BaseRequestHandler):
                     upstream.sendall(rest)
                 else:
                     upstream.sendall(_sent(head, url, proxy, tunnel=scheme == "https") + rest)
+                client.settimeout(None)  # who waits for a long answer says nothing; the server's silence ends both
                 threading.Thread(target=_pump, args=(client, upstream), daemon=True).start()
                 _pump(upstream, client)
                 client.shutdown(socket.SHUT_RDWR)  # wakes the other direction
