@@ -77,6 +77,17 @@ async def test_the_newest_word_counts_and_an_end_is_an_end(
     assert unfinished.get(uid) == (None if run.outcome.ended else phase)
 
 
+async def test_an_end_that_is_told_again_is_recorded_once(
+    client: RegistryClient, http: httpx.AsyncClient, namespace: str
+) -> None:
+    """Of some runs it is told twice, and of any when the operator starts anew."""
+    uid = await record(http)
+    for word in (TRAINING, FAILED, FAILED, FAILED.model_copy(update={"version": 22}), SUCCEEDED):
+        await client.put_outcome(namespace, uid, word)
+    ends = (await http.get("audit", params={"action": "EndRun"})).json()["items"]
+    assert [each["details"]["phase"] for each in ends] == ["Succeeded", "Failed"]
+
+
 async def test_all_that_is_said_of_a_failure_is_kept_also_when_the_object_goes(
     client: RegistryClient, http: httpx.AsyncClient, namespace: str
 ) -> None:

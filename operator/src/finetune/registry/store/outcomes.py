@@ -46,7 +46,7 @@ class OutcomeStore:
             change = update(runs).where(runs.c.id == row.id).values(**changes).returning(runs)
             stored = outcome_of((await connection.execute(change)).one())
             assert stored is not None  # it has a phase now
-            if request.ended:
+            if request.ended and stored != known:  # it is told again, by whoever does not know whether it was
                 await record(
                     connection,
                     actor=actor,
