@@ -67,3 +67,11 @@ def test_what_all_begin_with_ends_before_the_last_marker_that_they_share() -> No
     assert not in_two(tokenizer, ["", *texts])[1]
     longer = make_tokenizer([AddedToken(text, normalized=False) for text in ("<turn>", "e<turn>u s")], prepends=False)
     assert not in_two(longer, texts)[1]  # one row's marker begins before
+
+
+def test_what_texts_begin_with_is_tried_again_before_another_marker() -> None:
+    markers = ("<turn>", "<s>", "e<s>")
+    tokenizer = make_tokenizer([AddedToken(text, normalized=False) for text in markers], prepends=False)
+    beginnings = Beginnings(tokenizer, lambda some: ids_of(tokenizer, some))
+    assert beginnings.of([f"abe<turn>{letter}" for letter in "abstu" * 4])[0] == "abe"
+    assert not beginnings.of([f"abe<s>{letter}" for letter in "abstu" * 4])[0]  # here e belongs to the marker

@@ -349,6 +349,33 @@ def test_a_template_may_write_texts_otherwise_but_not_cut_them(content: str, ans
                 "### user: Hi.\n\n### assistant: Yes?\n\n### user: No.\n\n### assistant:⟦ Why?</s>⟧",
             ],
         ),
+        (
+            "chatml",
+            (
+                f"{IM_USER}{{% for m in messages %}}{{{{ m.content }}}}<|im_end|>\n"
+                f"{{% if m.role == 'user' %}}{IM_ASSISTANT}{{% else %}}{IM_USER}{{% endif %}}{{% endfor %}}"
+            ),
+            IM_SEEN,
+        ),
+        (
+            "zephyr",
+            (
+                "<|user|>\n{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}<|assistant|>\n"
+                "{% else %}</s>\n<|user|>\n{% endif %}{% endfor %}"
+            ),
+            ["<|user|>\nHi.<|assistant|>\n⟦Yes?</s>⟧", "\n<|user|>\nNo.<|assistant|>\n⟦Why?</s>⟧"],
+        ),
+        (
+            "no-end",
+            (
+                "### User:\n{% for m in messages %}{{ m.content }}\n### {% if m.role == 'user' %}Assistant:\n{% else %}"
+                "User:\n{% endif %}{% endfor %}"
+            ),
+            [
+                "### User:\nHi.\n### Assistant:\n⟦Yes?</s>⟧",
+                "### User:\nHi.\n### Assistant:\nYes?\n### User:\nNo.\n### Assistant:\n⟦Why?</s>⟧",
+            ],
+        ),
     ],
 )
 def test_what_a_template_writes_behind_the_last_turn_is_not_learned(name: str, template: str, seen: list[str]) -> None:

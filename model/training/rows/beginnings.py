@@ -34,7 +34,7 @@ class Beginnings:
         kinds = (token for token in added if not (token.lstrip or token.single_word or token.normalized))
         self._borders = [token.content for token in kinds if token.content.strip()]
         self._tokenize = tokenize
-        self._tokens: dict[str, list[int]] = {}
+        self._tokens: dict[tuple[str, str], list[int]] = {}
 
     def of(self, texts: Sequence[str]) -> tuple[str, list[int]]:
         """Return what all texts begin with, up to a special token, and its tokens; nothing when there is no such."""
@@ -46,11 +46,11 @@ class Beginnings:
         if at <= 0:
             return "", []
         beginning = shared[:at]
-        if beginning not in self._tokens:
+        if (beginning, border) not in self._tokens:
             if len(self._tokens) == _REMEMBERED:
                 return "", []
-            self._tokens[beginning] = self._tried(beginning, border, texts[0])
-        tokens = self._tokens[beginning]
+            self._tokens[beginning, border] = self._tried(beginning, border, texts[0])
+        tokens = self._tokens[beginning, border]
         return (beginning, tokens) if tokens else ("", [])
 
     def _tried(self, beginning: str, border: str, text: str) -> list[int]:

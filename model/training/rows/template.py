@@ -121,8 +121,8 @@ class ChatTemplate:
     @cached_property
     def closing(self) -> str | None:
         """The token that the template closes an assistant's turn with, whether or not more turns follow."""
-        last, after = self._after_an_answer
-        if self._adds_text(last, after):
+        _, last, after = self._after_an_answer
+        if self._adds_text:
             return self._markers.at_start(after.lstrip())
         while after:
             if marker := self._markers.at_end(after):
@@ -135,28 +135,49 @@ class ChatTemplate:
     @cached_property
     def trailer(self) -> str:
         """What the template writes behind the end of a conversation, as the header of a next turn; no part of it."""
-        last, after = self._after_an_answer
-        if not self._adds_text(last, after):
+        _, last, _ = self._after_an_answer
+        if not self._adds_text:
             return ""
         return last.partition(self.closing)[2] if self.closing else last
 
     @cached_property
-    def _after_an_answer(self) -> tuple[str, str]:
-        """What stands behind an answer that ends a conversation, and the beginning of it that a question leaves."""
+    def _after_an_answer(self) -> tuple[str, str, str]:
+        """What stands before the first question, behind an answer that ends a conversation, and what belongs to it.
+
+        That is what a next question leaves of it, without the header of a question that stands behind each answer.
+        """
         messages = [turn("user", _QUESTIONS[0]), turn("assistant", PROBE)]
         texts = (self.tries(messages) or "", self.tries([*messages, messages[0]]) or "")
         last, followed = (text.rpartition(PROBE)[2] if PROBE in text else "" for text in texts)
         end = 0
         while end < len(last) and followed.startswith(piece := self._markers.at_start(last[end:]) or last[end], end):
             end += len(piece)
-        return last, last[:end]
+        opening, asked, _ = texts[1].partition(_QUESTIONS[0])
+        if end == len(last) and asked and followed.startswith(_QUESTIONS[0], end):
+            end = self._before_header(last, opening)
+        return opening, last, last[:end]
 
-    def _adds_text(self, last: str, common: str) -> bool:
-        """Whether only the end of a conversation is followed by more than white space and tokens."""
-        rest = last[len(common) :].strip()
+    def _before_header(self, last: str, opening: str) -> int:
+        """Return where in the text behind an answer the next question's header begins; its end when it holds none.
+
+        It holds one when it ends as the text before the first question does: the answer's end token precedes that.
+        """
+        length = common_prefix_length(last[::-1], opening[::-1])
+        if not last[len(last) - length :].strip():
+            return len(last)
+        markers = ((at, marker) for at in range(len(last)) if (marker := self._markers.at_start(last[at:])))
+        at, marker = next(markers, (len(last) - length, ""))
+        return at + len(marker)
+
+    @cached_property
+    def _adds_text(self) -> bool:
+        """Whether the end of a conversation is followed by more than white space and tokens that is no part of it."""
+        opening, last, after = self._after_an_answer
+        rest = last[len(after) :].strip()
+        is_header = opening.endswith(last[len(after) :])
         while rest and (marker := self._markers.at_start(rest)):
             rest = rest[len(marker) :].lstrip()
-        return bool(rest) and bool(common.strip())
+        return bool(rest) and (bool(after.strip()) or is_header)
 
     @cached_property
     def reasoning_key(self) -> str | None:
