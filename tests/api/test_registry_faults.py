@@ -110,9 +110,11 @@ async def said(managed: Managed, name: str, words: str) -> bool:
     return False
 
 
-@pytest.mark.long
-async def test_a_registry_that_hangs_holds_up_no_other_run(managed_kubectl: Kubectl, tmp_path: Path) -> None:
-    many = [f"run-{number:02}" for number in range(30)]
+@pytest.mark.parametrize("count", [6, pytest.param(30, marks=pytest.mark.long)])
+async def test_a_registry_that_hangs_holds_up_no_other_run(
+    managed_kubectl: Kubectl, tmp_path: Path, count: int
+) -> None:
+    many = [f"run-{number:02}" for number in range(count)]
     async with a_managed_world(managed_kubectl, tmp_path) as managed:
         world = managed.world
         waiting = Attempt(trainer=Play(seconds=None, sigterm_code=75))
