@@ -88,7 +88,7 @@ def _call(item: Any, where: str, problems: list[Problem]) -> dict[str, Any] | No
     key, value = _named_arguments(function, item, inside, problems)
     arguments = _arguments(value, f"{inside}.{key}", problems)
     call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    if item.get("id") is not None:
+    if item.get("id") not in (None, ""):
         name = identifier(item["id"])
         check_text(name, f"{where}.id", problems)
         call = {"id": name, **call}

@@ -114,6 +114,8 @@ TURNS = (
         [WITH_ITS_NAME]),
     Good("numbers as names of calls", chat(USER, {**CALLING, "tool_calls": [{"id": 7, **CALL}]},
         {**tool("2"), "tool_call_id": 7}, ANSWER), [WITH_AN_ID]),
+    Good("a call and its result with names without anything in them", chat(USER, {**CALLING, "tool_calls": [{"id": "",
+        **CALL}]}, {**tool("2"), "tool_call_id": ""}, ANSWER), WITH_A_CALL),
     Good("a call without anything in it", chat(USER, {**ANSWER, "tool_calls": [{"id": None, "function": None}]}),
         [PLAIN]),
     Good("content in parts of other types", chat({"role": "user", "content": [{"type": "input_text", "text": "Wh"},
