@@ -76,7 +76,10 @@ NETWORKS = (
     *("fd00::/20", "fd00:ec0::/28", "fd20::/11", "fd20::/16", "fd12:3456::/32", "fd00:1::/32"),
 )
 LISTED = ",".join(NETWORKS)
-NEVER = ("169.254.0.0/16", "100.100.100.200/32", "fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128")
+NEVER = (
+    *("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32"),
+    *("fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128", "fd00:42::42/128"),
+)
 
 
 @needs_helm
@@ -130,6 +133,9 @@ def holds(network: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) 
                 ("169.254.169.254/32", "is link-local"),
                 ("169.254.0.0/16", "is link-local"),
                 ("100.100.100.200/32", "a cloud's metadata"),
+                ("168.63.129.16/32", "a cloud's metadata"),
+                ("fd00:c1::/32", "link-local or metadata"),
+                ("fd00:42::42/128", "link-local or metadata"),
                 ("fd00:ec2::/32", "link-local or metadata"),
                 ("fe80::/10", "link-local or metadata"),
                 ("FE80::1/128", "link-local or metadata"),

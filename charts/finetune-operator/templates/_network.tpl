@@ -12,7 +12,7 @@ elsewhere. A network inside of those is refused. Takes a CIDR.
 {{- $groups := splitList ":" $address -}}
 {{- $first := add (mul (printf "0x%s" (index $groups 0 | default "0") | int64) 65536) (printf "0x%s" (index $groups 1 | default "0") | int64) -}}
 {{- $held := list -}}
-{{- range $metadata, $place := dict "fd00:ec2::254/128" "0xfd000ec2" "fd20:ce::254/128" "0xfd2000ce" -}}
+{{- range $metadata, $place := dict "fd00:ec2::254/128" "0xfd000ec2" "fd20:ce::254/128" "0xfd2000ce" "fd00:c1::a9fe:a9fe/128" "0xfd0000c1" "fd00:42::42/128" "0xfd000042" -}}
 {{- if eq (div $first $size) (div (int64 $place) $size) -}}{{- $held = append $held $metadata -}}{{- end -}}
 {{- end -}}
 {{- if eq $length 0 -}}
@@ -25,7 +25,7 @@ elsewhere. A network inside of those is refused. Takes a CIDR.
 {{- else -}}
 {{- $first := 0 -}}
 {{- range splitList "." $address -}}{{- $first = add (mul $first 256) (int64 .) -}}{{- end -}}
-{{- range list (dict "cidr" "169.254.0.0/16" "first" 2851995648 "size" 65536) (dict "cidr" "100.100.100.200/32" "first" 1684301000 "size" 1) -}}
+{{- range list (dict "cidr" "169.254.0.0/16" "first" 2851995648 "size" 65536) (dict "cidr" "100.100.100.200/32" "first" 1684301000 "size" 1) (dict "cidr" "168.63.129.16/32" "first" 2822734096 "size" 1) -}}
 {{- $larger := max $size .size -}}
 {{- if eq (div $first $larger) (div .first $larger) -}}
 {{- if le $size .size -}}
