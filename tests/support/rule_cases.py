@@ -120,11 +120,12 @@ CASES = [
             {**KTO, "dataset.columns": {"prompt": "q", "completion": "a", "label": "good"}},
             {**KTO, "dataset.columns": {"messages": "chat", "label": "good"}},
             {"dataset.columns": {"text": "body"}},
+            {**DPO, "dataset.columns": {"messages": "chat", "chosen": "a"}},
         ],
         [
             {"dataset.columns": {"messages": "chat", "prompt": "q"}},
             {"dataset.columns": {"messages": "chat", "completion": "a"}},
-            {**DPO, "dataset.columns": {"messages": "chat", "chosen": "a"}},
+            {**DPO, "dataset.columns": {"messages": "chat", "prompt": "q", "chosen": "a"}},
             {**DPO, "dataset.columns": {"completion": "a", "rejected": "b"}},
             {**DPO, "dataset.columns": {"label": "a", "rejected": "b"}},
             {"dataset.columns": {"text": "body", "prompt": "q"}},
@@ -151,10 +152,13 @@ CASES = [
         ],
     ),
     Case(
-        "dataset.columns.messages and completion are for the methods SFT and KTO: map prompt, chosen and rejected, "
-        "or set method: SFT",
-        [{**DPO, "dataset.columns": {"prompt": "q"}}, {**KTO, "dataset.columns": {"completion": "a"}}],
-        [{**DPO, "dataset.columns": {"messages": "a"}}, {**DPO, "dataset.columns": {"completion": "a"}}],
+        "dataset.columns.completion is for the methods SFT and KTO: map prompt, chosen and rejected, or set method: "
+        "SFT",
+        [{**DPO, "dataset.columns": {"messages": "a"}}, {**KTO, "dataset.columns": {"completion": "a"}}],
+        [
+            {**DPO, "dataset.columns": {"completion": "a"}},
+            {**DPO, "dataset.columns": {"completion": "a", "prompt": "q"}},
+        ],
     ),
     Case(
         "dataset.columns.text is for the method SFT: leave it out, or set method: SFT",

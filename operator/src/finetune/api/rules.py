@@ -45,8 +45,8 @@ ADD_DATASET = (
 )
 ADD_MIXED = "give each entry of dataset.mix exactly one source: registry, sql, hub, objectStore, volume or configMap"
 ONE_SHAPE = (
-    "set the columns of one shape: messages and tools; prompt, completion and tools; prompt, chosen, rejected and "
-    "tools; or text alone; label goes with messages or completion"
+    "set the columns of one shape: messages and tools; prompt, completion and tools; chosen, rejected, tools and one "
+    "of prompt and messages; or text alone; label goes with messages or completion"
 )
 FROM_THE_PARENT = (
     "lora.rank, alpha, targetModules and variant come from the parent adapter: leave them out, or leave out "
@@ -162,9 +162,9 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
             "dataset.columns.chosen and rejected are for the method DPO: leave them out, or set method: DPO",
         ),
         rule(
-            _columns_of(("SFT", "KTO"), ("messages", "completion")),
-            "dataset.columns.messages and completion are for the methods SFT and KTO: map prompt, chosen and rejected, "
-            "or set method: SFT",
+            _columns_of(("SFT", "KTO"), ("completion",)),
+            "dataset.columns.completion is for the methods SFT and KTO: map prompt, chosen and rejected, or set "
+            "method: SFT",
         ),
         rule(
             _columns_of(("SFT",), ("text",)),
@@ -203,7 +203,7 @@ MODEL_RULES: dict[type[ApiModel], tuple[dict[str, str], ...]] = {
     ),
     Columns: (
         rule(
-            f"!(has(self.messages) && {_any_of('self', ('prompt', 'completion', 'chosen', 'rejected'))}) "
+            f"!(has(self.messages) && {_any_of('self', ('prompt', 'completion'))}) "
             f"&& !({_any_of('self', ('completion', 'label'))} && {_any_of('self', ('chosen', 'rejected'))}) "
             f"&& !(has(self.text) && {_any_of('self', [name for name in _aliases(Columns) if name != 'text'])})",
             ONE_SHAPE,
