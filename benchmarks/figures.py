@@ -12,7 +12,7 @@ from benchmarks.race import Block
 AT_LEAST = {
     "sft.oursOverStock": 2.2,
     "sft.oursOverFloor": 0.95,
-    "dpo.oursOverStock": 2.0,
+    "dpo.oursOverStock": 2.5,
     "dpo.oursOverFloor": 0.95,
 }
 AT_MOST = {
