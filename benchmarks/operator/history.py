@@ -30,6 +30,9 @@ def ended_like(model: Mapping[str, Any], name: str) -> Document:
     run = copy.deepcopy(dict(model))
     run["metadata"] |= {"name": name, "uid": str(uuid.uuid4())}
     run["metadata"].pop("resourceVersion", None)
+    adapter = (run["status"].get("result") or {}).get("adapter") or {}
+    if adapter.get("stored") is False:
+        adapter["stored"] = True  # what has ended long ago has sent its files, too; otherwise each is still worked on
     read = TrainingRun.from_object(run)
     run["metadata"]["annotations"] = {**run["metadata"].get("annotations", {}), **mark_of(read, read.status)}
     return run
