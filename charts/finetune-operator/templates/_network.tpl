@@ -12,7 +12,7 @@ elsewhere. A network inside of those is refused. Takes a CIDR.
 {{- $groups := splitList ":" $address -}}
 {{- $first := add (mul (printf "0x%s" (index $groups 0 | default "0") | int64) 65536) (printf "0x%s" (index $groups 1 | default "0") | int64) -}}
 {{- $held := list -}}
-{{- range $metadata, $place := dict "fd00:ec2::254/128" "0xfd000ec2" "fd20:ce::254/128" "0xfd2000ce" "fd00:c1::a9fe:a9fe/128" "0xfd0000c1" "fd00:42::42/128" "0xfd000042" -}}
+{{- range $metadata, $place := dict "fd00:ec2::/32" "0xfd000ec2" "fd20:ce::254/128" "0xfd2000ce" "fd00:c1::a9fe:a9fe/128" "0xfd0000c1" "fd00:42::42/128" "0xfd000042" -}}
 {{- if eq (div $first $size) (div (int64 $place) $size) -}}{{- $held = append $held $metadata -}}{{- end -}}
 {{- end -}}
 {{- if eq $length 0 -}}
