@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,6 +61,11 @@ def serving(
 def lines(*rows: dict[str, Any]) -> bytes:
     """Rows as JSON lines."""
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def new_uid() -> str:
+    """A uid that no other object has."""
+    return str(uuid.uuid4())
 
 
 def pairs(count: int, *, tag: str = "") -> bytes:
