@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import json
-import random
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from model.exits import FailureError
 from model.training.rows.report import render_mask
-from model.training.rows.tokens import IGNORED, RowEncoder, TokenRows
-from tests.training.chat_templates import STYLES, make_tokenizer
+from model.training.rows.tokens import IGNORED
+from tests.training.chat_templates import STYLES, encode, make_tokenizer
 
 SINGLE = {"prompt": "Hi.", "completion": "Yes?"}
 CONVERSATION = {
@@ -58,11 +54,6 @@ SEEN_AFTER = {
     "begins-thinking": f"\n{IM_USER}No.<|im_end|>\n{IM_ASSISTANT}⟦Why?<|im_end|>⟧",
 }
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
-
-
-def encode(tokenizer: Any, *contents: dict[str, Any]) -> TokenRows:
-    lines = (json.dumps({"row": number, **content}).encode() for number, content in enumerate(contents, 7))
-    return RowEncoder(tokenizer, max_length=4096, too_long="Fail").encode(lines, "the dataset's")
 
 
 def masked(tokenizer: Any, content: dict[str, Any]) -> str:
@@ -452,79 +443,3 @@ def test_a_tokenizer_that_was_set_to_cut_and_pad_does_neither() -> None:
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.enable_padding(length=99)
     assert masked(tokenizer, SINGLE) == SEEN["chatml"]
-
-
-def test_an_answer_whose_beginning_merges_with_the_prompt_is_learned_whole() -> None:
-    tokenizer = make_tokenizer("plain")
-    row = {"prompt": "the answer is y", "completion": "es and no"}
-    ids, labels = encode(tokenizer, row).row(0)
-    learned = tokenizer.decode([label for label in labels if label != IGNORED])
-    alone = tokenizer(row["prompt"])["input_ids"]
-    assert list(ids[: len(alone)]) != alone  # the tokenizer does merge them
-    assert learned.endswith("es and no</s>")
-    assert len(learned) < len("the answer is yes and no</s>")
-
-
-MARKERS = ("<s>", "a<|im_start|>b", "<|end|> x", "é漢", "<think>a</think>b", "</s>")
-
-
-def random_text(chance: random.Random) -> str:
-    while not (text := "".join(chance.choices("ab .\n!?YeswhyH", k=chance.randint(1, 12)))).strip():
-        pass
-    return text
-
-
-@pytest.mark.parametrize("seed", range(30))
-@pytest.mark.parametrize("name", [name for name in STYLES if name not in ("thinking", "no-end", "plain")])
-def test_the_spans_are_those_found_by_tokenising_every_prefix_alone(name: str, seed: int) -> None:
-    chance = random.Random(seed)
-    answers = [
-        (chance.choice([random_text(chance), chance.choice(MARKERS)]), random_text(chance))
-        for _ in range(chance.randint(1, 3))
-    ]
-    tokenizer = make_tokenizer(name)
-    messages = [
-        {"role": role, "content": text}
-        for turn in answers
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    ids, labels = encode(tokenizer, {"messages": messages}).row(0)
-    assert list(labels) == expected_labels(tokenizer, messages, list(ids))
-
-
-def expected_labels(tokenizer: Any, messages: list[dict[str, str]], ids: list[int]) -> list[int]:
-    def tokens(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    labels = [IGNORED] * len(ids)
-    borders: list[str] = []
-    for index in range(1, len(messages), 2):
-        prompt = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-        through = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
-        if not through.startswith(prompt):
-            prompt = prompt.removesuffix("<think>\n")
-        borders += [prompt, through.rstrip().removesuffix("<|endoftext|>").rstrip()]
-    ends = [common(tokens(text), ids) for text in borders]
-    if tokens(borders[-1]) != ids:  # an answer's beginning would be one token with the end of what asks for it
-        cuts = [0, *map(len, borders)]
-        pieces = [tokens(borders[-1][start:end]) for start, end in itertools.pairwise(cuts)]
-        assert [token for piece in pieces for token in piece] == ids
-        ends = list(itertools.accumulate(map(len, pieces)))
-    for start, end in zip(ends[::2], ends[1::2], strict=True):
-        labels[start:end] = ids[start:end]
-    return labels
-
-
-def test_an_answer_that_would_be_one_token_with_the_prompt_is_tokenised_apart_as_inference_does() -> None:
-    tokenizer = make_tokenizer("chatml")
-    ids, labels = encode(tokenizer, {"prompt": "Hi.", "completion": "\nYes?"}).row(0)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi."}], add_generation_prompt=True)[
-        "input_ids"
-    ]
-    assert list(ids[: len(prompt)]) == prompt
-    assert list(tokenizer(IM_ASSISTANT + "\nYes?")["input_ids"]) != [*prompt[-3:], *ids[len(prompt) : -1]]
-    assert list(labels) == [IGNORED] * len(prompt) + list(ids[len(prompt) :])
-
-
-def common(prefix: Iterable[int], ids: list[int]) -> int:
-    return next((at for at, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), len(list(prefix)))
