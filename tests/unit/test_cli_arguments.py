@@ -45,6 +45,14 @@ def test_what_cannot_be_a_name_is_refused(words: str, capsys: pytest.CaptureFixt
     assert "is not " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("step", ["", "nope", "0", "-1", "1.5", "10000000000", "100/adapter"])
+def test_a_step_that_is_none_is_refused_with_how_one_is_written(step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["adapters", "pull", f"support@run/{step}"])
+    said = capsys.readouterr().err
+    assert f"'support@run/{step}' names no step: write NAME@RUN/100, NAME@RUN/best or NAME@RUN/latest" in said
+
+
 def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])

@@ -190,7 +190,12 @@ def resolve(key: str) -> tuple[list[str], Any]:
         raise UsageError(f"--set {key}: which one of {', '.join(sorted(map('.'.join, same)))}?")
     known = [".".join(path) for path in paths]
     close = difflib.get_close_matches(key, [*known, *(path[-1] for path in paths)], n=3)
-    raise UsageError(f"--set {key}: there is no such field" + (f"; do you mean {', '.join(close)}?" if close else ""))
+    meant = (
+        f"do you mean {', '.join(close)}?"
+        if close
+        else "docs/reference.md and `kubectl explain trainingrun.spec` name all"
+    )
+    raise UsageError(f"--set {key}: there is no such field; {meant}")
 
 
 def _paths(model: type[ApiModel], prefix: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Any]]:

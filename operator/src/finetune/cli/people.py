@@ -258,8 +258,11 @@ def _adapter(text: str) -> tuple[str, str]:
     run, is_interim, step = version.partition("/")
     if not is_interim:
         return _reference(text)
-    if step not in {"best", "latest"}:
-        _positive(step)
+    is_number = step.isascii() and step.isdigit() and 0 < int(step) < 10**9
+    if not is_number and step not in {"best", "latest"}:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names no step: write NAME@RUN/100, NAME@RUN/best or NAME@RUN/latest"
+        )
     return _name(name), f"{run_name(run)}/{step}"
 
 

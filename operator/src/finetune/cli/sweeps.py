@@ -35,7 +35,9 @@ DECADE = 10
 """A range whose ends are so many times apart is drawn from by its logarithm."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
+_RANGE = re.compile(rf"({_NUMBER})(?<!\.)\.\.(?!\.)({_NUMBER})")
+"""With a third point it would go on to a tenth of what was meant: 1e-5...1e-3 has .1e-3 at its end."""
+_NEARLY_RANGE = re.compile(rf"(?:{_NUMBER})?\.\.+(?:{_NUMBER})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,10 @@ def axis_of(setting: str) -> Axis:
             raise UsageError(f"--set {setting}: {path} takes whole numbers")
         return Axis(path=path, low=low, high=high, is_whole=is_whole)
     choices = tuple(each.strip() for each in _split(text))
+    if nearly := [each for each in choices if _NEARLY_RANGE.fullmatch(each)]:
+        raise UsageError(
+            f"--set {setting}: {nearly[0]} is no value; a range stands alone and has both ends: 1e-5..1e-3"
+        )
     same = [each for place, each in enumerate(choices) if _value(each) in map(_value, choices[:place])]
     if same:
         raise UsageError(f"--set {setting}: {same[0] or 'the default'} stands there twice")
