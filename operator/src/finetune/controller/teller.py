@@ -220,7 +220,7 @@ class Teller:
             # It was not recorded: it waits for what it refers to, or it has ended before it had that.
             run = await self._find(word) if word.outcome.ended and word.outcome.phase != DELETED else None
             if run is not None:
-                await tell_end(self._registry, run, word.outcome)
+                await _record_end(self._registry, run, word.outcome)
 
     async def _find(self, word: _Word) -> TrainingRun | None:
         try:
@@ -231,14 +231,16 @@ class Teller:
 
 
 async def tell_end(registry: RegistryClient, run: TrainingRun, outcome: OutcomeRequest) -> None:
-    """Tell how a run has ended, and record it if it was not. Raises RegistryError.
+    """Tell how a run has ended, and record it if it was not. Raises RegistryError."""
+    try:
+        await registry.put_outcome(run.metadata.namespace, run.metadata.uid, outcome)
+    except RegistryNotFound:
+        await _record_end(registry, run, outcome)
 
-    Its dataset and its parent are not named then: they may not exist.
-    """
+
+async def _record_end(registry: RegistryClient, run: TrainingRun, outcome: OutcomeRequest) -> None:
+    """Record a run with its end. Its dataset and its parent are not named: they may not exist."""
     namespace, uid = run.metadata.namespace, run.metadata.uid
-    with suppress(RegistryNotFound):
-        await registry.put_outcome(namespace, uid, outcome)
-        return
     await registry.put_run(
         namespace,
         uid,
